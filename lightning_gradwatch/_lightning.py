@@ -1,0 +1,146 @@
+"""Every question to Lightning, and the only home of its private names; both of its namespaces are served alike."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback as Callback
+    from lightning.pytorch import LightningModule as LightningModule
+    from lightning.pytorch import Trainer as Trainer
+    from lightning.pytorch.loggers import Logger
+else:
+    Trainer = LightningModule = Logger = Any
+
+_SUPPORTED = {"SingleDeviceStrategy", "SingleDeviceXLAStrategy", "DDPStrategy", "SingleHPUStrategy"}
+
+
+def _callback_bases() -> tuple[type, ...]:
+    """The Callback class of each namespace that can be imported: they are strangers to each other."""
+    bases, failures = [], []
+    for namespace in ("lightning.pytorch", "pytorch_lightning"):
+        try:
+            bases.append(importlib.import_module(namespace).Callback)
+        except Exception as failure:  # a broken package must not spoil the other one
+            failures.append(f"{namespace}: {failure}")
+    if not bases:
+        raise ModuleNotFoundError(
+            "GradWatch needs `lightning` or `pytorch-lightning`, and neither can be imported "
+            f"({'; '.join(failures)}). To cure it: pip install pytorch-lightning."
+        )
+    return tuple(bases)
+
+
+if not TYPE_CHECKING:
+    Callback = type("Callback", _callback_bases(), {"__doc__": "A callback for the Trainers of both namespaces."})
+
+
+class GradWatchWarning(UserWarning):
+    """What GradWatch says about a run: an alert, or trouble of its own."""
+
+
+def warn(message: str) -> None:
+    """Warn once, on rank zero; where warnings are errors the message goes to the log, so that training goes on."""
+    from lightning_utilities.core.rank_zero import rank_zero_warn
+
+    try:
+        rank_zero_warn(message, category=GradWatchWarning, stacklevel=7)
+    except Warning:
+        logging.getLogger("lightning_gradwatch").warning(message)
+
+
+def refuse_unsupported(trainer: Trainer) -> None:
+    """Refuse strategies under which a gradient is not whole on each rank.
+
+    Raises:
+        ValueError: For any strategy but a single device and DDP.
+    """
+    strategy = type(trainer.strategy)
+    if not _SUPPORTED & {base.__name__ for base in strategy.__mro__}:
+        raise ValueError(
+            f"GradWatch: the Trainer's `strategy` must keep whole gradients on each rank (a single device or DDP), but "
+            f"{strategy.__name__} came, whose gradients are sharded or hidden: their norms would be wrong. To cure it: "
+            'train with strategy="ddp", or without GradWatch.'
+        )
+
+
+def log_dir(trainer: Trainer) -> str | None:
+    """Directory of the first logger, or the Trainer's root without one; call it on all ranks."""
+    return None if trainer.fast_dev_run else trainer.log_dir  # type: ignore[attr-defined]
+
+
+def x_axis(trainer: Trainer) -> int:
+    """The step under which Lightning itself logs the coming optimizer step: batches that stepped so far."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def loggers_are_due(trainer: Trainer, every_n_steps: int | None) -> bool:
+    """Whether the coming step is one at which the loggers are written; None for the Trainer's own cadence."""
+    if every_n_steps is not None:
+        return (x_axis(trainer) + 1) % every_n_steps == 0
+    return bool(trainer._logger_connector.should_update_logs)
+
+
+def is_repeated_call(trainer: Trainer, optimizer: Optimizer, last_step: int | None) -> bool:
+    """Whether this is a further evaluation of the same step: LBFGS evaluates its closure many times in one."""
+    return isinstance(optimizer, LBFGS) and x_axis(trainer) == last_step
+
+
+def completes_a_step(trainer: Trainer) -> bool:
+    """Whether the present backward pass is the last one before the optimizer steps."""
+    return not trainer.fit_loop._should_accumulate()
+
+
+def loss_scale(trainer: Trainer) -> Tensor | None:
+    """Factor of the loss scaler, shape ``()``, without a host sync; None without a scaler."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None or not scaler.is_enabled():
+        return None
+    scale = getattr(scaler, "_scale", None)
+    return scale if isinstance(scale, Tensor) else torch.tensor(scaler.get_scale())
+
+
+def unscales_itself(optimizer: Optimizer) -> bool:
+    """Whether gradients still carry the loss scale when the optimizer's step begins (fused optimizers)."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def accumulated_batches(trainer: Trainer) -> int:
+    """The number by which Lightning has divided the loss."""
+    return int(trainer.accumulate_grad_batches)
+
+
+def is_compiled(pl_module: LightningModule) -> bool:
+    """Whether the whole LightningModule was given to the Trainer through torch.compile."""
+    return getattr(pl_module, "_compiler_ctx", None) is not None
+
+
+def optimizer_names(optimizers: Iterable[Optimizer]) -> list[str]:
+    """Class names, numbered from the second of a kind, as ``LearningRateMonitor`` does; ``""`` for a single one."""
+    optimizers = list(optimizers)
+    if len(optimizers) == 1:
+        return [""]
+    names: list[str] = []
+    for optimizer in optimizers:
+        name = type(optimizer).__name__
+        twins = sum(n.split("-")[0] == name for n in names)
+        names.append(f"{name}-{twins}" if twins else name)
+    return names
+
+
+def set_metrics(trainer: Trainer, metrics: dict[str, float]) -> None:
+    """Make numbers known to ``EarlyStopping``, ``ModelCheckpoint`` and the caller of ``fit``."""
+    for name, value in metrics.items():
+        trainer.callback_metrics[name] = torch.tensor(value)
+
+
+def loggers(trainer: Trainer) -> list[Logger]:
+    """The Trainer's loggers on rank zero; none on other ranks and in a ``fast_dev_run``."""
+    return list(trainer.loggers) if trainer.is_global_zero and not trainer.fast_dev_run else []  # type: ignore[attr-defined]

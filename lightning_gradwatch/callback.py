@@ -1,0 +1,345 @@
+"""GradWatch: the order of the rooms, step by step of a Trainer. No arithmetic here."""
+
+from __future__ import annotations
+
+import functools
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Concatenate, Literal, ParamSpec
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_gradwatch import _lightning, alerts_file
+from lightning_gradwatch._lightning import Callback, LightningModule, Trainer
+from lightning_gradwatch.core import metrics
+from lightning_gradwatch.core._check import refuse, require, require_fraction
+from lightning_gradwatch.core.histogram import EDGES
+from lightning_gradwatch.core.layers import check_selection, roll_up
+from lightning_gradwatch.core.probe import Probe
+from lightning_gradwatch.core.records import Alert, Publication
+from lightning_gradwatch.core.schedule import Schedule
+from lightning_gradwatch.core.watcher import Report, Settings, Watcher, make_probe
+from lightning_gradwatch.tensorboard.writer import Writer, is_writable
+
+_MAX_ALERTS = 1000
+_WARNING_PAUSE_STEPS = 50
+
+P = ParamSpec("P")
+
+
+def _survives(hook: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
+    """The training run always survives us: a failure becomes one warning, and GradWatch switches itself off."""
+
+    @functools.wraps(hook)
+    def guarded(self: Any, *args: P.args, **kwargs: P.kwargs) -> None:
+        if self._run.is_off:
+            return
+        try:
+            hook(self, *args, **kwargs)
+        except Exception:
+            self._switch_off(hook.__name__, traceback.format_exc())
+
+    return guarded
+
+
+@dataclass
+class _Run:
+    """What belongs to one ``fit`` and must not outlive it."""
+
+    is_off: bool = False
+    probe: Probe | None = None
+    watchers: dict[int, Watcher] = field(default_factory=dict)
+    loss: Tensor | None = None
+    log_dir: str | None = None
+    steps_in_batch: int = 0
+    last_step: int | None = None
+    rows: dict[tuple[str, ...], dict[str, list[int]]] = field(default_factory=dict)
+    writers: dict[int, Writer] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)
+    next_warning: dict[str, int] = field(default_factory=dict)
+    warnings: Counter[str] = field(default_factory=Counter)
+
+    def detach_probe(self) -> None:
+        """Leave no hook on the model."""
+        if self.probe is not None:
+            self.probe.detach()
+
+
+class GradWatch(Callback):
+    """Watches the gradients of a training run: logs them per layer, and alerts when they vanish or are not finite.
+
+    Gradients are observed after the backward pass that completes each optimizer step: complete (accumulation done),
+    unscaled (the AMP loss scale divided out) and not yet clipped. Norms are taken at every step on the device; what
+    costs more is taken on sampled steps only. Nothing is changed: weights after training are bit-identical with and
+    without GradWatch.
+
+    Args:
+        sample_at: ``"step"`` observes the complete gradient before each optimizer step. ``"backward"`` observes after
+            every backward pass instead: under gradient accumulation the running sum of the micro-batches so far, under
+            DDP before the ranks are averaged if the backward pass did not synchronise. It needs a single optimizer.
+        dense_steps: Number of steps at the start of training of which each takes a full sample (gradients at layer
+            outputs, weight norms, zero fractions).
+        sample_every_n_steps: Average distance of full samples after that, with jitter that is equal on all ranks.
+        log_every_n_steps: Steps between two publications to the loggers; None for the Trainer's own.
+        histogram_every: Every how many publications a histogram of log10|g| per layer is written; 0 for never.
+        include: Globs over layer names (module paths) to report per layer; None for all. The total norm is always over
+            all gradients.
+        exclude: Globs over layer names not to report.
+        group_by: Number of leading path components by which layers share a row in the standard dashboards; None for
+            one row per layer, or per module if there are more than 50 layers.
+        vanishing_threshold: Score in (0, 1] at which ``vanishing`` alerts; 0.5 means that the gradient shrinks by two
+            decades, a factor of 100, between the loss end and the input end.
+
+    Raises:
+        ValueError: If an argument is out of its range; in ``setup`` if a glob matches no layer or the Trainer's strategy
+            shards gradients.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[GradWatch()], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        sample_at: Literal["step", "backward"] = "step",
+        dense_steps: int = 20,
+        sample_every_n_steps: int = 10,
+        log_every_n_steps: int | None = None,
+        histogram_every: int = 10,
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
+        group_by: int | None = None,
+        vanishing_threshold: float = 0.5,
+    ) -> None:
+        if sample_at not in ("step", "backward"):
+            raise refuse("sample_at", '"step" or "backward"', sample_at, 'use "step" unless you want every micro-batch')
+        if log_every_n_steps is not None:
+            require("log_every_n_steps", log_every_n_steps, 1, "leave it out to follow the Trainer")
+        if group_by is not None:
+            require("group_by", group_by, 1, "leave it out for one row per layer or module")
+        require("histogram_every", histogram_every, 0, "use 0 for no histograms")
+        require_fraction("vanishing_threshold", vanishing_threshold, "0.5 is a loss of two decades, 1.0 one of four")
+        self.sample_at = sample_at
+        self.log_every_n_steps = log_every_n_steps
+        self.group_by = group_by
+        self.settings = Settings(
+            schedule=Schedule(dense_steps, sample_every_n_steps),
+            histogram_every=histogram_every,
+            include=_globs("include", include),
+            exclude=_globs("exclude", exclude),
+            vanishing_threshold=vanishing_threshold,
+        )
+        self._alerts: list[Alert] = []
+        self._num_alerts = 0
+        self._restored: dict[str, Any] = {}
+        self._run = _Run()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or a pickle takes arguments and alerts along, not the run (nor the Trainer's own additions)."""
+        added_by_trainer = ("log", "log_dict")
+        return {**{k: v for k, v in self.__dict__.items() if k not in added_by_trainer}, "_run": _Run()}
+
+    @property
+    def alerts(self) -> list[Alert]:
+        """The alerts of this run so far, oldest first (the last 1,000); an open one has no ``until_step``."""
+        return list(self._alerts)
+
+    @property
+    def profile(self) -> dict[str, float]:
+        """Gradient norm at each layer's output in the latest full sample, the input end first.
+
+        Of layers that own a matrix; where outputs could not be observed, the norms of the weights' gradients. With
+        several optimizers one network follows the other. Empty before the first sample.
+        """
+        return {name: norm for watcher in self._run.watchers.values() for name, norm in watcher.profile.items()}
+
+    @property
+    def state_key(self) -> str:
+        """Key of the state in a checkpoint."""
+        return "GradWatch"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot be watched correctly, before anything has been spent on it."""
+        if stage != "fit":
+            return
+        self._run = _Run()
+        if trainer.global_step == 0:
+            self._alerts, self._num_alerts, self._restored = [], 0, {}
+        _lightning.refuse_unsupported(trainer)
+        check_selection(pl_module, self.settings.include, self.settings.exclude)
+
+    @_survives
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start a watch for every optimizer."""
+        optimizers = list(trainer.optimizers)
+        run = self._run
+        run.log_dir = _lightning.log_dir(trainer)
+        run.probe = Probe({}, ()) if _lightning.is_compiled(pl_module) else make_probe(pl_module)
+        for optimizer, name in zip(optimizers, _lightning.optimizer_names(optimizers), strict=True):
+            run.watchers[id(optimizer)] = watcher = Watcher(pl_module, optimizer, self.settings, run.probe, name)
+            if name in self._restored:
+                watcher.load_state_dict(self._restored[name])
+        self._restored = {}
+        self._set_metrics(trainer)
+
+    @_survives
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Arm the probe if a step of this batch will be sampled."""
+        run = self._run
+        further_steps = max(run.steps_in_batch - 1, 0)
+        if run.probe is not None and any(watcher.is_due(further_steps) for watcher in run.watchers.values()):
+            run.probe.attach()
+        run.steps_in_batch = 0
+
+    @_survives
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Remember the loss; it is read together with the gradients."""
+        divisor = _lightning.accumulated_batches(trainer)
+        self._run.loss = loss.detach() * divisor if divisor > 1 else loss.detach()
+
+    @_survives
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Observe, if every backward pass is to be observed."""
+        if self.sample_at == "backward":
+            for watcher in self._run.watchers.values():
+                self._observe(trainer, watcher, publish=False, gradients_scaled=True)
+
+    @_survives
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Observe the complete, unscaled, unclipped gradient."""
+        watcher = self._run.watchers.get(id(optimizer))
+        if watcher is None or _lightning.is_repeated_call(trainer, optimizer, self._run.last_step):
+            return
+        self._run.last_step = _lightning.x_axis(trainer)
+        self._run.steps_in_batch += 1
+        publish = _lightning.loggers_are_due(trainer, self.log_every_n_steps)
+        if self.sample_at == "step":
+            self._observe(trainer, watcher, publish, _lightning.unscales_itself(optimizer))
+        elif publish:
+            self._handle(trainer, watcher.flush())
+
+    @_survives
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the probe away once the optimizer has stepped."""
+        if self._run.steps_in_batch:
+            self._run.detach_probe()
+
+    @_survives
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Publish what is left."""
+        self._finish(trainer)
+
+    @_survives
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Publish what is left and remove every hook: ``teardown`` is not called when ``fit`` raises."""
+        self._finish(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remove every hook."""
+        self._run.detach_probe()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, windows, detectors and alerts: tensors and primitives, so it loads with ``weights_only=True``."""
+        return {
+            "version": 1,
+            "alerts": [asdict(alert) for alert in self._alerts],
+            "num_alerts": self._num_alerts,
+            "watchers": {watcher.name: watcher.state_dict() for watcher in self._run.watchers.values()},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint was written."""
+        self._alerts = [Alert(**{**alert, "remedies": tuple(alert["remedies"])}) for alert in state_dict["alerts"]]
+        self._num_alerts = state_dict["num_alerts"]
+        self._restored = dict(state_dict["watchers"])
+
+    def _observe(self, trainer: Trainer, watcher: Watcher, publish: bool, gradients_scaled: bool) -> None:
+        scale = _lightning.loss_scale(trainer)
+        report = watcher.observe(
+            _lightning.x_axis(trainer),
+            self._run.loss,
+            loss_scale=scale,
+            gradients_scaled=gradients_scaled and scale is not None,
+            publish=publish,
+        )
+        if self._run.probe is not None:
+            self._run.probe.clear()
+        if report.alerts or report.publications:
+            self._handle(trainer, report)
+
+    def _handle(self, trainer: Trainer, report: Report) -> None:
+        for alert in report.alerts:
+            self._record(alert)
+            if alert.until_step is None:
+                self._warn(alert)
+            if trainer.is_global_zero and self._run.log_dir is not None:
+                self._attempt("alerts file", functools.partial(alerts_file.append, self._run.log_dir, alert))
+        self._set_metrics(trainer)
+        for publication in report.publications:
+            for logger in _lightning.loggers(trainer):
+                self._attempt(type(logger).__name__, functools.partial(self._publish, logger, publication))
+
+    def _record(self, alert: Alert) -> None:
+        """Keep an alert that opened; replace it when it ends."""
+        if alert.until_step is None:
+            self._num_alerts += alert.level == "alert"
+            self._alerts = [*self._alerts, alert][-_MAX_ALERTS:]
+            return
+        opened = replace(alert, until_step=None)
+        self._alerts = [alert if known == opened else known for known in self._alerts]
+
+    def _warn(self, alert: Alert) -> None:
+        """One warning per kind, then pauses that double: an alert that comes and goes must not flood the console."""
+        run = self._run
+        if alert.step < run.next_warning.get(alert.kind, alert.step):
+            return
+        run.next_warning[alert.kind] = alert.step + _WARNING_PAUSE_STEPS * 2 ** run.warnings[alert.kind]
+        run.warnings[alert.kind] += 1
+        _lightning.warn(f"GradWatch, {alert.kind}: {alert.message}")
+
+    def _set_metrics(self, trainer: Trainer) -> None:
+        scores = [watcher.scores for watcher in self._run.watchers.values()]
+        _lightning.set_metrics(trainer, metrics.monitored(scores, self._num_alerts))
+
+    def _publish(self, logger: Any, publication: Publication) -> None:
+        if not is_writable(logger.experiment):
+            logger.log_metrics(metrics.run_level(publication, self._num_alerts), publication.step)
+            return
+        names = tuple(layer.name for layer in publication.layers)
+        if names not in self._run.rows:
+            self._run.rows[names] = roll_up(names, self.group_by)
+        writer = self._run.writers.setdefault(id(logger), Writer(logger.experiment))
+        writer.write(publication, self._num_alerts, self._run.rows[names], EDGES)
+
+    def _attempt(self, sink: str, write: Callable[[], None]) -> None:
+        """Write to a sink; one that fails is named once and left alone, the others go on."""
+        if sink in self._run.broken:
+            return
+        try:
+            write()
+        except Exception as failure:
+            self._run.broken.add(sink)
+            _lightning.warn(f"GradWatch: the {sink} cannot be written ({failure!r}) and is left out from now on.")
+
+    def _finish(self, trainer: Trainer) -> None:
+        self._run.detach_probe()
+        for watcher in self._run.watchers.values():
+            self._handle(trainer, watcher.flush())
+        self._restored = {watcher.name: watcher.state_dict() for watcher in self._run.watchers.values()}
+
+    def _switch_off(self, hook: str, trace: str) -> None:
+        self._run.is_off = True
+        self._run.detach_probe()
+        _lightning.warn(f"GradWatch failed in {hook} and has switched itself off; training goes on.\n{trace}")
+
+
+def _globs(argument: str, globs: str | Sequence[str] | None) -> tuple[str, ...]:
+    globs = (globs,) if isinstance(globs, str) else tuple(globs or ())
+    if not all(isinstance(glob, str) and glob for glob in globs):
+        raise refuse(argument, "a glob or a list of globs over layer names", globs, 'for example "encoder.*"')
+    return globs

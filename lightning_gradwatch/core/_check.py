@@ -1,0 +1,30 @@
+"""Refusing wrong arguments in one voice: the argument, the rule, what came, and the cure."""
+
+from __future__ import annotations
+
+import math
+
+
+def refuse(argument: str, rule: str, came: object, cure: str) -> ValueError:
+    """The error for a wrong argument, to be raised by the caller."""
+    return ValueError(f"GradWatch: `{argument}` must be {rule}, but {came!r} came. To cure it: {cure}.")
+
+
+def require(argument: str, value: object, minimum: int, cure: str) -> None:
+    """Refuse ``value`` unless it is an integer of at least ``minimum``.
+
+    Raises:
+        ValueError: If it is not; booleans are not integers here.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise refuse(argument, f"an integer of {minimum} or more", value, cure)
+
+
+def require_fraction(argument: str, value: object, cure: str) -> None:
+    """Refuse ``value`` unless it is a finite number in (0, 1].
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or not 0 < value <= 1:
+        raise refuse(argument, "a number in (0, 1]", value, cure)

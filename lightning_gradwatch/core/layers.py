@@ -1,0 +1,218 @@
+"""Which layers there are, what they are called, and in which order they ran."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lightning_gradwatch.core._check import refuse
+from lightning_gradwatch.core.records import Layer
+
+ROOT = "(root)"
+OUTSIDE = "(outside the model)"
+MAX_ROWS = 50
+MIN_ROWS = 10
+_WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(\.|$)")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The parameters of one optimizer, sorted into layers.
+
+    Attributes:
+        parameters: The measurable parameters, each once, in the optimizer's order.
+        layers: The layers to report, in the order in which they ran (until that is known: as registered).
+        layer_index: For each parameter the index of its layer in ``layers``; ``len(layers)`` if it is not reported.
+    """
+
+    parameters: tuple[Tensor, ...]
+    layers: tuple[Layer, ...]
+    layer_index: tuple[int, ...]
+
+
+def clean_name(name: str) -> str:
+    """A module path without the prefixes that torch.compile, FSDP and activation checkpointing put in."""
+    return _WRAPPERS.sub("", name).rstrip(".")
+
+
+def named_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules that directly own parameters, by their clean path, in the order of registration."""
+    return {
+        clean_name(name) or ROOT: module
+        for name, module in model.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    }
+
+
+def uncompiled_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers outside every module that torch.compile has taken over, in whose graphs a hook would be a guest."""
+    compiled = {
+        id(part)
+        for module in model.modules()
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for part in module.modules()
+    }
+    return {name: module for name, module in named_layers(model).items() if id(module) not in compiled}
+
+
+def select(names: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
+    """The layer names that match a glob of ``include`` (all, if there is none) and none of ``exclude``."""
+    return [
+        name
+        for name in names
+        if (not include or any(fnmatchcase(name, glob) for glob in include))
+        and not any(fnmatchcase(name, glob) for glob in exclude)
+    ]
+
+
+def check_selection(model: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> None:
+    """Refuse globs that match no layer.
+
+    Raises:
+        ValueError: If a glob of ``include`` matches nothing, or nothing is left to watch.
+    """
+    names = list(named_layers(model))
+    known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    for glob in include:
+        if not select(names, [glob], []):
+            raise refuse("include", "globs that each match a layer", glob, f"the model's layers are {known}")
+    if names and not select(names, include, exclude):
+        raise refuse("exclude", "globs that leave a layer to watch", list(exclude), f"the model's layers are {known}")
+
+
+def _is_measurable(parameter: Tensor) -> bool:
+    return (
+        not is_lazy(parameter) and parameter.numel() > 0 and (parameter.is_floating_point() or parameter.is_complex())
+    )
+
+
+def owns_matrix(module: nn.Module, parameters: Iterable[Tensor]) -> bool:
+    """Whether a module belongs into the depth profile: it owns a matrix and is not a normalisation layer."""
+    return "norm" not in type(module).__name__.lower() and any(is_lazy(p) or p.ndim >= 2 for p in parameters)
+
+
+def make_plan(
+    model: nn.Module, parameters: Iterable[Tensor], include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> Plan:
+    """Sort an optimizer's parameters into the layers that own them.
+
+    A shared parameter belongs to the first layer that registered it. Empty and integer parameters have no gradient norm
+    and are left out; parameters of no module go to the layer ``"(outside the model)"``.
+
+    Args:
+        model: The model whose module paths name the layers.
+        parameters: The optimizer's parameters, in any order.
+        include: Globs over layer names to report; empty for all.
+        exclude: Globs over layer names not to report.
+
+    Returns:
+        The plan. Parameters of layers that are not reported still count in the total norm.
+    """
+    measurable = tuple({id(p): p for p in parameters if _is_measurable(p)}.values())
+    wanted = {id(p) for p in measurable}
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(clean_name(name))
+    layers: list[Layer] = []
+    layer_of: dict[int, int] = {}
+    for path, module in named_layers(model).items():
+        own = [p for p in module.parameters(recurse=False) if id(p) in wanted and id(p) not in layer_of]
+        if not own:
+            continue
+        layer_of.update((id(p), len(layers)) for p in own)
+        layers.append(
+            Layer(
+                name=path,
+                parameters=tuple(names[id(p)][0] for p in own),
+                shared_with=tuple(alias for p in own for alias in names[id(p)][1:]),
+                has_matrix=owns_matrix(module, own),
+            )
+        )
+    strangers = [p for p in measurable if id(p) not in layer_of]
+    if strangers:
+        layer_of.update((id(p), len(layers)) for p in strangers)
+        layers.append(Layer(OUTSIDE, tuple(f"parameter {i}" for i in range(len(strangers)))))
+    chosen = set(select((layer.name for layer in layers), include, exclude))
+    kept = [i for i, layer in enumerate(layers) if layer.name in chosen]
+    place = {old: new for new, old in enumerate(kept)}
+    return Plan(
+        parameters=measurable,
+        layers=tuple(layers[i] for i in kept),
+        layer_index=tuple(place.get(layer_of[id(p)], len(kept)) for p in measurable),
+    )
+
+
+def reorder(plan: Plan, ran: Sequence[str]) -> Plan:
+    """Put a plan's layers in the order in which they ran.
+
+    A layer that did not run (such as the output projection inside ``nn.MultiheadAttention``, whose weights are used
+    without calling it) keeps its place behind the layer registered before it.
+
+    Args:
+        plan: The plan to reorder.
+        ran: Layer names in the order in which their first forward call ended.
+
+    Returns:
+        The same plan with its layers in a new order.
+    """
+    rank = {name: i for i, name in enumerate(ran)}
+    place = -1
+    keys: list[tuple[int, int]] = []
+    for i, layer in enumerate(plan.layers):
+        place = rank.get(layer.name, place)
+        keys.append((place, i))
+    order = sorted(range(len(plan.layers)), key=keys.__getitem__)
+    new_index = {old: new for new, old in enumerate(order)}
+    return replace(
+        plan,
+        layers=tuple(plan.layers[i] for i in order),
+        layer_index=tuple(new_index.get(i, len(order)) for i in plan.layer_index),
+    )
+
+
+def roll_up(names: Sequence[str], group_by: int | None = None) -> dict[str, list[int]]:
+    """Gather layers into the rows of the standard dashboards.
+
+    Args:
+        names: Layer names in the order in which they ran.
+        group_by: Number of leading path components that name a row. None gives every layer its own row if there are at
+            most 50, otherwise one row per module at the deepest level with at most 50 modules; where that level is
+            too coarse (fewer than 10 rows), neighbours share a row.
+
+    Returns:
+        Row names with the indices of their layers, in the order in which they ran.
+    """
+    if group_by is not None:
+        return _by_prefix(names, group_by)
+    rows = {name: [i] for i, name in enumerate(names)}
+    depth = max((name.count(".") for name in names), default=0)
+    while len(rows) > MAX_ROWS and depth > 0:
+        rows = _by_prefix(names, depth)
+        depth -= 1
+    if len(rows) > MAX_ROWS:
+        rows = {"": list(range(len(names)))}
+    return _in_blocks(names, rows) if len(rows) < MIN_ROWS < len(names) else rows
+
+
+def _by_prefix(names: Sequence[str], depth: int) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        rows.setdefault(".".join(name.split(".")[:depth]), []).append(i)
+    return rows
+
+
+def _in_blocks(names: Sequence[str], rows: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Cut wide rows into blocks of neighbours, so that there are at most 50 rows."""
+    size = -(-len(names) // (MAX_ROWS - len(rows)))
+    blocks: dict[str, list[int]] = {}
+    for indices in rows.values():
+        for i in range(0, len(indices), size):
+            block = indices[i : i + size]
+            first, last = names[block[0]], names[block[-1]]
+            blocks[first if first == last else f"{first} to {last}"] = block
+    return blocks

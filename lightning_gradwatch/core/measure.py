@@ -1,0 +1,196 @@
+"""Gradients become numbers on the device: float32, multi-tensor, without a host sync."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+MISSING = -1.0
+_WINDOW_FLOATS = 2**18
+_MAX_ROWS = 1024
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """A real, strided tensor with the same L2 norm: sparse gradients coalesced, complex ones as pairs of reals."""
+    if gradient.layout is not torch.strided:
+        gradient = gradient.coalesce().values() if gradient.layout is torch.sparse_coo else gradient.to_dense()
+    return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
+
+
+def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """L2 norm of each tensor, accumulated in float32 whatever its dtype (float64 in float64).
+
+    Args:
+        tensors: Any shapes, dtypes and layouts, on any devices.
+
+    Returns:
+        One float32 scalar per tensor, shape ``()``, on the tensor's device. 0 for an empty tensor; below about 1e-19
+        per element the squares underflow and the norm reads 0.
+    """
+    tensors = [t if t.layout is torch.strided and not t.is_complex() else dense(t) for t in tensors]
+    if not any(t.dtype is torch.float64 for t in tensors):
+        return list(torch._foreach_norm(tensors, 2, torch.float32)) if tensors else []
+    return [torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32)).float() for t in tensors]
+
+
+def zero_counts(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Number of exactly zero elements of each gradient, shape ``()``, float32; the holes of a sparse one are zeros."""
+    return [(g.numel() - torch.count_nonzero(g if g.layout is torch.strided else dense(g))).float() for g in gradients]
+
+
+def fill_missing(values: Iterable[Tensor], gradients: Sequence[Tensor | None], missing: Tensor) -> list[Tensor]:
+    """One value per gradient, given the values of those that are not None; on the device of ``missing``."""
+    following = iter(values)
+    return [missing if g is None else next(following).to(missing.device, non_blocking=True) for g in gradients]
+
+
+class NormWindow:
+    """Gradient norms of the steps since the last copy, one row per step, in at most 1 MB on the device.
+
+    Args:
+        parameters: The watched parameters; their gradients are read at each :meth:`push`.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._parameters = parameters
+        self._device = parameters[0].device
+        self._is_plain = all(p.device == self._device for p in parameters)
+        rows = max(2, min(_MAX_ROWS, _WINDOW_FLOATS // (len(parameters) + 1)))
+        self._rows = torch.empty(rows, len(parameters) + 1, dtype=torch.float32, device=self._device)
+        self._missing = torch.full((), MISSING, device=self._device)
+        self._unknown = torch.full((), torch.nan, device=self._device)
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next row would not fit: copy and clear first."""
+        return self._length == self._rows.shape[0]
+
+    def push(self, loss: Tensor | None, loss_scale: Tensor | None, gradients_scaled: bool) -> bool:
+        """Append the norms of the present gradients. No host sync.
+
+        Args:
+            loss: The loss that was differentiated, one element; None if it is not known.
+            loss_scale: Factor of the AMP loss scaler that is still in ``loss``, shape ``()``; None without a scaler.
+            gradients_scaled: Whether that factor is still in the gradients, too.
+
+        Returns:
+            Whether there was a gradient at all; without one nothing is appended.
+        """
+        gradients = [p.grad for p in self._parameters]
+        present = [g for g in gradients if g is not None]
+        if not present:
+            return False
+        values = norms(present)
+        if len(present) < len(gradients) or not self._is_plain:
+            values = fill_missing(values, gradients, self._missing)
+        values.append(self._unknown if loss is None else self._as_entry(loss))
+        row = self._rows[self._length]
+        torch.stack(values, out=row)
+        if loss_scale is not None:
+            (row if gradients_scaled else row[-1:]).div_(loss_scale)
+        self._length += 1
+        return True
+
+    def _as_entry(self, loss: Tensor) -> Tensor:
+        loss = loss.detach()
+        if loss.numel() != 1 or loss.device != self._device or loss.is_complex():
+            return self._unknown
+        return loss.reshape(()).float()
+
+    def rows(self) -> Tensor:
+        """The rows since the last :meth:`clear`: a norm per parameter, then the loss. Shape ``(len(self), n + 1)``."""
+        return self._rows[: self._length]
+
+    def restore(self, rows: Tensor | None) -> bool:
+        """Put back the rows of a checkpoint, unless the number of parameters has changed; whether they are back."""
+        if rows is None or rows.shape[1:] != self._rows.shape[1:] or len(rows) >= len(self._rows):
+            return False
+        self._rows[: len(rows)].copy_(rows)
+        self._length = len(rows)
+        return True
+
+    def clear(self) -> None:
+        """Forget the rows; memory is kept."""
+        self._length = 0
+
+
+def per_layer(values: Tensor, layer_index: Tensor, num_layers: int) -> Tensor:
+    """Sum values of parameters to values of layers.
+
+    Args:
+        values: Shape ``(steps, parameters)``.
+        layer_index: Layer of each parameter, int64, shape ``(parameters,)``; ``num_layers`` for "not reported".
+        num_layers: Number of layers.
+
+    Returns:
+        Shape ``(steps, num_layers)``, same dtype. A NaN or inf stays in its own layer.
+    """
+    return values.new_zeros(len(values), num_layers + 1).index_add_(1, layer_index, values)[:, :num_layers]
+
+
+def combine(rows: Tensor, layer_index: Tensor, num_layers: int) -> Tensor:
+    """Norms per parameter become the total norm and the norms per layer.
+
+    Args:
+        rows: Norms per parameter, shape ``(steps, parameters)``; negative for "no gradient".
+        layer_index: As for :func:`per_layer`.
+        num_layers: Number of layers.
+
+    Returns:
+        Float32, shape ``(steps, 1 + num_layers)``: root of the summed squares over all parameters, then per layer;
+        ``-1`` for a layer without any gradient.
+    """
+    missing = rows < 0
+    wide = torch.float32 if rows.device.type == "mps" else torch.float64
+    squares = rows.to(wide).square().masked_fill_(missing, 0)
+    has_gradient = per_layer((~missing).to(wide), layer_index, num_layers) > 0
+    layers = per_layer(squares, layer_index, num_layers).sqrt().masked_fill_(~has_gradient, MISSING)
+    return torch.cat([squares.sum(1, keepdim=True).sqrt(), layers], dim=1).float()
+
+
+class LayerMeter:
+    """Numbers per layer beside the gradient norms: weight norms and fractions of exact zeros.
+
+    Args:
+        parameters: The watched parameters.
+        layer_index: Layer of each parameter; ``num_layers`` for "not reported".
+        num_layers: Number of layers.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], layer_index: Sequence[int], num_layers: int) -> None:
+        device = parameters[0].device
+        self._parameters = parameters
+        self._num_layers = num_layers
+        self._sizes = torch.tensor([float(p.numel()) for p in parameters], device=device)
+        self._missing = torch.full((), MISSING, device=device)
+        self._layer_index = torch.tensor(layer_index, device=device)
+
+    def gradient_norms(self, rows: Tensor) -> Tensor:
+        """:func:`combine` for this meter's layers."""
+        return combine(rows, self._layer_index, self._num_layers)
+
+    def stack(self, values: Sequence[Tensor | None]) -> Tensor:
+        """Scalars to one vector on the parameters' device, ``-1`` for None; shape ``(len(values),)``."""
+        present = fill_missing([v for v in values if v is not None], values, self._missing)
+        return torch.stack(present) if present else self._missing.new_empty(0)
+
+    def weight_norms(self) -> Tensor:
+        """L2 norm of each layer's parameters, shape ``(layers,)``, float32."""
+        own = [p.detach() for p in self._parameters]
+        values = torch.stack(fill_missing(norms(own), own, self._missing))
+        return self.gradient_norms(values[None])[0, 1:]
+
+    def zero_fractions(self) -> Tensor:
+        """Share of exactly zero gradient elements per layer, in [0, 1], shape ``(layers,)``; ``-1`` for no gradient."""
+        gradients = [p.grad for p in self._parameters]
+        counts = zero_counts([g for g in gradients if g is not None])
+        values = torch.stack(fill_missing(counts, gradients, self._missing))
+        sizes = self._sizes.masked_fill(values < 0, 0)
+        sums = per_layer(torch.stack([values.clamp(min=0), sizes]), self._layer_index, self._num_layers)
+        return torch.where(sums[1] > 0, sums[0] / sums[1], MISSING)

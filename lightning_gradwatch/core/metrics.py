@@ -1,0 +1,72 @@
+"""The names of the numbers. Every tag string lives here, and tags are public API."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from lightning_gradwatch.core.records import Publication
+
+PLUGIN = "gradwatch"
+VANISHING = "gradwatch/vanishing"
+ALERTS = "gradwatch/alerts"
+
+
+def of_optimizer(tag: str, optimizer: str) -> str:
+    """The tag of one optimizer among several: its name goes behind the first part of the tag."""
+    group, _, rest = tag.partition("/")
+    return f"{group}/{optimizer}/{rest}" if optimizer else tag
+
+
+def layer_norm_tag(row: str, optimizer: str = "") -> str:
+    """Tag of the gradient norm of a layer, or of a row of layers, in the standard dashboards."""
+    return of_optimizer(f"grad_norm/{row}", optimizer)
+
+
+def layer_histogram_tag(row: str, optimizer: str = "") -> str:
+    """Tag of the log10|g| histogram of a layer, or of a row of layers, in the standard dashboards."""
+    return of_optimizer(f"grad_hist/{row}", optimizer)
+
+
+def layers_tag(name: str, version: int = 0, optimizer: str = "") -> str:
+    """Tag of the tensor ``name`` with one row per layer; a new version whenever the list of layers has changed."""
+    return of_optimizer(f"gradwatch/layers{f'-{version + 1}' if version else ''}/{name}", optimizer)
+
+
+def run_level(publication: Publication, num_alerts: int) -> dict[str, float]:
+    """The handful of numbers that go to every logger.
+
+    Args:
+        publication: The numbers of one optimizer.
+        num_alerts: Alerts of the run so far, of all optimizers.
+
+    Returns:
+        Tags with values. Norms are in loss per unit of parameter, over complete, unscaled gradients before clipping;
+        NaN and inf are passed on as they are; a number that does not exist is left out.
+    """
+    window = publication.window
+    numbers = {"total_norm": float(window.last[0])}
+    for name, column in (("min", window.min), ("median", window.median), ("max", window.max)):
+        value = float(column[0])
+        if not math.isnan(value):
+            numbers[f"total_norm_{name}"] = value
+    numbers.update(publication.scores)
+    if not numbers.get("skipped_steps"):
+        numbers.pop("skipped_steps", None)
+    tagged = {of_optimizer(f"gradwatch/{name}", publication.optimizer): value for name, value in numbers.items()}
+    return {**tagged, ALERTS: float(num_alerts)}
+
+
+def monitored(scores: Iterable[Mapping[str, float]], num_alerts: int) -> dict[str, float]:
+    """The numbers for ``EarlyStopping`` and ``ModelCheckpoint``: the worst score of all optimizers, and all alerts."""
+    return {VANISHING: max((s["vanishing"] for s in scores), default=0.0), ALERTS: float(num_alerts)}
+
+
+def row_norms(norms: Sequence[float], rows: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Roll norms of layers up to rows: the root of the summed squares; rows without any gradient are left out."""
+    rolled: dict[str, float] = {}
+    for row, indices in rows.items():
+        present = [norms[i] for i in indices if not norms[i] < 0]
+        if present:
+            rolled[row] = math.hypot(*present)
+    return rolled

@@ -1,0 +1,185 @@
+"""The records that travel between the rooms: frozen, without behaviour, importable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AlertKind = Literal[
+    "vanishing",
+    "vanishing_through_time",
+    "exploding",
+    "nonfinite",
+    "dead",
+    "detached",
+    "stalled",
+    "underflow",
+]
+AlertLevel = Literal["notice", "alert"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module that directly owns parameters.
+
+    Attributes:
+        name: Module path without wrapper prefixes such as ``_orig_mod.``; ``"(root)"`` for the model itself.
+        parameters: Names of the parameters it owns and that are watched, in the order of ``named_parameters()``.
+        shared_with: Further names under which the same parameters are registered (tied weights).
+        has_matrix: Whether it takes part in the depth profile: it owns a parameter with two or more dimensions
+            and is not a normalisation layer.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    shared_with: tuple[str, ...] = ()
+    has_matrix: bool = False
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One incident in a training run, from the step at which it opened to the step at which it ended.
+
+    Attributes:
+        kind: What is wrong.
+        level: ``"notice"`` (worth knowing) or ``"alert"`` (act).
+        step: Step at which it opened, on the x-axis of the loggers.
+        until_step: Last step at which it held; None while it is open.
+        layer: Name of the layer that shows it most; ``""`` if it concerns the run as a whole.
+        value: The measured value at opening, in the unit of the kind: decades lost for ``vanishing``, the number of
+            non-finite steps for ``nonfinite``.
+        threshold: The value at which this kind opens, in the same unit.
+        message: What is wrong, why, and what to try, in plain sentences.
+        cause: Why, in a few words.
+        evidence: The measurement that names the cause, with its figure.
+        remedies: What to try, the cheapest first.
+        optimizer: Name of the optimizer that owns the layers; ``""`` if there is only one.
+    """
+
+    kind: AlertKind
+    level: AlertLevel
+    step: int
+    until_step: int | None
+    layer: str
+    value: float
+    threshold: float
+    message: str
+    cause: str = ""
+    evidence: str = ""
+    remedies: tuple[str, ...] = ()
+    optimizer: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the detector saw, before it is explained: the numbers of an :class:`Alert` without its words.
+
+    Attributes:
+        kind: What is wrong.
+        level: How bad it is.
+        step: Step at which it opened.
+        until_step: Last step at which it held; None while it is open.
+        layers: The layers that show it, the most telling first; for ``vanishing`` the starving layer at the input end
+            and the layer at the loss end.
+        value: The measured value, in the unit of the kind.
+        threshold: The value at which this kind opens.
+    """
+
+    kind: AlertKind
+    level: AlertLevel
+    step: int
+    until_step: int | None
+    layers: tuple[str, ...]
+    value: float
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a full sample saw at one step, on the host. All tensors are float32 with one entry per layer.
+
+    ``-1`` stands for "no gradient" or "not observed"; NaN and inf are values that were really there.
+
+    Attributes:
+        step: The step, on the x-axis of the loggers.
+        output_grad_norm: L2 norm of dLoss/d(layer output), summed in squares over repeated calls. Shape ``(layers,)``.
+        weight_norm: L2 norm of the layer's parameters before the step. Shape ``(layers,)``.
+        zero_fraction: Share of exactly zero gradient elements, in [0, 1]. Shape ``(layers,)``.
+    """
+
+    step: int
+    output_grad_norm: Tensor
+    weight_norm: Tensor
+    zero_fraction: Tensor
+
+
+@dataclass(frozen=True)
+class Window:
+    """Statistics of every observed step since the last publication. Column 0 is the total norm, then one per layer.
+
+    Attributes:
+        num_steps: Number of observed steps.
+        last: Norms at the last step. Shape ``(1 + layers,)``, unit: loss per unit of parameter, ``-1`` for no gradient.
+        min: Smallest finite norm. Same shape and unit; NaN if there was none.
+        median: Median of the finite norms (of at most the last 1,024 steps). Same shape and unit.
+        max: Largest finite norm. Same shape and unit.
+    """
+
+    num_steps: int
+    last: Tensor
+    min: Tensor
+    median: Tensor
+    max: Tensor
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Everything that one copy brought from the device to the host.
+
+    Attributes:
+        step: Last step it covers, on the x-axis of the loggers.
+        layers: The watched layers, in the order in which they ran.
+        steps: Every observed step since the previous observation.
+        norms: Gradient norms of these steps, total first. Shape ``(len(steps), 1 + layers)``, float32, ``-1`` for no
+            gradient.
+        losses: Loss of these steps, NaN where it is not known. Shape ``(len(steps),)``, float32.
+        sample: The full sample, if one was taken at ``step``.
+        histogram: Counts of log10|g| per layer at ``step``, then of exact zeros and of non-finite values, from a
+            bounded number of elements. Shape ``(layers, bins + 2)``; None when it was not due.
+        publish: Whether the loggers are to be written at ``step``.
+    """
+
+    step: int
+    layers: tuple[Layer, ...]
+    steps: tuple[int, ...]
+    norms: Tensor
+    losses: Tensor
+    sample: Sample | None
+    histogram: Tensor | None
+    publish: bool
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What is written to the loggers at one step, for one optimizer.
+
+    Attributes:
+        step: The step, on the x-axis of the loggers.
+        optimizer: Name of the optimizer; ``""`` if there is only one.
+        layers: The watched layers, in the order in which they ran.
+        window: Norms of every step since the last publication.
+        sample: The latest full sample; None before the first one.
+        histogram: Counts of log10|g| as in :class:`Observation`; None when it was not due.
+        scores: Run-level numbers of the detector by their short name, such as ``vanishing``.
+    """
+
+    step: int
+    optimizer: str
+    layers: tuple[Layer, ...]
+    window: Window
+    sample: Sample | None
+    histogram: Tensor | None
+    scores: dict[str, float]

@@ -1,0 +1,47 @@
+"""When a full sample is due: a pure function of the step, so it is the same on every rank and after a resume."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_gradwatch.core._check import require
+
+_MASK = (1 << 64) - 1
+
+
+def _scramble(value: int) -> int:
+    """A well-mixed 64-bit number for ``value`` (the finaliser of SplitMix64, Steele et al. 2014)."""
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Full samples on a dense start, then one in each stretch of ``every_n_steps``, at a jittered place in it.
+
+    The jitter keeps the samples from locking in step with anything periodic in the training, such as a GAN that updates
+    its networks in turns.
+
+    Attributes:
+        dense_steps: Number of steps at the start of which each one is sampled; 0 or more.
+        every_n_steps: Length of the stretches after that; 1 samples every step.
+
+    Raises:
+        ValueError: If a number is not an integer in its range.
+    """
+
+    dense_steps: int = 20
+    every_n_steps: int = 10
+
+    def __post_init__(self) -> None:
+        require("dense_steps", self.dense_steps, minimum=0, cure="use 0 for no dense start")
+        require("sample_every_n_steps", self.every_n_steps, minimum=1, cure="use 1 to sample every step")
+
+    def is_due(self, step: int) -> bool:
+        """Whether ``step`` (counted from 0, per optimizer) takes a full sample."""
+        if step < self.dense_steps:
+            return True
+        stretch, place = divmod(step - self.dense_steps, self.every_n_steps)
+        return place == _scramble(stretch) % (self.every_n_steps // 2 + 1)

@@ -1,0 +1,66 @@
+"""Every step's norms between two publications, on the host: so that a one-step spike is never lost."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_gradwatch.core.records import Window
+
+_MAX_STEPS = 1024
+
+
+class PublicationWindow:
+    """Collects the norms of every observed step, in bounded memory, until they are summarised."""
+
+    def __init__(self) -> None:
+        self._num_steps = 0
+        self._norms: Tensor | None = None
+        self._min: Tensor | None = None
+        self._max: Tensor | None = None
+
+    def add(self, norms: Tensor) -> None:
+        """Append steps.
+
+        Args:
+            norms: Shape ``(steps, columns)``, float32; negative for "no gradient". A change of the
+                number of columns (layers were added) starts the window anew.
+        """
+        if self._norms is not None and self._norms.shape[1] != norms.shape[1]:
+            self.clear()
+        if len(norms) == 0:
+            return
+        finite = norms.isfinite() & (norms >= 0)
+        low = norms.masked_fill(~finite, torch.inf).amin(0)
+        high = norms.masked_fill(~finite, -torch.inf).amax(0)
+        self._min = low if self._min is None else torch.minimum(self._min, low)
+        self._max = high if self._max is None else torch.maximum(self._max, high)
+        self._norms = norms if self._norms is None else torch.cat([self._norms, norms])[-_MAX_STEPS:]
+        self._num_steps += len(norms)
+
+    def summary(self) -> Window | None:
+        """Last, min, median and max since the last :meth:`clear`; None if nothing was added."""
+        if self._norms is None or self._min is None or self._max is None:
+            return None
+        counted = self._norms.masked_fill(~self._norms.isfinite() | (self._norms < 0), torch.nan)
+        return Window(
+            num_steps=self._num_steps,
+            last=self._norms[-1],
+            min=self._min.masked_fill(self._min.isinf(), torch.nan),
+            median=torch.nanquantile(counted, 0.5, dim=0),
+            max=self._max.masked_fill(self._max.isinf(), torch.nan),
+        )
+
+    def clear(self) -> None:
+        """Start a new window."""
+        self._num_steps = 0
+        self._norms = self._min = self._max = None
+
+    def state_dict(self) -> dict[str, object]:
+        """Tensors and primitives that :meth:`load_state_dict` takes back."""
+        return {"num_steps": self._num_steps, "norms": self._norms, "min": self._min, "max": self._max}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self._num_steps = int(state["num_steps"])  # type: ignore[call-overload]
+        self._norms, self._min, self._max = state["norms"], state["min"], state["max"]  # type: ignore[assignment]
