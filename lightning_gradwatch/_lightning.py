@@ -5,19 +5,23 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback as Callback
-    from lightning.pytorch import LightningModule as LightningModule
-    from lightning.pytorch import Trainer as Trainer
-    from lightning.pytorch.loggers import Logger
+    import lightning.pytorch
+    import pytorch_lightning
+
+    Trainer: TypeAlias = lightning.pytorch.Trainer | pytorch_lightning.Trainer
+    LightningModule: TypeAlias = lightning.pytorch.LightningModule | pytorch_lightning.LightningModule
+
+    class Callback(lightning.pytorch.Callback, pytorch_lightning.Callback):  # type: ignore[misc]
+        """A callback for the Trainers of both namespaces; the hooks of one take the Trainer of that one only."""
 else:
-    Trainer = LightningModule = Logger = Any
+    Trainer = LightningModule = Any
 
 _SUPPORTED = {"SingleDeviceStrategy", "SingleDeviceXLAStrategy", "DDPStrategy", "SingleHPUStrategy"}
 
@@ -72,8 +76,8 @@ def refuse_unsupported(trainer: Trainer) -> None:
 
 
 def log_dir(trainer: Trainer) -> str | None:
-    """Directory of the first logger, or the Trainer's root without one; call it on all ranks."""
-    return None if trainer.fast_dev_run else trainer.log_dir  # type: ignore[attr-defined]
+    """Directory of the first logger, None without one; call it on all ranks."""
+    return trainer.log_dir if trainer.loggers and not _is_dev_run(trainer) else None
 
 
 def x_axis(trainer: Trainer) -> int:
@@ -141,6 +145,10 @@ def set_metrics(trainer: Trainer, metrics: dict[str, float]) -> None:
         trainer.callback_metrics[name] = torch.tensor(value)
 
 
-def loggers(trainer: Trainer) -> list[Logger]:
+def loggers(trainer: Trainer) -> list[Any]:
     """The Trainer's loggers on rank zero; none on other ranks and in a ``fast_dev_run``."""
-    return list(trainer.loggers) if trainer.is_global_zero and not trainer.fast_dev_run else []  # type: ignore[attr-defined]
+    return list(trainer.loggers) if trainer.is_global_zero and not _is_dev_run(trainer) else []
+
+
+def _is_dev_run(trainer: Trainer) -> bool:
+    return bool(getattr(trainer, "fast_dev_run", False))

@@ -34,7 +34,7 @@ def _survives(hook: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate
     """The training run always survives us: a failure becomes one warning, and GradWatch switches itself off."""
 
     @functools.wraps(hook)
-    def guarded(self: Any, *args: P.args, **kwargs: P.kwargs) -> None:
+    def guarded(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
         if self._run.is_off:
             return
         try:
@@ -94,8 +94,8 @@ class GradWatch(Callback):
             decades, a factor of 100, between the loss end and the input end.
 
     Raises:
-        ValueError: If an argument is out of its range; in ``setup`` if a glob matches no layer or the Trainer's strategy
-            shards gradients.
+        ValueError: If an argument is out of its range; in ``setup`` if a glob matches no layer or the Trainer's
+            strategy shards gradients.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -171,9 +171,16 @@ class GradWatch(Callback):
         _lightning.refuse_unsupported(trainer)
         check_selection(pl_module, self.settings.include, self.settings.exclude)
 
-    @_survives
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start a watch for every optimizer."""
+        num_optimizers = len(trainer.optimizers)
+        if self.sample_at == "backward" and num_optimizers > 1:
+            came = f"backward with {num_optimizers} optimizers"
+            raise refuse("sample_at", '"step" where there are several optimizers', came, "leave the argument out")
+        self._start(trainer, pl_module)
+
+    @_survives
+    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         optimizers = list(trainer.optimizers)
         run = self._run
         run.log_dir = _lightning.log_dir(trainer)

@@ -101,7 +101,7 @@ class NormWindow:
         loss = loss.detach()
         if loss.numel() != 1 or loss.device != self._device or loss.is_complex():
             return self._unknown
-        return loss.reshape(()).float()
+        return (loss.reshape(()) if loss.ndim else loss).float()
 
     def rows(self) -> Tensor:
         """The rows since the last :meth:`clear`: a norm per parameter, then the loss. Shape ``(len(self), n + 1)``."""

@@ -95,8 +95,8 @@ class Watcher:
         self._model = model
         self._optimizer = optimizer
         self._settings = settings or Settings()
-        self._own_probe = make_probe(model) if probe is None else None
-        self._probe = probe if probe is not None else make_probe(model)
+        self._owns_probe = probe is None
+        self._probe = make_probe(model) if probe is None else probe
         self._detector = Detector(self._settings.vanishing_threshold)
         self._window = PublicationWindow()
         self._transfer: Transfer[_Label] = Transfer()
@@ -167,8 +167,8 @@ class Watcher:
         tensors = self._take_sample(self.plan, loss_scale) if is_due else {}
         if publish and self._histogram_is_due():
             tensors["histogram"] = self._take_histogram(self.plan, loss_scale if gradients_scaled else None)
-        if self._own_probe is not None:
-            self._own_probe.detach()
+        if self._owns_probe:
+            self._probe.detach()
         return self._send(tensors, publish) if is_due or publish else _NOTHING
 
     def flush(self, publish: bool = True) -> Report:

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_gradwatch.core.histogram import EDGES, MAX_ELEMENTS, NUM_BINS, log_histograms, spread
+
+
+def test_counts_are_those_of_numpy() -> None:
+    torch.manual_seed(0)
+    gradient = torch.randn(60, 60) * 1e-7
+    counts = log_histograms([gradient], [0], 1, turn=0)[0]
+    expected, _ = np.histogram(np.log10(gradient.abs().numpy().ravel()), EDGES)
+    assert np.abs(counts[:NUM_BINS].numpy() - expected).sum() <= 4  # rounding at an edge moves a count to the next bin
+    assert counts.sum() == gradient.numel()
+
+
+def test_zeros_and_nonfinite_values_are_counted_apart() -> None:
+    gradient = torch.tensor([0.0, 0.0, -0.0, math.nan, math.inf, -math.inf, 1.5])
+    *bins, zeros, nonfinite = log_histograms([gradient], [0], 1, turn=0)[0].tolist()
+    assert (sum(bins), zeros, nonfinite) == (1, 3, 3)
+
+
+def test_the_whole_range_of_float32_has_a_bin() -> None:
+    extremes = torch.tensor([1e-45, 3e38])
+    counts = log_histograms([extremes], [0], 1, turn=0)[0]
+    assert counts[:NUM_BINS].sum() == 2
+    assert counts[0] == 1  # the smallest denormal, 10**-44.85
+    assert EDGES[int(counts[:NUM_BINS].nonzero()[-1])] <= math.log10(3e38)
+
+
+def test_layers_are_kept_apart_and_unreported_ones_left_out() -> None:
+    gradients = [torch.ones(3), torch.full((2,), 1e-3), torch.ones(5), torch.ones(4)]
+    counts = log_histograms(gradients, [1, 0, 1, 2], 2, turn=0)
+    assert counts.sum(1).tolist() == [2, 8]
+
+
+def test_the_loss_scale_is_divided_out() -> None:
+    scaled = log_histograms([torch.full((4,), 1024.0)], [0], 1, 0, scale=torch.tensor(1024.0))
+    plain = log_histograms([torch.full((4,), 1.0)], [0], 1, 0)
+    assert torch.equal(scaled, plain)
+
+
+@pytest.mark.parametrize("shape", [(1_000_003,), (1000, 1000), (64, 3, 7, 7), (512, 512, 3, 3), (4097,), (4096,), ()])
+def test_the_subsample_is_bounded_and_reads_all_rows_and_columns(shape: tuple[int, ...]) -> None:
+    index = torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape)
+    chosen = spread(index, turn=3).long()
+    assert min(index.numel(), MAX_ELEMENTS) / 3 <= len(chosen) <= MAX_ELEMENTS
+    if index.numel() > 50 * MAX_ELEMENTS and len(shape) == 2:
+        assert len(set((chosen % shape[1]).tolist())) > 0.9 * shape[1]
+        assert len(set((chosen // shape[1]).tolist())) > 0.9 * shape[0]
+
+
+def test_the_sampling_error_is_the_stated_one() -> None:
+    torch.manual_seed(0)
+    gradient = torch.randn(700, 700)
+    truth, _ = np.histogram(np.log10(gradient.abs().numpy().ravel()), EDGES)
+    shares = []
+    for turn in range(20):
+        counts = log_histograms([gradient], [0], 1, turn)[0, :NUM_BINS]
+        shares.append((counts / counts.sum()).numpy())
+    error = np.sqrt(np.mean((np.array(shares) - truth / truth.sum()) ** 2, axis=0))
+    assert error.max() < 0.008 * 1.3
+
+
+def test_half_precision_and_sparse_gradients_are_counted() -> None:
+    sparse = torch.sparse_coo_tensor(torch.tensor([[1, 1]]), torch.tensor([1.0, 1.0]), (3,))
+    counts = log_histograms([torch.ones(2).bfloat16(), torch.ones(2).half(), sparse, torch.ones(1) * 1j], [0] * 4, 1, 0)
+    assert counts[0, :NUM_BINS].sum() == 2 + 2 + 1 + 1

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from lightning_gradwatch.core.layers import (
+    MAX_ROWS,
+    OUTSIDE,
+    ROOT,
+    check_selection,
+    clean_name,
+    make_plan,
+    named_layers,
+    reorder,
+    roll_up,
+    uncompiled_layers,
+)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.norm = nn.LayerNorm(4)
+        self.head = nn.Linear(4, 7)
+        self.head.weight = self.embed.weight
+        self.scale = nn.Parameter(torch.ones(()))
+        self.nothing = nn.Parameter(torch.empty(0))
+        self.count = nn.Parameter(torch.zeros(2, dtype=torch.int64), requires_grad=False)
+
+
+def names(plan_layers: tuple[object, ...]) -> list[str]:
+    return [layer.name for layer in plan_layers]  # type: ignore[attr-defined]
+
+
+def test_layers_are_modules_that_own_parameters_and_share_none_twice() -> None:
+    model = Tied()
+    plan = make_plan(model, model.parameters())
+    by_name = {layer.name: layer for layer in plan.layers}
+    assert list(by_name) == [ROOT, "embed", "norm", "head"]
+    assert by_name[ROOT].parameters == ("scale",)  # neither the empty nor the integer one
+    assert by_name["embed"].shared_with == ("head.weight",)
+    assert by_name["head"].parameters == ("head.bias",)
+    assert sum(p is model.embed.weight for p in plan.parameters) == 1
+
+
+def test_only_matrices_of_layers_other_than_norms_take_part_in_the_depth_profile() -> None:
+    model = Tied()
+    plan = make_plan(model, model.parameters())
+    assert {layer.name for layer in plan.layers if layer.has_matrix} == {"embed"}
+
+
+def test_only_this_optimizers_parameters_are_planned() -> None:
+    model = nn.ModuleDict({"g": nn.Linear(2, 2), "d": nn.Linear(2, 2)})
+    assert names(make_plan(model, model["g"].parameters()).layers) == ["g"]
+
+
+def test_a_parameter_of_no_module_is_still_watched() -> None:
+    stray = nn.Parameter(torch.ones(3))
+    plan = make_plan(nn.Linear(2, 2), [stray])
+    assert names(plan.layers) == [OUTSIDE]
+    assert plan.parameters == (stray,)
+
+
+def test_selection_keeps_every_parameter_in_the_total() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    plan = make_plan(model, model.parameters(), include=("[01]",), exclude=("0",))
+    assert names(plan.layers) == ["1"]
+    assert len(plan.parameters) == 6
+    assert plan.layer_index == (1, 1, 0, 0, 1, 1)
+
+
+@pytest.mark.parametrize(("include", "exclude", "came"), [(("enc*",), (), "enc"), ((), ("*",), "exclude")])
+def test_a_selection_of_nothing_is_refused_with_the_layers_there_are(
+    include: tuple[str, ...], exclude: tuple[str, ...], came: str
+) -> None:
+    with pytest.raises(ValueError, match=came) as refusal:
+        check_selection(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), include, exclude)
+    assert "the model's layers are 0, 1" in str(refusal.value)
+
+
+def test_layers_are_put_in_the_order_in_which_they_ran() -> None:
+    model = nn.ModuleDict({"last": nn.Linear(2, 2), "unused": nn.Linear(2, 2), "first": nn.Linear(2, 2)})
+    plan = reorder(make_plan(model, model.parameters()), ["first", "last"])
+    assert names(plan.layers) == ["first", "last", "unused"]
+    owners = {id(p): plan.layers[i].name for p, i in zip(plan.parameters, plan.layer_index, strict=True)}
+    assert all(owners[id(model[name].weight)] == name for name in ("first", "last", "unused"))
+
+
+def test_wrapper_prefixes_are_no_part_of_a_name() -> None:
+    assert clean_name("_orig_mod.net._checkpoint_wrapped_module.0.weight") == "net.0.weight"
+    assert clean_name("net._orig_mod") == "net"
+    net: Any = torch.compile(nn.Linear(2, 2), backend="eager")
+    compiled = nn.ModuleDict({"net": net, "head": nn.Linear(2, 2)})
+    assert list(named_layers(compiled)) == ["net", "head"]
+    assert list(uncompiled_layers(compiled)) == ["head"]
+
+
+def test_a_lazy_parameter_waits_until_it_has_a_shape() -> None:
+    model = nn.LazyLinear(3)
+    assert make_plan(model, model.parameters()).parameters == ()
+    model(torch.ones(1, 2))
+    assert len(make_plan(model, model.parameters()).parameters) == 2
+
+
+def test_a_model_of_400_layers_rolls_up_to_its_blocks() -> None:
+    wide = ["stem"] + [f"stages.{i}.{j}.conv{k}" for i in range(4) for j in range(10) for k in range(10)] + ["head"]
+    rows = roll_up(wide)
+    assert list(rows)[:2] == ["stem", "stages.0.0"]
+    assert len(rows) == 42
+    assert rows["stages.3.9"] == list(range(391, 401))
+
+
+def test_a_flat_model_rolls_up_to_neighbours() -> None:
+    rows = roll_up([str(i) for i in range(400)])
+    assert 40 <= len(rows) <= MAX_ROWS
+    assert next(iter(rows)) == "0 to 8"
+
+
+def test_group_by_is_taken_at_its_word() -> None:
+    assert roll_up(["a.b.c", "a.b.d", "a.e"], group_by=2) == {"a.b": [0, 1], "a.e": [2]}
+
+
+paths = st.lists(st.sampled_from("ab01"), min_size=1, max_size=4).map(".".join)
+
+
+@given(st.lists(paths, unique=True, min_size=1, max_size=200))
+def test_rows_hold_every_layer_once_and_are_few(layer_names: list[str]) -> None:
+    rows = roll_up(layer_names)
+    assert sorted(i for row in rows.values() for i in row) == list(range(len(layer_names)))
+    assert len(rows) <= MAX_ROWS

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lightning_gradwatch.core.measure import MISSING, LayerMeter, NormWindow, combine, dense, norms, zero_counts
+
+
+def with_gradients(*gradients: Tensor | None) -> list[nn.Parameter]:
+    parameters = []
+    for gradient in gradients:
+        like = torch.zeros(2) if gradient is None else gradient
+        parameter = nn.Parameter(torch.ones(like.shape, dtype=like.dtype))
+        parameter.grad = gradient
+        parameters.append(parameter)
+    return parameters
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64])
+def test_norms_accumulate_in_float32_or_better(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    tensors = [(3 * torch.randn(300, 70)).to(dtype), torch.tensor(-2.0).to(dtype), torch.ones(3).to(dtype)]
+    expected = [torch.linalg.vector_norm(dense(t).double()).item() for t in tensors]
+    measured = norms(tensors)
+    assert all(n.dtype is torch.float32 and n.shape == () for n in measured)
+    assert [n.item() for n in measured] == pytest.approx(expected, rel=1e-5)
+
+
+def test_half_precision_neither_overflows_nor_underflows() -> None:
+    large, small = torch.full((10_000,), 1000.0).half(), torch.full((10_000,), 1e-4).half()
+    assert large.norm().isinf()
+    assert norms([large])[0].item() == pytest.approx(1e5, rel=1e-5)
+    assert norms([small])[0].item() == pytest.approx(0.01, rel=1e-2)
+
+
+def test_an_uncoalesced_sparse_gradient_counts_once() -> None:
+    sparse = torch.sparse_coo_tensor(torch.tensor([[0, 0, 2]]), torch.tensor([[1.0], [2.0], [4.0]]), (5, 1))
+    assert norms([sparse, torch.ones(4)])[0].item() == pytest.approx(5.0)
+    assert zero_counts([sparse])[0].item() == 3
+
+
+def test_a_complex_gradient_is_measured_with_real_neighbours() -> None:
+    assert [n.item() for n in norms([torch.tensor([3 + 4j]), torch.tensor([2.0])])] == [5.0, 2.0]
+    assert norms([torch.tensor([3 + 4j]).conj()])[0].item() == 5.0
+
+
+def test_the_total_is_torchs_own() -> None:
+    torch.manual_seed(0)
+    parameters = with_gradients(torch.randn(20, 30), torch.randn(7), torch.randn(()))
+    window = NormWindow(parameters)
+    window.push(None, None, gradients_scaled=False)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    total = combine(window.rows()[:, :-1], torch.tensor([0, 0, 1]), 2)[0, 0]
+    assert total.item() == pytest.approx(torch.nn.utils.get_total_norm(gradients).item(), rel=1e-6)
+
+
+def test_a_missing_gradient_is_no_zero() -> None:
+    parameters = with_gradients(torch.tensor([3.0, 4.0]), None, torch.zeros(2))
+    window = NormWindow(parameters)
+    assert window.push(torch.tensor(0.5), None, gradients_scaled=False)
+    assert window.rows().tolist() == [[5.0, MISSING, 0.0, 0.5]]
+    assert combine(window.rows()[:, :-1], torch.tensor([0, 1, 2]), 3).tolist() == [[5.0, 5.0, MISSING, 0.0]]
+
+
+def test_without_any_gradient_there_is_no_observation() -> None:
+    window = NormWindow(with_gradients(None, None))
+    assert not window.push(torch.tensor(1.0), None, gradients_scaled=False)
+    assert len(window) == 0
+
+
+def test_the_loss_scale_is_divided_out_of_what_carries_it() -> None:
+    window = NormWindow(with_gradients(torch.tensor([1024.0]), None))
+    scale = torch.tensor(512.0)
+    window.push(torch.tensor(2048.0), scale, gradients_scaled=True)
+    window.push(torch.tensor(2048.0), scale, gradients_scaled=False)
+    rows = window.rows()
+    assert rows[:, 0].tolist() == [2.0, 1024.0]
+    assert rows[:, -1].tolist() == [4.0, 4.0]
+    assert (rows[:, 1] < 0).all()
+
+
+@pytest.mark.parametrize("loss", [None, torch.ones(2), torch.tensor(1j)])
+def test_a_loss_that_is_no_number_is_unknown(loss: Tensor | None) -> None:
+    window = NormWindow(with_gradients(torch.ones(1)))
+    window.push(loss, None, gradients_scaled=False)
+    assert math.isnan(window.rows()[0, -1].item())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_bad_layer_spoils_itself_and_the_total_only(bad: float) -> None:
+    window = NormWindow(with_gradients(torch.tensor([bad, 1.0]), torch.tensor([3.0])))
+    window.push(None, None, gradients_scaled=False)
+    total, first, second = combine(window.rows()[:, :-1], torch.tensor([0, 1]), 2)[0].tolist()
+    assert not math.isfinite(total)
+    assert not math.isfinite(first)
+    assert second == 3.0
+
+
+def test_sums_of_squares_leave_the_range_of_float32_unharmed() -> None:
+    rows = torch.tensor([[3e30, 4e30], [3e-30, 4e-30]])
+    assert combine(rows, torch.tensor([0, 0]), 1)[:, 0].tolist() == pytest.approx([5e30, 5e-30])
+
+
+@given(st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=20), st.data())
+def test_layers_partition_the_total(values: list[float], data: st.DataObject) -> None:
+    index = data.draw(st.lists(st.integers(0, 3), min_size=len(values), max_size=len(values)))
+    total, *layers = combine(torch.tensor([values]), torch.tensor(index), 4)[0].tolist()
+    assert total == pytest.approx(math.hypot(*values), rel=1e-5)
+    for i, layer in enumerate(layers):
+        own = [v for v, j in zip(values, index, strict=True) if i == j]
+        assert layer == pytest.approx(math.hypot(*own) if own else MISSING, rel=1e-5)
+
+
+def test_weight_norms_and_zero_fractions_per_layer() -> None:
+    parameters = with_gradients(torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.0]), None)
+    meter = LayerMeter(parameters, [0, 0, 1], 3)
+    assert meter.weight_norms().tolist() == pytest.approx([2.0, math.sqrt(2), MISSING])
+    assert meter.zero_fractions().tolist() == [0.75, MISSING, MISSING]
+
+
+def test_the_window_is_bounded_and_can_be_restored() -> None:
+    window = NormWindow(with_gradients(torch.ones(1)))
+    steps = 0
+    while not window.is_full:
+        window.push(torch.tensor(float(steps)), None, gradients_scaled=False)
+        steps += 1
+    assert 2 <= steps <= 1024
+    window.clear()
+    window.push(torch.tensor(7.0), None, gradients_scaled=False)
+    other = NormWindow(with_gradients(torch.ones(1)))
+    assert other.restore(window.rows().clone())
+    assert other.rows().tolist() == [[1.0, 7.0]]
+    assert not NormWindow(with_gradients(torch.ones(1), torch.ones(1))).restore(window.rows())
+
+
+def test_memory_stays_at_a_megabyte_with_thousands_of_parameters() -> None:
+    window = NormWindow(with_gradients(*[torch.ones(1)] * 5000))
+    window.push(None, None, gradients_scaled=False)
+    assert window.rows().untyped_storage().nbytes() <= 2**20 + 4 * 5001

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_gradwatch.core.layers import named_layers
+from lightning_gradwatch.core.probe import Probe, first_differentiable
+from lightning_gradwatch.core.watcher import make_probe
+
+
+def backward(model: nn.Module, *inputs: Any, **keywords: Any) -> Probe:
+    probe = make_probe(model)
+    probe.attach()
+    output = first_differentiable(model(*inputs, **keywords))
+    assert output is not None
+    output.square().sum().backward()
+    return probe
+
+
+def hooks_on(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._backward_hooks) for m in model.modules())
+
+
+def test_norms_are_those_of_autograd() -> None:
+    torch.manual_seed(0)
+    first, second = nn.Linear(4, 5), nn.Linear(5, 3)
+    x = torch.randn(6, 4)
+    hidden = first(x)
+    output = second(hidden.tanh())
+    expected = torch.autograd.grad(output.square().sum(), [hidden, output])
+    probe = backward(nn.Sequential(first, nn.Tanh(), second), x)
+    assert probe.order == ["0", "2"]
+    for name, gradient in zip(("0", "2"), expected, strict=True):
+        norm = probe.norm(name)
+        assert norm is not None
+        assert norm.item() == pytest.approx(gradient.norm().item(), rel=1e-6)
+
+
+class Repeated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.Linear(3, 3)
+        self.seen: list[Tensor] = []
+
+    def forward(self, *, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = self.cell(input=x)
+            x.retain_grad()
+            self.seen.append(x)
+        return x
+
+
+def test_repeated_and_keyword_calls_add_up_in_squares() -> None:
+    model = Repeated()
+    probe = backward(model, x=torch.randn(2, 3))
+    squares = sum(float(t.grad.square().sum()) for t in model.seen if t.grad is not None)
+    norm = probe.norm("cell")
+    assert norm is not None
+    assert norm.item() == pytest.approx(squares**0.5, rel=1e-6)
+
+
+def test_inplace_activations_are_survived() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True), nn.Linear(3, 1))
+    assert backward(model, torch.randn(2, 3)).norm("0") is not None
+
+
+def test_double_backward_is_survived() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1))
+    probe = make_probe(model)
+    probe.attach()
+    x = torch.randn(2, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    gradient.square().sum().backward()
+    norm = probe.norm("0")
+    assert norm is not None
+    assert not norm.requires_grad
+
+
+@dataclass
+class Output:
+    text: str
+    logits: Tensor
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda t: (None, t), lambda t: [t], lambda t: {"a": 1, "b": t}, lambda t: Output("", t)]
+)
+def test_outputs_may_be_containers(wrap: Any) -> None:
+    class Wrapped(nn.Linear):
+        def forward(self, input: Tensor) -> Any:  # noqa: A002 - the name of the method it overrides
+            return wrap(super().forward(input))
+
+    assert backward(Wrapped(3, 2), torch.randn(2, 3)).norm("(root)") is not None
+
+
+def test_tiny_gradients_do_not_vanish_in_their_own_squares_over_calls() -> None:
+    model = Repeated()
+    probe = make_probe(model)
+    probe.attach()
+    (model(x=torch.randn(2, 3)).sum() * 1e-15).backward()
+    norm = probe.norm("cell")
+    assert norm is not None
+    assert 0 < norm.item() < 1e-12
+
+
+def test_norm_layers_have_a_place_in_the_order_only() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 1))
+    probe = backward(model, torch.randn(2, 3))
+    assert probe.order == ["0", "1", "2"]
+    assert probe.norm("1") is None
+
+
+def test_no_hook_is_left_behind() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+    probe = backward(model, torch.randn(2, 3))
+    assert hooks_on(model) == 2
+    probe.attach()
+    assert hooks_on(model) == 2
+    probe.detach()
+    probe.detach()
+    assert hooks_on(model) == 0
+    assert probe.norm("0") is None
+
+
+def test_an_empty_probe_is_harmless() -> None:
+    probe = Probe({}, ())
+    probe.attach()
+    assert not probe.is_attached
+    assert named_layers(nn.ReLU()) == {}

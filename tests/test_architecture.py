@@ -1,0 +1,110 @@
+"""The house: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lightning_gradwatch
+
+PACKAGE = Path(lightning_gradwatch.__file__).parent
+ROOMS = {"layers", "probe", "measure", "histogram", "transfer", "window", "detect", "diagnose", "metrics", "schedule"}
+
+
+def imports_of(source: str) -> Iterator[str]:
+    """Modules that a source imports, anywhere in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def violations(path: str, source: str) -> list[str]:
+    """What in ``source``, standing at ``path`` in the package, breaks the plan of the house."""
+    room = path.removesuffix(".py").replace("/", ".")
+    found = []
+    for name in imports_of(source):
+        own = name.removeprefix("lightning_gradwatch.")
+        is_own = name.startswith("lightning_gradwatch")
+        if room.startswith("core.") and name.split(".")[0] in ("lightning", "pytorch_lightning", "tensorboard"):
+            found.append(f"{room} imports {name}: core knows torch and the standard library only")
+        if room.startswith("core.") and is_own and not own.startswith("core"):
+            found.append(f"{room} imports {name}: core imports nothing above it")
+        is_room = room.removeprefix("core.") in ROOMS - {"histogram"}
+        if is_room and is_own and own.removeprefix("core.").split(".")[0] in ROOMS:
+            found.append(f"{room} imports {name}: rooms do not import each other")
+        if room != "__init__" and is_own and own.split(".")[0] == "callback":
+            found.append(f"{room} imports {name}: only __init__ imports callback")
+        if room != "_lightning" and name.split(".")[0] in ("lightning", "pytorch_lightning"):
+            found.append(f"{room} imports {name}: only _lightning speaks to Lightning")
+    return found
+
+
+def test_every_file_keeps_to_the_plan() -> None:
+    files = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}
+    assert len(files) > 10
+    assert [v for path, source in files.items() for v in violations(path, source)] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("core/measure.py", "from lightning.pytorch import Trainer"),
+        ("core/detect.py", "def f():\n    import tensorboard.plugins"),
+        ("core/probe.py", "from lightning_gradwatch.core.layers import Plan"),
+        ("core/clip.py", "from lightning_gradwatch import _lightning"),
+        ("alerts_file.py", "from lightning_gradwatch.callback import GradWatch"),
+        ("callback.py", "import pytorch_lightning as pl"),
+    ],
+)
+def test_the_check_sees_a_breach(path: str, source: str) -> None:
+    assert violations(path, source)
+
+
+def test_private_names_of_the_trainer_stay_in_one_file() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        if path.name != "_lightning.py":
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+                    assert "trainer" not in ast.unparse(node.value), f"{path.name}: {ast.unparse(node)}"
+
+
+def test_tag_strings_stay_in_metrics() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        if path.name != "metrics.py":
+            texts = [n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)]
+            assert not [t for t in texts if isinstance(t, str) and t.startswith(("gradwatch/", "grad_norm/"))], path
+
+
+@pytest.mark.parametrize(
+    ("statement", "stays_out"),
+    [
+        ("import lightning_gradwatch", ("torch", "lightning", "pytorch_lightning", "tensorboard")),
+        ("from lightning_gradwatch import Alert", ("torch", "lightning", "pytorch_lightning")),
+        ("import lightning_gradwatch.core.watcher", ("lightning", "pytorch_lightning", "tensorboard")),
+        ("import lightning_gradwatch.tensorboard", ("torch", "lightning", "pytorch_lightning")),
+    ],
+)
+def test_imports_stay_light(statement: str, stays_out: tuple[str, ...]) -> None:
+    code = f"{statement}; import sys; print([m for m in {stays_out!r} if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_the_import_check_can_fail() -> None:
+    code = "from lightning_gradwatch import GradWatch; import sys; print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "True"
+
+
+def test_public_names_are_the_announced_ones() -> None:
+    assert lightning_gradwatch.__all__ == ["Alert", "GradWatch", "GradWatchWarning"]
+    assert all(hasattr(lightning_gradwatch, name) for name in lightning_gradwatch.__all__)
+    assert set(lightning_gradwatch.__all__) <= set(dir(lightning_gradwatch))
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        _ = lightning_gradwatch.Nonsense

@@ -1,0 +1,485 @@
+"""GradWatch in real Trainers, with its numbers compared with independent ones."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import grad_norm
+from torch import Tensor, nn
+
+from lightning_gradwatch import GradWatch, GradWatchWarning
+from lightning_gradwatch.core.records import Publication
+from tests.tasks import (
+    Classifier,
+    Poison,
+    Sponge,
+    deep_net,
+    digits,
+    fit,
+    quiet_trainer,
+    read_events,
+    scalars,
+    small_net,
+)
+
+
+class Oracle(pl.Callback):
+    """Norms by Lightning's own helper and by torch, at the place where GradWatch measures."""
+
+    def __init__(self) -> None:
+        self.parameters: list[dict[str, float]] = []
+        self.totals: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.parameters.append({k: float(v) for k, v in grad_norm(pl_module, 2).items()})
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        self.totals.append(torch.nn.utils.get_total_norm(gradients).item())
+
+    def layer(self, name: str) -> list[float]:
+        prefix = f"grad_2.0_norm/{name}."
+        return [math.hypot(*(v for k, v in step.items() if k.startswith(prefix))) for step in self.parameters]
+
+
+def run_with_oracle(directory: Path, **options: Any) -> tuple[Oracle, Any]:
+    oracle = Oracle()
+    pl.seed_everything(1, verbose=False)
+    trainer = quiet_trainer(GradWatch(), oracle, directory=directory, **options)
+    trainer.fit(Classifier(small_net()), digits())
+    return oracle, read_events(directory)
+
+
+def test_norms_equal_lightnings_and_torchs_own(tmp_path: Path) -> None:
+    oracle, events = run_with_oracle(tmp_path, log_every_n_steps=1, max_steps=8)
+    assert list(scalars(events, "gradwatch/total_norm").values()) == pytest.approx(oracle.totals, rel=1e-6)
+    for layer in ("net.0", "net.2", "net.4"):
+        assert list(scalars(events, f"grad_norm/{layer}").values()) == pytest.approx(oracle.layer(layer), rel=1e-6)
+
+
+def test_the_window_keeps_every_step_between_two_publications(tmp_path: Path) -> None:
+    oracle, events = run_with_oracle(tmp_path, log_every_n_steps=5, max_steps=15, accumulate_grad_batches=2)
+    windows = [oracle.totals[i : i + 5] for i in (0, 5, 10)]
+    expected = {
+        "total_norm": [w[-1] for w in windows],
+        "total_norm_min": [min(w) for w in windows],
+        "total_norm_median": [sorted(w)[2] for w in windows],
+        "total_norm_max": [max(w) for w in windows],
+    }
+    for tag, values in expected.items():
+        found = scalars(events, f"gradwatch/{tag}")
+        assert list(found) == [4, 9, 14] == list(scalars(events, "loss"))
+        assert list(found.values()) == pytest.approx(values, rel=1e-6)
+
+
+def test_a_run_shorter_than_the_logging_interval_is_published_at_its_end(tmp_path: Path) -> None:
+    fit(GradWatch(), directory=tmp_path, max_steps=7)
+    assert list(scalars(read_events(tmp_path), "gradwatch/total_norm")) == [6]
+
+
+def test_layer_tensors_hold_every_layer_and_say_what_they_hold(tmp_path: Path) -> None:
+    oracle, events = run_with_oracle(tmp_path, log_every_n_steps=4, max_steps=8)
+    tags = [t for t in events.Tags()["tensors"] if t.startswith("gradwatch/layers/")]
+    assert sorted(t.rsplit("/", 1)[1] for t in tags) == [
+        "grad_norm",
+        "grad_norm_range",
+        "output_grad_norm",
+        "weight_norm",
+        "zero_fraction",
+    ]
+    from tensorboard.util.tensor_util import make_ndarray
+
+    norms = [make_ndarray(e.tensor_proto) for e in events.Tensors("gradwatch/layers/grad_norm")]
+    metadata = events.SummaryMetadata("gradwatch/layers/grad_norm")
+    content = json.loads(metadata.plugin_data.content)
+    assert metadata.plugin_data.plugin_name == "gradwatch"
+    assert content == {"schema": 1, "layers": ["net.0", "net.2", "net.4"]}
+    expected = [[oracle.layer(name)[step] for name in content["layers"]] for step in (3, 7)]
+    assert [n.tolist() for n in norms] == [pytest.approx(row, rel=1e-6) for row in expected]
+
+
+def test_one_event_file_and_few_charts_for_400_tensors(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(64, 8), *[nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(199)])
+    fit(GradWatch(), Classifier(nn.Sequential(net, nn.Linear(8, 10))), directory=tmp_path, max_steps=3)
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
+    tags = read_events(tmp_path).Tags()
+    assert len([t for t in tags["scalars"] if t.startswith("gradwatch/")]) == 8
+    assert 10 <= len([t for t in tags["scalars"] if t.startswith("grad_norm/")]) <= 50
+    assert len(tags["histograms"]) <= 50
+
+
+def test_histograms_are_of_log10_and_trimmed(tmp_path: Path) -> None:
+    fit(GradWatch(histogram_every=2), directory=tmp_path, log_every_n_steps=1, max_steps=4)
+    events = read_events(tmp_path).Histograms("grad_hist/net.0")
+    assert [e.step for e in events] == [0, 2]
+    histogram = events[0].histogram_value
+    assert histogram.bucket[0] > 0
+    assert histogram.bucket[-1] > 0
+    assert -12 < histogram.min < histogram.max < 2
+    assert sum(histogram.bucket) <= 64 * 64 + 64
+
+
+def test_layers_come_in_the_order_in_which_they_ran(tmp_path: Path) -> None:
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.body, self.stem = nn.Linear(8, 10), nn.Linear(8, 8), nn.Linear(64, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.head(self.body(input=self.stem(x)))
+            return output
+
+    watch = GradWatch()
+    fit(watch, Classifier(Backwards()), directory=tmp_path)
+    assert list(watch.profile) == ["net.stem", "net.body", "net.head"]
+    metadata = read_events(tmp_path).SummaryMetadata("gradwatch/layers/grad_norm")
+    assert json.loads(metadata.plugin_data.content)["layers"] == ["net.stem", "net.body", "net.head"]
+
+
+def test_a_sick_network_alerts_before_step_15_and_its_cured_twin_never(tmp_path: Path) -> None:
+    sick, cured = GradWatch(), GradWatch()
+    with pytest.warns(GradWatchWarning, match="Gradients vanish with depth"):
+        trainer = fit(sick, Classifier(deep_net(nn.Sigmoid)), directory=tmp_path, max_steps=60)
+    (alert,) = sick.alerts
+    assert (alert.kind, alert.level, alert.layer, alert.until_step) == ("vanishing", "alert", "net.0", None)
+    assert alert.step < 15
+    assert alert.value > 8 > alert.threshold == 2.0
+    assert alert.remedies
+    assert trainer.callback_metrics["gradwatch/vanishing"] == 1.0
+    assert trainer.callback_metrics["gradwatch/alerts"] == 1.0
+    (line,) = (tmp_path / "alerts.jsonl").read_text().splitlines()
+    assert {k: v for k, v in json.loads(line).items() if k in ("event", "kind", "step")} == {
+        "event": "opened",
+        "kind": "vanishing",
+        "step": alert.step,
+    }
+    trainer = fit(cured, Classifier(deep_net(nn.ReLU, he_init=True)), max_steps=60)
+    assert cured.alerts == []
+    assert trainer.callback_metrics["gradwatch/vanishing"] < 0.4
+
+
+class Cured(pl.Callback):
+    """Re-initialises the network in the middle of the run."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 30:
+            pl_module.net.load_state_dict(deep_net(nn.ReLU, he_init=True).state_dict())
+
+
+def test_an_alert_ends_when_the_network_is_cured(tmp_path: Path) -> None:
+    watch = GradWatch(sample_every_n_steps=2)
+    pl.seed_everything(1, verbose=False)
+    trainer = quiet_trainer(watch, Cured(), directory=tmp_path, max_steps=60)
+    with pytest.warns(GradWatchWarning):
+        trainer.fit(Classifier(deep_net(nn.ReLU), lr=0.01), digits())
+    (alert,) = watch.alerts
+    assert alert.step == 9
+    assert alert.until_step is not None
+    assert 30 < alert.until_step < 45
+    events = [json.loads(line) for line in (tmp_path / "alerts.jsonl").read_text().splitlines()]
+    assert [e["event"] for e in events] == ["opened", "ended"]
+    assert trainer.callback_metrics["gradwatch/alerts"] == 1.0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_nonfinite_gradient_between_samples_is_named_with_its_step_and_layer(tmp_path: Path, value: float) -> None:
+    watch = GradWatch(dense_steps=0)
+    trainer = quiet_trainer(watch, Poison(13, value=value), Sponge(), directory=tmp_path, max_steps=60)
+    with pytest.warns(GradWatchWarning, match="NaN or infinite since step 13"):
+        trainer.fit(Classifier(small_net()), digits())
+    (alert,) = watch.alerts
+    assert (alert.kind, alert.step, alert.until_step, alert.layer) == ("nonfinite", 13, 13, "net.2")
+    assert scalars(read_events(tmp_path), "gradwatch/nonfinite_steps")[59] == 1.0
+
+
+def test_early_stopping_and_checkpoints_can_monitor_the_score(tmp_path: Path) -> None:
+    stop = EarlyStopping(
+        monitor="gradwatch/vanishing", stopping_threshold=-0.1, divergence_threshold=0.5, mode="min", patience=99,
+        check_on_train_epoch_end=True,
+    )  # fmt: skip
+    save = ModelCheckpoint(tmp_path, monitor="gradwatch/alerts", save_on_train_epoch_end=True)
+    watch = GradWatch()
+    trainer = quiet_trainer(watch, stop, save, max_epochs=9, max_steps=-1, enable_checkpointing=True)
+    with pytest.warns(GradWatchWarning):
+        trainer.fit(Classifier(deep_net()), digits())
+    assert trainer.current_epoch == 1
+    assert save.best_model_score == 1.0
+
+
+def test_scores_can_be_monitored_before_the_first_step() -> None:
+    seen: list[set[str]] = []
+
+    class Early(pl.Callback):
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            seen.append(set(trainer.callback_metrics))
+
+    quiet_trainer(GradWatch(), Early(), max_steps=1).fit(Classifier(small_net()), digits())
+    assert {"gradwatch/vanishing", "gradwatch/alerts"} <= seen[0]
+
+
+def test_every_logger_gets_the_run_level_numbers(tmp_path: Path) -> None:
+    loggers = [
+        CSVLogger(tmp_path / "csv", name="", version=""),
+        TensorBoardLogger(tmp_path / "tb", name="", version=""),
+    ]
+    fit(GradWatch(), logger=loggers, log_every_n_steps=5)
+    header, *rows = (tmp_path / "csv/metrics.csv").read_text().splitlines()
+    assert {"gradwatch/total_norm", "gradwatch/vanishing", "gradwatch/alerts"} <= set(header.split(","))
+    assert "grad_norm/net.0" not in header
+    assert len(rows) == 4  # Lightning's and ours, at steps 4 and 9
+    assert list(scalars(read_events(tmp_path / "tb"), "gradwatch/total_norm")) == [4, 9]
+
+
+def test_without_a_logger_it_still_watches_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    watch = GradWatch()
+    with pytest.warns(GradWatchWarning):
+        trainer = fit(watch, Classifier(deep_net()), max_steps=20)
+    assert [a.kind for a in watch.alerts] == ["vanishing"]
+    assert trainer.callback_metrics["gradwatch/alerts"] == 1.0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_selection_reports_what_was_asked_for_and_totals_everything(tmp_path: Path) -> None:
+    oracle = Oracle()
+    pl.seed_everything(1, verbose=False)
+    trainer = quiet_trainer(GradWatch(include="net.*", exclude=["*.2"]), oracle, directory=tmp_path)
+    trainer.fit(Classifier(small_net()), digits())
+    events = read_events(tmp_path)
+    assert sorted(t for t in events.Tags()["scalars"] if t.startswith("grad_norm/")) == [
+        "grad_norm/net.0",
+        "grad_norm/net.4",
+    ]
+    assert scalars(events, "gradwatch/total_norm")[9] == pytest.approx(oracle.totals[-1], rel=1e-6)
+
+
+def test_group_by_names_the_rows(tmp_path: Path) -> None:
+    fit(GradWatch(group_by=1), directory=tmp_path)
+    assert [t for t in read_events(tmp_path).Tags()["scalars"] if t.startswith("grad_norm")] == ["grad_norm/net"]
+
+
+class Every(nn.Module):
+    """Frozen, tied, unused, 0-d and empty parameters, keyword calls, and a module that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(64, 8).requires_grad_(False)
+        self.twice = nn.Linear(8, 8)
+        self.tied = nn.Linear(8, 8, bias=False)
+        self.tied.weight = self.twice.weight
+        self.unused = nn.Linear(8, 8)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.empty = nn.Parameter(torch.empty(0, 3))
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.twice(input=self.twice(self.frozen(x)))
+        output: Tensor = self.head(self.tied(x) * self.scale + self.empty.sum())
+        return output
+
+
+def test_unusual_parameters_are_right_or_left_out(tmp_path: Path) -> None:
+    oracle = Oracle()
+    trainer = quiet_trainer(GradWatch(), oracle, directory=tmp_path)
+    trainer.fit(Classifier(Every()), digits())
+    events = read_events(tmp_path)
+    rows = sorted(t.removeprefix("grad_norm/") for t in events.Tags()["scalars"] if t.startswith("grad_norm/"))
+    assert rows == ["net", "net.head", "net.twice"]
+    for row, parameters in (("net", ["net.scale"]), ("net.twice", ["net.twice.weight", "net.twice.bias"])):
+        expected = math.hypot(*(oracle.parameters[-1][f"grad_2.0_norm/{name}"] for name in parameters))
+        assert scalars(events, f"grad_norm/{row}")[9] == pytest.approx(expected, rel=1e-6)
+    assert scalars(events, "gradwatch/total_norm")[9] == pytest.approx(oracle.totals[-1], rel=1e-6)
+
+
+def test_backward_observes_each_micro_batch(tmp_path: Path) -> None:
+    oracle: list[float] = []
+
+    class EachBackward(pl.Callback):
+        def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+            oracle.append(torch.nn.utils.get_total_norm([p.grad for p in pl_module.parameters()]).item())
+
+    watch = GradWatch(sample_at="backward")
+    trainer = quiet_trainer(
+        watch, EachBackward(), directory=tmp_path, max_steps=4, log_every_n_steps=2, accumulate_grad_batches=3
+    )
+    trainer.fit(Classifier(small_net()), digits())
+    events = read_events(tmp_path)
+    assert list(scalars(events, "gradwatch/total_norm")) == [1, 3]
+    for name, choose in (("total_norm_min", min), ("total_norm_max", max)):
+        expected = [choose(oracle[:6]), choose(oracle[6:])]
+        assert list(scalars(events, f"gradwatch/{name}").values()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_it_can_be_copied_and_pickled_before_and_after_use() -> None:
+    watch = GradWatch(include="net.*")
+    for copied in (copy.deepcopy(watch), pickle.loads(pickle.dumps(watch))):
+        fit(copied, max_steps=2)
+        again = pickle.loads(pickle.dumps(copied))
+        assert again.settings == watch.settings
+        fit(again, max_steps=2)
+
+
+def test_state_is_made_of_tensors_and_primitives_and_goes_on_after_a_resume(tmp_path: Path) -> None:
+    class Collector(GradWatch):
+        def __init__(self) -> None:
+            super().__init__(log_every_n_steps=7)
+            self.published: list[Publication] = []
+
+        @property
+        def state_key(self) -> str:
+            return "GradWatch"
+
+        def _publish(self, logger: Any, publication: Publication) -> None:
+            self.published.append(publication)
+
+    def train(steps: int, ckpt_path: Path | None = None) -> Collector:
+        watch = Collector()
+        pl.seed_everything(1, verbose=False)
+        save = ModelCheckpoint(tmp_path, every_n_train_steps=11, save_top_k=-1, filename="{step}")
+        trainer = quiet_trainer(
+            watch, save, directory=tmp_path, max_steps=steps, enable_checkpointing=True, overfit_batches=1
+        )
+        trainer.fit(Classifier(deep_net(), lr=0.01), digits(), ckpt_path=ckpt_path)
+        return watch
+
+    with pytest.warns(GradWatchWarning):
+        whole = train(30)
+    torch.load(tmp_path / "step=11.ckpt", weights_only=True)
+    resumed = train(30, tmp_path / "step=11.ckpt")  # no second warning: warnings are errors here
+    assert resumed.alerts == whole.alerts
+    assert [p.step for p in resumed.published] == [13, 20, 27, 29]
+    for one, other in zip(resumed.published, whole.published[1:], strict=True):
+        assert one.window.num_steps == other.window.num_steps
+        assert torch.equal(one.window.max, other.window.max)
+        assert one.scores == other.scores
+
+
+def test_the_same_trainer_can_fit_twice(tmp_path: Path) -> None:
+    watch = GradWatch()
+    trainer = quiet_trainer(watch, directory=tmp_path, max_steps=5, log_every_n_steps=5)
+    model = Classifier(small_net())
+    trainer.fit(model, digits())
+    trainer.fit_loop.epoch_loop.max_steps = 10
+    trainer.fit(model, digits())
+    assert list(scalars(read_events(tmp_path), "gradwatch/total_norm")) == [4, 9]
+
+
+def test_a_second_run_starts_with_a_clean_sheet() -> None:
+    watch = GradWatch()
+    with pytest.warns(GradWatchWarning):
+        fit(watch, Classifier(deep_net()), max_steps=12)
+    fit(watch, Classifier(small_net()), max_steps=12)
+    assert watch.alerts == []
+
+
+@pytest.mark.filterwarnings("ignore:.*logging interval.*")
+def test_fast_dev_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fit(GradWatch(), fast_dev_run=2, logger=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["exception", "end"])
+def test_no_hook_is_left_on_the_model(what: str) -> None:
+    class Failing(Classifier):  # type: ignore[misc, valid-type]
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            loss: Tensor = super().training_step(batch, batch_idx)
+            if what == "exception" and batch_idx == 3:
+                raise RuntimeError("stop here")
+            return loss
+
+    model = Failing(small_net())
+    try:
+        fit(GradWatch(), model, max_steps=5)
+    except RuntimeError:
+        assert what == "exception"
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_two_optimizers_have_their_own_parameters_and_tags(tmp_path: Path) -> None:
+    class Gan(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.g, self.d = nn.Linear(4, 64), nn.Linear(64, 1)
+            self.norms: list[tuple[float, float]] = []
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            opt_g, opt_d = self.optimizers()  # type: ignore[attr-defined, misc]
+            fake = self.g(torch.ones(64, 4))
+            opt_g.zero_grad()
+            self.manual_backward(-self.d(fake).mean())
+            g = torch.nn.utils.get_total_norm([p.grad for p in self.g.parameters() if p.grad is not None]).item()
+            opt_g.step()
+            opt_d.zero_grad()
+            self.manual_backward(self.d(fake.detach()).mean() - self.d(batch[0]).mean())
+            d = torch.nn.utils.get_total_norm([p.grad for p in self.d.parameters() if p.grad is not None]).item()
+            opt_d.step()
+            self.norms.append((g, d))
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.g.parameters(), 1e-3), torch.optim.Adam(self.d.parameters(), 1e-3)
+
+    model = Gan()
+    fit(GradWatch(), model, directory=tmp_path, max_steps=20, log_every_n_steps=1)
+    events = read_events(tmp_path)
+    for i, name in enumerate(("SGD", "Adam")):
+        found = scalars(events, f"gradwatch/{name}/total_norm")
+        assert list(found) == list(range(10))
+        assert list(found.values()) == pytest.approx([n[i] for n in model.norms], rel=1e-6)
+    assert {"grad_norm/SGD/g", "grad_norm/Adam/d"} <= set(events.Tags()["scalars"])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_numbers_are_unscaled_under_a_loss_scaler(tmp_path: Path, fused: bool) -> None:
+    from lightning.pytorch.plugins.precision import MixedPrecision
+
+    def total(directory: Path, **options: Any) -> dict[int, float]:
+        model = Classifier(small_net(), lr=1e-3, optimizer=torch.optim.Adam, fused=fused)
+        fit(GradWatch(), model, directory=directory, max_steps=5, log_every_n_steps=1, **options)
+        return scalars(read_events(directory), "gradwatch/total_norm")
+
+    scaler = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
+    scaled, plain = total(tmp_path / "16", plugins=[scaler]), total(tmp_path / "32")
+    assert list(scaled.values()) == pytest.approx(list(plain.values()), rel=0.02)
+
+
+def test_a_step_skipped_by_the_scaler_is_no_alert(tmp_path: Path) -> None:
+    from lightning.pytorch.plugins.precision import MixedPrecision
+
+    scaler = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**40))
+    watch = GradWatch()
+    fit(watch, directory=tmp_path, plugins=[scaler], max_steps=60, log_every_n_steps=60)
+    events = read_events(tmp_path)
+    skipped = scalars(events, "gradwatch/skipped_steps")[59]
+    assert skipped > 5
+    assert scalars(events, "gradwatch/nonfinite_steps")[59] == 0
+    assert math.isfinite(scalars(events, "gradwatch/total_norm_max")[59])
+
+
+def test_lbfgs_is_observed_once_per_step(tmp_path: Path) -> None:
+    model = Classifier(small_net(), optimizer=torch.optim.LBFGS, max_iter=4)
+    fit(GradWatch(), model, directory=tmp_path, max_steps=4, log_every_n_steps=1)
+    events = [e.step for e in read_events(tmp_path).Scalars("gradwatch/total_norm")]
+    assert events == [0, 1, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore:.*returned `None`")
+def test_a_step_without_a_loss_is_no_observation(tmp_path: Path) -> None:
+    class Skipping(Classifier):  # type: ignore[misc, valid-type]
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+            return None if batch_idx % 2 else super().training_step(batch, batch_idx)
+
+    watch = GradWatch()
+    fit(watch, Skipping(small_net()), directory=tmp_path, max_epochs=1, max_steps=-1, limit_train_batches=10)
+    (watcher,) = watch._run.watchers.values()
+    assert watcher.num_steps == 5
+    assert watch.alerts == []

@@ -1,0 +1,62 @@
+"""The examples, run as a user would."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tasks import read_events, scalars
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+RUN_LEVEL = {
+    "gradwatch/total_norm",
+    "gradwatch/total_norm_min",
+    "gradwatch/total_norm_median",
+    "gradwatch/total_norm_max",
+    "gradwatch/vanishing",
+    "gradwatch/decades_lost",
+    "gradwatch/alerts",
+    "gradwatch/nonfinite_steps",
+}
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    directory = tmp_path_factory.mktemp("quickstart")
+    command = [sys.executable, str(EXAMPLES / "quickstart.py"), "--directory", str(directory)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return directory, result.stdout
+
+
+def test_quickstart_says_what_was_found_in_plain_words(quickstart: tuple[Path, str]) -> None:
+    _, text = quickstart
+    assert "ALERT vanishing at step 9, layer net.0: 11.1 decades lost" in text
+    assert "Try ReLU, GELU or SiLU with He initialisation" in text
+    assert text.count("nothing to complain about") == 1
+    assert "tensorboard.main --logdir" in text
+
+
+@pytest.mark.parametrize("run", ["sigmoid", "relu_he"])
+def test_quickstarts_event_files_have_every_tag(quickstart: tuple[Path, str], run: str) -> None:
+    events = read_events(quickstart[0] / run)
+    tags = events.Tags()
+    layers = [f"net.{2 * i}" for i in range(20)]
+    assert set(tags["scalars"]) >= RUN_LEVEL | {f"grad_norm/{layer}" for layer in layers}
+    assert set(tags["histograms"]) == {f"grad_hist/{layer}" for layer in layers}
+    assert list(scalars(events, "gradwatch/total_norm")) == list(scalars(events, "loss")) == list(range(4, 300, 5))
+
+
+def test_quickstarts_sick_network_alerts_and_its_twin_does_not(quickstart: tuple[Path, str]) -> None:
+    directory, _ = quickstart
+    (line,) = (directory / "sigmoid/alerts.jsonl").read_text().splitlines()
+    alert = json.loads(line)
+    assert (alert["kind"], alert["level"]) == ("vanishing", "alert")
+    assert alert["step"] < 15
+    assert not (directory / "relu_he/alerts.jsonl").exists()
+    assert max(scalars(read_events(directory / "relu_he"), "gradwatch/vanishing").values()) < 0.5
+    assert (directory / "depth_profiles.png").stat().st_size > 10_000

@@ -1,0 +1,139 @@
+"""Both Lightning namespaces, together and alone, and the command line interface of each."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_gradwatch import GradWatch
+from tests.tasks import digits, make_classifier_class, small_net
+
+NAMESPACES = ["lightning.pytorch", "pytorch_lightning"]
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+@pytest.mark.parametrize("in_a_list", [True, False])
+def test_it_is_a_callback_of_both(namespace: str, in_a_list: bool) -> None:
+    pl = importlib.import_module(namespace)
+    watch = GradWatch()
+    assert isinstance(watch, pl.Callback)
+    trainer = pl.Trainer(
+        callbacks=[watch] if in_a_list else watch,
+        max_steps=3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
+    trainer.fit(make_classifier_class(pl)(small_net()), digits())
+    assert "gradwatch/vanishing" in trainer.callback_metrics
+    assert list(watch.profile) == ["net.0", "net.2", "net.4"]
+
+
+ALONE = """
+import sys, warnings
+warnings.simplefilter("ignore")
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {absent!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from lightning_gradwatch import GradWatch
+import {namespace} as pl
+assert not {absent!r} & set(sys.modules), "the other package was imported after all"
+import torch
+class Model(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(4, 1)
+    def training_step(self, batch, batch_idx):
+        return self.net(batch).mean()
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+watch = GradWatch()
+trainer = pl.Trainer(callbacks=watch, max_steps=2, logger=False, enable_checkpointing=False,
+                     enable_progress_bar=False, accelerator="cpu")
+trainer.fit(Model(), torch.utils.data.DataLoader(torch.randn(8, 4)))
+print(sorted(k for k in trainer.callback_metrics))
+"""
+
+
+@pytest.mark.parametrize(
+    ("namespace", "absent"), list(zip(NAMESPACES, ["pytorch_lightning", "lightning"], strict=True))
+)
+def test_one_of_the_packages_is_enough(namespace: str, absent: str) -> None:
+    code = ALONE.format(namespace=namespace, absent={absent})
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "['gradwatch/alerts', 'gradwatch/vanishing']" in result.stdout, result.stderr
+
+
+def test_with_neither_the_error_says_what_to_install() -> None:
+    code = ALONE.format(namespace="torch", absent={"lightning", "pytorch_lightning"})
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "GradWatch needs `lightning` or `pytorch-lightning`" in result.stderr
+    assert "pip install pytorch-lightning" in result.stderr
+
+
+CLI = """
+import warnings
+warnings.simplefilter("ignore")
+from {namespace}.cli import LightningCLI
+from {namespace}.demos.boring_classes import BoringModel, BoringDataModule
+cli = LightningCLI(BoringModel, BoringDataModule)
+(watch,) = [c for c in cli.trainer.callbacks if type(c).__name__ == "GradWatch"]
+print("steps", cli.trainer.global_step, watch.sample_at, watch.group_by, watch.log_every_n_steps, watch.settings)
+"""
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+def test_the_command_line_interface_takes_every_argument(namespace: str, tmp_path: Path) -> None:
+    arguments = {
+        "sample_at": "backward",
+        "dense_steps": 3,
+        "sample_every_n_steps": 4,
+        "log_every_n_steps": 5,
+        "histogram_every": 0,
+        "include": ["lay*"],
+        "exclude": "head.*",
+        "group_by": 2,
+        "vanishing_threshold": 0.6,
+    }
+    config = {
+        "trainer": {
+            "callbacks": [{"class_path": "lightning_gradwatch.GradWatch", "init_args": arguments}],
+            "max_steps": 2,
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+        }
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-c", CLI.format(namespace=namespace), "fit", "--config", "run.yaml"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert "steps 2 backward 2 5 Settings(schedule=Schedule(dense_steps=3, every_n_steps=4)" in result.stdout, (
+        result.stderr
+    )
+    assert "include=('lay*',), exclude=('head.*',), vanishing_threshold=0.6)" in result.stdout
+
+
+def test_the_command_line_interface_refuses_a_wrong_type(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        CLI.format(namespace=NAMESPACES[0]),
+        "fit",
+        "--trainer.callbacks+=lightning_gradwatch.GradWatch",
+    ]
+    command.append("--trainer.callbacks.dense_steps=many")
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode != 0
+    assert "dense_steps" in result.stderr

@@ -1,0 +1,272 @@
+"""The promises: nothing is changed, nothing is waited for, and the training run always survives."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning, alerts_file, callback
+from lightning_gradwatch.core import detect, measure, watcher
+from lightning_gradwatch.core.measure import LayerMeter
+from lightning_gradwatch.core.probe import Probe
+from lightning_gradwatch.core.schedule import Schedule
+from lightning_gradwatch.core.transfer import Transfer
+from lightning_gradwatch.core.watcher import Settings, Watcher
+from lightning_gradwatch.core.window import PublicationWindow
+from lightning_gradwatch.tensorboard.writer import Writer
+from tests.tasks import (
+    Classifier,
+    Poison,
+    Sponge,
+    deep_net,
+    digits,
+    fit,
+    quiet_trainer,
+    read_events,
+    scalars,
+    small_net,
+)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"accumulate_grad_batches": 2}, {"gradient_clip_val": 0.1}, {"precision": "bf16-mixed"}], ids=str
+)
+def test_weights_are_bit_identical_with_and_without(tmp_path: Path, options: dict[str, Any]) -> None:
+    def train(watch: GradWatch | None) -> dict[str, Tensor]:
+        model = Classifier(nn.Sequential(nn.Linear(64, 32), nn.Dropout(0.3), nn.Tanh(), nn.Linear(32, 10)))
+        fit(watch, model, directory=tmp_path / str(watch is None), max_steps=25, log_every_n_steps=3, **options)
+        return {name: value.clone() for name, value in model.state_dict().items()}
+
+    torch.manual_seed(5)
+    start = torch.get_rng_state()
+    watched = train(GradWatch(histogram_every=1))
+    torch.set_rng_state(start)
+    bare = train(None)
+    assert all(torch.equal(watched[name], bare[name]) for name in bare)
+
+
+class Count(TorchDispatchMode):
+    """Counts the torch operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operators[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+READS = ("aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal", "aten::nonzero")
+
+
+def observe(net: nn.Module, watcher_: Watcher, publish: bool = False, **options: Any) -> Counter[str]:
+    watcher_.arm()
+    loss = net(torch.ones(4, 64)).square().mean()
+    net.zero_grad()
+    loss.backward()
+    with Count() as count:
+        watcher_.observe(loss=loss, publish=publish, **options)
+    return count.operators
+
+
+@pytest.mark.parametrize("depth", [3, 30])
+def test_an_ordinary_step_costs_two_operators_and_no_read(depth: int) -> None:
+    net = deep_net(nn.ReLU, depth)
+    watcher_ = Watcher(net, torch.optim.SGD(net.parameters(), 0.1), Settings(Schedule(0, 1000)))
+    observe(net, watcher_)
+    operators = observe(net, watcher_)
+    assert not any(operators[name] for name in READS)
+    operators.pop("aten::detach", None)
+    assert operators == {"aten::_foreach_norm": 1, "aten::stack": 1, "aten::select": 1}
+
+
+@pytest.mark.parametrize("publish", [False, True])
+def test_a_sampled_or_published_step_reads_nothing_but_its_one_copy(publish: bool) -> None:
+    net = deep_net(nn.ReLU, 30)
+    watcher_ = Watcher(net, torch.optim.SGD(net.parameters(), 0.1), Settings(Schedule(100, 1)))
+    observe(net, watcher_)
+
+    copies: list[int] = []
+    send = watcher_._transfer.send
+
+    def counted(label: Any, tensors: Any) -> Any:
+        copies.append(sum(t.numel() for t in tensors.values()))
+        assert not any(counter.operators[name] for name in READS)  # before the copy, that is on the device
+        return send(label, tensors)
+
+    watcher_._transfer.send = counted  # type: ignore[method-assign]
+    watcher_.arm()
+    net(torch.ones(4, 64)).square().mean().backward()
+    with Count() as counter:
+        watcher_.observe(publish=publish)
+    assert len(copies) == 1
+
+
+def test_an_ordinary_step_of_a_trainer_reads_no_number(tmp_path: Path) -> None:
+    """Counted inside a real fit, with a loss scaler and gradient accumulation, around each hook of GradWatch."""
+    from lightning.pytorch.plugins.precision import MixedPrecision
+
+    reads: list[int] = []
+
+    class Counted(GradWatch):
+        def on_before_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+            with Count() as count:
+                super().on_before_optimizer_step(*args, **kwargs)
+            reads.append(sum(count.operators[name] for name in READS))
+
+    scaler = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=64.0))
+    watch = Counted(dense_steps=1, sample_every_n_steps=1000)
+    fit(watch, max_steps=40, plugins=[scaler], accumulate_grad_batches=2, log_every_n_steps=100, directory=tmp_path)
+    assert len(reads) == 40
+    assert not any(reads[1:])
+
+
+ROOMS = [
+    (watcher, "make_plan"),
+    (measure, "norms"),
+    (LayerMeter, "weight_norms"),
+    (LayerMeter, "zero_fractions"),
+    (watcher, "log_histograms"),
+    (Probe, "attach"),
+    (Probe, "norm"),
+    (Transfer, "send"),
+    (PublicationWindow, "add"),
+    (detect.DepthRule, "update"),
+    (detect.NonfiniteRule, "update"),
+    (watcher, "explain"),
+    (callback, "make_probe"),
+    (_lightning, "x_axis"),
+    (_lightning, "log_dir"),
+]
+SINKS = [(Writer, "write"), (alerts_file, "append"), (callback, "roll_up")]
+
+
+def break_(monkeypatch: pytest.MonkeyPatch, place: Any, name: str) -> None:
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(f"{name} is broken")
+
+    monkeypatch.setattr(place, name, broken)
+
+
+@pytest.mark.parametrize(("place", "name"), ROOMS, ids=lambda value: getattr(value, "__name__", value))
+def test_training_survives_the_failure_of_each_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Any, name: str
+) -> None:
+    break_(monkeypatch, place, name)
+    model = Classifier(deep_net(nn.Sigmoid, 6))
+    with pytest.warns(GradWatchWarning) as caught:
+        trainer = fit(GradWatch(), model, directory=tmp_path, max_steps=15, log_every_n_steps=5)
+    assert trainer.global_step == 15
+    (warning,) = [w for w in caught if w.category is GradWatchWarning]
+    assert "has switched itself off; training goes on" in str(warning.message)
+    assert f"RuntimeError: {name} is broken" in str(warning.message)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(("place", "name"), SINKS, ids=lambda value: getattr(value, "__name__", value))
+def test_a_sink_that_fails_is_named_once_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Any, name: str
+) -> None:
+    break_(monkeypatch, place, name)
+    watch = GradWatch()
+    with pytest.warns(GradWatchWarning) as caught:
+        fit(watch, Classifier(deep_net()), directory=tmp_path, max_steps=15, log_every_n_steps=2)
+    messages = [str(w.message) for w in caught]
+    assert sum(f"{name} is broken" in m for m in messages) == 1
+    assert any("Gradients vanish" in m for m in messages)
+    assert [a.kind for a in watch.alerts] == ["vanishing"]
+
+
+@pytest.mark.parametrize("obstacle", ["read-only", "full"])
+def test_a_disk_that_takes_no_more_costs_one_warning(tmp_path: Path, obstacle: str) -> None:
+    if obstacle == "full":
+        if not Path("/dev/full").exists():
+            pytest.skip("needs /dev/full, a device that is always full")
+        (tmp_path / "alerts.jsonl").symlink_to("/dev/full")
+    else:
+        (tmp_path / "alerts.jsonl").mkdir()  # not even root can write a line into a directory
+    watch = GradWatch()
+    with pytest.warns(GradWatchWarning) as caught:
+        trainer = fit(watch, Classifier(deep_net()), directory=tmp_path, max_steps=15)
+    assert trainer.global_step == 15
+    assert sum("the alerts file cannot be written" in str(w.message) for w in caught) == 1
+    assert len(watch.alerts) == 1
+
+
+def test_where_warnings_are_errors_an_alert_is_logged_and_training_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    watch = GradWatch()
+    with warnings.catch_warnings(), caplog.at_level(logging.WARNING, "lightning_gradwatch"):
+        warnings.simplefilter("error", GradWatchWarning)
+        trainer = fit(watch, Classifier(deep_net()), max_steps=15)
+    assert trainer.global_step == 15
+    assert "Gradients vanish" in caplog.text
+
+
+def test_an_alert_that_comes_and_goes_does_not_flood_the_console() -> None:
+    watch = GradWatch()
+    steps = tuple(range(0, 600, 25))
+    model = Classifier(small_net())
+    with pytest.warns(GradWatchWarning) as caught:
+        quiet_trainer(watch, Poison(*steps), Sponge(), max_steps=600).fit(model, digits())
+    assert len(watch.alerts) == len(steps)
+    assert len(caught) <= 5
+
+
+class Strange(nn.Module):
+    """Every kind of gradient in one network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(17, 8, sparse=True)
+        self.complex_weight = nn.Parameter(torch.ones(8, dtype=torch.complex64))
+        self.wide = nn.Linear(8, 8, dtype=torch.float64)
+        self.narrow = nn.Linear(8, 8, dtype=torch.bfloat16)
+        self.scalar = nn.Parameter(torch.tensor(1.0))
+        self.empty = nn.Parameter(torch.empty(0))
+        self.unused = nn.Linear(3, 3)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = (x[:, :4].abs() * 8).long().clamp(max=16)
+        h = self.embedding(tokens).mean(1)
+        h = (h * self.complex_weight).real + self.empty.sum()
+        h = self.narrow(self.wide(h.double()).bfloat16()).float()
+        output: Tensor = self.head(h * self.scalar)
+        return output
+
+
+@pytest.mark.parametrize("bad", [None, math.nan, math.inf])
+def test_strange_gradients_never_raise_and_are_right(tmp_path: Path, bad: float | None) -> None:
+    totals: list[float] = []
+
+    class Meddle(pl.Callback):
+        def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+            if bad is not None:
+                pl_module.net.narrow.weight.grad.view(-1)[3] = bad
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            pieces = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+            squares = sum(float(torch.view_as_real(g).double().square().sum()) if g.is_complex()
+                          else float(g.double().square().sum()) for g in pieces)  # fmt: skip
+            totals.append(math.sqrt(squares) if math.isfinite(squares) else squares)
+
+    watch = GradWatch(histogram_every=1)
+    trainer = quiet_trainer(watch, Meddle(), directory=tmp_path, max_steps=4, log_every_n_steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GradWatchWarning)
+        warnings.filterwarnings("ignore", ".*Casting complex values.*")
+        trainer.fit(Classifier(Strange(), lr=0.0), digits())
+    assert not watch._run.is_off
+    found = list(scalars(read_events(tmp_path), "gradwatch/total_norm").values())
+    assert found == pytest.approx(totals, rel=1e-5, nan_ok=True)
+    assert [a.kind for a in watch.alerts] == ([] if bad is None else ["nonfinite"])
