@@ -270,3 +270,21 @@ def test_strange_gradients_never_raise_and_are_right(tmp_path: Path, bad: float 
     found = list(scalars(read_events(tmp_path), "gradwatch/total_norm").values())
     assert found == pytest.approx(totals, rel=1e-5, nan_ok=True)
     assert [a.kind for a in watch.alerts] == ([] if bad is None else ["nonfinite"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_no_step_waits_for_the_device() -> None:
+    net = deep_net(nn.ReLU, 10).cuda()
+    watcher_ = Watcher(net, torch.optim.SGD(net.parameters(), 0.1), Settings(Schedule(5, 10)))
+    x = torch.ones(4, 64, device="cuda")
+    for step in range(60):
+        watcher_.arm()
+        net.zero_grad()
+        loss = net(x).square().mean()
+        loss.backward()
+        is_ordinary = step > 0 and not watcher_.is_due()
+        torch.cuda.set_sync_debug_mode("error" if is_ordinary else "default")
+        watcher_.observe(loss=loss)
+        torch.cuda.set_sync_debug_mode("default")
+    (publication,) = watcher_.flush().publications
+    assert publication.window.num_steps == 60

@@ -1,0 +1,36 @@
+"""Train a few steps with the installed package and nothing but its own dependencies."""
+
+from importlib.metadata import version
+from importlib.resources import files
+
+import pytorch_lightning as pl
+import torch
+
+import lightning_gradwatch
+from lightning_gradwatch import GradWatch
+
+
+class Model(pl.LightningModule):
+    """The smallest model that can be trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(4, 1)
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        """Mean of the outputs."""
+        loss: torch.Tensor = self.net(batch).mean()
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Plain SGD."""
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+assert version("lightning-gradwatch") == lightning_gradwatch.__version__
+assert files("lightning_gradwatch").joinpath("py.typed").is_file()
+watch = GradWatch()
+trainer = pl.Trainer(callbacks=[watch], max_steps=3, accelerator="cpu", enable_checkpointing=False)
+trainer.fit(Model(), torch.utils.data.DataLoader(torch.randn(8, 4)))
+assert trainer.callback_metrics["gradwatch/alerts"] == 0
+print("the wheel works:", lightning_gradwatch.__version__)
