@@ -332,6 +332,7 @@ def test_state_is_made_of_tensors_and_primitives_and_goes_on_after_a_resume(tmp_
         def __init__(self) -> None:
             super().__init__(log_every_n_steps=7)
             self.published: list[Publication] = []
+            self.last_loss_step = 0
 
         @property
         def state_key(self) -> str:
@@ -345,17 +346,24 @@ def test_state_is_made_of_tensors_and_primitives_and_goes_on_after_a_resume(tmp_
         pl.seed_everything(1, verbose=False)
         save = ModelCheckpoint(tmp_path, every_n_train_steps=11, save_top_k=-1, filename="{step}")
         trainer = quiet_trainer(
-            watch, save, directory=tmp_path, max_steps=steps, enable_checkpointing=True, overfit_batches=1
+            watch,
+            save,
+            directory=tmp_path / str(ckpt_path is None),
+            max_steps=steps,
+            enable_checkpointing=True,
+            overfit_batches=1,
+            log_every_n_steps=1,
         )
         trainer.fit(Classifier(deep_net(), lr=0.01), digits(), ckpt_path=ckpt_path)
+        watch.last_loss_step = max(scalars(read_events(tmp_path / str(ckpt_path is None)), "loss"))
         return watch
 
     with pytest.warns(GradWatchWarning):
         whole = train(30)
-    checkpoint = torch.load(tmp_path / "step=11.ckpt", weights_only=True)
+    torch.load(tmp_path / "step=11.ckpt", weights_only=True)
     resumed = train(30, tmp_path / "step=11.ckpt")  # no second warning: warnings are errors here
     assert resumed.alerts == whole.alerts
-    if checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] != 11:
+    if resumed.last_loss_step == 28:
         pytest.skip("this Lightning resumes its own x-axis one step short")
     assert [p.step for p in resumed.published] == [13, 20, 27, 29]
     for one, other in zip(resumed.published, whole.published[1:], strict=True):
