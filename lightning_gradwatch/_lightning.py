@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 else:
     Trainer = LightningModule = Any
 
-_SUPPORTED = {"SingleDeviceStrategy", "SingleDeviceXLAStrategy", "DDPStrategy", "SingleHPUStrategy"}
+_WHOLE_GRADIENTS = {"SingleDeviceStrategy", "DDPStrategy"}
+_OTHERS = {"DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy", "XLAStrategy", "SingleDeviceXLAStrategy"}
 
 
 def _callback_bases() -> tuple[type, ...]:
@@ -67,7 +69,8 @@ def refuse_unsupported(trainer: Trainer) -> None:
         ValueError: For any strategy but a single device and DDP.
     """
     strategy = type(trainer.strategy)
-    if not _SUPPORTED & {base.__name__ for base in strategy.__mro__}:
+    known = [base.__name__ for base in strategy.__mro__ if base.__name__ in _WHOLE_GRADIENTS | _OTHERS]
+    if not known or known[0] in _OTHERS:
         raise ValueError(
             f"GradWatch: the Trainer's `strategy` must keep whole gradients on each rank (a single device or DDP), but "
             f"{strategy.__name__} came, whose gradients are sharded or hidden: their norms would be wrong. To cure it: "
@@ -76,8 +79,16 @@ def refuse_unsupported(trainer: Trainer) -> None:
 
 
 def log_dir(trainer: Trainer) -> str | None:
-    """Directory of the first logger, None without one; call it on all ranks."""
-    return trainer.log_dir if trainer.loggers and not _is_dev_run(trainer) else None
+    """Directory of the run in the first logger, None without one; meant for rank zero."""
+    if not trainer.loggers or _is_dev_run(trainer):
+        return None
+    logger = trainer.loggers[0]
+    own = getattr(logger, "log_dir", None)
+    if own or not logger.save_dir:
+        return str(own) if own else None
+    return str(
+        Path(logger.save_dir) / str(logger.name or "") / str(logger.version if logger.version is not None else "")
+    )
 
 
 def x_axis(trainer: Trainer) -> int:
@@ -85,11 +96,16 @@ def x_axis(trainer: Trainer) -> int:
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
-def loggers_are_due(trainer: Trainer, every_n_steps: int | None) -> bool:
-    """Whether the coming step is one at which the loggers are written; None for the Trainer's own cadence."""
-    if every_n_steps is not None:
-        return (x_axis(trainer) + 1) % every_n_steps == 0
-    return bool(trainer._logger_connector.should_update_logs)
+def num_log_points(trainer: Trainer, every_n_steps: int | None, with_coming_step: bool = True) -> int:
+    """How many times Lightning's loggers were due by now, the coming step included.
+
+    Args:
+        trainer: The Trainer.
+        every_n_steps: Steps between two points; None for the Trainer's own cadence (0: never).
+        with_coming_step: Whether the coming step counts.
+    """
+    every = getattr(trainer, "log_every_n_steps", 0) if every_n_steps is None else every_n_steps
+    return (x_axis(trainer) + with_coming_step) // every if every else 0
 
 
 def is_repeated_call(trainer: Trainer, optimizer: Optimizer, last_step: int | None) -> bool:
@@ -119,6 +135,19 @@ def unscales_itself(optimizer: Optimizer) -> bool:
 def accumulated_batches(trainer: Trainer) -> int:
     """The number by which Lightning has divided the loss."""
     return int(trainer.accumulate_grad_batches)
+
+
+def builds_layers_later(pl_module: LightningModule) -> bool:
+    """Whether layers may be made in ``configure_model`` or ``setup``, which come after our own ``setup``."""
+    return any(hook in vars(base) for hook in ("configure_model", "setup") for base in _own_classes(pl_module))
+
+
+def _own_classes(pl_module: LightningModule) -> list[type]:
+    return [
+        base
+        for base in type(pl_module).__mro__
+        if base.__module__.split(".")[0] not in ("lightning", "pytorch_lightning")
+    ]
 
 
 def is_compiled(pl_module: LightningModule) -> bool:

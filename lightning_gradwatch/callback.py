@@ -18,13 +18,19 @@ from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core._check import refuse, require, require_fraction
 from lightning_gradwatch.core.histogram import EDGES
 from lightning_gradwatch.core.layers import check_selection, roll_up
+from lightning_gradwatch.core.measure import checksum
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.records import Alert, Publication
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.watcher import Report, Settings, Watcher, make_probe
 from lightning_gradwatch.tensorboard.writer import Writer, is_writable
 
+_STATE_VERSION = 1
 _MAX_ALERTS = 1000
+_BLIND = (
+    "GradWatch cannot look at the layers' outputs in this model and goes on with the gradients of the weights alone. "
+    "What went wrong:\n"
+)
 _WARNING_PAUSE_STEPS = 50
 
 P = ParamSpec("P")
@@ -46,16 +52,28 @@ def _survives(hook: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate
 
 
 @dataclass
+class _Post:
+    """A watcher at its post: the optimizer it watches, and where it stands on Lightning's x-axis."""
+
+    optimizer: Optimizer
+    watcher: Watcher
+    num_points: int
+    last_step: int | None = None
+
+
+@dataclass
 class _Run:
     """What belongs to one ``fit`` and must not outlive it."""
 
     is_off: bool = False
     probe: Probe | None = None
-    watchers: dict[int, Watcher] = field(default_factory=dict)
+    posts: dict[int, _Post] = field(default_factory=dict)
     loss: Tensor | None = None
+    inputs: Tensor | None = None
     log_dir: str | None = None
-    steps_in_batch: int = 0
-    last_step: int | None = None
+    observations_in_batch: int = 0
+    is_stepping: bool = True
+    is_blind: bool = False
     rows: dict[tuple[str, ...], dict[str, list[int]]] = field(default_factory=dict)
     writers: dict[int, Writer] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
@@ -154,7 +172,7 @@ class GradWatch(Callback):
         Of layers that own a matrix; where outputs could not be observed, the norms of the weights' gradients. With
         several optimizers one network follows the other. Empty before the first sample.
         """
-        return {name: norm for watcher in self._run.watchers.values() for name, norm in watcher.profile.items()}
+        return {name: norm for post in self._run.posts.values() for name, norm in post.watcher.profile.items()}
 
     @property
     def state_key(self) -> str:
@@ -169,6 +187,11 @@ class GradWatch(Callback):
         if trainer.global_step == 0:
             self._alerts, self._num_alerts, self._restored = [], 0, {}
         _lightning.refuse_unsupported(trainer)
+        if not _lightning.builds_layers_later(pl_module):
+            check_selection(pl_module, self.settings.include, self.settings.exclude)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a selection of nothing also where the layers are made in ``configure_model`` or ``setup``."""
         check_selection(pl_module, self.settings.include, self.settings.exclude)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -183,58 +206,84 @@ class GradWatch(Callback):
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         optimizers = list(trainer.optimizers)
         run = self._run
-        run.log_dir = _lightning.log_dir(trainer)
+        run.log_dir = _lightning.log_dir(trainer) if trainer.is_global_zero else None
         run.probe = Probe({}, ()) if _lightning.is_compiled(pl_module) else make_probe(pl_module)
         for optimizer, name in zip(optimizers, _lightning.optimizer_names(optimizers), strict=True):
-            run.watchers[id(optimizer)] = watcher = Watcher(pl_module, optimizer, self.settings, run.probe, name)
-            if name in self._restored:
-                watcher.load_state_dict(self._restored[name])
-        self._restored = {}
+            self._watch(trainer, pl_module, optimizer, name)
         self._set_metrics(trainer)
+
+    def _watch(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, name: str) -> _Post:
+        watcher = Watcher(pl_module, optimizer, self.settings, self._run.probe, name)
+        if name in self._restored:
+            watcher.load_state_dict(self._restored.pop(name))
+        num_points = _lightning.num_log_points(trainer, self.log_every_n_steps, with_coming_step=False)
+        self._run.posts[id(optimizer)] = post = _Post(optimizer, watcher, num_points)
+        return post
+
+    def _post_of(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> _Post | None:
+        """The watch over an optimizer; one that has taken another's place in the Trainer takes over its watch."""
+        post = self._run.posts.get(id(optimizer))
+        if post is None and any(optimizer is known for known in trainer.optimizers):
+            alive = {id(known) for known in trainer.optimizers}
+            for key in [key for key in self._run.posts if key not in alive]:
+                old = self._run.posts.pop(key)
+                self._handle(trainer, old.watcher.flush(publish=False))
+                self._restored[old.watcher.name] = old.watcher.state_dict()
+            names = _lightning.optimizer_names(trainer.optimizers)
+            place = next(i for i, known in enumerate(trainer.optimizers) if known is optimizer)
+            post = self._watch(trainer, pl_module, optimizer, names[place])
+        return post
 
     @_survives
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Arm the probe if a step of this batch will be sampled."""
         run = self._run
-        further_steps = max(run.steps_in_batch - 1, 0)
-        if run.probe is not None and any(watcher.is_due(further_steps) for watcher in run.watchers.values()):
-            run.probe.attach()
-        run.steps_in_batch = 0
+        watchers = [post.watcher for post in run.posts.values()]
+        further = max(run.observations_in_batch - 1, 0)
+        if run.probe is not None and any(watcher.is_due(further) for watcher in watchers):
+            run.probe.attach(any(watcher.is_thorough for watcher in watchers))
+        inputs = checksum(batch)
+        is_first = run.is_stepping or run.inputs is None
+        run.inputs = inputs if is_first or inputs is None or run.inputs is None else run.inputs + inputs
+        run.observations_in_batch = 0
+        run.is_stepping = False
 
     @_survives
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Remember the loss; it is read together with the gradients."""
+        for post in self._run.posts.values():
+            post.watcher.inspect(loss)
         divisor = _lightning.accumulated_batches(trainer)
         self._run.loss = loss.detach() * divisor if divisor > 1 else loss.detach()
 
     @_survives
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Observe, if every backward pass is to be observed."""
-        if self.sample_at == "backward":
-            for watcher in self._run.watchers.values():
-                self._observe(trainer, watcher, publish=False, gradients_scaled=True)
+        if self.sample_at == "backward" and self._run.posts:
+            (post,) = self._run.posts.values()
+            publish = _lightning.completes_a_step(trainer) and self._is_log_point(trainer, post)
+            self._observe(trainer, post, publish, gradients_scaled=True)
 
     @_survives
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Observe the complete, unscaled, unclipped gradient."""
-        watcher = self._run.watchers.get(id(optimizer))
-        if watcher is None or _lightning.is_repeated_call(trainer, optimizer, self._run.last_step):
+        self._run.is_stepping = True
+        post = self._post_of(trainer, pl_module, optimizer) if self.sample_at == "step" else None
+        if post is None or _lightning.is_repeated_call(trainer, optimizer, post.last_step):
             return
-        self._run.last_step = _lightning.x_axis(trainer)
-        self._run.steps_in_batch += 1
-        publish = _lightning.loggers_are_due(trainer, self.log_every_n_steps)
-        if self.sample_at == "step":
-            self._observe(trainer, watcher, publish, _lightning.unscales_itself(optimizer))
-        elif publish:
-            self._handle(trainer, watcher.flush())
+        post.last_step = _lightning.x_axis(trainer)
+        self._observe(trainer, post, self._is_log_point(trainer, post), _lightning.unscales_itself(optimizer))
 
     @_survives
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take the probe away once the optimizer has stepped."""
-        if self._run.steps_in_batch:
+        if self._run.is_stepping:
             self._run.detach_probe()
+        if self._run.probe is not None and self._run.probe.failure is not None and not self._run.is_blind:
+            self._run.is_blind = True
+            _lightning.warn(_BLIND + self._run.probe.failure)
 
     @_survives
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -252,31 +301,43 @@ class GradWatch(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, windows, detectors and alerts: tensors and primitives, so it loads with ``weights_only=True``."""
-        return {
-            "version": 1,
-            "alerts": [asdict(alert) for alert in self._alerts],
-            "num_alerts": self._num_alerts,
-            "watchers": {watcher.name: watcher.state_dict() for watcher in self._run.watchers.values()},
-        }
+        state: dict[str, Any] = {"version": _STATE_VERSION, "num_alerts": self._num_alerts}
+        try:
+            watchers = {post.watcher.name: post.watcher.state_dict() for post in self._run.posts.values()}
+            state.update(alerts=[asdict(alert) for alert in self._alerts], watchers=watchers)
+        except Exception:
+            self._switch_off("state_dict", traceback.format_exc())
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the checkpoint was written."""
-        self._alerts = [Alert(**{**alert, "remedies": tuple(alert["remedies"])}) for alert in state_dict["alerts"]]
-        self._num_alerts = state_dict["num_alerts"]
-        self._restored = dict(state_dict["watchers"])
+        """Go on where the checkpoint was written; start afresh if it comes from another version of GradWatch."""
+        try:
+            if state_dict["version"] != _STATE_VERSION:
+                raise ValueError(f"version {state_dict['version']} instead of {_STATE_VERSION}")
+            alerts = [Alert(**{**alert, "remedies": tuple(alert["remedies"])}) for alert in state_dict["alerts"]]
+            self._alerts, self._num_alerts = alerts, state_dict["num_alerts"]
+            self._restored = dict(state_dict["watchers"])
+        except Exception as failure:
+            _lightning.warn(f"GradWatch cannot go on from this checkpoint and starts afresh ({failure!r}).")
 
-    def _observe(self, trainer: Trainer, watcher: Watcher, publish: bool, gradients_scaled: bool) -> None:
+    def _is_log_point(self, trainer: Trainer, post: _Post) -> bool:
+        """Whether the loggers were due since the last publication, at this step or at one without this optimizer."""
+        num_points = _lightning.num_log_points(trainer, self.log_every_n_steps)
+        is_due, post.num_points = num_points > post.num_points, num_points
+        return is_due
+
+    def _observe(self, trainer: Trainer, post: _Post, publish: bool, gradients_scaled: bool) -> None:
+        self._run.observations_in_batch += 1
         scale = _lightning.loss_scale(trainer)
-        report = watcher.observe(
+        report = post.watcher.observe(
             _lightning.x_axis(trainer),
             self._run.loss,
+            inputs=self._run.inputs,
             loss_scale=scale,
             gradients_scaled=gradients_scaled and scale is not None,
             publish=publish,
         )
-        if self._run.probe is not None:
-            self._run.probe.clear()
-        if report.alerts or report.publications:
+        if report.has_news:
             self._handle(trainer, report)
 
     def _handle(self, trainer: Trainer, report: Report) -> None:
@@ -289,7 +350,8 @@ class GradWatch(Callback):
         self._set_metrics(trainer)
         for publication in report.publications:
             for logger in _lightning.loggers(trainer):
-                self._attempt(type(logger).__name__, functools.partial(self._publish, logger, publication))
+                name = f"{type(logger).__name__} {_lightning.loggers(trainer).index(logger)}"
+                self._attempt(name, functools.partial(self._publish, logger, publication))
 
     def _record(self, alert: Alert) -> None:
         """Keep an alert that opened; replace it when it ends."""
@@ -310,11 +372,11 @@ class GradWatch(Callback):
         _lightning.warn(f"GradWatch, {alert.kind}: {alert.message}")
 
     def _set_metrics(self, trainer: Trainer) -> None:
-        scores = [watcher.scores for watcher in self._run.watchers.values()]
+        scores = [post.watcher.scores for post in self._run.posts.values()]
         _lightning.set_metrics(trainer, metrics.monitored(scores, self._num_alerts))
 
     def _publish(self, logger: Any, publication: Publication) -> None:
-        if not is_writable(logger.experiment):
+        if not is_writable(getattr(logger, "experiment", None)):
             logger.log_metrics(metrics.run_level(publication, self._num_alerts), publication.step)
             return
         names = tuple(layer.name for layer in publication.layers)
@@ -335,9 +397,10 @@ class GradWatch(Callback):
 
     def _finish(self, trainer: Trainer) -> None:
         self._run.detach_probe()
-        for watcher in self._run.watchers.values():
-            self._handle(trainer, watcher.flush())
-        self._restored = {watcher.name: watcher.state_dict() for watcher in self._run.watchers.values()}
+        is_logging = bool(self.log_every_n_steps or getattr(trainer, "log_every_n_steps", 0))
+        for post in self._run.posts.values():
+            self._handle(trainer, post.watcher.flush(publish=is_logging))
+        self._restored = {post.watcher.name: post.watcher.state_dict() for post in self._run.posts.values()}
 
     def _switch_off(self, hook: str, trace: str) -> None:
         self._run.is_off = True
@@ -346,7 +409,7 @@ class GradWatch(Callback):
 
 
 def _globs(argument: str, globs: str | Sequence[str] | None) -> tuple[str, ...]:
-    globs = (globs,) if isinstance(globs, str) else tuple(globs or ())
-    if not all(isinstance(glob, str) and glob for glob in globs):
+    chosen = (globs,) if isinstance(globs, str) else () if globs is None else globs
+    if not isinstance(chosen, (list, tuple)) or not all(isinstance(glob, str) and glob for glob in chosen):
         raise refuse(argument, "a glob or a list of globs over layer names", globs, 'for example "encoder.*"')
-    return globs
+    return tuple(chosen)

@@ -91,6 +91,7 @@ def test_layer_tensors_hold_every_layer_and_say_what_they_hold(tmp_path: Path) -
     assert sorted(t.rsplit("/", 1)[1] for t in tags) == [
         "grad_norm",
         "grad_norm_range",
+        "nonfinite_fraction",
         "output_grad_norm",
         "weight_norm",
         "zero_fraction",
@@ -111,7 +112,7 @@ def test_one_event_file_and_few_charts_for_400_tensors(tmp_path: Path) -> None:
     fit(GradWatch(), Classifier(nn.Sequential(net, nn.Linear(8, 10))), directory=tmp_path, max_steps=3)
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
     tags = read_events(tmp_path).Tags()
-    assert len([t for t in tags["scalars"] if t.startswith("gradwatch/")]) == 8
+    assert len([t for t in tags["scalars"] if t.startswith("gradwatch/")]) <= 16
     assert 10 <= len([t for t in tags["scalars"] if t.startswith("grad_norm/")]) <= 50
     assert len(tags["histograms"]) <= 50
 
@@ -193,7 +194,7 @@ def test_an_alert_ends_when_the_network_is_cured(tmp_path: Path) -> None:
 def test_a_nonfinite_gradient_between_samples_is_named_with_its_step_and_layer(tmp_path: Path, value: float) -> None:
     watch = GradWatch(dense_steps=0)
     trainer = quiet_trainer(watch, Poison(13, value=value), Sponge(), directory=tmp_path, max_steps=60)
-    with pytest.warns(GradWatchWarning, match="NaN or infinite since step 13"):
+    with pytest.warns(GradWatchWarning, match="NaN or infinite values since step 13, in net.2"):
         trainer.fit(Classifier(small_net()), digits())
     (alert,) = watch.alerts
     assert (alert.kind, alert.step, alert.until_step, alert.layer) == ("nonfinite", 13, 13, "net.2")
@@ -490,6 +491,6 @@ def test_a_step_without_a_loss_is_no_observation(tmp_path: Path) -> None:
 
     watch = GradWatch()
     fit(watch, Skipping(small_net()), directory=tmp_path, max_epochs=1, max_steps=-1, limit_train_batches=10)
-    (watcher,) = watch._run.watchers.values()
-    assert watcher.num_steps == 5
+    (post,) = watch._run.posts.values()
+    assert post.watcher.num_steps == 5
     assert watch.alerts == []

@@ -117,7 +117,8 @@ def test_lightning_logs_the_step_under_the_number_that_we_read_before_it(tmp_pat
         seen: list[int] = []
 
         def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-            if _lightning.loggers_are_due(trainer, None):
+            num_points = _lightning.num_log_points(trainer, None)
+            if num_points > _lightning.num_log_points(trainer, None, with_coming_step=False):
                 self.seen.append(_lightning.x_axis(trainer))
 
     axis = Axis()

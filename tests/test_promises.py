@@ -16,11 +16,16 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning, alerts_file, callback
-from lightning_gradwatch.core import detect, measure, watcher
+from lightning_gradwatch.core import measure, watcher
+from lightning_gradwatch.core.detect.depth import DepthRule
+from lightning_gradwatch.core.detect.nonfinite import NonfiniteRule
+from lightning_gradwatch.core.detect.silence import SilenceRule
+from lightning_gradwatch.core.evidence import Evidence
 from lightning_gradwatch.core.measure import LayerMeter
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.transfer import Transfer
+from lightning_gradwatch.core.updates import UpdateMeter
 from lightning_gradwatch.core.watcher import Settings, Watcher
 from lightning_gradwatch.core.window import PublicationWindow
 from lightning_gradwatch.tensorboard.writer import Writer
@@ -138,12 +143,17 @@ ROOMS = [
     (LayerMeter, "weight_norms"),
     (LayerMeter, "zero_fractions"),
     (watcher, "log_histograms"),
+    (watcher, "survey"),
+    (callback, "checksum"),
     (Probe, "attach"),
     (Probe, "norm"),
     (Transfer, "send"),
     (PublicationWindow, "add"),
-    (detect.DepthRule, "update"),
-    (detect.NonfiniteRule, "update"),
+    (DepthRule, "update"),
+    (NonfiniteRule, "update"),
+    (SilenceRule, "update"),
+    (UpdateMeter, "remember"),
+    (Evidence, "add"),
     (watcher, "explain"),
     (callback, "make_probe"),
     (_lightning, "x_axis"),

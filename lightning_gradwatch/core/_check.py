@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from numbers import Integral, Real
 
 
 def refuse(argument: str, rule: str, came: object, cure: str) -> ValueError:
@@ -16,7 +16,7 @@ def require(argument: str, value: object, minimum: int, cure: str) -> None:
     Raises:
         ValueError: If it is not; booleans are not integers here.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+    if isinstance(value, bool) or not isinstance(value, (Integral, int)) or int(value) < minimum:
         raise refuse(argument, f"an integer of {minimum} or more", value, cure)
 
 
@@ -26,5 +26,5 @@ def require_fraction(argument: str, value: object, cure: str) -> None:
     Raises:
         ValueError: If it is not.
     """
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or not 0 < value <= 1:
+    if isinstance(value, bool) or not isinstance(value, (Real, float)) or not 0 < float(value) <= 1:
         raise refuse(argument, "a number in (0, 1]", value, cure)

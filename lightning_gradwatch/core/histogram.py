@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from math import ceil, gcd
 
@@ -16,16 +17,16 @@ NUM_BINS = (HIGHEST - LOWEST) * BINS_PER_DECADE
 EDGES = tuple(LOWEST + i / BINS_PER_DECADE for i in range(NUM_BINS + 1))
 """Edges of the bins in log10|g|."""
 MAX_ELEMENTS = 4096
-"""Elements per parameter. The share of a bin then has a standard error of at most 0.8 percentage points."""
+"""Elements per layer. The share of a bin then has a standard error of at most 0.8 percentage points."""
 
 
-def spread(gradient: Tensor, turn: int) -> Tensor:
-    """At most 4,096 elements at even distances; the distance shares no factor with any dimension.
+def spread(gradient: Tensor, turn: int, limit: int = MAX_ELEMENTS) -> Tensor:
+    """At most ``limit`` elements at even distances; the distance shares no factor with any dimension.
 
     So the elements cycle through rows and columns instead of reading one of them, and ``turn`` moves the start.
     """
     flat = dense(gradient).reshape(-1)
-    step = ceil(flat.numel() / MAX_ELEMENTS)
+    step = ceil(flat.numel() / limit)
     while step > 1 and gcd(step, gradient.numel()) > 1:
         step += 1
     return flat[turn % step :: step] if step > 1 else flat
@@ -44,14 +45,18 @@ def log_histograms(
         scale: Loss scale that is still in the gradients, shape ``()``; None for none.
 
     Returns:
-        Counts, float32 (exact: each is below 2**24), shape ``(num_layers, NUM_BINS + 2)``: the bins from
-        ``10**LOWEST`` upwards, then exact zeros, then non-finite values.
+        Counts, extrapolated from the subsample to all elements. Float32, shape ``(num_layers, NUM_BINS + 2)``: the bins
+        from ``10**LOWEST`` upwards, then exact zeros, then non-finite values.
     """
     width = NUM_BINS + 2
     device = gradients[0].device
     counts = torch.zeros((num_layers + 1) * width, dtype=torch.float32, device=device)
-    pieces = [spread(g, turn).detach().float() for g in gradients if g.device == device]
-    owners = [i for g, i in zip(gradients, layer_index, strict=True) if g.device == device]
+    plain = [dense(g.abs() if g.is_complex() else g) for g in gradients]
+    here = [(g, i) for g, i in zip(plain, layer_index, strict=True) if g.device == device and g.numel()]
+    siblings = Counter(i for _, i in here)
+    pieces = [spread(g, turn, MAX_ELEMENTS // min(siblings[i], 64)).detach().float() for g, i in here]
+    owners = [i for _, i in here]
+    weights = torch.cat([torch.full_like(p, g.numel() / p.numel()) for p, (g, _) in zip(pieces, here, strict=True)])
     base = torch.cat([torch.full_like(p, i * width, dtype=torch.int64) for p, i in zip(pieces, owners, strict=True)])
     values = torch.cat(pieces).abs()
     if scale is not None:
@@ -59,5 +64,5 @@ def log_histograms(
     finite = values.isfinite()
     bins = ((values.log10() - LOWEST) * BINS_PER_DECADE).clamp(0, NUM_BINS - 1).nan_to_num_(0).long()
     bins = torch.where(values == 0, NUM_BINS, torch.where(finite, bins, NUM_BINS + 1))
-    counts.index_add_(0, base + bins, torch.ones_like(values))
+    counts.index_add_(0, base + bins, weights)
     return counts.view(num_layers + 1, width)[:num_layers]

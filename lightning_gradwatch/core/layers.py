@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,8 @@ ROOT = "(root)"
 OUTSIDE = "(outside the model)"
 MAX_ROWS = 50
 MIN_ROWS = 10
-_WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(\.|$)")
+_PARAMETRIZED = re.compile(r"(^|\.)parametrizations(\.|$)")
+_WRAPPERS = re.compile(r"(?:(?<=\.)|^)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(\.|$)")
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,14 @@ class Plan:
         parameters: The measurable parameters, each once, in the optimizer's order.
         layers: The layers to report, in the order in which they ran (until that is known: as registered).
         layer_index: For each parameter the index of its layer in ``layers``; ``len(layers)`` if it is not reported.
+        fan_in: For each parameter the fan-in if it is the first matrix of a linear, convolutional or recurrent layer;
+            otherwise 0.
     """
 
     parameters: tuple[Tensor, ...]
     layers: tuple[Layer, ...]
     layer_index: tuple[int, ...]
+    fan_in: tuple[float, ...]
 
 
 def clean_name(name: str) -> str:
@@ -41,12 +46,23 @@ def clean_name(name: str) -> str:
 
 
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules that directly own parameters, by their clean path, in the order of registration."""
-    return {
-        clean_name(name) or ROOT: module
-        for name, module in model.named_modules()
-        if next(module.parameters(recurse=False), None) is not None
-    }
+    """Modules that directly own parameters, by their clean path, in the order of registration.
+
+    What ``torch.nn.utils.parametrize`` has taken out of a module still belongs to it.
+    """
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            owner = name.partition("parametrizations")[0].rstrip(".") if _PARAMETRIZED.search(name) else name
+            found.setdefault(clean_name(owner) or ROOT, model.get_submodule(owner))
+    return found
+
+
+def own_parameters(module: nn.Module) -> list[Tensor]:
+    """The parameters that a module owns directly, those behind its parametrizations included."""
+    parametrizations = getattr(module, "parametrizations", None)
+    hidden = parametrizations.parameters() if isinstance(parametrizations, nn.ModuleDict) else ()
+    return [*module.parameters(recurse=False), *hidden]
 
 
 def uncompiled_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -120,11 +136,13 @@ def make_plan(
         names.setdefault(id(parameter), []).append(clean_name(name))
     layers: list[Layer] = []
     layer_of: dict[int, int] = {}
+    fan_in: dict[int, float] = {}
     for path, module in named_layers(model).items():
-        own = [p for p in module.parameters(recurse=False) if id(p) in wanted and id(p) not in layer_of]
+        own = [p for p in own_parameters(module) if id(p) in wanted and id(p) not in layer_of]
         if not own:
             continue
         layer_of.update((id(p), len(layers)) for p in own)
+        fan_in.update(_fan_in(module, own))
         layers.append(
             Layer(
                 name=path,
@@ -144,7 +162,18 @@ def make_plan(
         parameters=measurable,
         layers=tuple(layers[i] for i in kept),
         layer_index=tuple(place.get(layer_of[id(p)], len(kept)) for p in measurable),
+        fan_in=tuple(fan_in.get(id(p), 0.0) for p in measurable),
     )
+
+
+def _fan_in(module: nn.Module, parameters: Iterable[Tensor]) -> dict[int, float]:
+    """Fan-in of a module's first matrix, by its id; nothing for embeddings and the like, which have none."""
+    matrix = next((p for p in parameters if p.ndim >= 2), None)
+    if matrix is None or not owns_matrix(module, [matrix]) or isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return {}
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return {id(matrix): matrix.numel() / matrix.shape[1] / math.prod(module.stride)}
+    return {id(matrix): matrix.numel() / matrix.shape[0]}
 
 
 def reorder(plan: Plan, ran: Sequence[str]) -> Plan:

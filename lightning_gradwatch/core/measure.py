@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -35,6 +35,37 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32)).float() for t in tensors]
 
 
+def checksum(batch: object) -> Tensor | None:
+    """A number that is finite if the batch is: the sum of the first four floating-point tensors in it.
+
+    Args:
+        batch: A tensor, or tensors in tuples, lists and dicts.
+
+    Returns:
+        Shape ``()``, float32; None if there is no such tensor.
+    """
+    found: list[Tensor] = []
+    _collect_floats(batch, found, 4)
+    return (
+        sum((t.detach().sum(dtype=torch.float32) for t in found[1:]), found[0].detach().sum(dtype=torch.float32))
+        if found
+        else None
+    )
+
+
+def _collect_floats(container: object, found: list[Tensor], limit: int) -> None:
+    if len(found) >= limit:
+        return
+    if isinstance(container, Tensor):
+        if container.is_floating_point() and (not found or container.device == found[0].device):
+            found.append(container)
+    elif isinstance(container, (tuple, list)):
+        for part in container:
+            _collect_floats(part, found, limit)
+    elif isinstance(container, Mapping):
+        _collect_floats(list(container.values()), found, limit)
+
+
 def zero_counts(gradients: Sequence[Tensor]) -> list[Tensor]:
     """Number of exactly zero elements of each gradient, shape ``()``, float32; the holes of a sparse one are zeros."""
     return [(g.numel() - torch.count_nonzero(g if g.layout is torch.strided else dense(g))).float() for g in gradients]
@@ -47,7 +78,7 @@ def fill_missing(values: Iterable[Tensor], gradients: Sequence[Tensor | None], m
 
 
 class NormWindow:
-    """Gradient norms of the steps since the last copy, one row per step, in at most 1 MB on the device.
+    """Gradient norms, loss and inputs of the steps since the last copy, one row per step, in 1 MB on the device.
 
     Args:
         parameters: The watched parameters; their gradients are read at each :meth:`push`.
@@ -57,8 +88,8 @@ class NormWindow:
         self._parameters = parameters
         self._device = parameters[0].device
         self._is_plain = all(p.device == self._device for p in parameters)
-        rows = max(2, min(_MAX_ROWS, _WINDOW_FLOATS // (len(parameters) + 1)))
-        self._rows = torch.empty(rows, len(parameters) + 1, dtype=torch.float32, device=self._device)
+        rows = max(2, min(_MAX_ROWS, _WINDOW_FLOATS // (len(parameters) + 2)))
+        self._rows = torch.empty(rows, len(parameters) + 2, dtype=torch.float32, device=self._device)
         self._missing = torch.full((), MISSING, device=self._device)
         self._unknown = torch.full((), torch.nan, device=self._device)
         self._length = 0
@@ -71,13 +102,16 @@ class NormWindow:
         """Whether the next row would not fit: copy and clear first."""
         return self._length == self._rows.shape[0]
 
-    def push(self, loss: Tensor | None, loss_scale: Tensor | None, gradients_scaled: bool) -> bool:
+    def push(
+        self, loss: Tensor | None, loss_scale: Tensor | None, gradients_scaled: bool, inputs: Tensor | None = None
+    ) -> bool:
         """Append the norms of the present gradients. No host sync.
 
         Args:
             loss: The loss that was differentiated, one element; None if it is not known.
             loss_scale: Factor of the AMP loss scaler that is still in ``loss``, shape ``()``; None without a scaler.
             gradients_scaled: Whether that factor is still in the gradients, too.
+            inputs: :func:`checksum` of the batch; None if it is not known.
 
         Returns:
             Whether there was a gradient at all; without one nothing is appended.
@@ -89,22 +123,26 @@ class NormWindow:
         values = norms(present)
         if len(present) < len(gradients) or not self._is_plain:
             values = fill_missing(values, gradients, self._missing)
-        values.append(self._unknown if loss is None else self._as_entry(loss))
+        values += [self._as_entry(loss), self._as_entry(inputs)]
         row = self._rows[self._length]
         torch.stack(values, out=row)
         if loss_scale is not None:
-            (row if gradients_scaled else row[-1:]).div_(loss_scale)
+            (row[:-1] if gradients_scaled else row[-2:-1]).div_(loss_scale)
         self._length += 1
         return True
 
-    def _as_entry(self, loss: Tensor) -> Tensor:
-        loss = loss.detach()
-        if loss.numel() != 1 or loss.device != self._device or loss.is_complex():
+    def _as_entry(self, number: Tensor | None) -> Tensor:
+        if number is None or not self.is_known(number):
             return self._unknown
-        return (loss.reshape(()) if loss.ndim else loss).float()
+        number = number.detach()
+        return (number.reshape(()) if number.ndim else number).float()
+
+    def is_known(self, number: Tensor | None) -> bool:
+        """Whether a loss or checksum is one real number on the parameters' device."""
+        return number is not None and number.numel() == 1 and number.device == self._device and not number.is_complex()
 
     def rows(self) -> Tensor:
-        """The rows since the last :meth:`clear`: a norm per parameter, then the loss. Shape ``(len(self), n + 1)``."""
+        """The rows since the last :meth:`clear`: a norm per parameter, loss, checksum. Shape ``(len(self), n + 2)``."""
         return self._rows[: self._length]
 
     def restore(self, rows: Tensor | None) -> bool:
@@ -161,15 +199,23 @@ class LayerMeter:
         parameters: The watched parameters.
         layer_index: Layer of each parameter; ``num_layers`` for "not reported".
         num_layers: Number of layers.
+        fan_in: Fan-in of each parameter that is the first matrix of its layer; 0 for the others.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], layer_index: Sequence[int], num_layers: int) -> None:
+    def __init__(
+        self, parameters: Sequence[Tensor], layer_index: Sequence[int], num_layers: int, fan_in: Sequence[float] = ()
+    ) -> None:
         device = parameters[0].device
         self._parameters = parameters
         self._num_layers = num_layers
         self._sizes = torch.tensor([float(p.numel()) for p in parameters], device=device)
-        self._missing = torch.full((), MISSING, device=device)
+        self.missing = torch.full((), MISSING, device=device)
         self._layer_index = torch.tensor(layer_index, device=device)
+        matrices = [i for i, fan in enumerate(fan_in) if fan and layer_index[i] < num_layers]
+        self._matrices = [parameters[i] for i in matrices]
+        self._matrix_layer = torch.tensor([layer_index[i] for i in matrices], device=device, dtype=torch.int64)
+        factors = [(fan_in[i] / parameters[i].numel()) ** 0.5 for i in matrices]
+        self._gain_factor = torch.tensor(factors, device=device)
 
     def gradient_norms(self, rows: Tensor) -> Tensor:
         """:func:`combine` for this meter's layers."""
@@ -177,20 +223,29 @@ class LayerMeter:
 
     def stack(self, values: Sequence[Tensor | None]) -> Tensor:
         """Scalars to one vector on the parameters' device, ``-1`` for None; shape ``(len(values),)``."""
-        present = fill_missing([v for v in values if v is not None], values, self._missing)
-        return torch.stack(present) if present else self._missing.new_empty(0)
+        present = fill_missing([v for v in values if v is not None], values, self.missing)
+        return torch.stack(present) if present else self.missing.new_empty(0)
 
     def weight_norms(self) -> Tensor:
         """L2 norm of each layer's parameters, shape ``(layers,)``, float32."""
         own = [p.detach() for p in self._parameters]
-        values = torch.stack(fill_missing(norms(own), own, self._missing))
+        values = torch.stack(fill_missing(norms(own), own, self.missing))
         return self.gradient_norms(values[None])[0, 1:]
+
+    def gains(self) -> Tensor:
+        """Root mean square of each layer's first matrix times the root of its fan-in, ``-1`` without one."""
+        gains = self.missing.expand(self._num_layers).clone()
+        if self._matrices:
+            own = [p.detach() for p in self._matrices]
+            values = torch.stack(fill_missing(norms(own), own, self.missing))
+            gains[self._matrix_layer] = values * self._gain_factor
+        return gains
 
     def zero_fractions(self) -> Tensor:
         """Share of exactly zero gradient elements per layer, in [0, 1], shape ``(layers,)``; ``-1`` for no gradient."""
         gradients = [p.grad for p in self._parameters]
         counts = zero_counts([g for g in gradients if g is not None])
-        values = torch.stack(fill_missing(counts, gradients, self._missing))
+        values = torch.stack(fill_missing(counts, gradients, self.missing))
         sizes = self._sizes.masked_fill(values < 0, 0)
         sums = per_layer(torch.stack([values.clamp(min=0), sizes]), self._layer_index, self._num_layers)
         return torch.where(sums[1] > 0, sums[0] / sums[1], MISSING)

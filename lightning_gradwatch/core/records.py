@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +19,38 @@ AlertKind = Literal[
     "underflow",
 ]
 AlertLevel = Literal["notice", "alert"]
+Cause = Literal[
+    "saturating_activation",
+    "small_init",
+    "large_init",
+    "input_scale",
+    "no_skip_or_norm",
+    "normalisation_order",
+    "recurrence",
+    "dead_relu",
+    "detached",
+    "saturated_output",
+    "half_precision",
+    "adam_eps",
+    "learning_rate",
+    "weight_decay",
+    "cliff",
+    "bad_data",
+    "unstable_op",
+    "unknown",
+]
+
+
+class Inputs(NamedTuple):
+    """What the input of a layer looks like: range, spread, and how much of it is dead or saturated."""
+
+    low: float
+    high: float
+    std: float
+    zeros: float
+    dead_units: float
+    beyond: float
+    below: float
 
 
 @dataclass(frozen=True)
@@ -53,7 +85,7 @@ class Alert:
             non-finite steps for ``nonfinite``.
         threshold: The value at which this kind opens, in the same unit.
         message: What is wrong, why, and what to try, in plain sentences.
-        cause: Why, in a few words.
+        cause: Why, as one of a fixed list of causes; ``"unknown"`` where the measurements do not decide.
         evidence: The measurement that names the cause, with its figure.
         remedies: What to try, the cheapest first.
         optimizer: Name of the optimizer that owns the layers; ``""`` if there is only one.
@@ -67,7 +99,7 @@ class Alert:
     value: float
     threshold: float
     message: str
-    cause: str = ""
+    cause: Cause = "unknown"
     evidence: str = ""
     remedies: tuple[str, ...] = ()
     optimizer: str = ""
@@ -98,6 +130,47 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Anatomy:
+    """What the network is made of.
+
+    Attributes:
+        activations: How many activations of each kind there are: ``sigmoid``, ``tanh``, ``relu``, ``smooth``.
+        norms: Number of normalisation layers.
+        skips: Number of additions or concatenations of two computed tensors.
+    """
+
+    activations: tuple[tuple[str, int], ...]
+    norms: int
+    skips: int
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """What a thorough sample saw besides, on the host. Float32, one entry per layer, ``-1`` for "unknown".
+
+    Attributes:
+        gain: Standard deviation of the layer's first matrix times the root of its fan-in: sqrt(2) after He's
+            initialisation, 1 after LeCun's. Shape ``(layers,)``.
+        update_ratio: Norm of the latest update seen, relative to the weights. Shape ``(layers,)``.
+        unchanged: Share of elements with a gradient that this update left as they were, bit for bit.
+            Shape ``(layers,)``.
+        below_eps: Share of elements whose root mean square gradient lies below Adam's ``eps``. Shape ``(layers,)``.
+        signal: Mean squared first over second moment of Adam; low for gradients that are mostly noise.
+            Shape ``(layers,)``.
+        output_zeros: Share of exact zeros in the gradient at the layer's output. Shape ``(layers,)``.
+        inputs: What the layer's input looks like, in the order of :class:`Inputs`. Shape ``(layers, 7)``.
+    """
+
+    gain: Tensor
+    update_ratio: Tensor
+    unchanged: Tensor
+    below_eps: Tensor
+    signal: Tensor
+    output_zeros: Tensor
+    inputs: Tensor
+
+
+@dataclass(frozen=True)
 class Sample:
     """What a full sample saw at one step, on the host. All tensors are float32 with one entry per layer.
 
@@ -108,12 +181,18 @@ class Sample:
         output_grad_norm: L2 norm of dLoss/d(layer output), summed in squares over repeated calls. Shape ``(layers,)``.
         weight_norm: L2 norm of the layer's parameters before the step. Shape ``(layers,)``.
         zero_fraction: Share of exactly zero gradient elements, in [0, 1]. Shape ``(layers,)``.
+        ran: Names of the layers that ran.
+        sequences: For recurrent and repeatedly called layers the gradient norm at each time step, the earliest first.
+        checkup: What a thorough sample saw besides; None on the other samples.
     """
 
     step: int
     output_grad_norm: Tensor
     weight_norm: Tensor
     zero_fraction: Tensor
+    ran: frozenset[str] = frozenset()
+    sequences: tuple[tuple[str, Tensor], ...] = ()
+    checkup: Checkup | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +224,11 @@ class Observation:
         steps: Every observed step since the previous observation.
         norms: Gradient norms of these steps, total first. Shape ``(len(steps), 1 + layers)``, float32, ``-1`` for no
             gradient.
-        losses: Loss of these steps, NaN where it is not known. Shape ``(len(steps),)``, float32.
+        losses: Loss of these steps, None where it is not known.
+        bad_inputs: Whether the batch of each step held NaN or inf; None where it was not looked at.
+        lr: Largest learning rate of the optimizer at ``step``; None if it is no plain number.
+        dtypes: The dtypes of the layers' parameters, such as ``float16``.
+        anatomy: What the network is made of; None until it is known.
         sample: The full sample, if one was taken at ``step``.
         histogram: Counts of log10|g| per layer at ``step``, then of exact zeros and of non-finite values, from a
             bounded number of elements. Shape ``(layers, bins + 2)``; None when it was not due.
@@ -156,7 +239,11 @@ class Observation:
     layers: tuple[Layer, ...]
     steps: tuple[int, ...]
     norms: Tensor
-    losses: Tensor
+    losses: tuple[float | None, ...]
+    bad_inputs: tuple[bool | None, ...]
+    lr: float | None
+    dtypes: frozenset[str]
+    anatomy: Anatomy | None
     sample: Sample | None
     histogram: Tensor | None
     publish: bool

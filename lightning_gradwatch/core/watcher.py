@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_gradwatch.core.anatomy import merge, survey
 from lightning_gradwatch.core.detect import Detector
 from lightning_gradwatch.core.diagnose import explain
+from lightning_gradwatch.core.evidence import Evidence
 from lightning_gradwatch.core.histogram import log_histograms
-from lightning_gradwatch.core.layers import Plan, make_plan, owns_matrix, reorder, uncompiled_layers
+from lightning_gradwatch.core.layers import Plan, make_plan, own_parameters, owns_matrix, reorder, uncompiled_layers
 from lightning_gradwatch.core.measure import LayerMeter, NormWindow
 from lightning_gradwatch.core.probe import Probe
-from lightning_gradwatch.core.records import Alert, Layer, Observation, Publication, Sample
+from lightning_gradwatch.core.records import Alert, Anatomy, Checkup, Layer, Observation, Publication, Sample
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.transfer import Transfer
+from lightning_gradwatch.core.updates import UpdateMeter
 from lightning_gradwatch.core.window import PublicationWindow
+
+THOROUGH_EVERY = 5
+"""Every how many full samples one is thorough."""
+BURST_STEPS = 5
+"""Steps sampled in a row when something looks wrong, so that it is confirmed or dismissed at once."""
+BURST_PAUSE = 20
+"""Steps after a burst before the next one."""
+MAX_SURVEYS = 4
+NUM_INPUT_FACTS = 7
 
 
 @dataclass(frozen=True)
@@ -47,10 +61,12 @@ class Report:
     Attributes:
         alerts: Alerts that opened or ended.
         publications: What is to be written to the loggers.
+        has_news: Whether anything has arrived from the device, so that scores may have changed.
     """
 
     alerts: tuple[Alert, ...] = ()
     publications: tuple[Publication, ...] = ()
+    has_news: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,11 @@ class _Label:
     step: int
     steps: tuple[int, ...]
     layers: tuple[Layer, ...]
+    known: tuple[tuple[bool, bool], ...]
+    lr: float | None
+    dtypes: frozenset[str]
+    anatomy: Anatomy | None
+    ran: frozenset[str]
     publish: bool
     is_scaled: bool
 
@@ -98,23 +119,31 @@ class Watcher:
         self._owns_probe = probe is None
         self._probe = make_probe(model) if probe is None else probe
         self._detector = Detector(self._settings.vanishing_threshold)
+        self._evidence = Evidence()
         self._window = PublicationWindow()
         self._transfer: Transfer[_Label] = Transfer()
         self._latest: Sample | None = None
         self._num_publications = 0
         self._order: tuple[str, ...] = ()
         self._steps: list[int] = []
+        self._known: list[tuple[bool, bool]] = []
         self._step = 0
+        self._num_samples = 0
+        self._burst_until = 0
+        self._is_overdue = False
+        self._anatomy: Anatomy | None = None
+        self._num_surveys = 0
         self._is_scaled = False
         self._late = _NOTHING
         self._restored_rows: Tensor | None = None
-        self._group_sizes: list[int] = []
+        self._ran: frozenset[str] = frozenset()
+        self._groups: list[tuple[int, ...]] = []
         self.plan: Plan | None = None
 
     @property
     def scores(self) -> dict[str, float]:
         """Run-level numbers by their short name."""
-        return self._detector.scores
+        return {**self._detector.scores, **self._evidence.scores}
 
     @property
     def profile(self) -> dict[str, float]:
@@ -126,13 +155,32 @@ class Watcher:
 
         The very first step counts as one: it tells in which order the layers run.
         """
-        first = self.num_steps
-        return first == 0 or any(self._settings.schedule.is_due(n) for n in range(first, first + steps_ahead + 1))
+        steps = range(self.num_steps, self.num_steps + steps_ahead + 1)
+        return self.num_steps == 0 or self._is_overdue or any(self._is_sampled(step) for step in steps)
+
+    @property
+    def is_thorough(self) -> bool:
+        """Whether the next full sample is a thorough one: the first, every fifth, and each one in a burst."""
+        turn = self._num_samples % THOROUGH_EVERY
+        return self._num_samples == 0 or turn == THOROUGH_EVERY - 1 or self.num_steps < self._burst_until
 
     def arm(self) -> None:
         """Call before the forward pass: puts the probe in place if the coming step is sampled."""
         if self.is_due():
-            self._probe.attach()
+            self._probe.attach(self.is_thorough)
+
+    def inspect(self, loss: Tensor) -> None:
+        """Read what the network is made of off the graph of a loss; only the first few calls do anything.
+
+        Args:
+            loss: The loss, attached to its graph.
+        """
+        if self._num_surveys < MAX_SURVEYS and loss.grad_fn is not None:
+            self._num_surveys += 1
+            self._anatomy = merge(self._anatomy, survey(loss, self._model))
+
+    def _is_sampled(self, step: int) -> bool:
+        return self._settings.schedule.is_due(step) or step < self._burst_until
 
     def observe(
         self,
@@ -141,6 +189,7 @@ class Watcher:
         *,
         loss_scale: Tensor | None = None,
         gradients_scaled: bool = False,
+        inputs: Tensor | None = None,
         publish: bool = False,
     ) -> Report:
         """Call between the backward pass and the optimizer's step: takes in the gradients as they are now.
@@ -151,25 +200,33 @@ class Watcher:
             loss_scale: Factor of a loss scaler with which ``loss`` was multiplied before the backward pass, shape
                 ``()``; None without a scaler.
             gradients_scaled: Whether the parameters' gradients still carry that factor.
+            inputs: :func:`~lightning_gradwatch.core.measure.checksum` of the batch, to tell bad data from bad weights.
             publish: Whether the loggers are to be written at this step.
 
         Returns:
             Alerts and publications; empty on a step that is neither sampled nor published, which costs no host sync.
         """
         self._follow_parameters()
-        if self.plan is None or not self._device_window.push(loss, loss_scale, gradients_scaled):
+        if self.plan is None or not self._device_window.push(loss, loss_scale, gradients_scaled, inputs):
             return self.flush(publish) if publish else _NOTHING
+        if loss is not None:
+            self.inspect(loss)
         self._step = self.num_steps if step is None else step
         self._steps.append(self._step)
+        self._known.append((self._device_window.is_known(loss), self._device_window.is_known(inputs)))
         self._is_scaled = loss_scale is not None
-        is_due = self._settings.schedule.is_due(self.num_steps) or self._device_window.is_full
+        is_due = self._is_overdue or self._is_sampled(self.num_steps)
+        self._is_overdue = is_due and self._probe.can_see and not self._probe.is_attached
+        is_sampled = is_due and not self._is_overdue
+        self._updates.compare()
+        tensors = self._take_sample(self.plan, loss_scale) if is_sampled else {}
         self.num_steps += 1
-        tensors = self._take_sample(self.plan, loss_scale) if is_due else {}
         if publish and self._histogram_is_due():
             tensors["histogram"] = self._take_histogram(self.plan, loss_scale if gradients_scaled else None)
+        self._probe.mark_read()
         if self._owns_probe:
             self._probe.detach()
-        return self._send(tensors, publish) if is_due or publish else _NOTHING
+        return self._send(tensors, publish) if is_sampled or publish or self._device_window.is_full else _NOTHING
 
     def flush(self, publish: bool = True) -> Report:
         """Bring home what is still on the device, wait for it, and publish it if there is something new."""
@@ -187,9 +244,13 @@ class Watcher:
             "order": list(self._order),
             "step": self._step,
             "steps": list(self._steps),
+            "known": [list(pair) for pair in self._known],
+            "num_samples": self._num_samples,
+            "burst_until": self._burst_until,
             "rows": None if self.plan is None else self._device_window.rows().cpu().clone(),
             "window": self._window.state_dict(),
             "detector": self._detector.state_dict(),
+            "evidence": self._evidence.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -199,35 +260,68 @@ class Watcher:
         self._order = tuple(state["order"])
         self._step = state["step"]
         self._steps = list(state["steps"])
+        self._known = [(loss, inputs) for loss, inputs in state["known"]]
+        self._num_samples = state["num_samples"]
+        self._burst_until = state["burst_until"]
         self._restored_rows = state["rows"]
         self._window.load_state_dict(state["window"])
         self._detector.load_state_dict(state["detector"])
+        self._evidence.load_state_dict(state["evidence"])
         self.plan = None
-        self._group_sizes = []
+        self._groups = []
 
     def _follow_parameters(self) -> None:
         """Make the plan at the first step, and anew whenever the optimizer's parameters have changed."""
-        sizes = [len(group["params"]) for group in self._optimizer.param_groups]
-        if sizes == self._group_sizes:
+        groups = [_fingerprint(group["params"]) for group in self._optimizer.param_groups]
+        if groups == self._groups:
             return
-        self._group_sizes = sizes
+        self._groups = groups
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         plan = make_plan(self._model, parameters, self._settings.include, self._settings.exclude)
         if not plan.parameters:
             return
         self._order = self._order or tuple(self._probe.order)
         self.plan = reorder(plan, self._order)
-        self._meter = LayerMeter(self.plan.parameters, self.plan.layer_index, len(self.plan.layers))
+        indices, num_layers = self.plan.layer_index, len(self.plan.layers)
+        self._meter = LayerMeter(self.plan.parameters, indices, num_layers, self.plan.fan_in)
+        self._updates = UpdateMeter(self.plan.parameters, indices, num_layers, self._optimizer)
+        self._dtypes = frozenset(str(p.dtype).removeprefix("torch.") for p in self.plan.parameters)
         self._device_window = NormWindow(self.plan.parameters)
-        self._steps = self._steps if self._device_window.restore(self._restored_rows) else []
+        if not self._device_window.restore(self._restored_rows):
+            self._steps, self._known = [], []
         self._restored_rows = None
 
     def _take_sample(self, plan: Plan, loss_scale: Tensor | None) -> dict[str, Tensor]:
-        output_norms = self._meter.stack([self._probe.norm(layer.name) for layer in plan.layers])
-        return {
-            "output_grad_norm": output_norms if loss_scale is None else output_norms / loss_scale,
+        names = [layer.name for layer in plan.layers]
+        thorough = self.is_thorough
+        self._num_samples += 1
+        self._ran = frozenset(self._probe.ran) - self._frozen()
+        outputs = {"output_grad_norm": self._meter.stack([self._probe.norm(name) for name in names])}
+        outputs.update((f"sequence {name}", norms) for name, norms in self._probe.sequences().items())
+        if loss_scale is not None:
+            outputs = {name: norms / loss_scale for name, norms in outputs.items()}
+        sample = {
+            **outputs,
             "weight_norm": self._meter.weight_norms(),
             "zero_fraction": self._meter.zero_fractions(),
+        }
+        return {**sample, **self._check_up(names)} if thorough else sample
+
+    def _check_up(self, names: list[str]) -> dict[str, Tensor]:
+        unknown = self._meter.missing.expand(NUM_INPUT_FACTS)
+        inputs = [self._probe.inputs(name) for name in names]
+        below_eps, signal = self._updates.moments(self.num_steps)
+        self._updates.remember()
+        return {
+            "gain": self._meter.gains(),
+            "update_ratio": self._updates.ratio,
+            "unchanged": self._updates.unchanged,
+            "below_eps": below_eps,
+            "signal": signal,
+            "output_zeros": self._meter.stack([self._probe.zero_fraction(name) for name in names]),
+            "inputs": torch.stack([unknown if i is None else i.to(unknown.device) for i in inputs] or [unknown])[
+                : len(names)
+            ],
         }
 
     def _histogram_is_due(self) -> bool:
@@ -244,11 +338,22 @@ class Watcher:
             self._num_publications += 1
         assert self.plan is not None
         rows = self._device_window.rows()
-        label = _Label(self._step, tuple(self._steps), self.plan.layers, publish, self._is_scaled)
-        norms = self._meter.gradient_norms(rows[:, :-1])
-        arrived = self._transfer.send(label, {"norms": norms, "losses": rows[:, -1], **tensors})
+        label = _Label(
+            self._step,
+            tuple(self._steps),
+            self.plan.layers,
+            tuple(self._known),
+            self._lr(),
+            self._dtypes,
+            self._anatomy,
+            self._ran,
+            publish,
+            self._is_scaled,
+        )
+        norms = self._meter.gradient_norms(rows[:, :-2])
+        arrived = self._transfer.send(label, {"norms": norms, "facts": rows[:, -2:], **tensors})
         self._device_window.clear()
-        self._steps = []
+        self._steps, self._known = [], []
         late, self._late = self._late, _NOTHING
         return _join(late, self._digest(arrived))
 
@@ -264,10 +369,24 @@ class Watcher:
                 self._window.add(counted)
                 self._latest = observation.sample or self._fitting(self._latest, observation)
                 findings = self._detector.update(observation, label.is_scaled)
-                alerts = tuple(explain(finding, self.name) for finding in findings)
+                self._evidence.add(observation, self._detector.time.horizons)
+                if self._detector.is_suspicious and self.num_steps >= self._burst_until + BURST_PAUSE:
+                    self._burst_until = self.num_steps + BURST_STEPS
+                alerts = tuple(explain(finding, self._evidence, self.name) for finding in findings)
             publications = self._publish(observation) if label.publish else ()
-            report = _join(report, Report(alerts, publications))
+            report = _join(report, Report(alerts, publications, has_news=True))
         return report
+
+    def _frozen(self) -> frozenset[str]:
+        """Layers that no gradient is asked for."""
+        assert self.plan is not None
+        pairs = zip(self.plan.parameters, self.plan.layer_index, strict=True)
+        trained = {i for p, i in pairs if p.requires_grad}
+        return frozenset(layer.name for i, layer in enumerate(self.plan.layers) if i not in trained)
+
+    def _lr(self) -> float | None:
+        rates = [group.get("lr") for group in self._optimizer.param_groups]
+        return max((float(r) for r in rates if isinstance(r, (int, float))), default=None)
 
     @staticmethod
     def _fitting(sample: Sample | None, observation: Observation) -> Sample | None:
@@ -280,32 +399,58 @@ class Watcher:
             return ()
         self._window.clear()
         step, layers = observation.step, observation.layers
-        return (
-            Publication(step, self.name, layers, window, self._latest, observation.histogram, self._detector.scores),
-        )
+        return (Publication(step, self.name, layers, window, self._latest, observation.histogram, self.scores),)
+
+
+def _fingerprint(parameters: Sequence[Tensor]) -> tuple[int, ...]:
+    """Changes when parameters are added, taken away or replaced as a block, at a cost that does not grow with them."""
+    ends = (id(parameters[0]), id(parameters[-1])) if parameters else ()
+    return (len(parameters), *ends)
 
 
 def make_probe(model: nn.Module) -> Probe:
     """A probe on the layers of ``model`` that can be hooked: those that torch.compile has not taken over."""
     layers = uncompiled_layers(model)
-    matrices = [name for name, module in layers.items() if owns_matrix(module, module.parameters(recurse=False))]
-    return Probe(layers, matrices)
+    matrices = [name for name, module in layers.items() if owns_matrix(module, own_parameters(module))]
+    recurrent = [name for name in matrices if isinstance(layers[name], nn.RNNBase)]
+    return Probe(layers, matrices, recurrent)
 
 
 def _observation(label: _Label, tensors: Mapping[str, Tensor]) -> Observation:
-    is_sample = "weight_norm" in tensors
-    names = ("output_grad_norm", "weight_norm", "zero_fraction")
+    facts = tensors["facts"].tolist()
     return Observation(
         step=label.step,
         layers=label.layers,
         steps=label.steps,
         norms=tensors["norms"],
-        losses=tensors["losses"],
-        sample=Sample(label.step, *(tensors[name] for name in names)) if is_sample else None,
+        losses=tuple(loss if known else None for (loss, _), (known, _) in zip(facts, label.known, strict=True)),
+        bad_inputs=tuple(
+            not math.isfinite(inputs) if known else None
+            for (_, inputs), (_, known) in zip(facts, label.known, strict=True)
+        ),
+        lr=label.lr,
+        dtypes=label.dtypes,
+        anatomy=label.anatomy,
+        sample=_sample(label, tensors) if "weight_norm" in tensors else None,
         histogram=tensors.get("histogram"),
         publish=label.publish,
     )
 
 
+def _sample(label: _Label, tensors: Mapping[str, Tensor]) -> Sample:
+    checkup = Checkup(**{field.name: tensors[field.name] for field in fields(Checkup)}) if "gain" in tensors else None
+    return Sample(
+        step=label.step,
+        output_grad_norm=tensors["output_grad_norm"],
+        weight_norm=tensors["weight_norm"],
+        zero_fraction=tensors["zero_fraction"],
+        ran=label.ran,
+        sequences=tuple((n.removeprefix("sequence "), t) for n, t in tensors.items() if n.startswith("sequence ")),
+        checkup=checkup,
+    )
+
+
 def _join(first: Report, second: Report) -> Report:
-    return Report(first.alerts + second.alerts, first.publications + second.publications)
+    return Report(
+        first.alerts + second.alerts, first.publications + second.publications, first.has_news or second.has_news
+    )

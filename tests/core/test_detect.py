@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -8,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_gradwatch.core.detect import DepthRule, Detector, Profile, decades_lost, depth_profile
-from lightning_gradwatch.core.records import Layer, Observation, Sample
+from lightning_gradwatch.core.detect import DepthRule, Detector
+from lightning_gradwatch.core.detect.profile import Profile, decades_lost, depth_profile
+from lightning_gradwatch.core.records import Finding, Layer, Observation, Sample
 
 LAYERS = tuple(Layer(f"l{i}", (f"l{i}.weight",), has_matrix=True) for i in range(6))
 
@@ -27,7 +29,20 @@ def observation(step: int, *totals: float, layer: int = 0, decades: float = 0.0)
     steps = tuple(range(step, step + len(totals)))
     outputs = torch.tensor(profile(decades).norms)
     sample = Sample(steps[-1], outputs, torch.ones(6), torch.zeros(6))
-    return Observation(steps[-1], LAYERS, steps, norms, torch.zeros(len(totals)), sample, None, publish=False)
+    return Observation(
+        step=steps[-1],
+        layers=LAYERS,
+        steps=steps,
+        norms=norms,
+        losses=(1.0,) * len(totals),
+        bad_inputs=(None,) * len(totals),
+        lr=0.1,
+        dtypes=frozenset({"float32"}),
+        anatomy=None,
+        sample=sample,
+        histogram=None,
+        publish=False,
+    )
 
 
 def test_decades_are_the_difference_of_the_outer_thirds() -> None:
@@ -56,9 +71,14 @@ def test_without_outputs_the_weights_gradients_stand_in() -> None:
     )
 
 
+def update(rule: DepthRule, step: int, seen: Profile) -> Finding | None:
+    found = rule.update(step, seen)
+    return found[0] if found else None
+
+
 def opened_at(rule: DepthRule, decades: float, at_outputs: bool = True) -> int | None:
     for step in range(30):
-        finding = rule.update(step, profile(decades, at_outputs))
+        finding = update(rule, step, profile(decades, at_outputs))
         if finding is not None:
             return finding.step
     return None
@@ -78,22 +98,22 @@ def test_weights_gradients_must_lose_two_and_a_half_decades() -> None:
 
 def test_one_wild_sample_opens_nothing() -> None:
     rule = DepthRule(0.5)
-    assert all(rule.update(step, profile(9.0 if step % 5 == 0 else 0.0)) is None for step in range(100))
+    assert all(update(rule, step, profile(9.0 if step % 5 == 0 else 0.0)) is None for step in range(100))
 
 
 def test_an_alert_ends_when_it_ends_and_not_in_between() -> None:
     rule = DepthRule(0.5)
-    changes = [(step, rule.update(step, profile(d))) for step, d in enumerate([3.0] * 15 + [1.6] * 10 + [1.4] * 10)]
+    changes = [(step, update(rule, step, profile(d))) for step, d in enumerate([3.0] * 15 + [1.6] * 10 + [1.4] * 10)]
     found = [(step, change) for step, change in changes if change is not None]
     assert [step for step, _ in found] == [9, 27]
     assert found[0][1].until_step is None
-    assert (found[1][1].step, found[1][1].until_step) == (9, 27)
+    assert (found[1][1].step, found[1][1].until_step) == (9, 26)
 
 
 def test_the_finding_names_the_starving_and_the_fed_end() -> None:
     rule = DepthRule(0.5)
     for step in range(10):
-        finding = rule.update(step, Profile(("a", "b", "c", "d", "e", "f"), (1e-7, 1e-9, 1e-5, 1e-4, 1.0, 2.0), True))
+        finding = update(rule, step, Profile(("a", "b", "c", "d", "e", "f"), (1e-7, 1e-9, 1e-5, 1e-4, 1.0, 2.0), True))
     assert finding is not None
     assert finding.layers == ("b", "f")
     assert finding.value == pytest.approx(8.15, abs=0.01)
@@ -121,6 +141,23 @@ def test_under_a_loss_scaler_only_the_third_skip_in_a_row_counts() -> None:
     assert finding.step == 3
     assert detector.scores["nonfinite_steps"] == 0
     assert detector.scores["skipped_steps"] == 5
+
+
+def test_a_nonfinite_loss_is_found_where_no_gradient_is() -> None:
+    detector = Detector(0.5)
+    seen = dataclasses.replace(observation(4, 1.0, 1.0), losses=(1.0, math.inf))
+    (finding,) = detector.update(seen, is_scaled=False)
+    assert (finding.kind, finding.step, finding.layers) == ("nonfinite", 5, ())
+
+
+def test_weights_gradients_do_not_mix_with_output_gradients() -> None:
+    rule = DepthRule(0.5)
+    for step in range(20):
+        assert update(rule, step, profile(0.0)) is None
+    assert update(rule, 20, profile(9.0, at_outputs=False)) is None
+    assert rule.decades == 0.0
+    found = [update(rule, step, profile(9.0, at_outputs=False)) for step in range(21, 40)]
+    assert [f.kind for f in found if f is not None] == ["vanishing"]  # five in a row: the outputs are gone for good
 
 
 def test_state_goes_on_in_the_middle_of_everything() -> None:

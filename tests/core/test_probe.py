@@ -8,15 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch.core.layers import named_layers
-from lightning_gradwatch.core.probe import Probe, first_differentiable
+from lightning_gradwatch.core.probe import Probe, tensors_in
 from lightning_gradwatch.core.watcher import make_probe
 
 
 def backward(model: nn.Module, *inputs: Any, **keywords: Any) -> Probe:
     probe = make_probe(model)
     probe.attach()
-    output = first_differentiable(model(*inputs, **keywords))
-    assert output is not None
+    output = next(t for t in tensors_in(model(*inputs, **keywords)) if t.requires_grad)
     output.square().sum().backward()
     return probe
 

@@ -1,0 +1,127 @@
+"""Host numbers over time become findings: what is wrong, where, since when, how much. No words, no output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_gradwatch.core.detect.depth import DepthRule, TimeRule
+from lightning_gradwatch.core.detect.growth import ExplodingRule
+from lightning_gradwatch.core.detect.losses import LossHistory
+from lightning_gradwatch.core.detect.nonfinite import NonfiniteRule
+from lightning_gradwatch.core.detect.profile import Profile, depth_profile, outer_ends
+from lightning_gradwatch.core.detect.progress import StalledRule, UnderflowRule, state_of
+from lightning_gradwatch.core.detect.silence import SilenceRule
+from lightning_gradwatch.core.records import Finding, Observation, Sample
+
+__all__ = ["DepthRule", "Detector"]
+
+
+class Detector:
+    """Every rule, over the observations of one optimizer.
+
+    Args:
+        vanishing_threshold: Score in (0, 1] at which ``vanishing`` opens.
+    """
+
+    def __init__(self, vanishing_threshold: float) -> None:
+        self.losses = LossHistory()
+        self.profile = Profile((), (), True)
+        self.depth = DepthRule(vanishing_threshold)
+        self.time = TimeRule()
+        self.nonfinite = NonfiniteRule()
+        self.exploding = ExplodingRule()
+        self.silence = SilenceRule()
+        self.stalled = StalledRule()
+        self.underflow = UnderflowRule()
+        self._update_ratio = -1.0
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether a few more samples at once would settle something."""
+        return self.depth.is_suspicious
+
+    def update(self, observation: Observation, is_scaled: bool) -> list[Finding]:
+        """Take in an observation.
+
+        Args:
+            observation: The numbers of the steps since the last one.
+            is_scaled: Whether a loss scaler is at work, which skips non-finite steps by itself.
+
+        Returns:
+            The findings that opened, rose to an alert, or ended, oldest first.
+        """
+        self.losses.add(observation.losses)
+        changes = self.nonfinite.update(observation, is_scaled)
+        sample = observation.sample
+        if sample is not None:
+            changes += self._update_sample(observation, sample)
+        ends = outer_ends(self.profile) if len(self.profile.norms) >= 3 else ()
+        if self.nonfinite.finding is None:
+            changes += self.exploding.update(observation, self.losses, self.depth.growth, self.time.growth, ends)
+        return changes
+
+    def _update_sample(self, observation: Observation, sample: Sample) -> list[Finding]:
+        norms = observation.norms[-1, 1:].tolist()
+        self.profile = depth_profile(observation.layers, sample.output_grad_norm.tolist(), norms)
+        sequences = {name: values.tolist() for name, values in sample.sequences}
+        changes: list[Finding] = []
+        if sample.checkup is not None:
+            known = [r for r in sample.checkup.update_ratio.tolist() if r >= 0]
+            self._update_ratio = max(known, default=-1.0)
+        changes += self.depth.update(sample.step, self.profile)
+        changes += self.time.update(sample.step, sequences, self.losses.is_flat and not self.losses.has_learned)
+        if sample.checkup is not None and self.depth.incident.finding is None:
+            changes += self.underflow.update(observation, sample, sample.checkup)
+        if self.underflow.incident.finding is None:
+            changes += self.silence.update(observation, sample)
+        if not self._others_open:
+            changes += self.stalled.update(observation, sample, self.losses, self._update_ratio)
+        return changes
+
+    @property
+    def _others_open(self) -> bool:
+        """Whether an alert is open that explains why nothing moves, so that ``stalled`` would say it twice."""
+        incidents = (self.depth.incident, self.time.incident, self.silence.dead, self.underflow.incident)
+        is_open = any(incident.finding is not None for incident in incidents)
+        return is_open or self.nonfinite.finding is not None or self.exploding.finding is not None
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Run-level numbers by their short name."""
+        scores = {
+            "vanishing": self.depth.score,
+            "decades_lost": self.depth.decades,
+            "nonfinite_steps": float(self.nonfinite.num_steps),
+            "skipped_steps": float(self.nonfinite.num_skipped),
+            "exploding": max(self.depth.growth, self.time.growth[1]),
+            "dead_layers": float(self.silence.num_dead),
+            "detached_layers": float(self.silence.num_detached),
+            "stalled": float(self.stalled.incident.finding is not None),
+            "underflow": self.underflow.share,
+        }
+        if self.time.horizons:
+            scores["vanishing_through_time"] = max(self.time.worst[1], 0.0)
+        if self.losses.lower_share is not None:
+            scores["loss_lower_share"] = self.losses.lower_share
+        return scores
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives that :meth:`load_state_dict` takes back."""
+        rules = (self.losses, self.depth, self.time, self.nonfinite, self.exploding, self.silence)
+        state: dict[str, Any] = {type(rule).__name__: rule.state_dict() for rule in rules}
+        return {
+            **state,
+            "stalled": state_of(self.stalled),
+            "underflow": state_of(self.underflow),
+            "shares": dict(self.underflow.shares),
+            "update_ratio": self._update_ratio,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        for rule in (self.losses, self.depth, self.time, self.nonfinite, self.exploding, self.silence):
+            rule.load_state_dict(state[type(rule).__name__])
+        self.stalled.incident.load_state_dict(state["stalled"])
+        self.underflow.incident.load_state_dict(state["underflow"])
+        self.underflow.shares = dict(state["shares"])
+        self._update_ratio = state["update_ratio"]

@@ -1,0 +1,175 @@
+"""Gradients that vanish or explode with depth, at layer outputs; and with time, in recurrent layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from lightning_gradwatch.core.detect.incident import Incident
+from lightning_gradwatch.core.detect.profile import Profile, decades_lost, outer_ends, positive, slope
+from lightning_gradwatch.core.records import Finding
+
+FULL_SCORE_DECADES = 4.0
+"""Decades lost between the loss end and the input end at which the vanishing score reaches 1."""
+FALLBACK_FULL_SCORE_DECADES = 5.0
+"""The same where only parameter gradients are known: they separate sick from healthy less sharply."""
+WARM_UP_SAMPLES = 5
+MEDIAN_SAMPLES = 5
+EXPLODING_DECADES = 3.0
+TIME_DECADES = 3.0
+HORIZON_SHARE = 0.01
+
+
+class DepthRule:
+    """Vanishing gradients: the median of the last five values of :func:`decades_lost`, after five warm-up samples.
+
+    It depends on neither the loss scale nor the learning rate nor the optimizer. Opens at the threshold on the score
+    ``decades / 4`` and ends below three quarters of it.
+
+    Args:
+        threshold: Score in (0, 1] at which the alert opens; 0.5 is a loss of two decades.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+        self._num_samples = 0
+        self._recent: list[float] = []
+        self._growth: list[float] = []
+        self._full_score = FULL_SCORE_DECADES
+        self._is_at_outputs = True
+        self._num_strange = 0
+        self.incident = Incident("vanishing", threshold * FULL_SCORE_DECADES)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there are enough samples to judge."""
+        return self._num_samples >= WARM_UP_SAMPLES + MEDIAN_SAMPLES and len(self._recent) == MEDIAN_SAMPLES
+
+    @property
+    def decades(self) -> float:
+        """Decades lost, 0 until there are enough samples."""
+        return median(self._recent) if self.is_ready else 0.0
+
+    @property
+    def score(self) -> float:
+        """Decades lost as a score in [0, 1]."""
+        return min(max(self.decades / self._full_score, 0.0), 1.0)
+
+    @property
+    def growth(self) -> float:
+        """Decades that the gradient grows towards the input, by thirds and by slope alike; 0 until ready."""
+        return max(median(self._growth), 0.0) if self.is_ready else 0.0
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether the latest sample alone would open an alert that is not open."""
+        if self.incident.finding is not None or not self._recent or not self.is_ready:
+            return False
+        return self._recent[-1] >= self._threshold * self._full_score or self._growth[-1] >= EXPLODING_DECADES
+
+    def update(self, step: int, profile: Profile) -> list[Finding]:
+        """Take in a sample; the finding if it opened or ended just now."""
+        decades = decades_lost(profile.norms)
+        if decades is None or not self._fits(profile):
+            return []
+        self._num_samples += 1
+        self._recent = [*self._recent, decades][-MEDIAN_SAMPLES:]
+        growth = min(-decades, -slope(profile.norms) * (len(profile.norms) - 1))
+        self._growth = [*self._growth, growth][-MEDIAN_SAMPLES:]
+        self._full_score = FULL_SCORE_DECADES if profile.at_outputs else FALLBACK_FULL_SCORE_DECADES
+        threshold = self._threshold * self._full_score
+        found = self.incident.judge(step, self.decades, outer_ends(profile), threshold=threshold)
+        return [] if found is None else [found]
+
+    def _fits(self, profile: Profile) -> bool:
+        """Whether a profile is of the kind seen so far; after five of the other kind that one is the rule."""
+        self._num_strange = 0 if profile.at_outputs == self._is_at_outputs else self._num_strange + 1
+        if self._num_strange and self._recent and self._num_strange < MEDIAN_SAMPLES:
+            return False
+        if self._num_strange:
+            self._is_at_outputs, self._num_strange = profile.at_outputs, 0
+            self._recent, self._growth = [], []
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives that :meth:`load_state_dict` takes back."""
+        return {
+            "num_samples": self._num_samples,
+            "recent": list(self._recent),
+            "growth": list(self._growth),
+            "full_score": self._full_score,
+            "is_at_outputs": self._is_at_outputs,
+            "num_strange": self._num_strange,
+            "incident": self.incident.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self._num_samples = state["num_samples"]
+        self._recent, self._growth = list(state["recent"]), list(state["growth"])
+        self._full_score = state["full_score"]
+        self._is_at_outputs, self._num_strange = state["is_at_outputs"], state["num_strange"]
+        self.incident.load_state_dict(state["incident"])
+
+
+class TimeRule:
+    """Gradients that vanish through time: the same decades along the time steps of recurrent layers.
+
+    Losing them is no illness as such: a task may need the last few steps only. So three decades are an alert only while
+    the loss is flat, and nothing before.
+    """
+
+    def __init__(self) -> None:
+        self._recent: dict[str, list[float]] = {}
+        self.horizons: dict[str, tuple[int, int, float]] = {}
+        self.incident = Incident("vanishing_through_time", TIME_DECADES)
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The layer that loses most and its decades; ``("", 0)`` until there are five samples."""
+        ready = {name: median(d) for name, d in self._recent.items() if len(d) == MEDIAN_SAMPLES}
+        name = max(ready, key=ready.__getitem__, default="")
+        return name, ready.get(name, 0.0)
+
+    @property
+    def growth(self) -> tuple[str, float]:
+        """The layer whose gradient grows most into the past, and by how many decades; ``("", 0)`` until ready."""
+        ready = {name: -median(d) for name, d in self._recent.items() if len(d) == MEDIAN_SAMPLES}
+        name = max(ready, key=ready.__getitem__, default="")
+        return name, max(ready.get(name, 0.0), 0.0)
+
+    def update(self, step: int, sequences: Mapping[str, Sequence[float]], is_flat: bool) -> list[Finding]:
+        """Take in a sample; the finding if it opened or ended just now."""
+        for name, norms in sequences.items():
+            decades = decades_lost(positive(norms))
+            if decades is not None:
+                self._recent[name] = [*self._recent.get(name, []), decades][-MEDIAN_SAMPLES:]
+            before = self.horizons.get(name, (0, 0, 0.0))[2]
+            self.horizons[name] = memory_horizon(norms), len(norms), before if decades is None else decades
+        layer, decades = self.worst
+        if self.incident.finding is None and not is_flat:
+            return []
+        found = self.incident.judge(step, decades, (layer,))
+        return [] if found is None else [found]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives that :meth:`load_state_dict` takes back."""
+        return {
+            "recent": {name: list(d) for name, d in self._recent.items()},
+            "horizons": {name: list(h) for name, h in self.horizons.items()},
+            "incident": self.incident.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self._recent = {name: list(d) for name, d in state["recent"].items()}
+        self.horizons = {name: (h[0], h[1], h[2]) for name, h in state["horizons"].items()}
+        self.incident.load_state_dict(state["incident"])
+
+
+def memory_horizon(norms: Sequence[float]) -> int:
+    """Number of time steps whose gradient is at least 1 % of the largest."""
+    finite = [norm for norm in norms if math.isfinite(norm)]
+    return sum(norm >= HORIZON_SHARE * max(finite) > 0 for norm in finite) if finite else 0

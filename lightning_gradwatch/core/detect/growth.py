@@ -1,0 +1,101 @@
+"""Gradients that explode: with depth, with time, from step to step, or with the loss."""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+from typing import Any
+
+from lightning_gradwatch.core.detect.incident import Incident
+from lightning_gradwatch.core.detect.losses import LossHistory
+from lightning_gradwatch.core.records import Finding, Observation
+
+DECADES = 3.0
+SPIKE_FACTOR = 100.0
+SPIKE_STEPS = 3
+CALM_STEPS = 20
+DIVERGED_FACTOR = 10.0
+HUGE_UPDATE = 0.2
+
+
+class ExplodingRule:
+    """Any of: three decades of growth with depth or time; a norm 100 times its median; a diverging loss.
+
+    The value is in decades throughout, so that one threshold holds for all.
+    """
+
+    def __init__(self) -> None:
+        self._calm: list[float] = []
+        self._early: list[float] = []
+        self._spikes = 0
+        self._peak = 0.0
+        self._profile = Incident("exploding", DECADES)
+        self._jump = Incident("exploding", math.log10(DIVERGED_FACTOR), persistence=2)
+
+    @property
+    def finding(self) -> Finding | None:
+        """The open finding, if there is one."""
+        return self._profile.finding or self._jump.finding
+
+    def update(
+        self,
+        observation: Observation,
+        losses: LossHistory,
+        depth_growth: float,
+        time_growth: tuple[str, float],
+        ends: tuple[str, ...],
+    ) -> list[Finding]:
+        """Take in an observation; the findings that opened or ended."""
+        jump = max(self._spike(observation), self._divergence(losses))
+        changes = []
+        if self._profile.finding is None:
+            layer = max(observation.layers, key=lambda _: 0).name if observation.layers else ""
+            changes.append(self._jump.judge(observation.step, jump, (layer,) if layer else ()))
+        if observation.sample is not None and self._jump.finding is None:
+            layer, through_time = time_growth
+            value = max(depth_growth, through_time)
+            layers = (layer,) if through_time > depth_growth else ends
+            changes.append(self._profile.judge(observation.step, value, layers))
+        return [change for change in changes if change is not None]
+
+    def _spike(self, observation: Observation) -> float:
+        """Decades by which the norm has stayed above its usual size for three steps in a row; 0 if it has not."""
+        for norm in observation.norms[:, 0].tolist():
+            if not math.isfinite(norm) or norm <= 0:
+                continue
+            if len(self._early) < CALM_STEPS:
+                self._early.append(norm)
+            usual = median(self._calm) if len(self._calm) == CALM_STEPS else math.inf
+            if norm >= SPIKE_FACTOR * usual:
+                self._spikes += 1
+                self._peak = math.log10(norm / usual)
+                continue
+            self._spikes = 0
+            self._calm = [*self._calm, norm][-CALM_STEPS:]
+        return self._peak if self._spikes >= SPIKE_STEPS else 0.0
+
+    def _divergence(self, losses: LossHistory) -> float:
+        """Decades by which the loss and the norm have both left their start; 0 if either has not."""
+        start, now = losses.start, losses.now
+        if losses.num_steps < CALM_STEPS or not self._calm or not start > 0 or not now > 0:
+            return 0.0
+        rise = min(math.log10(now / start), math.log10(max(self._calm[-1] / median(self._early), 1e-9)) + 1)
+        return max(rise, 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives that :meth:`load_state_dict` takes back."""
+        return {
+            "calm": list(self._calm),
+            "early": list(self._early),
+            "spikes": self._spikes,
+            "peak": self._peak,
+            "profile": self._profile.state_dict(),
+            "jump": self._jump.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self._calm, self._early = list(state["calm"]), list(state["early"])
+        self._spikes, self._peak = state["spikes"], state["peak"]
+        self._profile.load_state_dict(state["profile"])
+        self._jump.load_state_dict(state["jump"])

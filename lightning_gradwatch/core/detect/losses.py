@@ -1,0 +1,79 @@
+"""What the loss has done so far, free of its offset and scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+WINDOW = 30
+LEARNED_SHARE = 0.25
+LOWER_SHARE = 0.6
+"""In a flat stretch less than this share of (earlier, later) pairs of steps has the later loss lower."""
+
+
+class LossHistory:
+    """The first 30 and the last 60 losses."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+        self._first: list[float] = []
+        self._recent: list[float] = []
+
+    def add(self, losses: Sequence[float | None]) -> None:
+        """Append steps; unknown and non-finite losses are left out."""
+        known = [loss for loss in losses if loss is not None and math.isfinite(loss)]
+        self.num_steps += len(known)
+        self._first += known[: WINDOW - len(self._first)]
+        self._recent = [*self._recent, *known][-2 * WINDOW :]
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the last 30 steps are no lower than the 30 before them; False until there are 60."""
+        return len(self._recent) == 2 * WINDOW and _lower_share(*_halves(self._recent)) < LOWER_SHARE
+
+    @property
+    def lower_share(self) -> float | None:
+        """Share of pairs, one of the first 30 and one of the last 30 steps, with the late loss lower; None early."""
+        if self.num_steps < 2 * WINDOW:
+            return None
+        return _lower_share(self._first, self._recent[-WINDOW:])
+
+    @property
+    def has_not_improved(self) -> bool:
+        """Whether the last 30 steps are no lower than the first 30; False until there are 60."""
+        share = self.lower_share
+        return share is not None and share < LOWER_SHARE
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether less than a quarter of the loss at the start is left: then it may well be flat."""
+        return self.start > 0 and abs(self.now) < LEARNED_SHARE * self.start
+
+    @property
+    def start(self) -> float:
+        """Median of the first ten losses; NaN without any."""
+        return median(self._first[:10]) if self._first else math.nan
+
+    @property
+    def now(self) -> float:
+        """Median of the last ten losses; NaN without any."""
+        return median(self._recent[-10:]) if self._recent else math.nan
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives that :meth:`load_state_dict` takes back."""
+        return {"num_steps": self.num_steps, "first": list(self._first), "recent": list(self._recent)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self.num_steps = state["num_steps"]
+        self._first, self._recent = list(state["first"]), list(state["recent"])
+
+
+def _halves(losses: list[float]) -> tuple[list[float], list[float]]:
+    return losses[:WINDOW], losses[WINDOW:]
+
+
+def _lower_share(earlier: Sequence[float], later: Sequence[float]) -> float:
+    return sum(b < a for a in earlier for b in later) / (len(earlier) * len(later))

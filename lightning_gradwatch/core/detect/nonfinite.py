@@ -1,0 +1,76 @@
+"""NaN or inf in a gradient or in the loss."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, replace
+from typing import Any
+
+from lightning_gradwatch.core.records import Finding, Observation
+
+FINITE_STEPS_TO_CLOSE = 20
+SKIPS_IN_A_ROW = 3
+"""Under a loss scaler a skipped step is routine; this many in a row are not."""
+
+
+class NonfiniteRule:
+    """At once, or under a loss scaler after three skipped steps in a row."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+        self.num_skipped = 0
+        self._in_a_row = 0
+        self._finite_in_a_row = 0
+        self._opened_at = 0
+        self._last_step = 0
+        self.finding: Finding | None = None
+
+    def update(self, observation: Observation, is_scaled: bool) -> list[Finding]:
+        """Take in every step of an observation; the findings that opened or ended."""
+        changes: list[Finding] = []
+        finite_norms = observation.norms[:, 0].isfinite().tolist()
+        for i, (step, is_finite, loss) in enumerate(
+            zip(observation.steps, finite_norms, observation.losses, strict=True)
+        ):
+            if is_finite and (loss is None or math.isfinite(loss)):
+                changes += self._count_finite()
+                continue
+            self._count_bad(step, is_scaled)
+            threshold = SKIPS_IN_A_ROW if is_scaled else 1
+            if self.finding is None and self._in_a_row >= threshold:
+                bad = (~observation.norms[i, 1:].isfinite()).nonzero().flatten().tolist()
+                layers = tuple(observation.layers[j].name for j in reversed(bad))  # the nearest to the loss first
+                self.finding = Finding(
+                    "nonfinite", "alert", self._opened_at, None, layers, float(self._in_a_row), float(threshold)
+                )
+                changes.append(self.finding)
+        return changes
+
+    def _count_finite(self) -> list[Finding]:
+        self._in_a_row = 0
+        self._finite_in_a_row += 1
+        if self.finding is None or self._finite_in_a_row < FINITE_STEPS_TO_CLOSE:
+            return []
+        ended, self.finding = replace(self.finding, until_step=self._last_step), None
+        return [ended]
+
+    def _count_bad(self, step: int, is_scaled: bool) -> None:
+        if self._in_a_row == 0:
+            self._opened_at = step
+        self._in_a_row += 1
+        self._finite_in_a_row = 0
+        self._last_step = step
+        if is_scaled:
+            self.num_skipped += 1
+        else:
+            self.num_steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives that :meth:`load_state_dict` takes back."""
+        return {**self.__dict__, "finding": None if self.finding is None else asdict(self.finding)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        finding = state["finding"]
+        restored = None if finding is None else Finding(**{**finding, "layers": tuple(finding["layers"])})
+        self.__dict__.update({**state, "finding": restored})

@@ -1,0 +1,87 @@
+"""Profiles of the gradient along the depth of a network or along time, and how many decades they lose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from lightning_gradwatch.core.records import Layer
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Gradient norms along the depth of the network, the input end first.
+
+    Attributes:
+        layers: Layer names in the order in which they ran.
+        norms: One norm per layer, each finite and above zero.
+        at_outputs: Whether the norms were taken at layer outputs; otherwise they are those of the weights' gradients.
+    """
+
+    layers: tuple[str, ...]
+    norms: tuple[float, ...]
+    at_outputs: bool
+
+
+def depth_profile(layers: Sequence[Layer], output_norms: Sequence[float], gradient_norms: Sequence[float]) -> Profile:
+    """The layers that own a matrix, without those that did not run, got no gradient, or an exact zero.
+
+    Args:
+        layers: The watched layers, in the order in which they ran.
+        output_norms: Gradient norm at each layer's output; negative where it was not observed.
+        gradient_norms: Gradient norm of each layer's parameters, the fallback if fewer than three outputs were seen.
+
+    Returns:
+        The profile; it may be empty.
+    """
+    for at_outputs, norms in ((True, output_norms), (False, gradient_norms)):
+        kept = [
+            (layer.name, norm)
+            for layer, norm in zip(layers, norms, strict=True)
+            if layer.has_matrix and norm > 0 and math.isfinite(norm)
+        ]
+        if len(kept) >= 3 or not at_outputs:
+            break
+    return Profile(tuple(name for name, _ in kept), tuple(norm for _, norm in kept), at_outputs)
+
+
+def decades_lost(norms: Sequence[float]) -> float | None:
+    """Decades by which the gradient shrinks from the loss end to the input end of the network.
+
+    The difference between the medians of log10 of the last third and of the first third, so that no single layer
+    decides.
+
+    Args:
+        norms: Gradient norms in the order in which the layers ran, each above zero.
+
+    Returns:
+        Decades; negative if the gradient grows towards the input; None for fewer than three layers.
+    """
+    if len(norms) < 3:
+        return None
+    third = math.ceil(len(norms) / 3)
+    logs = [math.log10(norm) for norm in norms]
+    return median(logs[-third:]) - median(logs[:third])
+
+
+def slope(norms: Sequence[float]) -> float:
+    """Theil-Sen slope of log10 norms: the median of the slopes between all pairs, in decades per place."""
+    logs = [math.log10(norm) for norm in norms]
+    places = range(0, len(logs), max(1, len(logs) // 60))
+    pairs = [(logs[j] - logs[i]) / (j - i) for i in places for j in places if i < j]
+    return median(pairs) if pairs else 0.0
+
+
+def positive(norms: Sequence[float]) -> list[float]:
+    """The finite norms above zero, in order."""
+    return [norm for norm in norms if norm > 0 and math.isfinite(norm)]
+
+
+def outer_ends(profile: Profile) -> tuple[str, str]:
+    """The layer with the least gradient in the first third, and the one with the most in the last."""
+    third = math.ceil(len(profile.norms) / 3)
+    first = min(range(third), key=profile.norms.__getitem__)
+    last = max(range(len(profile.norms) - third, len(profile.norms)), key=profile.norms.__getitem__)
+    return profile.layers[first], profile.layers[last]

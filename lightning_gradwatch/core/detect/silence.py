@@ -1,0 +1,80 @@
+"""Layers without a gradient: dead (exact zeros) and detached (never any)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lightning_gradwatch.core.detect.incident import Incident
+from lightning_gradwatch.core.records import Finding, Observation, Sample
+
+DEAD_SAMPLES = 5
+DETACHED_SAMPLES = 10
+
+
+class SilenceRule:
+    """Dead: at least half of the first third of the layers with exactly zero gradient in five samples in a row.
+
+    Detached: a layer that ran in ten samples and never had a gradient.
+    """
+
+    def __init__(self) -> None:
+        self._had_gradient: set[str] = set()
+        self._num_runs: dict[str, int] = {}
+        self.dead = Incident("dead", 0.5, persistence=DEAD_SAMPLES, release=1.0)
+        self.detached = Incident("detached", 1.0, release=1.0)
+
+    @property
+    def num_dead(self) -> int:
+        """Number of dead layers; 0 while there is no alert."""
+        return len(self.dead.finding.layers) if self.dead.finding is not None else 0
+
+    @property
+    def num_detached(self) -> int:
+        """Number of detached layers."""
+        return len(self.detached.finding.layers) if self.detached.finding is not None else 0
+
+    def update(self, observation: Observation, sample: Sample) -> list[Finding]:
+        """Take in a sample; the findings that opened or ended."""
+        norms = observation.norms[-1, 1:].tolist()
+        outputs, zeros = sample.output_grad_norm.tolist(), sample.zero_fraction.tolist()
+        matrices, silent, never = [], [], []
+        for i, layer in enumerate(observation.layers):
+            if norms[i] > 0 or outputs[i] > 0 or not math.isfinite(norms[i]):
+                self._had_gradient.add(layer.name)
+            if layer.name in sample.ran:
+                self._num_runs[layer.name] = self._num_runs.get(layer.name, 0) + 1
+            if not layer.has_matrix or layer.name not in sample.ran:
+                continue
+            if layer.name not in self._had_gradient and outputs[i] < 0:
+                if self._num_runs[layer.name] >= DETACHED_SAMPLES:
+                    never.append(layer.name)
+                continue
+            matrices.append(layer.name)
+            if outputs[i] == 0 and zeros[i] in (1.0, -1.0):
+                silent.append(layer.name)
+        if observation.losses[-1] == 0:  # nothing is left to learn from this batch
+            silent = []
+        first_third = matrices[: math.ceil(len(matrices) / 3)]
+        share = sum(name in silent for name in first_third) / len(first_third) if first_third else 0.0
+        changes = [
+            self.detached.judge(sample.step, float(len(never)), tuple(never)),
+            self.dead.judge(sample.step, share, tuple(silent)),
+        ]
+        return [change for change in changes if change is not None]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives that :meth:`load_state_dict` takes back."""
+        return {
+            "had_gradient": sorted(self._had_gradient),
+            "num_runs": dict(self._num_runs),
+            "dead": self.dead.state_dict(),
+            "detached": self.detached.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self._had_gradient = set(state["had_gradient"])
+        self._num_runs = dict(state["num_runs"])
+        self.dead.load_state_dict(state["dead"])
+        self.detached.load_state_dict(state["detached"])

@@ -1,0 +1,132 @@
+"""What was measured on this run that can tell why something is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from copy import copy
+from statistics import median
+from typing import Any
+
+from lightning_gradwatch.core.records import Anatomy, Checkup, Inputs, Observation, Sample
+
+EARLY_STEPS = 20
+RECENT_STEPS = 20
+
+
+class Evidence:
+    """Collects the facts of a run, observation by observation; read by the diagnosis.
+
+    Attributes:
+        layers: Names of the layers that own a matrix, in the order in which they ran.
+        first_gain: Gain of their matrices when first seen, by layer.
+        gain: The same at the latest checkup.
+        shrinkage: Weight norms now relative to when they were first seen, by layer.
+        inputs: What the layers' inputs look like, by layer.
+        profile: Gradient norms at the layers' outputs in the latest sample, by layer, the input end first.
+        horizons: Memory horizon, number of time steps and decades lost on the way through them, by layer.
+        effect: The most that a step could change, relative to the loss: the largest ``|W| |g| / |loss|`` of any layer.
+        update_ratio: Relative sizes of the latest update seen, by layer.
+        signal: Squared first over second moment of Adam, by layer.
+        anatomy: What the network is made of.
+        dtypes: The dtypes of its parameters.
+        lr: The learning rate, None if it is not known.
+        losses: The known losses of the last 20 steps and of the first.
+        norms: Total norms of the last 20 steps; those of the first 20 in ``early_norms``.
+        bad_inputs: Steps whose batch held NaN or inf, the last 20 of them.
+        bad_losses: Steps whose loss was NaN or inf, likewise.
+    """
+
+    def __init__(self) -> None:
+        self.layers: tuple[str, ...] = ()
+        self.first_gain: dict[str, float] = {}
+        self.gain: dict[str, float] = {}
+        self.shrinkage: dict[str, float] = {}
+        self.inputs: dict[str, Inputs] = {}
+        self.profile: dict[str, float] = {}
+        self.horizons: dict[str, tuple[int, int, float]] = {}
+        self.effect = math.nan
+        self.update_ratio: dict[str, float] = {}
+        self.signal: dict[str, float] = {}
+        self.anatomy = Anatomy((), 0, 0)
+        self.dtypes: frozenset[str] = frozenset()
+        self.lr: float | None = None
+        self.first_loss = math.nan
+        self.losses: list[float] = []
+        self.early_norms: list[float] = []
+        self.norms: list[float] = []
+        self.bad_inputs: list[int] = []
+        self.bad_losses: list[int] = []
+        self._first_weight: dict[str, float] = {}
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Run-level numbers by their short name, as far as they are known; each for the middle layer."""
+        scores = {
+            "update_ratio": typical(self.update_ratio),
+            "weight_drift": typical(self.shrinkage),
+            "gradient_signal": typical(self.signal),
+        }
+        return {name: score for name, score in scores.items() if not math.isnan(score)}
+
+    def add(self, observation: Observation, horizons: Mapping[str, tuple[int, int, float]]) -> None:
+        """Take in an observation."""
+        self.lr, self.dtypes = observation.lr, observation.dtypes
+        self.anatomy = observation.anatomy or self.anatomy
+        self.horizons = dict(horizons)
+        self._add_steps(observation)
+        if observation.sample is not None:
+            self._add_sample(observation, observation.sample)
+
+    def _add_steps(self, observation: Observation) -> None:
+        finite = [n for n in observation.norms[:, 0].tolist() if math.isfinite(n)]
+        self.early_norms += finite[: EARLY_STEPS - len(self.early_norms)]
+        self.norms = [*self.norms, *finite][-RECENT_STEPS:]
+        for step, loss, is_bad in zip(observation.steps, observation.losses, observation.bad_inputs, strict=True):
+            if is_bad:
+                self.bad_inputs = [*self.bad_inputs, step][-RECENT_STEPS:]
+            if loss is not None and not math.isfinite(loss):
+                self.bad_losses = [*self.bad_losses, step][-RECENT_STEPS:]
+            elif loss is not None:
+                self.first_loss = loss if math.isnan(self.first_loss) else self.first_loss
+                self.losses = [*self.losses, loss][-RECENT_STEPS:]
+
+    def _add_sample(self, observation: Observation, sample: Sample) -> None:
+        named = [(i, layer.name) for i, layer in enumerate(observation.layers) if layer.has_matrix]
+        self.layers = tuple(name for _, name in named)
+        outputs, weights = sample.output_grad_norm.tolist(), sample.weight_norm.tolist()
+        self.profile = {name: outputs[i] for i, name in named if outputs[i] > 0 and math.isfinite(outputs[i])}
+        gradients = observation.norms[-1, 1:].tolist()
+        pushes = [weights[i] * gradients[i] for i, _ in named if gradients[i] >= 0]
+        self.effect = max(pushes, default=math.nan) / (
+            abs(self.losses[-1]) if self.losses and self.losses[-1] else math.nan
+        )
+        for i, name in named:
+            first = self._first_weight.setdefault(name, weights[i])
+            if first > 0 and math.isfinite(weights[i]):
+                self.shrinkage[name] = weights[i] / first
+        if sample.checkup is not None:
+            self._add_checkup(named, sample.checkup)
+
+    def _add_checkup(self, named: list[tuple[int, str]], checkup: Checkup) -> None:
+        gains, ratios, inputs = checkup.gain.tolist(), checkup.update_ratio.tolist(), checkup.inputs.tolist()
+        self.gain = {name: gains[i] for i, name in named if gains[i] > 0 and math.isfinite(gains[i])}
+        self.first_gain = {**self.gain, **self.first_gain}
+        self.update_ratio = {name: ratios[i] for i, name in named if ratios[i] >= 0 and math.isfinite(ratios[i])}
+        signals = checkup.signal.tolist()
+        self.signal = {name: signals[i] for i, name in named if signals[i] >= 0}
+        self.inputs = {name: Inputs(*inputs[i]) for i, name in named if inputs[i][2] >= 0}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What cannot be measured again after a resume: how things were at the start."""
+        keys = ("first_gain", "first_loss", "early_norms", "_first_weight", "update_ratio", "signal", "shrinkage")
+        return {key: copy(self.__dict__[key]) for key in keys}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self.__dict__.update(state)
+
+
+def typical(values: Mapping[str, float], default: float = math.nan) -> float:
+    """Median over layers; ``default`` without any."""
+    return median(values.values()) if values else default

@@ -1,0 +1,419 @@
+"""Models that other people write: nothing that trains without GradWatch may fail, or be counted wrongly, with it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.logger import Logger
+from torch import Tensor, nn
+
+from lightning_gradwatch import GradWatch, GradWatchWarning
+from tests.tasks import Classifier, deep_net, digits, fit, quiet_trainer, read_events, scalars, small_net
+
+
+@dataclass(slots=True)
+class Slots:
+    logits: Tensor
+
+
+class SlotsOutput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = SlotsLinear(64, 8)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.head(self.inner(x).logits)
+        return output
+
+
+class SlotsLinear(nn.Linear):
+    def forward(self, input: Tensor) -> Any:  # noqa: A002 - the name of the method it overrides
+        return Slots(super().forward(input))
+
+
+class RecursiveOutput(nn.Linear):
+    def forward(self, input: Tensor) -> Any:  # noqa: A002 - the name of the method it overrides
+        parts: list[Any] = [super().forward(input)]
+        parts.append(parts)
+        return parts
+
+
+class Unwrap(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.head(self.inner(x)[0])
+        return output
+
+
+class Scripted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scripted = torch.jit.trace(nn.Linear(64, 8), torch.ones(1, 64))
+        self.middle = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.head(self.middle(self.scripted(x)))
+        return output
+
+
+class PerSample(nn.Module):
+    """Per-sample gradients with torch.func inside the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(64, 8)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parameters: dict[str, Tensor] = dict(self.stem.named_parameters())
+
+        def energy(sample: Tensor) -> Tensor:
+            return torch.func.functional_call(self.stem, parameters, (sample,)).square().sum()
+
+        force = torch.func.vmap(torch.func.grad(energy))(x)
+        output: Tensor = self.head(self.stem(x + 0.01 * force))
+        return output
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+@pytest.mark.parametrize(
+    "make",
+    [SlotsOutput, lambda: Unwrap(RecursiveOutput(64, 8)), Scripted, PerSample],
+    ids=["slots", "recursive", "scripted", "torch.func"],
+)
+def test_unusual_modules_are_watched(make: Any) -> None:
+    watch, model = GradWatch(), Classifier(make())
+    trainer = fit(watch, model, max_steps=30)  # a warning would be an error here
+    assert trainer.global_step == 30
+    assert not watch._run.is_off
+    assert watch._run.probe is not None
+    assert watch._run.probe.failure is None
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_probe_that_fails_inside_the_users_backward_is_given_up_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(tensor: Tensor) -> Tensor:
+        raise NotImplementedError("no norm for this tensor")
+
+    monkeypatch.setattr("lightning_gradwatch.core.probe._norm", broken)
+    watch = GradWatch()
+    with pytest.warns(GradWatchWarning) as caught:
+        trainer = fit(watch, Classifier(deep_net()), max_steps=60)
+    assert trainer.global_step == 60
+    (blind,) = [str(w.message) for w in caught if "no norm for this tensor" in str(w.message)]
+    assert "goes on with the gradients of the weights alone" in blind
+    assert [a.kind for a in watch.alerts] == ["vanishing"]
+
+
+@pytest.mark.parametrize("fullgraph", [True, False])
+def test_compiled_functions_stay_whole(fullgraph: bool) -> None:
+    graphs: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    class Compiled(Classifier):  # type: ignore[misc, valid-type]
+        def __init__(self) -> None:
+            super().__init__(small_net())
+            self.compiled = torch.compile(self.net.forward, backend=backend, fullgraph=fullgraph)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return nn.functional.cross_entropy(self.compiled(batch[0]), batch[1])
+
+    def count(watch: GradWatch | None) -> list[int]:
+        graphs.clear()
+        torch._dynamo.reset()
+        fit(watch, Compiled(), max_steps=30)
+        return sorted(graphs)
+
+    bare = count(None)
+    watched = count(GradWatch())
+    assert max(watched) == max(bare)
+
+
+def test_a_parameter_returned_as_an_output_keeps_no_hook() -> None:
+    class Prompt(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(64, 64) / 64)
+
+        def forward(self) -> Tensor:
+            return self.weight
+
+    class Prompted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.prompt, self.head = Prompt(), nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.head(x @ self.prompt())
+            return output
+
+    norms: list[float] = []
+
+    class Oracle(pl.Callback):
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            norms.append(pl_module.net.prompt.weight.grad.norm().item())
+
+    model, watch = Classifier(Prompted()), GradWatch(sample_every_n_steps=1)
+    quiet_trainer(watch, Oracle(), max_steps=20).fit(model, digits())
+    (post,) = watch._run.posts.values()
+    assert post.watcher._latest is not None
+    assert post.watcher._latest.output_grad_norm[0].item() == pytest.approx(norms[-1], rel=1e-5)
+    assert not model.net.prompt.weight._backward_hooks
+
+
+def test_only_the_last_state_of_an_lstm_is_enough() -> None:
+    class LastState(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.LSTM(8, 8, batch_first=True), nn.Linear(8, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.head(self.rnn(x.view(-1, 8, 8))[1][0][-1])
+            return output
+
+    watch = GradWatch()
+    fit(watch, Classifier(LastState()), max_steps=3)
+    (post,) = watch._run.posts.values()
+    assert post.watcher._latest is not None
+    assert (post.watcher._latest.output_grad_norm > 0).all()
+    assert dict(post.watcher._latest.sequences)["net.rnn"].shape == (8,)
+
+
+def test_parametrized_layers_are_measured_at_their_output() -> None:
+    plain, normed = GradWatch(), GradWatch()
+    fit(plain, Classifier(deep_net(nn.Tanh, 8)), max_steps=1)
+    net = deep_net(nn.Tanh, 8)
+    for module in net:
+        if isinstance(module, nn.Linear):
+            nn.utils.parametrizations.weight_norm(module)
+    fit(normed, Classifier(net), max_steps=1)
+    assert list(normed.profile) == list(plain.profile)
+    assert list(normed.profile.values()) == pytest.approx(list(plain.profile.values()), rel=1e-3)
+
+
+def test_very_deep_networks_are_seen_to_the_bottom() -> None:
+    watch = GradWatch()
+    with pytest.warns(GradWatchWarning, match="such as net.0"):
+        fit(watch, Classifier(deep_net(nn.Sigmoid, 45)), max_steps=12)
+    assert len(watch.profile) == 45
+    assert min(watch.profile.values()) < 1e-25
+
+
+class Build(Classifier):  # type: ignore[misc, valid-type]
+    """Makes its layers late."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(nn.Identity())
+        self.where = where
+
+    def configure_model(self) -> None:
+        if self.where == "configure_model":
+            self.net = small_net()
+
+    def setup(self, stage: str) -> None:
+        if self.where == "setup":
+            self.net = small_net()
+
+
+@pytest.mark.parametrize("where", ["configure_model", "setup"])
+def test_layers_that_are_made_late_can_be_selected(where: str) -> None:
+    watch = GradWatch(include="net.[02]")
+    fit(watch, Build(where), max_steps=3)
+    (post,) = watch._run.posts.values()
+    assert post.watcher.plan is not None
+    assert [layer.name for layer in post.watcher.plan.layers] == ["net.0", "net.2"]
+    with pytest.raises(ValueError, match="`include` must be"):
+        fit(GradWatch(include="nothing"), Build(where))
+
+
+class DocsLogger(Logger):
+    """As small as Lightning's documentation allows: without ``experiment``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metrics: list[dict[str, float]] = []
+
+    @property
+    def name(self) -> str:
+        return "docs"
+
+    @property
+    def version(self) -> int:
+        return 0
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.metrics.append(dict(metrics))
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+def test_a_logger_without_an_experiment_gets_its_numbers() -> None:
+    logger = DocsLogger()
+    fit(GradWatch(), logger=logger, log_every_n_steps=5)
+    assert sum("gradwatch/total_norm" in m for m in logger.metrics) == 2
+
+
+def test_one_broken_logger_leaves_the_other_of_its_kind_alone(tmp_path: Path) -> None:
+    class Broken(CSVLogger):
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            if "gradwatch/total_norm" in metrics:
+                raise OSError("disk full")
+
+    Broken.__name__ = "CSVLogger"
+    good = CSVLogger(tmp_path / "good", name="", version="")
+    with pytest.warns(GradWatchWarning, match="disk full"):
+        fit(GradWatch(), logger=[Broken(tmp_path / "bad", name="", version=""), good], log_every_n_steps=5)
+    assert "gradwatch/total_norm" in (tmp_path / "good/metrics.csv").read_text()
+
+
+class Alternating(pl.LightningModule):
+    """Two networks and two optimizers, each with its own rhythm."""
+
+    def __init__(self, rhythm: str) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.rhythm = rhythm
+        self.a, self.b = nn.Linear(64, 10), nn.Linear(64, 10)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        first, second = self.optimizers()  # type: ignore[attr-defined, misc]
+        losses = [nn.functional.cross_entropy(net(batch[0]), batch[1]) for net in (self.a, self.b)]
+        if self.rhythm == "in turns":
+            optimizer, loss = (first, losses[0]) if batch_idx % 2 else (second, losses[1])
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+        elif self.rhythm == "one loss":
+            self.manual_backward(losses[0] + losses[1])
+            for optimizer in (first, second):
+                optimizer.step()
+                optimizer.zero_grad()
+        else:
+            for _ in range(3):
+                first.zero_grad()
+                self.manual_backward(nn.functional.cross_entropy(self.a(batch[0]), batch[1]))
+                first.step()
+            second.zero_grad()
+            self.manual_backward(losses[1])
+            second.step()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.a.parameters(), 0.01), torch.optim.Adam(self.b.parameters(), 1e-3)
+
+
+@pytest.mark.parametrize("rhythm", ["in turns", "one loss", "three to one"])
+def test_each_optimizer_is_published_once_per_interval_and_sampled(tmp_path: Path, rhythm: str) -> None:
+    watch = GradWatch()
+    fit(watch, Alternating(rhythm), directory=tmp_path, max_steps=-1, max_epochs=2, log_every_n_steps=10)
+    events = read_events(tmp_path)
+    for name in ("SGD", "Adam"):
+        steps = [e.step for e in events.Scalars(f"gradwatch/{name}/total_norm")]
+        assert len(steps) == len(set(steps)) in (6, 5, 7)
+    for post in watch._run.posts.values():
+        assert post.watcher._latest is not None
+        assert (post.watcher._latest.output_grad_norm > 0).all()
+
+
+def test_a_replaced_optimizer_is_followed(tmp_path: Path) -> None:
+    class Replace(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.global_step == 10 and not isinstance(trainer.optimizers[0], torch.optim.Adam):
+                trainer.strategy.optimizers = [torch.optim.Adam(pl_module.parameters(), 1e-3)]
+
+    watch = GradWatch()
+    trainer = quiet_trainer(watch, Replace(), directory=tmp_path, max_steps=30, log_every_n_steps=10)
+    trainer.fit(Classifier(small_net()), digits())
+    assert list(scalars(read_events(tmp_path), "gradwatch/total_norm")) == [9, 19, 29]
+    (post,) = watch._run.posts.values()
+    assert post.watcher.num_steps == 30
+
+
+def test_a_replaced_head_is_followed(tmp_path: Path) -> None:
+    norms: list[float] = []
+
+    class Replace(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.global_step == 5:
+                pl_module.net[4] = nn.Linear(64, 10)
+                trainer.optimizers[0].param_groups[0]["params"] = list(pl_module.parameters())
+
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            norms.append(torch.nn.utils.get_total_norm(gradients).item())
+
+    trainer = quiet_trainer(GradWatch(), Replace(), directory=tmp_path, max_steps=10, log_every_n_steps=1)
+    trainer.fit(Classifier(small_net()), digits())
+    found = list(scalars(read_events(tmp_path), "gradwatch/total_norm").values())
+    assert found == pytest.approx(norms, rel=1e-5)
+
+
+def test_scores_to_monitor_are_as_fresh_as_the_last_sample() -> None:
+    seen: list[float] = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            seen.append(float(trainer.callback_metrics["gradwatch/vanishing"]))
+
+    quiet_trainer(GradWatch(), Look(), max_steps=15, log_every_n_steps=0).fit(
+        Classifier(deep_net(nn.Tanh, 8)), digits()
+    )
+    assert seen[8] == 0.0
+    assert seen[9] > 0.1
+
+
+def test_backward_sampling_writes_histograms_too(tmp_path: Path) -> None:
+    fit(GradWatch(sample_at="backward"), directory=tmp_path, log_every_n_steps=2, accumulate_grad_batches=2)
+    assert "grad_hist/net.0" in read_events(tmp_path).Tags()["histograms"]
+
+
+@pytest.mark.parametrize("state", [{"version": 2}, {}, {"version": 1, "alerts": [{"kind": "new"}]}])
+def test_a_checkpoint_of_another_version_costs_a_warning(state: dict[str, Any]) -> None:
+    watch = GradWatch()
+    with pytest.warns(GradWatchWarning, match="cannot go on from this checkpoint and starts afresh"):
+        watch.load_state_dict(state)
+    fit(watch, max_steps=2)
+
+
+def test_every_strategy_of_lightning_is_either_whole_or_refused() -> None:
+    from lightning.pytorch import strategies
+
+    accepted = set()
+    for name in dir(strategies):
+        strategy = getattr(strategies, name)
+        if not isinstance(strategy, type) or not issubclass(strategy, strategies.Strategy):
+            continue
+        trainer = quiet_trainer()
+        trainer.strategy.__class__ = type("Own" + name, (strategy,), {})
+        with contextlib.suppress(ValueError):
+            GradWatch().setup(trainer, Classifier(small_net()), "fit")
+            accepted.add(name)
+    assert accepted == {"SingleDeviceStrategy", "DDPStrategy"}
+
+
+def test_zero_loss_on_every_batch_is_not_dead() -> None:
+    class Solved(Classifier):  # type: ignore[misc, valid-type]
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return torch.relu(self.net(batch[0]).mean() * 1e-3 - 1.0)
+
+    watch = GradWatch()
+    fit(watch, Solved(small_net()), max_steps=60)
+    assert watch.alerts == []
+    assert math.isfinite(sum(watch.profile.values()))
