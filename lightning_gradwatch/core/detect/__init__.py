@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 from lightning_gradwatch.core.detect.depth import DepthRule, TimeRule
@@ -34,6 +35,7 @@ class Detector:
         self.stalled = StalledRule()
         self.underflow = UnderflowRule()
         self._update_ratio = -1.0
+        self._usual_update = 0.0
 
     @property
     def is_suspicious(self) -> bool:
@@ -57,7 +59,9 @@ class Detector:
             changes += self._update_sample(observation, sample)
         ends = outer_ends(self.profile) if len(self.profile.norms) >= 3 else ()
         if self.nonfinite.finding is None:
-            changes += self.exploding.update(observation, self.losses, self.depth.growth, self.time.growth, ends)
+            changes += self.exploding.update(
+                observation, self.losses, self._usual_update, self.depth.growth, self.time.growth, ends
+            )
         return changes
 
     def _update_sample(self, observation: Observation, sample: Sample) -> list[Finding]:
@@ -68,7 +72,8 @@ class Detector:
         if sample.checkup is not None:
             known = [r for r in sample.checkup.update_ratio.tolist() if r >= 0]
             self._update_ratio = max(known, default=-1.0)
-        changes += self.depth.update(sample.step, self.profile)
+            self._usual_update = median(known) if known else 0.0
+        changes += self.depth.update(sample.step, self.profile, self.losses.is_falling)
         changes += self.time.update(sample.step, sequences, self.losses.is_flat and not self.losses.has_learned)
         if sample.checkup is not None and self.depth.incident.finding is None:
             changes += self.underflow.update(observation, sample, sample.checkup)
@@ -115,6 +120,7 @@ class Detector:
             "underflow": state_of(self.underflow),
             "shares": dict(self.underflow.shares),
             "update_ratio": self._update_ratio,
+            "usual_update": self._usual_update,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -124,4 +130,4 @@ class Detector:
         self.stalled.incident.load_state_dict(state["stalled"])
         self.underflow.incident.load_state_dict(state["underflow"])
         self.underflow.shares = dict(state["shares"])
-        self._update_ratio = state["update_ratio"]
+        self._update_ratio, self._usual_update = state["update_ratio"], state["usual_update"]

@@ -15,6 +15,8 @@ FULL_SCORE_DECADES = 4.0
 """Decades lost between the loss end and the input end at which the vanishing score reaches 1."""
 FALLBACK_FULL_SCORE_DECADES = 5.0
 """The same where only parameter gradients are known: they separate sick from healthy less sharply."""
+PATIENCE = 1.5
+"""Below this multiple of the threshold an alert waits while the loss is clearly falling."""
 WARM_UP_SAMPLES = 5
 MEDIAN_SAMPLES = 5
 EXPLODING_DECADES = 3.0
@@ -69,8 +71,14 @@ class DepthRule:
             return False
         return self._recent[-1] >= self._threshold * self._full_score or self._growth[-1] >= EXPLODING_DECADES
 
-    def update(self, step: int, profile: Profile) -> list[Finding]:
-        """Take in a sample; the finding if it opened or ended just now."""
+    def update(self, step: int, profile: Profile, is_falling: bool = False) -> list[Finding]:
+        """Take in a sample; the finding if it opened or ended just now.
+
+        Args:
+            step: The step of the sample.
+            profile: The gradient along the depth.
+            is_falling: Whether the loss is clearly falling: then a loss of less than three decades can wait.
+        """
         decades = decades_lost(profile.norms)
         if decades is None or not self._fits(profile):
             return []
@@ -80,6 +88,8 @@ class DepthRule:
         self._growth = [*self._growth, growth][-MEDIAN_SAMPLES:]
         self._full_score = FULL_SCORE_DECADES if profile.at_outputs else FALLBACK_FULL_SCORE_DECADES
         threshold = self._threshold * self._full_score
+        if is_falling and self.incident.finding is None and self.decades < PATIENCE * threshold:
+            return []
         found = self.incident.judge(step, self.decades, outer_ends(profile), threshold=threshold)
         return [] if found is None else [found]
 

@@ -15,7 +15,8 @@ SPIKE_FACTOR = 100.0
 SPIKE_STEPS = 3
 CALM_STEPS = 20
 DIVERGED_FACTOR = 10.0
-HUGE_UPDATE = 0.2
+LARGE_UPDATE = 0.01
+RISE = 1.2
 
 
 class ExplodingRule:
@@ -41,16 +42,16 @@ class ExplodingRule:
         self,
         observation: Observation,
         losses: LossHistory,
+        usual_update: float,
         depth_growth: float,
         time_growth: tuple[str, float],
         ends: tuple[str, ...],
     ) -> list[Finding]:
         """Take in an observation; the findings that opened or ended."""
-        jump = max(self._spike(observation), self._divergence(losses))
+        jump = max(self._spike(observation), self._divergence(losses), _overshoot(losses, usual_update))
         changes = []
         if self._profile.finding is None:
-            layer = max(observation.layers, key=lambda _: 0).name if observation.layers else ""
-            changes.append(self._jump.judge(observation.step, jump, (layer,) if layer else ()))
+            changes.append(self._jump.judge(observation.step, jump))
         if observation.sample is not None and self._jump.finding is None:
             layer, through_time = time_growth
             value = max(depth_growth, through_time)
@@ -99,3 +100,9 @@ class ExplodingRule:
         self._spikes, self._peak = state["spikes"], state["peak"]
         self._profile.load_state_dict(state["profile"])
         self._jump.load_state_dict(state["jump"])
+
+
+def _overshoot(losses: LossHistory, usual_update: float) -> float:
+    """Decades by which updates exceed 1 % of the weights while the loss is higher than at the very start."""
+    has_risen = losses.num_steps >= CALM_STEPS // 2 and losses.now > RISE * losses.first > 0
+    return max(math.log10(usual_update / LARGE_UPDATE), 0.0) if has_risen and usual_update > 0 else 0.0

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 WINDOW = 30
+FALLING_SHARE = 0.9
 LEARNED_SHARE = 0.25
 LOWER_SHARE = 0.6
 """In a flat stretch less than this share of (earlier, later) pairs of steps has the later loss lower."""
@@ -34,6 +35,13 @@ class LossHistory:
         return len(self._recent) == 2 * WINDOW and _lower_share(*_halves(self._recent)) < LOWER_SHARE
 
     @property
+    def is_falling(self) -> bool:
+        """Whether the last ten losses (in the first twenty steps: the later half) are clearly below the first ones."""
+        later = self._recent[-min(10, self.num_steps // 2) :] if self.num_steps > 1 else []
+        earlier = self._first[: len(later)]
+        return bool(later) and _lower_share(earlier, later) >= FALLING_SHARE
+
+    @property
     def lower_share(self) -> float | None:
         """Share of pairs, one of the first 30 and one of the last 30 steps, with the late loss lower; None early."""
         if self.num_steps < 2 * WINDOW:
@@ -50,6 +58,11 @@ class LossHistory:
     def has_learned(self) -> bool:
         """Whether less than a quarter of the loss at the start is left: then it may well be flat."""
         return self.start > 0 and abs(self.now) < LEARNED_SHARE * self.start
+
+    @property
+    def first(self) -> float:
+        """The very first loss; NaN without any."""
+        return self._first[0] if self._first else math.nan
 
     @property
     def start(self) -> float:

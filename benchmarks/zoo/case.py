@@ -1,0 +1,124 @@
+"""What a case of the zoo is: a small training run and an honest label for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule
+from torch.utils.data import DataLoader
+
+Label = Literal["sick", "healthy", "borderline"]
+
+KINDS = frozenset(
+    {"vanishing", "vanishing_through_time", "exploding", "nonfinite", "dead", "detached", "stalled", "underflow"}
+)
+CAUSES = frozenset(
+    {
+        "saturating_activation",
+        "small_init",
+        "large_init",
+        "input_scale",
+        "no_skip_or_norm",
+        "normalisation_order",
+        "recurrence",
+        "dead_relu",
+        "detached",
+        "saturated_output",
+        "half_precision",
+        "adam_eps",
+        "learning_rate",
+        "weight_decay",
+        "cliff",
+        "bad_data",
+        "unstable_op",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one training run needs, freshly built; the runner seeds before building."""
+
+    module: LightningModule
+    data: DataLoader[Any]
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network with its label.
+
+    Attributes:
+        name: Unique name.
+        build: Makes the task afresh.
+        steps: Optimizer steps to run (a GAN's two optimizers both count).
+        label: Whether the run is sick, healthy, or debatable.
+        required: Alert kinds of which at least one must be raised.
+        acceptable: Further kinds that are not wrong.
+        causes: Acceptable causes; empty when unknown or healthy.
+        twin: Name of the healthy, remedied case that trains measurably better.
+        held_out: Never used for tuning.
+        onset: The step at which the trouble starts.
+        note: Why the label is honest.
+    """
+
+    name: str
+    build: Callable[[], Task]
+    steps: int
+    label: Label
+    required: frozenset[str] = frozenset()
+    acceptable: frozenset[str] = frozenset()
+    causes: frozenset[str] = frozenset()
+    twin: str | None = None
+    held_out: bool = False
+    onset: int = 0
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        """Reject misspelt kinds and causes, and labels that contradict themselves."""
+        unknown = (self.required | self.acceptable) - KINDS | self.causes - CAUSES
+        if unknown:
+            raise ValueError(f"{self.name}: unknown {sorted(unknown)}")
+        if (self.label == "sick") != bool(self.required):
+            raise ValueError(f"{self.name}: required kinds belong to sick cases, and only to them")
+
+
+def sick(
+    name: str,
+    build: Callable[[], Task],
+    steps: int,
+    required: str,
+    causes: str,
+    twin: str,
+    note: str,
+    *,
+    also: str = "",
+    held_out: bool = False,
+    onset: int = 0,
+) -> Case:
+    """A case that must raise one of `required` (kinds and causes are separated by spaces)."""
+    kinds = frozenset(required.split()), frozenset(also.split())
+    return Case(name, build, steps, "sick", *kinds, frozenset(causes.split()), twin, held_out, onset, note)
+
+
+def healthy(name: str, build: Callable[[], Task], steps: int, note: str, *, held_out: bool = False) -> Case:
+    """A case that must stay silent."""
+    return Case(name, build, steps, "healthy", held_out=held_out, note=note)
+
+
+def borderline(
+    name: str,
+    build: Callable[[], Task],
+    steps: int,
+    also: str,
+    causes: str,
+    note: str,
+    *,
+    twin: str | None = None,
+    held_out: bool = False,
+) -> Case:
+    """A debatable case: silence is right, and so is an alert of a kind in `also`."""
+    acceptable, reasons = frozenset(also.split()), frozenset(causes.split())
+    return Case(name, build, steps, "borderline", frozenset(), acceptable, reasons, twin, held_out, note=note)
