@@ -66,9 +66,9 @@ def _collect_floats(container: object, found: list[Tensor], limit: int) -> None:
         _collect_floats(list(container.values()), found, limit)
 
 
-def zero_counts(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Number of exactly zero elements of each gradient, shape ``()``, float32; the holes of a sparse one are zeros."""
-    return [(g.numel() - torch.count_nonzero(g if g.layout is torch.strided else dense(g))).float() for g in gradients]
+def nonzero_counts(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Number of elements of each gradient that are not exactly zero, shape ``()``, int64."""
+    return [torch.count_nonzero(g if g.layout is torch.strided else dense(g)) for g in gradients]
 
 
 def fill_missing(values: Iterable[Tensor], gradients: Sequence[Tensor | None], missing: Tensor) -> list[Tensor]:
@@ -228,24 +228,26 @@ class LayerMeter:
 
     def weight_norms(self) -> Tensor:
         """L2 norm of each layer's parameters, shape ``(layers,)``, float32."""
-        own = [p.detach() for p in self._parameters]
-        values = torch.stack(fill_missing(norms(own), own, self.missing))
+        with torch.no_grad():
+            values = self.stack(list(norms(self._parameters)))
         return self.gradient_norms(values[None])[0, 1:]
 
     def gains(self) -> Tensor:
         """Root mean square of each layer's first matrix times the root of its fan-in, ``-1`` without one."""
         gains = self.missing.expand(self._num_layers).clone()
         if self._matrices:
-            own = [p.detach() for p in self._matrices]
-            values = torch.stack(fill_missing(norms(own), own, self.missing))
+            with torch.no_grad():
+                values = self.stack(list(norms(self._matrices)))
             gains[self._matrix_layer] = values * self._gain_factor
         return gains
 
     def zero_fractions(self) -> Tensor:
         """Share of exactly zero gradient elements per layer, in [0, 1], shape ``(layers,)``; ``-1`` for no gradient."""
         gradients = [p.grad for p in self._parameters]
-        counts = zero_counts([g for g in gradients if g is not None])
-        values = torch.stack(fill_missing(counts, gradients, self.missing))
+        counts = nonzero_counts([g for g in gradients if g is not None])
+        if len(counts) < len(gradients):
+            counts = fill_missing(counts, gradients, self.missing.long())
+        values = torch.stack(counts).float()
         sizes = self._sizes.masked_fill(values < 0, 0)
         sums = per_layer(torch.stack([values.clamp(min=0), sizes]), self._layer_index, self._num_layers)
-        return torch.where(sums[1] > 0, sums[0] / sums[1], MISSING)
+        return torch.where(sums[1] > 0, 1 - sums[0] / sums[1], MISSING)

@@ -163,9 +163,9 @@ class Probe:
             given = next((t for t in tensors_in((args, kwargs)) if t.is_floating_point() and t.numel()), None)
             if given is not None:
                 self._inputs[name] = describe(given.detach(), channels_first=isinstance(module, _CONVOLUTION))
-        call: list[Tensor] = []
+        see = functools.partial(self._see_gradient, name, [])
         for tensor in [t for t in tensors_in(output) if t.requires_grad][:MAX_OUTPUTS]:
-            self._tensor_handles.append(tensor.register_hook(functools.partial(self._see_gradient, name, call)))
+            self._tensor_handles.append(tensor.register_hook(see))
 
     @_never_fails
     def _see_gradient(self, name: str, call: list[Tensor], gradient: Tensor) -> None:

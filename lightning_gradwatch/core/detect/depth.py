@@ -158,6 +158,8 @@ class TimeRule:
                 self._recent[name] = [*self._recent.get(name, []), decades][-MEDIAN_SAMPLES:]
             before = self.horizons.get(name, (0, 0, 0.0))[2]
             self.horizons[name] = memory_horizon(norms), len(norms), before if decades is None else decades
+        if not self._recent:
+            return []
         layer, decades = self.worst
         if self.incident.finding is None and not is_flat:
             return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
@@ -89,4 +90,5 @@ def _halves(losses: list[float]) -> tuple[list[float], list[float]]:
 
 
 def _lower_share(earlier: Sequence[float], later: Sequence[float]) -> float:
-    return sum(b < a for a in earlier for b in later) / (len(earlier) * len(later))
+    ordered = sorted(earlier)
+    return sum(len(ordered) - bisect_right(ordered, b) for b in later) / (len(earlier) * len(later))

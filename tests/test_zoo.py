@@ -1,0 +1,71 @@
+"""A fast part of the zoo: one network per kind of trouble, its cause, and healthy ones that look odd."""
+
+from __future__ import annotations
+
+import warnings
+
+import lightning.pytorch as pl
+import pytest
+
+from benchmarks.zoo import CASES
+from lightning_gradwatch import Alert, GradWatch
+from tests.tasks import quiet_trainer
+
+SICK = [
+    "sigmoid_mlp10_sgd",
+    "relu_smallinit_nobias_mlp12",
+    "tanh_hugeinit_mlp20_sgd",
+    "wine_raw_tanh",
+    "dead_relu_mid",
+    "detached_encoder",
+    "output_saturated_mse",
+    "lr_too_small",
+    "lr_too_high",
+    "nan_batch",
+    "log_of_zero",
+    "fp16_underflow",
+    "adam_eps_dominates",
+    "late_weight_decay",
+    "rnn_explode_T60",
+]
+HEALTHY = [
+    "relu_he_mlp20",
+    "sigmoid_bn_mlp10",
+    "tiny_loss_adam",
+    "lora",
+    "zero_init_residual",
+    "sparse_embeddings",
+    "lr_warmup",
+    "thawed_midway",
+    "moe_rare_experts",
+    "inplace_relu_mlp8",
+    "unused_params",
+    "accumulated_gelu8",
+]
+
+
+def alerts_of(name: str) -> list[Alert]:
+    case, watch = CASES[name], GradWatch()
+    pl.seed_everything(0, verbose=False)
+    task = case.build()
+    trainer = quiet_trainer(watch, **{"max_steps": case.steps, **task.trainer})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(task.module, task.data)
+    assert not watch._run.is_off
+    return watch.alerts
+
+
+@pytest.mark.parametrize("name", SICK)
+def test_sick_networks_are_found_with_their_cause(name: str) -> None:
+    case, alerts = CASES[name], alerts_of(name)
+    kinds = {alert.kind for alert in alerts}
+    assert kinds & case.required
+    assert kinds <= case.required | case.acceptable
+    assert {alert.cause for alert in alerts} & case.causes
+    assert all(alert.step >= case.onset for alert in alerts)
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_healthy_networks_are_left_alone(name: str) -> None:
+    assert alerts_of(name) == []
