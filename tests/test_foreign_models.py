@@ -208,6 +208,28 @@ def test_parametrized_layers_are_measured_at_their_output() -> None:
     assert list(normed.profile.values()) == pytest.approx(list(plain.profile.values()), rel=1e-3)
 
 
+def test_a_layer_that_first_runs_late_gets_its_place(tmp_path: Path) -> None:
+    class Growing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.late, self.first = nn.Linear(64, 10), nn.Linear(64, 64), nn.Linear(64, 64)
+            self.num_calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.num_calls += 1
+            x = self.first(x)
+            output: Tensor = self.head(self.late(x) if self.num_calls > 5 else x)
+            return output
+
+    watch = GradWatch()
+    fit(watch, Classifier(Growing()), directory=tmp_path, max_steps=20, log_every_n_steps=20)
+    assert list(watch.profile) == ["net.first", "net.late", "net.head"]
+    (post,) = watch._run.posts.values()
+    assert post.watcher.plan is not None
+    assert [layer.name for layer in post.watcher.plan.layers] == ["net.first", "net.late", "net.head"]
+    assert "gradwatch/layers/grad_norm" in read_events(tmp_path).Tags()["tensors"]
+
+
 def test_very_deep_networks_are_seen_to_the_bottom() -> None:
     watch = GradWatch()
     with pytest.warns(GradWatchWarning, match="such as net.0"):

@@ -140,6 +140,7 @@ class Probe:
             handle.remove()
         self._tensor_handles = []
         self.ran: set[str] = set()
+        self._previous = ""
         self._inputs: dict[str, Tensor] = {}
         self._is_read = False
         self._forget_gradients()
@@ -154,8 +155,10 @@ class Probe:
         if self._is_read:
             self._is_read = False
             self._forget_gradients()
-        if name not in self.order:
-            self.order.append(name)
+        if name not in self.order:  # behind the layer that ran before it, also if it first runs late in training
+            place = self.order.index(self._previous) + 1 if self._previous in self.order else 0
+            self.order.insert(place, name)
+        self._previous = name
         self.ran.add(name)
         if name not in self._profiled:
             return

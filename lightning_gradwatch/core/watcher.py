@@ -125,6 +125,7 @@ class Watcher:
         self._latest: Sample | None = None
         self._num_publications = 0
         self._order: tuple[str, ...] = ()
+        self._num_ordered = 0
         self._steps: list[int] = []
         self._known: list[tuple[bool, bool]] = []
         self._step = 0
@@ -207,6 +208,7 @@ class Watcher:
             Alerts and publications; empty on a step that is neither sampled nor published, which costs no host sync.
         """
         self._follow_parameters()
+        self._follow_order()
         if self.plan is None or not self._device_window.push(loss, loss_scale, gradients_scaled, inputs):
             return self.flush(publish) if publish else _NOTHING
         if loss is not None:
@@ -281,15 +283,31 @@ class Watcher:
         if not plan.parameters:
             return
         self._order = self._order or tuple(self._probe.order)
-        self.plan = reorder(plan, self._order)
-        indices, num_layers = self.plan.layer_index, len(self.plan.layers)
-        self._meter = LayerMeter(self.plan.parameters, indices, num_layers, self.plan.fan_in)
-        self._updates = UpdateMeter(self.plan.parameters, indices, num_layers, self._optimizer)
-        self._dtypes = frozenset(str(p.dtype).removeprefix("torch.") for p in self.plan.parameters)
-        self._device_window = NormWindow(self.plan.parameters)
+        self._set_plan(reorder(plan, self._order))
+        self._dtypes = frozenset(str(p.dtype).removeprefix("torch.") for p in plan.parameters)
+        self._device_window = NormWindow(plan.parameters)
         if not self._device_window.restore(self._restored_rows):
             self._steps, self._known = [], []
         self._restored_rows = None
+
+    def _set_plan(self, plan: Plan) -> None:
+        self.plan = plan
+        self._meter = LayerMeter(plan.parameters, plan.layer_index, len(plan.layers), plan.fan_in)
+        self._updates = UpdateMeter(plan.parameters, plan.layer_index, len(plan.layers), self._optimizer)
+
+    def _follow_order(self) -> None:
+        """Give layers that have run for the first time their place, and keep what was measured in the old order."""
+        if len(self._probe.order) == self._num_ordered:
+            return
+        self._num_ordered = len(self._probe.order)
+        if self.plan is None or set(self._probe.order) <= set(self._order):
+            return
+        self._late = self.flush(publish=False)
+        before = [layer.name for layer in self.plan.layers]
+        self._order = (*self._probe.order, *(name for name in self._order if name not in self._probe.order))
+        self._set_plan(reorder(self.plan, self._order))
+        self._window.rearrange([0, *(1 + before.index(layer.name) for layer in self.plan.layers)])
+        self._latest = None
 
     def _take_sample(self, plan: Plan, loss_scale: Tensor | None) -> dict[str, Tensor]:
         names = [layer.name for layer in plan.layers]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -50,6 +52,12 @@ class PublicationWindow:
             median=torch.nanquantile(counted, 0.5, dim=0),
             max=self._max.masked_fill(self._max.isinf(), torch.nan),
         )
+
+    def rearrange(self, columns: Sequence[int]) -> None:
+        """Put the columns into a new order, given for each new column the old one."""
+        if self._norms is not None and self._min is not None and self._max is not None:
+            order = list(columns)
+            self._norms, self._min, self._max = self._norms[:, order], self._min[order], self._max[order]
 
     def clear(self) -> None:
         """Start a new window."""
