@@ -1,6 +1,6 @@
 """Trains every case bare and checks that its label is honest.
 
-Use: `python -m zoo.check_labels [--seed 0] [case or file ...]`.
+Use: `python -m benchmarks.zoo.check_labels [--seed 0] [case or file ...]`.
 """
 
 from __future__ import annotations

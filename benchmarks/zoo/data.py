@@ -7,7 +7,7 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import torch
-from sklearn.datasets import load_breast_cancer, load_digits, load_wine 
+from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 

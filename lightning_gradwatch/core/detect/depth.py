@@ -15,7 +15,7 @@ FULL_SCORE_DECADES = 4.0
 """Decades lost between the loss end and the input end at which the vanishing score reaches 1."""
 FALLBACK_FULL_SCORE_DECADES = 5.0
 """The same where only parameter gradients are known: they separate sick from healthy less sharply."""
-PATIENCE = 1.5
+PATIENCE = 1.25
 """Below this multiple of the threshold an alert waits while the loss is clearly falling."""
 WARM_UP_SAMPLES = 5
 MEDIAN_SAMPLES = 5
@@ -69,7 +69,9 @@ class DepthRule:
         """Whether the latest sample alone would open an alert that is not open."""
         if self.incident.finding is not None or not self._recent or not self.is_ready:
             return False
-        return self._recent[-1] >= self._threshold * self._full_score or self._growth[-1] >= EXPLODING_DECADES
+        threshold = self._threshold * self._full_score
+        is_vanishing = self._recent[-1] >= threshold > self.decades
+        return is_vanishing or self._growth[-1] >= EXPLODING_DECADES > self.growth
 
     def update(self, step: int, profile: Profile, is_falling: bool = False) -> list[Finding]:
         """Take in a sample; the finding if it opened or ended just now.
@@ -77,7 +79,7 @@ class DepthRule:
         Args:
             step: The step of the sample.
             profile: The gradient along the depth.
-            is_falling: Whether the loss is clearly falling: then a loss of less than three decades can wait.
+            is_falling: Whether the loss is clearly falling: then a loss of less than 2.5 decades can wait.
         """
         decades = decades_lost(profile.norms)
         if decades is None or not self._fits(profile):

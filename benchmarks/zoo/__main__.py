@@ -1,0 +1,84 @@
+"""Runs the zoo and counts what GradWatch, and simpler rules beside it, find and raise wrongly.
+
+Use: `python -m benchmarks.zoo [--seed 0] [--only NAME ...] [--workers 2] [--json FILE]`. The exit status is 1 if a
+healthy case alarmed, a vanishing one was missed, or a run failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from lightning_gradwatch import Alert
+
+from . import CASES
+from .run import Outcome, prepare, run
+from .table import report
+
+
+def run_all(names: Sequence[str], seed: int, workers: int) -> list[Outcome]:
+    """Run cases in processes of their own, with a progress bar, and return the outcomes in the order of the names."""
+    outcomes: dict[str, Outcome] = {}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=prepare) as pool:
+        runs = [pool.submit(run, name, seed) for name in names]
+        for done in tqdm(as_completed(runs), total=len(runs), unit="case", disable=None):
+            outcome = done.result()
+            outcomes[outcome.name] = outcome
+    return [outcomes[name] for name in names]
+
+
+def is_failure(outcome: Outcome) -> bool:
+    """Whether this outcome alone fails the benchmark."""
+    is_alarm = outcome.case.label == "healthy" and bool(outcome.loud)
+    is_missed = "vanishing" in outcome.case.required and outcome.verdict.first_step is None
+    return is_alarm or is_missed or bool(outcome.troubles)
+
+
+def as_record(outcome: Outcome) -> dict[str, Any]:
+    """An outcome with its label and verdict, for a file."""
+    case = outcome.case
+    label = {"label": case.label, "held_out": case.held_out, "onset": case.onset}
+    kinds = {name: sorted(getattr(case, name)) for name in ("required", "acceptable", "causes")}
+    alerts = [_alert_as_record(alert) for alert in outcome.alerts]
+    return {**asdict(outcome), **label, **kinds, "alerts": alerts, "objections": outcome.objections}
+
+
+def _alert_as_record(alert: Alert) -> dict[str, Any]:
+    """An alert whose value, where it is not finite, is a string: JSON has no number for it."""
+    return {**asdict(alert), "value": alert.value if math.isfinite(alert.value) else str(alert.value)}
+
+
+def main() -> int:
+    """Read the arguments, run the cases and print the tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=list(CASES), help="cases to run; by default all")
+    parser.add_argument("--workers", type=int, default=2, help="number of processes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for every outcome in full")
+    arguments = parser.parse_args()
+    unknown = sorted(set(arguments.only) - set(CASES))
+    if unknown:
+        parser.error(f"no such case: {', '.join(unknown)}")
+    if arguments.workers < 1:
+        parser.error("--workers must be at least 1")
+    outcomes = run_all(list(dict.fromkeys(arguments.only)), arguments.seed, arguments.workers)
+    print(report(outcomes))
+    if arguments.json is not None:
+        records = [as_record(outcome) for outcome in outcomes]
+        arguments.json.write_text(json.dumps({"seed": arguments.seed, "cases": records}, indent=1), encoding="utf-8")
+    return int(any(map(is_failure, outcomes)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
