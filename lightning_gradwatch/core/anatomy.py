@@ -38,10 +38,12 @@ def survey(loss: Tensor, model: nn.Module) -> Anatomy:
     for node in nodes:
         name = node.name().removesuffix("Backward0").removesuffix("Backward1").lower()
         kinds[_activation(name)] += 1
-        norms += "norm" in name and "linalg" not in name
+        norms += _normalises(name)
         skips += name in ("add", "cat") and _joins_computed(node)
     names = Counter(_activation(type(module).__name__.lower()) for module in model.modules())
-    num_norm_modules = sum("norm" in type(module).__name__.lower() for module in model.modules())
+    num_norm_modules = sum(_normalises(type(module).__name__.lower()) for module in model.modules())
+    if any(isinstance(module, (nn.RNNBase, nn.RNNCellBase)) for module in model.modules()):
+        kinds["sigmoid"] = kinds["tanh"] = skips = 0  # gates and sums of every time step: the modules stand in
     activations = {kind: max(kinds[kind], names[kind]) for kind in _ACTIVATIONS}
     return Anatomy(tuple(activations.items()), max(norms, num_norm_modules), skips)
 
@@ -75,6 +77,11 @@ def _activation(name: str) -> str:
         return ""
     exact: Mapping[str, tuple[str, ...]] = _ACTIVATIONS
     return next((kind for kind, names in exact.items() if name in names or name in {f"{n}6" for n in names}), "")
+
+
+def _normalises(name: str) -> bool:
+    """Whether it normalises a signal: weight and spectral normalisation only rescale weights."""
+    return "norm" in name and not any(other in name for other in ("linalg", "weight", "spectral"))
 
 
 def _joins_computed(node: Any) -> bool:

@@ -253,7 +253,11 @@ def _exploding(_: Finding, evidence: Evidence) -> Diagnosis:
 
 def _divergence(evidence: Evidence) -> Diagnosis:
     return _first(
-        _growing_recurrence(evidence), _weights_too_large(evidence), _learning_rate(evidence), _structure(evidence)
+        _growing_recurrence(evidence),
+        _weights_too_large(evidence),
+        _input_scale(evidence),
+        _learning_rate(evidence),
+        _structure(evidence),
     )
 
 
@@ -385,11 +389,12 @@ def _stalled(_: Finding, evidence: Evidence) -> Diagnosis:
 
 
 def _underflow(finding: Finding, evidence: Evidence) -> Diagnosis:
-    if "float16" in evidence.dtypes:
+    is_eps = typical(evidence.below_eps, 0.0) >= finding.value
+    if "float16" in evidence.dtypes and not is_eps:
         return Diagnosis(
             "half_precision", f"{min(finding.value, 1):.0%} of the float16 gradients are exactly zero", _FP16_REMEDIES
         )
-    if "bfloat16" in evidence.dtypes:
+    if "bfloat16" in evidence.dtypes and not is_eps:
         return Diagnosis(
             "half_precision",
             f"{min(finding.value, 1):.0%} of the bfloat16 weights did not change in a step that pushed them",

@@ -48,6 +48,7 @@ class Evidence:
         self.effect = math.nan
         self.update_ratio: dict[str, float] = {}
         self.signal: dict[str, float] = {}
+        self.below_eps: dict[str, float] = {}
         self.anatomy = Anatomy((), 0, 0)
         self.dtypes: frozenset[str] = frozenset()
         self.lr: float | None = None
@@ -113,6 +114,8 @@ class Evidence:
         self.gain = {name: gains[i] for i, name in named if gains[i] > 0 and math.isfinite(gains[i])}
         self.first_gain = {**self.gain, **self.first_gain}
         self.update_ratio = {name: ratios[i] for i, name in named if ratios[i] >= 0 and math.isfinite(ratios[i])}
+        below = checkup.below_eps.tolist()
+        self.below_eps = {name: below[i] for i, name in named if below[i] >= 0}
         signals = checkup.signal.tolist()
         self.signal = {name: signals[i] for i, name in named if signals[i] >= 0}
         self.inputs = {name: Inputs(*inputs[i]) for i, name in named if inputs[i][2] >= 0}

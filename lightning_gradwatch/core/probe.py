@@ -192,6 +192,8 @@ class Probe:
         if not data.is_floating_point() or next(tensors_in(data), None) is not data:
             return None
         if not data.requires_grad:
+            if not any(p.requires_grad for p in module.parameters()):
+                return None
             data = data.detach().requires_grad_()
         sizes = given.batch_sizes.tolist() if isinstance(given, PackedSequence) else None
         given = given._replace(data=data) if isinstance(given, PackedSequence) else data
@@ -260,6 +262,7 @@ def describe(given: Tensor, channels_first: bool) -> Tensor:
     units = 1 if channels_first and given.ndim > 2 else given.ndim - 1
     rows = given.movedim(units, -1) if given.ndim > 1 else given.reshape(-1, 1)
     rows = rows.reshape(-1, rows.shape[-1])
+    rows = rows[:, :: math.ceil(rows.shape[1] / 256)]
     rows = rows[:: math.ceil(rows.numel() / MAX_INPUT_ELEMENTS)].float()
     is_zero = rows == 0
     return torch.stack(

@@ -19,9 +19,17 @@ UNKNOWN = -1.0
 def thin(tensor: Tensor) -> Tensor:
     """At most 256 elements at even distances, in float32 (float64 for doubles); a view where that is possible."""
     tensor = dense(tensor.detach())
-    step = math.ceil(tensor.numel() / MAX_ELEMENTS)
+    step = _stride(tensor.numel())
     flat = tensor.reshape(-1) if tensor.is_contiguous() or tensor.numel() == 0 else _flat_storage(tensor)
     return flat[::step].to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _stride(num_elements: int) -> int:
+    """A distance that leaves at most 256 elements and divides no dimension, so that every row and column is met."""
+    step = math.ceil(num_elements / MAX_ELEMENTS)
+    while math.gcd(step, num_elements) > 1 and step > 1:
+        step += 1
+    return step
 
 
 def _pushed_by(parameter: Tensor) -> Tensor:
@@ -54,11 +62,11 @@ class UpdateMeter:
         self._parameters = [parameters[i] for i in kept]
         self._num_layers = num_layers
         self._optimizer = optimizer
-        counts = [math.ceil(p.numel() / math.ceil(p.numel() / MAX_ELEMENTS)) for p in self._parameters]
-        counts = [n * (2 if p.is_complex() else 1) for n, p in zip(counts, self._parameters, strict=True)]
+        sizes = [p.numel() * (2 if p.is_complex() else 1) for p in self._parameters]
+        counts = [math.ceil(size / _stride(size)) for size in sizes]
         owner = [layer_index[i] for i in kept]
         self._layer = torch.tensor([o for o, n in zip(owner, counts, strict=True) for _ in range(n)], device=device)
-        shares = [p.numel() / n for p, n in zip(self._parameters, counts, strict=True)]
+        shares = [size / n for size, n in zip(sizes, counts, strict=True)]
         self._share = torch.tensor([s for s, n in zip(shares, counts, strict=True) for _ in range(n)], device=device)
         self._before: Tensor | None = None
         self._has_gradient: Tensor | None = None
@@ -96,12 +104,15 @@ class UpdateMeter:
             for a constant gradient and about ``(1 - beta1) / (1 + beta1)`` for pure noise.
         """
         state = self._optimizer.state
-        if num_steps == 0 or not all("exp_avg_sq" in state.get(p, {}) for p in self._parameters):
+        if num_steps == 0 or not any("exp_avg_sq" in state.get(p, {}) for p in self._parameters):
             return self._unknown, self._unknown
         group = self._optimizer.param_groups[0]
         beta1, beta2 = (float(b) for b in group["betas"])
-        second = self._gather([state[p]["exp_avg_sq"] for p in self._parameters]) / (1 - beta2**num_steps)
-        first = self._gather([state[p]["exp_avg"] for p in self._parameters]) / (1 - beta1**num_steps)
+        moments = [state.get(p, {}) for p in self._parameters]
+        none = [p if moment else torch.zeros_like(p) for p, moment in zip(self._parameters, moments, strict=True)]
+        second = self._gather([m.get("exp_avg_sq", zero) for m, zero in zip(moments, none, strict=True)])
+        first = self._gather([m.get("exp_avg", zero) for m, zero in zip(moments, none, strict=True)])
+        second, first = second / (1 - beta2**num_steps), first / (1 - beta1**num_steps)
         alive = second > 0
         count = self._sum(alive.float())
         below = self._sum((alive & (second.sqrt() < float(group["eps"]))).float())

@@ -70,8 +70,9 @@ class UnderflowRule:
             "unchanged": middle(checkup.unchanged, is_matrix) if is_low and has_rate else 0.0,
             "below_eps": middle(checkup.below_eps, is_matrix),
         }
-        scaled = {**self.shares, "unchanged": self.shares["unchanged"] * ZEROS_SHARE / UNCHANGED_SHARE}
-        found = self.incident.judge(sample.step, max(scaled.values()))
+        thresholds = {"zeros": ZEROS_SHARE, "unchanged": UNCHANGED_SHARE, "below_eps": BELOW_EPS_SHARE}
+        worst = max(self.shares, key=lambda name: self.shares[name] / thresholds[name])
+        found = self.incident.judge(sample.step, self.shares[worst], threshold=thresholds[worst])
         return [] if found is None else [found]
 
 

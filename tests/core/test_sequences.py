@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from lightning_gradwatch.core.probe import Probe, describe
+from lightning_gradwatch.core.records import Inputs
+from lightning_gradwatch.core.watcher import make_probe
+
+STEPS, BATCH, WIDTH = 12, 3, 4
+RECURRENT = [nn.RNN, nn.LSTM, nn.GRU]
+
+
+class Reader(nn.Module):
+    """Reads a sequence with a recurrent layer and judges the last output."""
+
+    def __init__(self, kind: Any = nn.GRU, lengths: list[int] | None = None, **options: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.read = kind(WIDTH, 5, **options)
+        self.judge = nn.Linear(5 * (2 if options.get("bidirectional") else 1), 1)
+        self.lengths = lengths
+
+    def forward(self, x: Tensor) -> Tensor:
+        time = 1 if self.read.batch_first and x.ndim == 3 else 0
+        if self.lengths is None:
+            return self.judge(self.read(x)[0].select(time, -1))
+        packed = pack_padded_sequence(x, self.lengths, batch_first=self.read.batch_first, enforce_sorted=False)
+        padded, _ = pad_packed_sequence(self.read(packed)[0], batch_first=self.read.batch_first)
+        return self.judge(padded.sum(time))
+
+
+def probed(model: nn.Module, *inputs: Tensor, **keywords: Tensor) -> Probe:
+    probe = make_probe(model)
+    probe.attach()
+    model(*inputs, **keywords).square().sum().backward()
+    assert probe.failure is None
+    return probe
+
+
+def over_time(gradient: Tensor, time: int) -> list[float]:
+    return [float(part.double().norm()) for part in gradient.unbind(time)]
+
+
+def oracle(model: nn.Module, x: Tensor, time: int) -> list[float]:
+    x = x.detach().clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(x).square().sum(), x)
+    return over_time(gradient, time)
+
+
+def sequence(batch_first: bool) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(BATCH, STEPS, WIDTH) if batch_first else torch.randn(STEPS, BATCH, WIDTH)
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_norms_over_time_are_those_of_autograd(kind: Any, batch_first: bool) -> None:
+    model, x = Reader(kind, batch_first=batch_first), sequence(batch_first)
+    expected = oracle(model, x, time=int(batch_first))
+    seen = probed(model, x).sequences()
+    assert list(seen) == ["read"]
+    assert seen["read"].tolist() == pytest.approx(expected, rel=1e-5)
+    assert expected[0] < expected[-1]  # the order is told apart
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_packed_sequences_have_a_norm_for_each_time_step(kind: Any, batch_first: bool) -> None:
+    model, x = Reader(kind, [5, STEPS, 9], batch_first=batch_first), sequence(batch_first)
+    expected = oracle(model, x, time=int(batch_first))
+    assert probed(model, x).sequences()["read"].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_sequence_without_a_batch_has_its_time_first(batch_first: bool) -> None:
+    model, x = Reader(batch_first=batch_first), sequence(False)[:, 0]
+    assert probed(model, x).sequences()["read"].tolist() == pytest.approx(oracle(model, x, 0), rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"num_layers": 2}, {"bidirectional": True}])
+def test_stacked_and_bidirectional_layers_are_followed_to_their_input(options: dict[str, Any]) -> None:
+    model, x = Reader(nn.LSTM, **options), sequence(False)
+    assert probed(model, x).sequences()["read"].tolist() == pytest.approx(oracle(model, x, 0), rel=1e-5)
+
+
+def test_a_computed_input_and_keywords_are_followed() -> None:
+    class Embedded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.read = nn.Linear(WIDTH, WIDTH), nn.GRU(WIDTH, 5)
+            self.given = torch.empty(0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.given = self.embed(x)
+            self.given.retain_grad()
+            out: Tensor = self.read(hx=torch.ones(1, BATCH, 5), input=self.given)[0][-1]
+            return out
+
+    model = Embedded()
+    seen = probed(model, sequence(False)).sequences()["read"]
+    assert model.given.grad is not None
+    assert seen.tolist() == pytest.approx(over_time(model.given.grad, 0), rel=1e-5)
+
+
+class Loop(nn.Module):
+    """Calls a cell once per time step."""
+
+    def __init__(self, cell: nn.Module, start: Callable[[], Any]) -> None:
+        super().__init__()
+        self.cell, self.start = cell, start
+        self.outputs: list[tuple[Tensor, ...]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.start()
+        for given in x:
+            state = self.cell(given, state)
+            parts = state if isinstance(state, tuple) else (state,)
+            for part in parts:
+                part.retain_grad()
+            self.outputs.append(parts)
+        return parts[0]
+
+
+@pytest.mark.parametrize(
+    ("cell", "start"),
+    [
+        (nn.RNNCell(WIDTH, 5), lambda: torch.zeros(BATCH, 5)),
+        (nn.GRUCell(WIDTH, 5), lambda: torch.zeros(BATCH, 5)),
+        (nn.LSTMCell(WIDTH, 5), lambda: (torch.zeros(BATCH, 5), torch.zeros(BATCH, 5))),
+    ],
+)
+def test_a_cell_in_a_loop_has_a_norm_for_each_call(cell: nn.Module, start: Any) -> None:
+    model = Loop(cell, start)
+    seen = probed(model, sequence(False)).sequences()["cell"]
+    expected = [sum(float(p.grad.square().sum()) for p in o if p.grad is not None) ** 0.5 for o in model.outputs]
+    assert seen.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_few_calls_or_steps_are_no_sequence() -> None:
+    assert probed(Loop(nn.RNNCell(WIDTH, 5), lambda: torch.zeros(BATCH, 5)), sequence(False)[:7]).sequences() == {}
+    assert probed(Reader(), sequence(False)[:7]).sequences() == {}
+
+
+def train(model: nn.Module, probe: Probe | None) -> list[Tensor]:
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    x = sequence(True)
+    for _ in range(3):
+        if probe is not None:
+            probe.attach(thorough=True)
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+        if probe is not None:
+            assert probe.sequences()
+            probe.detach()
+    assert not x.requires_grad
+    return list(model.parameters())
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+@pytest.mark.parametrize("lengths", [None, [5, STEPS, 9]])
+def test_weights_stay_bit_identical_with_the_probe_attached(kind: Any, lengths: list[int] | None) -> None:
+    alone, watched = Reader(kind, lengths, batch_first=True), Reader(kind, lengths, batch_first=True)
+    start = [p.detach().clone() for p in alone.parameters()]
+    without, with_probe = train(alone, None), train(watched, make_probe(watched))
+    assert all(torch.equal(a, b) for a, b in zip(without, with_probe, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(without, start, strict=True))
+
+
+def test_an_input_that_asks_for_a_gradient_gets_the_same_one() -> None:
+    model, x = Reader(), sequence(False).requires_grad_()
+    (expected,) = torch.autograd.grad(model(x).square().sum(), x)
+    probed(model, x)
+    assert x.grad is not None
+    assert torch.equal(x.grad, expected)
+
+
+def test_outside_of_training_the_input_is_left_as_it_is() -> None:
+    model = Reader()
+    probe = make_probe(model)
+    probe.attach()
+    with torch.no_grad():
+        assert not model.read(sequence(False))[0].requires_grad
+    assert probe.sequences() == {}
+
+
+def test_a_frozen_recurrent_layer_does_not_start_to_ask_for_a_gradient() -> None:
+    model = Reader(nn.LSTM)
+    model.read.requires_grad_(False)
+    assert not model.read(sequence(False))[0].requires_grad
+    probe = make_probe(model)
+    probe.attach()
+    assert not model.read(sequence(False))[0].requires_grad
+
+
+def facts(given: Tensor, channels_first: bool = False) -> Inputs:
+    return Inputs(*describe(given, channels_first).tolist())
+
+
+def test_an_input_is_described_by_its_facts() -> None:
+    given = torch.tensor([[0.0, -3.0, 0.96, 0.5], [0.0, 5.0, 0.0, 0.5]])
+    seen = facts(given)
+    assert (seen.low, seen.high) == (-3.0, 5.0)
+    assert seen.std == pytest.approx(float(given.numpy().std()))
+    assert seen.zeros == pytest.approx(3 / 8)
+    assert seen.dead_units == pytest.approx(1 / 4)
+    assert seen.beyond == pytest.approx(3 / 8)
+    assert seen.below == pytest.approx(4 / 8)
+
+
+def test_units_of_images_are_their_channels() -> None:
+    images = torch.ones(2, 3, 4, 5)
+    images[:, 1] = 0
+    assert facts(images, channels_first=True).dead_units == pytest.approx(1 / 3)
+    assert facts(images).dead_units == 0
+    assert facts(images).zeros == pytest.approx(1 / 3)
+
+
+def test_a_large_input_is_described_about_as_well_from_a_part_of_it() -> None:
+    torch.manual_seed(0)
+    given = torch.randn(5000, 64) * 7
+    given[:, ::4] = 0
+    seen = facts(given)
+    assert seen.dead_units == seen.zeros == 0.25
+    assert seen.std == pytest.approx(float(given.std()), rel=0.05)
+
+
+def test_the_units_of_a_wide_input_are_judged_over_many_samples() -> None:
+    torch.manual_seed(0)
+    given = torch.rand(64, 8192)
+    given[torch.rand_like(given) < 0.9] = 0
+    truth = float((given == 0).all(0).float().mean())
+    assert facts(given).dead_units == pytest.approx(truth, abs=0.05)
+
+
+def test_half_precision_inputs_do_not_overflow_in_their_description() -> None:
+    given = torch.tensor([[-60000.0, 60000.0]], dtype=torch.float16)
+    assert facts(given).std == pytest.approx(60000.0, rel=1e-3)
+
+
+def test_a_thorough_probe_describes_what_each_layer_was_given() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1))
+    with torch.no_grad():
+        model[0].get_parameter("bias").fill_(-100.0)
+    probe = make_probe(model)
+    probe.attach(thorough=True)
+    x = torch.randn(8, 4)
+    model(x).sum().backward()
+    first, second, zeros = probe.inputs("0"), probe.inputs("2"), probe.zero_fraction("0")
+    assert first is not None
+    assert second is not None
+    assert zeros is not None
+    assert Inputs(*first.tolist()).high == x.max().item()
+    assert Inputs(*second.tolist()).dead_units == 1.0
+    assert zeros.item() == 1.0
