@@ -135,7 +135,7 @@ def _cliff(evidence: Evidence) -> Diagnosis | None:
     names, logs = list(evidence.profile), [math.log10(n) for n in evidence.profile.values()]
     drops = [(logs[i + 1] - logs[i], i) for i in range(len(logs) - 1)]
     odd = _odd_layers(evidence)
-    if odd:
+    if odd and not evidence.anatomy.norms:
         gains = ", ".join(f"{name} at {evidence.gain[name]:.2g}" for name in odd[:3])
         return Diagnosis(
             "cliff",
@@ -144,7 +144,8 @@ def _cliff(evidence: Evidence) -> Diagnosis | None:
         )
     if len(names) < 6:
         return None
-    largest, place = max(drops)
+    _, place = max(drops)
+    largest = median(logs[place + 1 : place + 4]) - median(logs[max(0, place - 2) : place + 1])
     rest = sum(drop for drop, _ in drops) - largest
     if largest < 1.5 or largest < 1.5 * rest:
         return None
@@ -175,6 +176,13 @@ def _saturating(evidence: Evidence) -> Diagnosis | None:
 
 def _small_init(finding: Finding, evidence: Evidence) -> Diagnosis | None:
     rho = _rho(evidence, evidence.first_gain)
+    if evidence.anatomy.norms and rho < 0.2:
+        return Diagnosis(
+            "small_init",
+            f"weights start at {rho:.2f} of the gain that keeps a signal's size, too little for the "
+            f"{evidence.anatomy.norms} normalisation layers to restore it",
+            _INIT_REMEDIES[:1],
+        )
     if evidence.anatomy.norms or not rho < 0.8:
         return None
     depth = len(evidence.first_gain)

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_gradwatch.core.detect import DepthRule, Detector
-from lightning_gradwatch.core.detect.profile import Profile, decades_lost, depth_profile
+from lightning_gradwatch.core.detect.losses import LossHistory
+from lightning_gradwatch.core.detect.profile import Profile, decades_lost, depth_profile, largest_jump
 from lightning_gradwatch.core.records import Finding, Layer, Observation, Sample
 
 LAYERS = tuple(Layer(f"l{i}", (f"l{i}.weight",), has_matrix=True) for i in range(6))
@@ -174,3 +175,39 @@ def test_state_goes_on_in_the_middle_of_everything() -> None:
         )
     assert one.scores == other.scores
     assert one.state_dict() == other.state_dict()
+
+
+def test_a_seam_between_two_towers_is_no_vanishing_but_a_cliff_in_a_small_net_is() -> None:
+    towers = Profile(tuple(f"l{i}" for i in range(30)), (1e-5,) * 15 + (2e-3,) * 15, at_outputs=True)
+    small = Profile(("a", "b", "c", "d", "e", "f"), (1e-5,) * 3 + (2e-3,) * 3, at_outputs=True)
+    assert [update(DepthRule(0.5), step, towers) for step in range(30)] == [None] * 30
+    rule = DepthRule(0.5)
+    assert [f.step for step in range(30) if (f := update(rule, step, small)) is not None] == [9]
+
+
+def test_a_deep_slope_is_vanishing_however_level_its_steps() -> None:
+    norms = tuple(10 ** (-3 + 0.1 * i) for i in range(40))
+    rule, slope = DepthRule(0.5), Profile(tuple(f"l{i}" for i in range(40)), norms, at_outputs=True)
+    assert [f.step for step in range(30) if (f := update(rule, step, slope)) is not None] == [9]
+
+
+def test_one_layer_that_stands_out_is_no_jump() -> None:
+    level = [1.0] * 30
+    assert largest_jump(level[:15] + [100.0] + level[15:]) < 0.1
+    assert largest_jump([1e-3] * 15 + [1.0] * 15) == pytest.approx(3)
+    assert largest_jump([1.0]) == 0.0
+
+
+@pytest.mark.parametrize(("decades", "patience", "opens"), [(2.2, 1.25, False), (2.6, 1.25, True), (2.6, 1.5, False)])
+def test_a_borderline_loss_can_wait_while_the_loss_is_falling(decades: float, patience: float, opens: bool) -> None:
+    rule = DepthRule(0.5)
+    found = [finding for step in range(20) for finding in rule.update(step, profile(decades), patience)]
+    assert bool(found) is opens
+
+
+def test_patience_lasts_only_while_the_loss_is_falling_still() -> None:
+    falling, flat, fallen = LossHistory(), LossHistory(), LossHistory()
+    falling.add([10 * 0.99**i for i in range(100)])
+    flat.add([1.0 + 0.1 * (i % 3) for i in range(100)])
+    fallen.add([5.0] * 10 + [1.0 + 0.1 * (i % 3) for i in range(90)])
+    assert (falling.patience, flat.patience, fallen.patience) == (1.5, 1.0, 1.25)

@@ -73,7 +73,7 @@ class Detector:
             known = [r for r in sample.checkup.update_ratio.tolist() if r >= 0]
             self._update_ratio = max(known, default=-1.0)
             self._usual_update = median(known) if known else 0.0
-        changes += self.depth.update(sample.step, self.profile, self.losses.is_falling)
+        changes += self.depth.update(sample.step, self.profile, self.losses.patience)
         changes += self.time.update(sample.step, sequences, self.losses.is_flat and not self.losses.has_learned)
         if sample.checkup is not None and self.depth.incident.finding is None:
             changes += self.underflow.update(observation, sample, sample.checkup)

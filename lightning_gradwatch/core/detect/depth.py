@@ -8,15 +8,16 @@ from statistics import median
 from typing import Any
 
 from lightning_gradwatch.core.detect.incident import Incident
-from lightning_gradwatch.core.detect.profile import Profile, decades_lost, outer_ends, positive, slope
+from lightning_gradwatch.core.detect.profile import Profile, decades_lost, largest_jump, outer_ends, positive, slope
 from lightning_gradwatch.core.records import Finding
 
 FULL_SCORE_DECADES = 4.0
 """Decades lost between the loss end and the input end at which the vanishing score reaches 1."""
 FALLBACK_FULL_SCORE_DECADES = 5.0
 """The same where only parameter gradients are known: they separate sick from healthy less sharply."""
-PATIENCE = 1.25
-"""Below this multiple of the threshold an alert waits while the loss is clearly falling."""
+SEAM_FACTOR = 1.5
+SEAM_LAYERS = 20
+"""Two towers may meet at a jump, such as an encoder that is reached through attention: nothing is lost with depth."""
 WARM_UP_SAMPLES = 5
 MEDIAN_SAMPLES = 5
 EXPLODING_DECADES = 3.0
@@ -73,13 +74,13 @@ class DepthRule:
         is_vanishing = self._recent[-1] >= threshold > self.decades
         return is_vanishing or self._growth[-1] >= EXPLODING_DECADES > self.growth
 
-    def update(self, step: int, profile: Profile, is_falling: bool = False) -> list[Finding]:
+    def update(self, step: int, profile: Profile, patience: float = 1.0) -> list[Finding]:
         """Take in a sample; the finding if it opened or ended just now.
 
         Args:
             step: The step of the sample.
             profile: The gradient along the depth.
-            is_falling: Whether the loss is clearly falling: then a loss of less than 2.5 decades can wait.
+            patience: Multiple of the threshold below which an alert can wait, because the loss is falling.
         """
         decades = decades_lost(profile.norms)
         if decades is None or not self._fits(profile):
@@ -90,7 +91,8 @@ class DepthRule:
         self._growth = [*self._growth, growth][-MEDIAN_SAMPLES:]
         self._full_score = FULL_SCORE_DECADES if profile.at_outputs else FALLBACK_FULL_SCORE_DECADES
         threshold = self._threshold * self._full_score
-        if is_falling and self.incident.finding is None and self.decades < PATIENCE * threshold:
+        can_wait = patience if not _is_seam(profile.norms, decades, threshold) else max(patience, SEAM_FACTOR)
+        if self.incident.finding is None and self.decades < can_wait * threshold:
             return []
         found = self.incident.judge(step, self.decades, outer_ends(profile), threshold=threshold)
         return [] if found is None else [found]
@@ -124,6 +126,14 @@ class DepthRule:
         self._full_score = state["full_score"]
         self._is_at_outputs, self._num_strange = state["is_at_outputs"], state["num_strange"]
         self.incident.load_state_dict(state["incident"])
+
+
+def _is_seam(norms: Sequence[float], decades: float, threshold: float) -> bool:
+    """Whether a deep profile is level but for one jump that makes up most of what is lost."""
+    if len(norms) < SEAM_LAYERS:
+        return False
+    jump = largest_jump(norms)
+    return jump >= decades / 2 and decades - jump < threshold
 
 
 class TimeRule:

@@ -10,6 +10,8 @@ from typing import Any
 
 WINDOW = 30
 FALLING_SHARE = 0.9
+STILL_STEPS = 40
+STILL_SHARE = 0.75
 LEARNED_SHARE = 0.25
 LOWER_SHARE = 0.6
 """In a flat stretch less than this share of (earlier, later) pairs of steps has the later loss lower."""
@@ -59,6 +61,16 @@ class LossHistory:
     def has_learned(self) -> bool:
         """Whether less than a quarter of the loss at the start is left: then it may well be flat."""
         return self.start > 0 and abs(self.now) < LEARNED_SHARE * self.start
+
+    @property
+    def patience(self) -> float:
+        """How much more a borderline alert must show while the loss falls, as a factor; 1 if it does not.
+
+        Below 40 steps all that can be said is that it has begun to fall; later it must be falling still.
+        """
+        if len(self._recent) >= STILL_STEPS and _lower_share(self._recent[-40:-30], self._recent[-10:]) >= STILL_SHARE:
+            return 1.5
+        return 1.25 if self.is_falling else 1.0
 
     @property
     def first(self) -> float:

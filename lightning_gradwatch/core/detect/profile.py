@@ -66,6 +66,23 @@ def decades_lost(norms: Sequence[float]) -> float | None:
     return median(logs[-third:]) - median(logs[:third])
 
 
+def largest_jump(norms: Sequence[float]) -> float:
+    """The most decades that are lost in one place: between neighbouring moving medians of log10 norms.
+
+    Medians over a tenth of the layers, so that a single layer that stands out is no jump.
+
+    Args:
+        norms: Gradient norms in the order in which the layers ran, each above zero.
+
+    Returns:
+        Decades; 0 for a gradient that only grows towards the input, or for too few layers.
+    """
+    window = max(1, len(norms) // 10)
+    logs = [math.log10(norm) for norm in norms]
+    medians = [median(logs[i : i + window]) for i in range(len(logs) - window + 1)]
+    return max((medians[i + window] - medians[i] for i in range(len(medians) - window)), default=0.0)
+
+
 def slope(norms: Sequence[float]) -> float:
     """Theil-Sen slope of log10 norms: the median of the slopes between all pairs, in decades per place."""
     logs = [math.log10(norm) for norm in norms]
