@@ -87,7 +87,7 @@ class _Run:
 
 
 class GradWatch(Callback):
-    """Watches the gradients of a training run: logs them per layer, and alerts when they vanish or are not finite.
+    """Watches the gradients of a training run: logs them per layer, and alerts with cause and remedy when they ail.
 
     Gradients are observed after the backward pass that completes each optimizer step: complete (accumulation done),
     unscaled (the AMP loss scale divided out) and not yet clipped. Norms are taken at every step on the device; what

@@ -4,37 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lightning.pytorch import LightningModule
 from torch.utils.data import DataLoader
 
+from lightning_gradwatch.core.records import AlertKind, Cause
+
 Label = Literal["sick", "healthy", "borderline"]
 
-KINDS = frozenset(
-    {"vanishing", "vanishing_through_time", "exploding", "nonfinite", "dead", "detached", "stalled", "underflow"}
-)
-CAUSES = frozenset(
-    {
-        "saturating_activation",
-        "small_init",
-        "large_init",
-        "input_scale",
-        "no_skip_or_norm",
-        "normalisation_order",
-        "recurrence",
-        "dead_relu",
-        "detached",
-        "saturated_output",
-        "half_precision",
-        "adam_eps",
-        "learning_rate",
-        "weight_decay",
-        "cliff",
-        "bad_data",
-        "unstable_op",
-    }
-)
+KINDS = frozenset(get_args(AlertKind))
+CAUSES = frozenset(get_args(Cause)) - {"unknown"}
 
 
 @dataclass(frozen=True)

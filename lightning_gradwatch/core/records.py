@@ -81,8 +81,10 @@ class Alert:
         step: Step at which it opened, on the x-axis of the loggers.
         until_step: Last step at which it held; None while it is open.
         layer: Name of the layer that shows it most; ``""`` if it concerns the run as a whole.
-        value: The measured value at opening, in the unit of the kind: decades lost for ``vanishing``, the number of
-            non-finite steps for ``nonfinite``.
+        value: The measured value at opening, in the unit of the kind: decades for ``vanishing``,
+            ``vanishing_through_time`` and ``exploding``; steps in a row for ``nonfinite``; the share of the first third
+            of the layers for ``dead``; layers for ``detached``; the share of elements for ``underflow``; 1 for
+            ``stalled``.
         threshold: The value at which this kind opens, in the same unit.
         message: What is wrong, why, and what to try, in plain sentences.
         cause: Why, as one of a fixed list of causes; ``"unknown"`` where the measurements do not decide.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,11 +65,11 @@ class PublicationWindow:
         self._num_steps = 0
         self._norms = self._min = self._max = None
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """Tensors and primitives that :meth:`load_state_dict` takes back."""
         return {"num_steps": self._num_steps, "norms": self._norms, "min": self._min, "max": self._max}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
-        self._num_steps = int(state["num_steps"])  # type: ignore[call-overload]
-        self._norms, self._min, self._max = state["norms"], state["min"], state["max"]  # type: ignore[assignment]
+        self._num_steps = state["num_steps"]
+        self._norms, self._min, self._max = state["norms"], state["min"], state["max"]

@@ -193,7 +193,7 @@ def test_a_deep_slope_is_vanishing_however_level_its_steps() -> None:
 
 def test_one_layer_that_stands_out_is_no_jump() -> None:
     level = [1.0] * 30
-    assert largest_jump(level[:15] + [100.0] + level[15:]) < 0.1
+    assert largest_jump([*level[:15], 100.0, *level[15:]]) < 0.1
     assert largest_jump([1e-3] * 15 + [1.0] * 15) == pytest.approx(3)
     assert largest_jump([1.0]) == 0.0
 
