@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 from lightning_gradwatch.core.records import Alert
 
 NAME = "alerts.jsonl"
 
 
-def append(directory: str | Path, alert: Alert) -> None:
-    """Append an alert that opened or ended.
+Event = Literal["opened", "escalated", "ended"]
+
+
+def append(directory: str | Path, event: Event, alert: Alert) -> None:
+    """Append what has become of an alert.
 
     Args:
         directory: The logger's directory; made if it is missing.
-        alert: The alert; ``until_step`` is None in the line that opens it.
+        event: Whether it opened, rose from a notice to an alert, or ended.
+        alert: The alert; ``until_step`` is None until it has ended.
 
     Raises:
         OSError: If the file cannot be written.
     """
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
-    event = "opened" if alert.until_step is None else "ended"
     with (path / NAME).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"event": event, **asdict(alert)}) + "\n")

@@ -341,26 +341,29 @@ class GradWatch(Callback):
             self._handle(trainer, report)
 
     def _handle(self, trainer: Trainer, report: Report) -> None:
-        for alert in report.alerts:
-            self._record(alert)
-            if alert.until_step is None:
+        for change in report.alerts:
+            event, alert = self._record(change)
+            if event != "ended" and alert.level == "alert":
                 self._warn(alert)
             if trainer.is_global_zero and self._run.log_dir is not None:
-                self._attempt("alerts file", functools.partial(alerts_file.append, self._run.log_dir, alert))
+                self._attempt("alerts file", functools.partial(alerts_file.append, self._run.log_dir, event, alert))
         self._set_metrics(trainer)
         for publication in report.publications:
             for logger in _lightning.loggers(trainer):
                 name = f"{type(logger).__name__} {_lightning.loggers(trainer).index(logger)}"
                 self._attempt(name, functools.partial(self._publish, logger, publication))
 
-    def _record(self, alert: Alert) -> None:
-        """Keep an alert that opened; replace it when it ends."""
-        if alert.until_step is None:
-            self._num_alerts += alert.level == "alert"
+    def _record(self, alert: Alert) -> tuple[alerts_file.Event, Alert]:
+        """Keep an alert that opened; one that rose from a notice, or ended, takes the place of what it was."""
+        place = next((i for i, known in enumerate(self._alerts) if _is_same_incident(known, alert)), None)
+        known = None if place is None else self._alerts[place]
+        self._num_alerts += alert.level == "alert" and (known is None or known.level == "notice")
+        if place is None or known is None:
             self._alerts = [*self._alerts, alert][-_MAX_ALERTS:]
-            return
-        opened = replace(alert, until_step=None)
-        self._alerts = [alert if known == opened else known for known in self._alerts]
+            return "opened" if alert.until_step is None else "ended", alert
+        is_over = alert.until_step is not None
+        self._alerts[place] = replace(known, until_step=alert.until_step) if is_over else alert
+        return "ended" if is_over else "escalated", self._alerts[place]
 
     def _warn(self, alert: Alert) -> None:
         """One warning per kind, then pauses that double: an alert that comes and goes must not flood the console."""
@@ -406,6 +409,10 @@ class GradWatch(Callback):
         self._run.is_off = True
         self._run.detach_probe()
         _lightning.warn(f"GradWatch failed in {hook} and has switched itself off; training goes on.\n{trace}")
+
+
+def _is_same_incident(one: Alert, other: Alert) -> bool:
+    return (one.kind, one.step, one.optimizer) == (other.kind, other.step, other.optimizer)
 
 
 def _globs(argument: str, globs: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -167,6 +167,24 @@ def test_a_sick_network_alerts_before_step_15_and_its_cured_twin_never(tmp_path:
     assert trainer.callback_metrics["gradwatch/vanishing"] < 0.4
 
 
+def test_a_notice_is_kept_without_a_warning_and_its_rise_replaces_it(tmp_path: Path) -> None:
+    from benchmarks.zoo import CASES
+
+    watch, case = GradWatch(), CASES["lstm_default_recall_T100"]
+    pl.seed_everything(0, verbose=False)
+    task = case.build()
+    trainer = quiet_trainer(watch, directory=tmp_path, max_steps=100)
+    with pytest.warns(GradWatchWarning, match="Gradients vanish through time in net.*of 10[0-9] time steps") as caught:
+        trainer.fit(task.module, task.data)
+    (alert,) = watch.alerts
+    assert (alert.kind, alert.level, alert.cause) == ("vanishing_through_time", "alert", "recurrence")
+    assert len([w for w in caught if w.category is GradWatchWarning]) == 1
+    events = [json.loads(line) for line in (tmp_path / "alerts.jsonl").read_text().splitlines()]
+    assert [(e["event"], e["level"]) for e in events] == [("opened", "notice"), ("escalated", "alert")]
+    assert events[0]["step"] == events[1]["step"] == alert.step < 40
+    assert trainer.callback_metrics["gradwatch/alerts"] == 1.0
+
+
 class Cured(pl.Callback):
     """Re-initialises the network in the middle of the run."""
 

@@ -18,7 +18,7 @@ from lightning_gradwatch.core.detect.incident import Incident
 from lightning_gradwatch.core.detect.losses import LossHistory
 from lightning_gradwatch.core.detect.progress import StalledRule, UnderflowRule
 from lightning_gradwatch.core.detect.silence import SilenceRule
-from lightning_gradwatch.core.records import Checkup, Finding, Layer, Observation, Sample
+from lightning_gradwatch.core.records import AlertLevel, Checkup, Finding, Layer, Observation, Sample
 
 LAYERS = tuple(Layer(f"l{i}", (f"l{i}.weight",), has_matrix=True) for i in range(6))
 NAMES = frozenset(layer.name for layer in LAYERS)
@@ -197,9 +197,9 @@ def through_time(decades: float, length: int = 12) -> list[float]:
     return [1e-6] * third + [1e-6 * 10 ** (decades / 2)] * (length - 2 * third) + [1e-6 * 10**decades] * third
 
 
-def opened_at(rule: TimeRule, decades: float, is_flat: bool = True) -> int | None:
+def opened_at(rule: TimeRule, decades: float, level: AlertLevel | None = "alert") -> int | None:
     for step in range(20):
-        if rule.update(step, {"rnn": through_time(decades)}, is_flat):
+        if rule.update(step, {"rnn": through_time(decades)}, level):
             return step
     return None
 
@@ -207,25 +207,42 @@ def opened_at(rule: TimeRule, decades: float, is_flat: bool = True) -> int | Non
 def test_three_decades_through_time_open_with_the_fifth_sample_and_only_while_the_loss_is_flat() -> None:
     assert opened_at(TimeRule(), 3.01) == 4
     assert opened_at(TimeRule(), 2.99) is None
-    assert opened_at(TimeRule(), 9.0, is_flat=False) is None
+    assert opened_at(TimeRule(), 9.0, level=None) is None
 
 
 def test_the_layer_that_forgets_most_is_named_and_its_recovery_ends_it() -> None:
     rule = TimeRule()
     for step in range(5):
-        found = rule.update(step, {"a": through_time(1), "b": through_time(5), "c": through_time(4)}, True)
+        found = rule.update(step, {"a": through_time(1), "b": through_time(5), "c": through_time(4)}, "alert")
     assert [(f.kind, f.layers, f.until_step) for f in found] == [("vanishing_through_time", ("b",), None)]
     assert found[0].value == pytest.approx(5)
-    healed = [rule.update(step, dict.fromkeys("abc", through_time(1)), False) for step in range(5, 10)]
+    healed = [rule.update(step, dict.fromkeys("abc", through_time(1)), None) for step in range(5, 10)]
     (ended,) = [f for found in healed for f in found]
     assert (ended.step, ended.layers) == (4, ("b",))
     assert ended.until_step is not None
 
 
+def test_a_notice_rises_to_an_alert_and_does_not_fall_back() -> None:
+    rule, told = TimeRule(), []
+    stretches: list[tuple[AlertLevel | None, int]] = [(None, 10), ("notice", 5), ("alert", 5), ("notice", 5)]
+    levels = [level for level, length in stretches for _ in range(length)]
+    for step, level in enumerate(levels):
+        told += [(step, f.level, f.step) for f in rule.update(step, {"rnn": through_time(5)}, level)]
+    assert told == [(10, "notice", 10), (15, "alert", 10)]
+
+
+def test_a_loss_is_a_concern_when_flat_and_worth_a_notice_before_it_has_begun_to_fall() -> None:
+    assert history(*[1.0] * 10).concern is None
+    assert history(*[1.0] * 30).concern == "notice"
+    assert history(*[1.0] * 60).concern == "alert"
+    assert history(*[10 * 0.97**i for i in range(30)]).concern is None
+    assert history(*[10.0] * 10, *[0.1] * 90).concern is None
+
+
 def test_growth_into_the_past_is_the_opposite_of_a_loss() -> None:
     rule = TimeRule()
     for step in range(5):
-        assert rule.update(step, {"a": through_time(-2), "b": through_time(1)}, True) == []
+        assert rule.update(step, {"a": through_time(-2), "b": through_time(1)}, "alert") == []
     (growing, growth), (losing, loss) = rule.growth, rule.worst
     assert (growing, losing) == ("a", "b")
     assert growth == pytest.approx(2)
@@ -235,7 +252,7 @@ def test_growth_into_the_past_is_the_opposite_of_a_loss() -> None:
 def test_a_sequence_of_zeros_tells_nothing_and_hurts_nothing() -> None:
     rule = TimeRule()
     for step in range(10):
-        assert rule.update(step, {"a": [0.0] * 9, "b": [math.nan] * 9}, True) == []
+        assert rule.update(step, {"a": [0.0] * 9, "b": [math.nan] * 9}, "alert") == []
     assert (rule.worst[1], rule.growth[1]) == (0.0, 0.0)
     assert rule.horizons == {"a": (0, 9, 0.0), "b": (0, 9, 0.0)}
 
@@ -476,7 +493,7 @@ def test_stalled_is_not_said_while_another_alert_explains_it() -> None:
     assert kinds(80, **FAINT, below_eps=1.0) == ["underflow"]
     assert kinds(80, **FAINT, total=math.inf) == ["nonfinite"]
     forgetful = (("rnn", torch.tensor(through_time(4.0))),)
-    assert kinds(80, **FAINT, sequences=forgetful) == ["vanishing_through_time"]
+    assert kinds(80, **FAINT, sequences=forgetful) == ["vanishing_through_time"] * 2  # a notice, then an alert
 
 
 def test_stalled_is_said_once_the_other_alert_has_ended() -> None:

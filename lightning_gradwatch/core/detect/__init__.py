@@ -74,7 +74,7 @@ class Detector:
             self._update_ratio = max(known, default=-1.0)
             self._usual_update = median(known) if known else 0.0
         changes += self.depth.update(sample.step, self.profile, self.losses.patience)
-        changes += self.time.update(sample.step, sequences, self.losses.is_flat and not self.losses.has_learned)
+        changes += self.time.update(sample.step, sequences, self.losses.concern)
         if sample.checkup is not None and self.depth.incident.finding is None:
             changes += self.underflow.update(observation, sample, sample.checkup)
         if self.underflow.incident.finding is None:
@@ -87,7 +87,8 @@ class Detector:
     def _others_open(self) -> bool:
         """Whether an alert is open that explains why nothing moves, so that ``stalled`` would say it twice."""
         incidents = (self.depth.incident, self.time.incident, self.silence.dead, self.underflow.incident)
-        is_open = any(incident.finding is not None for incident in incidents)
+        findings = [incident.finding for incident in incidents]
+        is_open = any(finding is not None and finding.level == "alert" for finding in findings)
         return is_open or self.nonfinite.finding is not None or self.exploding.finding is not None
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_gradwatch.core.detect.incident import Incident
 from lightning_gradwatch.core.detect.profile import Profile, decades_lost, largest_jump, outer_ends, positive, slope
-from lightning_gradwatch.core.records import Finding
+from lightning_gradwatch.core.records import AlertLevel, Finding
 
 FULL_SCORE_DECADES = 4.0
 """Decades lost between the loss end and the input end at which the vanishing score reaches 1."""
@@ -140,7 +140,7 @@ class TimeRule:
     """Gradients that vanish through time: the same decades along the time steps of recurrent layers.
 
     Losing them is no illness as such: a task may need the last few steps only. So three decades are an alert only while
-    the loss is flat, and nothing before.
+    the loss is flat, a notice before that if it has not begun to fall, and otherwise nothing.
     """
 
     def __init__(self) -> None:
@@ -162,7 +162,7 @@ class TimeRule:
         name = max(ready, key=ready.__getitem__, default="")
         return name, max(ready.get(name, 0.0), 0.0)
 
-    def update(self, step: int, sequences: Mapping[str, Sequence[float]], is_flat: bool) -> list[Finding]:
+    def update(self, step: int, sequences: Mapping[str, Sequence[float]], level: AlertLevel | None) -> list[Finding]:
         """Take in a sample; the finding if it opened or ended just now."""
         for name, norms in sequences.items():
             decades = decades_lost(positive(norms))
@@ -173,9 +173,9 @@ class TimeRule:
         if not self._recent:
             return []
         layer, decades = self.worst
-        if self.incident.finding is None and not is_flat:
+        if self.incident.finding is None and level is None:
             return []
-        found = self.incident.judge(step, decades, (layer,))
+        found = self.incident.judge(step, decades, (layer,), level or "notice")
         return [] if found is None else [found]
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from lightning_gradwatch.core.records import AlertLevel
+
 WINDOW = 30
 FALLING_SHARE = 0.9
+NOTICE_STEPS = 20
 STILL_STEPS = 40
 STILL_SHARE = 0.75
 LEARNED_SHARE = 0.25
@@ -71,6 +74,15 @@ class LossHistory:
         if len(self._recent) >= STILL_STEPS and _lower_share(self._recent[-40:-30], self._recent[-10:]) >= STILL_SHARE:
             return 1.5
         return 1.25 if self.is_falling else 1.0
+
+    @property
+    def concern(self) -> AlertLevel | None:
+        """What the loss makes of a doubtful finding: an alert if it is flat, a notice if it has not begun to fall."""
+        if self.has_learned:
+            return None
+        if self.is_flat:
+            return "alert"
+        return "notice" if self.num_steps >= NOTICE_STEPS and self.patience == 1.0 else None
 
     @property
     def first(self) -> float:
