@@ -62,6 +62,13 @@ def warn(message: str) -> None:
         logging.getLogger("lightning_gradwatch").warning(message)
 
 
+def inform(message: str) -> None:
+    """Say something on rank zero that is no trouble."""
+    from lightning_utilities.core.rank_zero import rank_zero_info
+
+    rank_zero_info(message)
+
+
 def refuse_unsupported(trainer: Trainer) -> None:
     """Refuse strategies under which a gradient is not whole on each rank.
 

@@ -27,6 +27,10 @@ from lightning_gradwatch.tensorboard.writer import Writer, is_writable
 
 _STATE_VERSION = 1
 _MAX_ALERTS = 1000
+_COMPILED = (
+    "GradWatch judges the gradients of the weights in this model: the layers' outputs cannot be observed inside "
+    "torch.compile or TorchScript."
+)
 _BLIND = (
     "GradWatch cannot look at the layers' outputs in this model and goes on with the gradients of the weights alone. "
     "What went wrong:\n"
@@ -208,6 +212,8 @@ class GradWatch(Callback):
         run = self._run
         run.log_dir = _lightning.log_dir(trainer) if trainer.is_global_zero else None
         run.probe = Probe({}, ()) if _lightning.is_compiled(pl_module) else make_probe(pl_module)
+        if not run.probe.can_see:
+            _lightning.inform(_COMPILED)
         for optimizer, name in zip(optimizers, _lightning.optimizer_names(optimizers), strict=True):
             self._watch(trainer, pl_module, optimizer, name)
         self._set_metrics(trainer)

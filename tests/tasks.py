@@ -86,7 +86,7 @@ def fit(watch: GradWatch | None, model: Any = None, data: Any = None, **options:
     """Train; a small classifier on the digits unless told otherwise."""
     pl.seed_everything(1, verbose=False)
     trainer = quiet_trainer(*([watch] if watch else []), **options)
-    trainer.fit(model or Classifier(small_net()), data or digits())
+    trainer.fit(Classifier(small_net()) if model is None else model, data or digits())
     return trainer
 
 

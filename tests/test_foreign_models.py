@@ -146,6 +146,23 @@ def test_compiled_functions_stay_whole(fullgraph: bool) -> None:
     assert max(watched) == max(bare)
 
 
+@pytest.mark.parametrize("what", ["the LightningModule", "its network", "in place"])
+def test_a_compiled_model_is_watched_by_its_weights_and_says_so(what: str, caplog: pytest.LogCaptureFixture) -> None:
+    net = deep_net()
+    model: Any = Classifier(torch.compile(net, backend="eager") if what == "its network" else net)
+    model.log = lambda *args, **kwargs: None  # Lightning's own logging breaks inside a compiled step
+    model = torch.compile(model, backend="eager") if what == "the LightningModule" else model
+    if what == "in place":
+        net.compile(backend="eager")
+    torch._dynamo.reset()
+    watch = GradWatch()
+    with pytest.warns(GradWatchWarning, match="such as net.0"), caplog.at_level("INFO"):
+        fit(watch, model, max_steps=15)
+    assert [alert.kind for alert in watch.alerts] == ["vanishing"]
+    assert watch.alerts[0].threshold == 2.5
+    assert "judges the gradients of the weights in this model" in caplog.text
+
+
 def test_a_parameter_returned_as_an_output_keeps_no_hook() -> None:
     class Prompt(nn.Module):
         def __init__(self) -> None:
