@@ -239,6 +239,13 @@ def test_a_loss_is_a_concern_when_flat_and_worth_a_notice_before_it_has_begun_to
     assert history(*[10.0] * 10, *[0.1] * 90).concern is None
 
 
+def test_roughness_is_the_usual_change_relative_to_the_size() -> None:
+    assert history(*[1.0] * 29).roughness is None
+    assert history(*[2.0, 2.2] * 15).roughness == pytest.approx(0.2 / 2.1)
+    assert history(*[5.0] * 40).roughness == 0.0
+    assert history(*[0.0] * 40).roughness is None
+
+
 def test_growth_into_the_past_is_the_opposite_of_a_loss() -> None:
     rule = TimeRule()
     for step in range(5):

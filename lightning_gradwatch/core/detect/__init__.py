@@ -107,8 +107,8 @@ class Detector:
         }
         if self.time.horizons:
             scores["vanishing_through_time"] = max(self.time.worst[1], 0.0)
-        if self.losses.lower_share is not None:
-            scores["loss_lower_share"] = self.losses.lower_share
+        progress = {"loss_lower_share": self.losses.lower_share, "loss_roughness": self.losses.roughness}
+        scores.update({name: number for name, number in progress.items() if number is not None})
         return scores
 
     def state_dict(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -39,6 +40,14 @@ class LossHistory:
     def is_flat(self) -> bool:
         """Whether the last 30 steps are no lower than the 30 before them; False until there are 60."""
         return len(self._recent) == 2 * WINDOW and _lower_share(*_halves(self._recent)) < LOWER_SHARE
+
+    @property
+    def roughness(self) -> float | None:
+        """Middle change of the loss from step to step over the last 30 steps, relative to its size; None early."""
+        last = self._recent[-WINDOW:]
+        if len(last) < WINDOW or not self.now:
+            return None
+        return median(abs(b - a) for a, b in pairwise(last)) / abs(self.now)
 
     @property
     def is_falling(self) -> bool:
