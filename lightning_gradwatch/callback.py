@@ -355,9 +355,8 @@ class GradWatch(Callback):
                 self._attempt("alerts file", functools.partial(alerts_file.append, self._run.log_dir, event, alert))
         self._set_metrics(trainer)
         for publication in report.publications:
-            for logger in _lightning.loggers(trainer):
-                name = f"{type(logger).__name__} {_lightning.loggers(trainer).index(logger)}"
-                self._attempt(name, functools.partial(self._publish, logger, publication))
+            for place, logger in enumerate(_lightning.loggers(trainer)):
+                self._attempt(f"{type(logger).__name__} {place}", functools.partial(self._publish, logger, publication))
 
     def _record(self, alert: Alert) -> tuple[alerts_file.Event, Alert]:
         """Keep an alert that opened; one that rose from a notice, or ended, takes the place of what it was."""

@@ -10,7 +10,7 @@ from lightning_gradwatch.core.detect.growth import ExplodingRule
 from lightning_gradwatch.core.detect.losses import LossHistory
 from lightning_gradwatch.core.detect.nonfinite import NonfiniteRule
 from lightning_gradwatch.core.detect.profile import Profile, depth_profile, outer_ends
-from lightning_gradwatch.core.detect.progress import StalledRule, UnderflowRule, state_of
+from lightning_gradwatch.core.detect.progress import StalledRule, UnderflowRule
 from lightning_gradwatch.core.detect.silence import SilenceRule
 from lightning_gradwatch.core.records import Finding, Observation, Sample
 
@@ -117,8 +117,8 @@ class Detector:
         state: dict[str, Any] = {type(rule).__name__: rule.state_dict() for rule in rules}
         return {
             **state,
-            "stalled": state_of(self.stalled),
-            "underflow": state_of(self.underflow),
+            "stalled": self.stalled.incident.state_dict(),
+            "underflow": self.underflow.incident.state_dict(),
             "shares": dict(self.underflow.shares),
             "update_ratio": self._update_ratio,
             "usual_update": self._usual_update,

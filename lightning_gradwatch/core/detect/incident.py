@@ -53,11 +53,20 @@ class Incident:
 
     def state_dict(self) -> dict[str, Any]:
         """Primitives that :meth:`load_state_dict` takes back."""
-        finding = None if self.finding is None else asdict(self.finding)
+        finding = finding_state(self.finding)
         return {"above": self._above, "below": self._below, "held_at": self._held_at, "finding": finding}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
         self._above, self._below, self._held_at = state["above"], state["below"], state["held_at"]
-        finding = state["finding"]
-        self.finding = None if finding is None else Finding(**{**finding, "layers": tuple(finding["layers"])})
+        self.finding = finding_from(state["finding"])
+
+
+def finding_state(finding: Finding | None) -> dict[str, Any] | None:
+    """A finding as primitives."""
+    return None if finding is None else asdict(finding)
+
+
+def finding_from(state: dict[str, Any] | None) -> Finding | None:
+    """The finding of :func:`finding_state`."""
+    return None if state is None else Finding(**{**state, "layers": tuple(state["layers"])})

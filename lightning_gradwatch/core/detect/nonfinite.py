@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
+from lightning_gradwatch.core.detect.incident import finding_from, finding_state
 from lightning_gradwatch.core.records import Finding, Observation
 
 FINITE_STEPS_TO_CLOSE = 20
@@ -67,10 +68,8 @@ class NonfiniteRule:
 
     def state_dict(self) -> dict[str, Any]:
         """Primitives that :meth:`load_state_dict` takes back."""
-        return {**self.__dict__, "finding": None if self.finding is None else asdict(self.finding)}
+        return {**self.__dict__, "finding": finding_state(self.finding)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
-        finding = state["finding"]
-        restored = None if finding is None else Finding(**{**finding, "layers": tuple(finding["layers"])})
-        self.__dict__.update({**state, "finding": restored})
+        self.__dict__.update({**state, "finding": finding_from(state["finding"])})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from statistics import median
-from typing import Any
 
 from torch import Tensor
 
@@ -80,8 +79,3 @@ def middle(values: Tensor, chosen: list[bool]) -> float:
     """Median of the known values of the chosen layers; 0 if none is known."""
     known = [v for v, is_chosen in zip(values.tolist(), chosen, strict=True) if is_chosen and v >= 0]
     return median(known) if known else 0.0
-
-
-def state_of(rule: StalledRule | UnderflowRule) -> dict[str, Any]:
-    """Primitives from which the rule goes on."""
-    return rule.incident.state_dict()
