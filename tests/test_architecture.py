@@ -14,10 +14,12 @@ import lightning_gradwatch
 
 PACKAGE = Path(lightning_gradwatch.__file__).parent
 ROOMS = {
-    "anatomy", "detect", "diagnose", "evidence", "histogram", "layers", "measure", "metrics", "probe", "schedule",
-    "transfer", "updates", "window",
+    "anatomy", "detect", "diagnose", "evidence", "figures", "histogram", "layers", "measure", "metrics", "probe",
+    "schedule", "shards", "transfer", "updates", "window",
 }  # fmt: skip
-ALLOWED = {("histogram", "measure"), ("updates", "measure"), ("diagnose", "evidence")}  # helpers of the same duty
+ALLOWED = {("histogram", "measure"), ("updates", "measure"), ("updates", "figures"), ("diagnose", "evidence")} | {
+    (room, "shards") for room in ("measure", "probe", "updates")
+}  # helpers of the same duty
 
 
 def imports_of(source: str) -> Iterator[str]:

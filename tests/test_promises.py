@@ -21,7 +21,8 @@ from lightning_gradwatch.core.detect.depth import DepthRule
 from lightning_gradwatch.core.detect.nonfinite import NonfiniteRule
 from lightning_gradwatch.core.detect.silence import SilenceRule
 from lightning_gradwatch.core.evidence import Evidence
-from lightning_gradwatch.core.measure import LayerMeter
+from lightning_gradwatch.core.figures import LayerFigures
+from lightning_gradwatch.core.measure import ParameterMeter
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.transfer import Transfer
@@ -140,8 +141,8 @@ def test_an_ordinary_step_of_a_trainer_reads_no_number(tmp_path: Path) -> None:
 ROOMS = [
     (watcher, "make_plan"),
     (measure, "norms"),
-    (LayerMeter, "weight_norms"),
-    (LayerMeter, "zero_fractions"),
+    (LayerFigures, "weight_norms"),
+    (ParameterMeter, "nonzeros"),
     (watcher, "log_histograms"),
     (watcher, "survey"),
     (callback, "checksum"),

@@ -33,7 +33,12 @@ def spread(gradient: Tensor, turn: int, limit: int = MAX_ELEMENTS) -> Tensor:
 
 
 def log_histograms(
-    gradients: Sequence[Tensor], layer_index: Sequence[int], num_layers: int, turn: int, scale: Tensor | None = None
+    gradients: Sequence[Tensor],
+    layer_index: Sequence[int],
+    num_layers: int,
+    turn: int,
+    scale: Tensor | None = None,
+    shares: Sequence[float] = (),
 ) -> Tensor:
     """Count log10|g| per layer in bins of a quarter decade. No host sync.
 
@@ -43,6 +48,7 @@ def log_histograms(
         num_layers: Number of layers.
         turn: Any counter; moves the subsample from call to call.
         scale: Loss scale that is still in the gradients, shape ``()``; None for none.
+        shares: What an element of each gradient counts for; empty for 1.
 
     Returns:
         Counts, extrapolated from the subsample to all elements. Float32, shape ``(num_layers, NUM_BINS + 2)``: the bins
@@ -52,11 +58,15 @@ def log_histograms(
     device = gradients[0].device
     counts = torch.zeros((num_layers + 1) * width, dtype=torch.float32, device=device)
     plain = [dense(g.abs() if g.is_complex() else g) for g in gradients]
-    here = [(g, i) for g, i in zip(plain, layer_index, strict=True) if g.device == device and g.numel()]
-    siblings = Counter(i for _, i in here)
-    pieces = [spread(g, turn, MAX_ELEMENTS // min(siblings[i], 64)).detach().float() for g, i in here]
-    owners = [i for _, i in here]
-    weights = torch.cat([torch.full_like(p, g.numel() / p.numel()) for p, (g, _) in zip(pieces, here, strict=True)])
+    everywhere = zip(plain, layer_index, shares or [1.0] * len(plain), strict=True)
+    here = [(g, i, share) for g, i, share in everywhere if g.device == device and g.numel()]
+    if not here:
+        return counts.view(num_layers + 1, width)[:num_layers]
+    siblings = Counter(i for _, i, _ in here)
+    pieces = [spread(g, turn, MAX_ELEMENTS // min(siblings[i], 64)).detach().float() for g, i, _ in here]
+    owners = [i for _, i, _ in here]
+    factors = [share * g.numel() / p.numel() for p, (g, _, share) in zip(pieces, here, strict=True)]
+    weights = torch.cat([torch.full_like(p, factor) for p, factor in zip(pieces, factors, strict=True)])
     base = torch.cat([torch.full_like(p, i * width, dtype=torch.int64) for p, i in zip(pieces, owners, strict=True)])
     values = torch.cat(pieces).abs()
     if scale is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ class Plan:
 
     Attributes:
         parameters: The measurable parameters, each once, in the optimizer's order.
-        layers: The layers to report, in the order in which they ran (until that is known: as registered).
+        layers: The layers to report, as registered.
         layer_index: For each parameter the index of its layer in ``layers``; ``len(layers)`` if it is not reported.
         fan_in: For each parameter the fan-in if it is the first matrix of a linear, convolutional or recurrent layer;
             otherwise 0.
@@ -176,32 +176,26 @@ def _fan_in(module: nn.Module, parameters: Iterable[Tensor]) -> dict[int, float]
     return {id(matrix): matrix.numel() / matrix.shape[0]}
 
 
-def reorder(plan: Plan, ran: Sequence[str]) -> Plan:
-    """Put a plan's layers in the order in which they ran.
+def running_order(layers: Sequence[Layer], ran: Sequence[str]) -> list[int]:
+    """The order in which layers ran.
 
     A layer that did not run (such as the output projection inside ``nn.MultiheadAttention``, whose weights are used
     without calling it) keeps its place behind the layer registered before it.
 
     Args:
-        plan: The plan to reorder.
+        layers: The layers as registered.
         ran: Layer names in the order in which their first forward call ended.
 
     Returns:
-        The same plan with its layers in a new order.
+        Indices into ``layers``.
     """
     rank = {name: i for i, name in enumerate(ran)}
     place = -1
     keys: list[tuple[int, int]] = []
-    for i, layer in enumerate(plan.layers):
+    for i, layer in enumerate(layers):
         place = rank.get(layer.name, place)
         keys.append((place, i))
-    order = sorted(range(len(plan.layers)), key=keys.__getitem__)
-    new_index = {old: new for new, old in enumerate(order)}
-    return replace(
-        plan,
-        layers=tuple(plan.layers[i] for i in order),
-        layer_index=tuple(new_index.get(i, len(order)) for i in plan.layer_index),
-    )
+    return sorted(range(len(layers)), key=keys.__getitem__)
 
 
 def roll_up(names: Sequence[str], group_by: int | None = None) -> dict[str, list[int]]:

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-MISSING = -1.0
+from lightning_gradwatch.core.records import MISSING
+from lightning_gradwatch.core.shards import Shards, is_spread
+
 _WINDOW_FLOATS = 2**18
 _MAX_ROWS = 1024
 
@@ -82,10 +84,12 @@ class NormWindow:
 
     Args:
         parameters: The watched parameters; their gradients are read at each :meth:`push`.
+        shards: How they are spread over the ranks; the rows hold the norms of this rank's parts.
     """
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, parameters: Sequence[Tensor], shards: Shards | None = None) -> None:
         self._parameters = parameters
+        self._shards = shards or Shards(())
         self._device = parameters[0].device
         self._is_plain = all(p.device == self._device for p in parameters)
         rows = max(2, min(_MAX_ROWS, _WINDOW_FLOATS // (len(parameters) + 2)))
@@ -120,7 +124,7 @@ class NormWindow:
         present = [g for g in gradients if g is not None]
         if not present:
             return False
-        values = norms(present)
+        values = norms(self._shards.local_parts(present))
         if len(present) < len(gradients) or not self._is_plain:
             values = fill_missing(values, gradients, self._missing)
         values += [self._as_entry(loss), self._as_entry(inputs)]
@@ -139,7 +143,9 @@ class NormWindow:
 
     def is_known(self, number: Tensor | None) -> bool:
         """Whether a loss or checksum is one real number on the parameters' device."""
-        return number is not None and number.numel() == 1 and number.device == self._device and not number.is_complex()
+        if number is None or is_spread(number):
+            return False
+        return number.numel() == 1 and number.device == self._device and not number.is_complex()
 
     def rows(self) -> Tensor:
         """The rows since the last :meth:`clear`: a norm per parameter, loss, checksum. Shape ``(len(self), n + 2)``."""
@@ -158,68 +164,18 @@ class NormWindow:
         self._length = 0
 
 
-def per_layer(values: Tensor, layer_index: Tensor, num_layers: int) -> Tensor:
-    """Sum values of parameters to values of layers.
-
-    Args:
-        values: Shape ``(steps, parameters)``.
-        layer_index: Layer of each parameter, int64, shape ``(parameters,)``; ``num_layers`` for "not reported".
-        num_layers: Number of layers.
-
-    Returns:
-        Shape ``(steps, num_layers)``, same dtype. A NaN or inf stays in its own layer.
-    """
-    return values.new_zeros(len(values), num_layers + 1).index_add_(1, layer_index, values)[:, :num_layers]
-
-
-def combine(rows: Tensor, layer_index: Tensor, num_layers: int) -> Tensor:
-    """Norms per parameter become the total norm and the norms per layer.
-
-    Args:
-        rows: Norms per parameter, shape ``(steps, parameters)``; negative for "no gradient".
-        layer_index: As for :func:`per_layer`.
-        num_layers: Number of layers.
-
-    Returns:
-        Float32, shape ``(steps, 1 + num_layers)``: root of the summed squares over all parameters, then per layer;
-        ``-1`` for a layer without any gradient.
-    """
-    missing = rows < 0
-    wide = torch.float32 if rows.device.type == "mps" else torch.float64
-    squares = rows.to(wide).square().masked_fill_(missing, 0)
-    has_gradient = per_layer((~missing).to(wide), layer_index, num_layers) > 0
-    layers = per_layer(squares, layer_index, num_layers).sqrt().masked_fill_(~has_gradient, MISSING)
-    return torch.cat([squares.sum(1, keepdim=True).sqrt(), layers], dim=1).float()
-
-
-class LayerMeter:
-    """Numbers per layer beside the gradient norms: weight norms and fractions of exact zeros.
+class ParameterMeter:
+    """Numbers per parameter beside the gradient norms: weight norms and counts of exact zeros.
 
     Args:
         parameters: The watched parameters.
-        layer_index: Layer of each parameter; ``num_layers`` for "not reported".
-        num_layers: Number of layers.
-        fan_in: Fan-in of each parameter that is the first matrix of its layer; 0 for the others.
+        shards: How they are spread over the ranks.
     """
 
-    def __init__(
-        self, parameters: Sequence[Tensor], layer_index: Sequence[int], num_layers: int, fan_in: Sequence[float] = ()
-    ) -> None:
-        device = parameters[0].device
+    def __init__(self, parameters: Sequence[Tensor], shards: Shards) -> None:
         self._parameters = parameters
-        self._num_layers = num_layers
-        self._sizes = torch.tensor([float(p.numel()) for p in parameters], device=device)
-        self.missing = torch.full((), MISSING, device=device)
-        self._layer_index = torch.tensor(layer_index, device=device)
-        matrices = [i for i, fan in enumerate(fan_in) if fan and layer_index[i] < num_layers]
-        self._matrices = [parameters[i] for i in matrices]
-        self._matrix_layer = torch.tensor([layer_index[i] for i in matrices], device=device, dtype=torch.int64)
-        factors = [(fan_in[i] / parameters[i].numel()) ** 0.5 for i in matrices]
-        self._gain_factor = torch.tensor(factors, device=device)
-
-    def gradient_norms(self, rows: Tensor) -> Tensor:
-        """:func:`combine` for this meter's layers."""
-        return combine(rows, self._layer_index, self._num_layers)
+        self._shards = shards
+        self.missing = torch.full((), MISSING, device=parameters[0].device)
 
     def stack(self, values: Sequence[Tensor | None]) -> Tensor:
         """Scalars to one vector on the parameters' device, ``-1`` for None; shape ``(len(values),)``."""
@@ -227,27 +183,16 @@ class LayerMeter:
         return torch.stack(present) if present else self.missing.new_empty(0)
 
     def weight_norms(self) -> Tensor:
-        """L2 norm of each layer's parameters, shape ``(layers,)``, float32."""
+        """L2 norm of each parameter (of this rank's part), shape ``(parameters,)``, float32."""
         with torch.no_grad():
-            values = self.stack(list(norms(self._parameters)))
-        return self.gradient_norms(values[None])[0, 1:]
+            return self.stack(list(norms(self._shards.local_parts(self._parameters))))
 
-    def gains(self) -> Tensor:
-        """Root mean square of each layer's first matrix times the root of its fan-in, ``-1`` without one."""
-        gains = self.missing.expand(self._num_layers).clone()
-        if self._matrices:
-            with torch.no_grad():
-                values = self.stack(list(norms(self._matrices)))
-            gains[self._matrix_layer] = values * self._gain_factor
-        return gains
+    def nonzeros(self) -> Tensor:
+        """Number of gradient elements (in this rank's part) that are not exactly zero; ``-1`` for no gradient.
 
-    def zero_fractions(self) -> Tensor:
-        """Share of exactly zero gradient elements per layer, in [0, 1], shape ``(layers,)``; ``-1`` for no gradient."""
+        Shape ``(parameters,)``, float32.
+        """
         gradients = [p.grad for p in self._parameters]
-        counts = nonzero_counts([g for g in gradients if g is not None])
-        if len(counts) < len(gradients):
-            counts = fill_missing(counts, gradients, self.missing.long())
-        values = torch.stack(counts).float()
-        sizes = self._sizes.masked_fill(values < 0, 0)
-        sums = per_layer(torch.stack([values.clamp(min=0), sizes]), self._layer_index, self._num_layers)
-        return torch.where(sums[1] > 0, 1 - sums[0] / sums[1], MISSING)
+        present = self._shards.local_parts([g for g in gradients if g is not None])
+        counts = iter([count.float() for count in nonzero_counts(present)])
+        return self.stack([None if g is None else next(counts) for g in gradients])

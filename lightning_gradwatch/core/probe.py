@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
+from lightning_gradwatch.core.shards import is_spread, local, num_shards
+
 MAX_CALLS = 512
 MAX_OUTPUTS = 4
 MAX_NESTING = 6
@@ -163,16 +165,17 @@ class Probe:
         if name not in self._profiled:
             return
         if self._is_thorough:
-            given = next((t for t in tensors_in((args, kwargs)) if t.is_floating_point() and t.numel()), None)
+            floats = (local(t.detach()) for t in tensors_in((args, kwargs)) if t.is_floating_point())
+            given = next((t for t in floats if t.numel()), None)
             if given is not None:
-                self._inputs[name] = describe(given.detach(), channels_first=isinstance(module, _CONVOLUTION))
+                self._inputs[name] = describe(given, channels_first=isinstance(module, _CONVOLUTION))
         see = functools.partial(self._see_gradient, name, [])
         for tensor in [t for t in tensors_in(output) if t.requires_grad][:MAX_OUTPUTS]:
             self._tensor_handles.append(tensor.register_hook(see))
 
     @_never_fails
     def _see_gradient(self, name: str, call: list[Tensor], gradient: Tensor) -> None:
-        norm = _norm(gradient)
+        norm = _norm(local(gradient)) * num_shards(gradient) ** 0.5 if is_spread(gradient) else _norm(gradient)
         calls = self._calls.setdefault(name, {})
         if id(call) not in calls:
             if len(calls) == MAX_CALLS:
@@ -181,7 +184,8 @@ class Probe:
             calls[id(call)] = call
         call.append(norm)
         if self._is_thorough:
-            self._zeros[name] = 1 - torch.count_nonzero(gradient).float() / max(gradient.numel(), 1)
+            part = local(gradient)
+            self._zeros[name] = 1 - torch.count_nonzero(part).float() / max(part.numel(), 1)
 
     @_never_fails
     def _see_sequence(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
+MISSING = -1.0
+"""Stands for "no gradient" or "not observed" in a tensor of numbers that are never negative."""
+
 AlertKind = Literal[
     "vanishing",
     "vanishing_through_time",

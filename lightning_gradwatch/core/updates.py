@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_gradwatch.core.measure import dense, per_layer
+from lightning_gradwatch.core.figures import per_layer
+from lightning_gradwatch.core.measure import dense
+from lightning_gradwatch.core.shards import Shards, local
 
 MAX_ELEMENTS = 256
 """Elements per parameter."""
-UNKNOWN = -1.0
 
 
 def thin(tensor: Tensor) -> Tensor:
@@ -26,7 +27,7 @@ def thin(tensor: Tensor) -> Tensor:
 
 def _stride(num_elements: int) -> int:
     """A distance that leaves at most 256 elements and divides no dimension, so that every row and column is met."""
-    step = math.ceil(num_elements / MAX_ELEMENTS)
+    step = max(1, math.ceil(num_elements / MAX_ELEMENTS))
     while math.gcd(step, num_elements) > 1 and step > 1:
         step += 1
     return step
@@ -52,27 +53,41 @@ class UpdateMeter:
         layer_index: Layer of each parameter; ``num_layers`` for "not reported".
         num_layers: Number of layers.
         optimizer: Whose moments are read, if it has any.
+        shards: How the parameters are spread over the ranks; what is summed here are this rank's parts.
+
+    Attributes:
+        sums: Per layer, shape ``(4, layers)``: squared change and squared weight, extrapolated to all elements; number
+            of (thinned-out) elements with a gradient, and of those among them that the update left as they were.
     """
 
     def __init__(
-        self, parameters: Sequence[Tensor], layer_index: Sequence[int], num_layers: int, optimizer: Optimizer
+        self,
+        parameters: Sequence[Tensor],
+        layer_index: Sequence[int],
+        num_layers: int,
+        optimizer: Optimizer,
+        shards: Shards | None = None,
     ) -> None:
         device = parameters[0].device
         kept = [i for i, p in enumerate(parameters) if p.device == device]
         self._parameters = [parameters[i] for i in kept]
         self._num_layers = num_layers
         self._optimizer = optimizer
-        sizes = [p.numel() * (2 if p.is_complex() else 1) for p in self._parameters]
+        parts = [local(p) for p in self._parameters]
+        sizes = [p.numel() * (2 if p.is_complex() else 1) for p in parts]
         counts = [math.ceil(size / _stride(size)) for size in sizes]
-        owner = [layer_index[i] for i in kept]
-        self._layer = torch.tensor([o for o, n in zip(owner, counts, strict=True) for _ in range(n)], device=device)
-        shares = [size / n for size, n in zip(sizes, counts, strict=True)]
-        self._share = torch.tensor([s for s, n in zip(shares, counts, strict=True) for _ in range(n)], device=device)
+        held = [shards.shares[i] if shards else 1.0 for i in kept]
+
+        def spread(values: Sequence[float]) -> list[float]:
+            return [value for value, n in zip(values, counts, strict=True) for _ in range(n)]
+
+        self._layer = torch.tensor(spread([layer_index[i] for i in kept]), device=device, dtype=torch.int64)
+        self._holds = torch.tensor(spread(held), device=device)
+        shares = [h * size / max(n, 1) for h, size, n in zip(held, sizes, counts, strict=True)]
+        self._share = torch.tensor(spread(shares), device=device)
         self._before: Tensor | None = None
         self._has_gradient: Tensor | None = None
-        self._unknown = torch.full((num_layers,), UNKNOWN, device=device)
-        self.ratio = self._unknown
-        self.unchanged = self._unknown
+        self.sums = torch.zeros(4, num_layers, device=device)
 
     def remember(self) -> None:
         """Call before a step: take the thinned-out weights, and where there is a gradient."""
@@ -80,32 +95,36 @@ class UpdateMeter:
         self._has_gradient = self._gather([_pushed_by(p) for p in self._parameters]) != 0
 
     def compare(self) -> None:
-        """Call at the step after :meth:`remember`: sets :attr:`ratio` and :attr:`unchanged`, per layer."""
+        """Call at the step after :meth:`remember`: sets :attr:`sums`."""
         if self._before is None or self._has_gradient is None:
             return
         change = self._gather(self._parameters) - self._before
-        moved = self._sum(self._share * change.square())
-        size = self._sum(self._share * self._before.square())
-        self.ratio = torch.where(size > 0, (moved / size).sqrt(), self._unknown)
-        pushed = self._sum(self._has_gradient.float())
-        stuck = self._sum((self._has_gradient & (change == 0)).float())
-        self.unchanged = torch.where(pushed > 0, stuck / pushed, self._unknown)
+        stuck = self._has_gradient & (change == 0)
+        self.sums = torch.stack(
+            [
+                self._sum(self._share * change.square()),
+                self._sum(self._share * self._before.square()),
+                self._sum(self._holds * self._has_gradient),
+                self._sum(self._holds * stuck),
+            ]
+        )
         self._before = self._has_gradient = None
 
-    def moments(self, num_steps: int) -> tuple[Tensor, Tensor]:
+    def moments(self, num_steps: int) -> Tensor:
         """What Adam and its kin know about the gradients.
 
         Args:
             num_steps: Steps taken so far, for the bias correction.
 
         Returns:
-            Per layer, shape ``(layers,)``, ``-1`` if the optimizer has no such moments: the share of elements whose
-            root mean square gradient lies below ``eps``, and the mean of squared first over second moment, which is 1
-            for a constant gradient and about ``(1 - beta1) / (1 + beta1)`` for pure noise.
+            Per layer, shape ``(3, layers)``: the number of (thinned-out) elements with a second moment, 0 if the
+            optimizer has no such moments; the number of those whose root mean square gradient lies below ``eps``; and
+            the sum of squared first over second moment, which is 1 for a constant gradient and about
+            ``(1 - beta1) / (1 + beta1)`` for pure noise.
         """
         state = self._optimizer.state
         if num_steps == 0 or not any("exp_avg_sq" in state.get(p, {}) for p in self._parameters):
-            return self._unknown, self._unknown
+            return torch.zeros_like(self.sums[:3])
         group = self._optimizer.param_groups[0]
         beta1, beta2 = (float(b) for b in group["betas"])
         moments = [state.get(p, {}) for p in self._parameters]
@@ -114,16 +133,12 @@ class UpdateMeter:
         first = self._gather([m.get("exp_avg", zero) for m, zero in zip(moments, none, strict=True)])
         second, first = second / (1 - beta2**num_steps), first / (1 - beta1**num_steps)
         alive = second > 0
-        count = self._sum(alive.float())
-        below = self._sum((alive & (second.sqrt() < float(group["eps"]))).float())
-        signal = self._sum(torch.where(alive, first.square() / second, 0))
-        return (
-            torch.where(count > 0, below / count, self._unknown),
-            torch.where(count > 0, signal / count, self._unknown),
-        )
+        below = alive & (second.sqrt() < float(group["eps"]))
+        signal = torch.where(alive, first.square() / second, 0)
+        return torch.stack([self._sum(self._holds * numbers) for numbers in (alive, below, signal)])
 
     def _gather(self, tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat([thin(t) for t in tensors]).float()
+        return torch.cat([thin(local(t)) for t in tensors]).float()
 
     def _sum(self, values: Tensor) -> Tensor:
         return per_layer(values[None], self._layer, self._num_layers)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,12 +15,21 @@ from lightning_gradwatch.core.anatomy import merge, survey
 from lightning_gradwatch.core.detect import Detector
 from lightning_gradwatch.core.diagnose import explain
 from lightning_gradwatch.core.evidence import Evidence
+from lightning_gradwatch.core.figures import LayerFigures, moment_figures, update_figures
 from lightning_gradwatch.core.histogram import log_histograms
-from lightning_gradwatch.core.layers import Plan, make_plan, own_parameters, owns_matrix, reorder, uncompiled_layers
-from lightning_gradwatch.core.measure import LayerMeter, NormWindow
+from lightning_gradwatch.core.layers import (
+    Plan,
+    make_plan,
+    own_parameters,
+    owns_matrix,
+    running_order,
+    uncompiled_layers,
+)
+from lightning_gradwatch.core.measure import NormWindow, ParameterMeter
 from lightning_gradwatch.core.probe import Probe
-from lightning_gradwatch.core.records import Alert, Anatomy, Checkup, Layer, Observation, Publication, Sample
+from lightning_gradwatch.core.records import Alert, Anatomy, Checkup, Observation, Publication, Sample
 from lightning_gradwatch.core.schedule import Schedule
+from lightning_gradwatch.core.shards import Kind, Shards
 from lightning_gradwatch.core.transfer import Transfer
 from lightning_gradwatch.core.updates import UpdateMeter
 from lightning_gradwatch.core.window import PublicationWindow
@@ -33,6 +42,19 @@ BURST_PAUSE = 20
 """Steps after a burst before the next one."""
 MAX_SURVEYS = 4
 NUM_INPUT_FACTS = 7
+_KINDS: dict[str, Kind] = {
+    "norms": "norm",
+    "facts": "mean",
+    "weights": "norm",
+    "nonzeros": "count",
+    "outputs": "rms",
+    "updates": "sum",
+    "moments": "sum",
+    "output_zeros": "mean",
+    "inputs": "mean",
+    "histogram": "sum",
+}
+"""What is carried from the device to the host, and how ranks that hold parts of it add it up."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +97,7 @@ class _Label:
 
     step: int
     steps: tuple[int, ...]
-    layers: tuple[Layer, ...]
+    plan: Plan
     known: tuple[tuple[bool, bool], ...]
     lr: float | None
     dtypes: frozenset[str]
@@ -120,6 +142,7 @@ class Watcher:
         self._probe = make_probe(model) if probe is None else probe
         self._detector = Detector(self._settings.vanishing_threshold)
         self._evidence = Evidence()
+        self._shards = Shards(())
         self._window = PublicationWindow()
         self._transfer: Transfer[_Label] = Transfer()
         self._latest: Sample | None = None
@@ -139,6 +162,7 @@ class Watcher:
         self._restored_rows: Tensor | None = None
         self._ran: frozenset[str] = frozenset()
         self._groups: list[tuple[int, ...]] = []
+        self._figures: tuple[Plan, LayerFigures] | None = None
         self.plan: Plan | None = None
 
     @property
@@ -230,26 +254,39 @@ class Watcher:
             self._probe.detach()
         return self._send(tensors, publish) if is_sampled or publish or self._device_window.is_full else _NOTHING
 
-    def flush(self, publish: bool = True) -> Report:
-        """Bring home what is still on the device, wait for it, and publish it if there is something new."""
+    def flush(self, publish: bool = True, together: bool = True) -> Report:
+        """Bring home what is still on the device, wait for it, and publish it if there is something new.
+
+        Args:
+            publish: Whether the loggers are to be written.
+            together: Whether all ranks do this now. Otherwise steps whose numbers are still spread over the ranks are
+                left behind: after an exception on one of them, waiting for the others would be waiting for ever.
+        """
         if self.plan is None:
             return _NOTHING
+        if not together and self._shards.is_spread:
+            self._drop_rows()
+            return self._digest(self._transfer.receive())
         sent = self._send({}, publish)
         return _join(sent, self._digest(self._transfer.receive()))
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and primitives that :meth:`load_state_dict` takes back; loads with ``weights_only=True``."""
+        """Tensors and primitives that :meth:`load_state_dict` takes back; loads with ``weights_only=True``.
+
+        Steps since the last sample whose numbers are still spread over ranks are not in it.
+        """
         self._late = _join(self._late, self._digest(self._transfer.receive()))
+        is_whole = self.plan is not None and not self._shards.is_spread
         return {
             "num_steps": self.num_steps,
             "num_publications": self._num_publications,
             "order": list(self._order),
             "step": self._step,
-            "steps": list(self._steps),
-            "known": [list(pair) for pair in self._known],
+            "steps": list(self._steps) if is_whole else [],
+            "known": [list(pair) for pair in self._known] if is_whole else [],
             "num_samples": self._num_samples,
             "burst_until": self._burst_until,
-            "rows": None if self.plan is None else self._device_window.rows().cpu().clone(),
+            "rows": self._device_window.rows().cpu().clone() if is_whole else None,
             "window": self._window.state_dict(),
             "detector": self._detector.state_dict(),
             "evidence": self._evidence.state_dict(),
@@ -283,17 +320,20 @@ class Watcher:
         if not plan.parameters:
             return
         self._order = self._order or tuple(self._probe.order)
-        self._set_plan(reorder(plan, self._order))
         self._dtypes = frozenset(str(p.dtype).removeprefix("torch.") for p in plan.parameters)
-        self._device_window = NormWindow(plan.parameters)
+        self._set_plan(plan)
         if not self._device_window.restore(self._restored_rows):
             self._steps, self._known = [], []
         self._restored_rows = None
 
     def _set_plan(self, plan: Plan) -> None:
         self.plan = plan
-        self._meter = LayerMeter(plan.parameters, plan.layer_index, len(plan.layers), plan.fan_in)
-        self._updates = UpdateMeter(plan.parameters, plan.layer_index, len(plan.layers), self._optimizer)
+        self._places = running_order(plan.layers, self._order)
+        self._shards = Shards(plan.parameters)
+        self._device_window = NormWindow(plan.parameters, self._shards)
+        self._meter = ParameterMeter(plan.parameters, self._shards)
+        owners = (plan.layer_index, len(plan.layers))
+        self._updates = UpdateMeter(plan.parameters, *owners, self._optimizer, self._shards)
 
     def _follow_order(self) -> None:
         """Give layers that have run for the first time their place, and keep what was measured in the old order."""
@@ -302,40 +342,36 @@ class Watcher:
         self._num_ordered = len(self._probe.order)
         if self.plan is None or set(self._probe.order) <= set(self._order):
             return
-        self._late = self.flush(publish=False)
-        before = [layer.name for layer in self.plan.layers]
         self._order = (*self._probe.order, *(name for name in self._order if name not in self._probe.order))
-        self._set_plan(reorder(self.plan, self._order))
-        self._window.rearrange([0, *(1 + before.index(layer.name) for layer in self.plan.layers)])
+        before, self._places = self._places, running_order(self.plan.layers, self._order)
+        self._window.rearrange([0, *(1 + before.index(place) for place in self._places)])
         self._latest = None
+
+    def _drop_rows(self) -> None:
+        self._device_window.clear()
+        self._steps, self._known = [], []
 
     def _take_sample(self, plan: Plan, loss_scale: Tensor | None) -> dict[str, Tensor]:
         names = [layer.name for layer in plan.layers]
         thorough = self.is_thorough
         self._num_samples += 1
         self._ran = frozenset(self._probe.ran) - self._frozen()
-        outputs = {"output_grad_norm": self._meter.stack([self._probe.norm(name) for name in names])}
-        outputs.update((f"sequence {name}", norms) for name, norms in self._probe.sequences().items())
+        outputs = {"outputs": self._meter.stack([self._probe.norm(name) for name in names])}
+        if not self._shards.is_spread:  # sequences may be longer on one rank than on another
+            outputs.update((f"sequence {name}", norms) for name, norms in self._probe.sequences().items())
         if loss_scale is not None:
             outputs = {name: norms / loss_scale for name, norms in outputs.items()}
-        sample = {
-            **outputs,
-            "weight_norm": self._meter.weight_norms(),
-            "zero_fraction": self._meter.zero_fractions(),
-        }
+        sample = {**outputs, "weights": self._meter.weight_norms(), "nonzeros": self._meter.nonzeros()}
         return {**sample, **self._check_up(names)} if thorough else sample
 
     def _check_up(self, names: list[str]) -> dict[str, Tensor]:
         unknown = self._meter.missing.expand(NUM_INPUT_FACTS)
         inputs = [self._probe.inputs(name) for name in names]
-        below_eps, signal = self._updates.moments(self.num_steps)
+        moments = self._updates.moments(self.num_steps)
         self._updates.remember()
         return {
-            "gain": self._meter.gains(),
-            "update_ratio": self._updates.ratio,
-            "unchanged": self._updates.unchanged,
-            "below_eps": below_eps,
-            "signal": signal,
+            "updates": self._updates.sums,
+            "moments": moments,
             "output_zeros": self._meter.stack([self._probe.zero_fraction(name) for name in names]),
             "inputs": torch.stack([unknown if i is None else i.to(unknown.device) for i in inputs] or [unknown])[
                 : len(names)
@@ -347,9 +383,11 @@ class Watcher:
         return every > 0 and self._num_publications % every == 0
 
     def _take_histogram(self, plan: Plan, scale: Tensor | None) -> Tensor:
-        pairs = [(p.grad, i) for p, i in zip(plan.parameters, plan.layer_index, strict=True) if p.grad is not None]
-        gradients, owners = [g for g, _ in pairs], [i for _, i in pairs]
-        return log_histograms(gradients, owners, len(plan.layers), self._num_publications, scale)
+        owned = zip(plan.parameters, plan.layer_index, self._shards.shares, strict=True)
+        there = [(p.grad, owner, share) for p, owner, share in owned if p.grad is not None]
+        gradients = self._shards.local_parts([gradient for gradient, _, _ in there])
+        owners, shares = [owner for _, owner, _ in there], [share for _, _, share in there]
+        return log_histograms(gradients, owners, len(plan.layers), self._num_publications, scale, shares)
 
     def _send(self, tensors: dict[str, Tensor], publish: bool) -> Report:
         if publish:
@@ -359,7 +397,7 @@ class Watcher:
         label = _Label(
             self._step,
             tuple(self._steps),
-            self.plan.layers,
+            self.plan,
             tuple(self._known),
             self._lr(),
             self._dtypes,
@@ -368,17 +406,16 @@ class Watcher:
             publish,
             self._is_scaled,
         )
-        norms = self._meter.gradient_norms(rows[:, :-2])
-        arrived = self._transfer.send(label, {"norms": norms, "facts": rows[:, -2:], **tensors})
-        self._device_window.clear()
-        self._steps, self._known = [], []
+        numbers = self._shards.reduce({"norms": rows[:, :-2], "facts": rows[:, -2:], **tensors}, _KINDS)
+        arrived = self._transfer.send(label, numbers)
+        self._drop_rows()
         late, self._late = self._late, _NOTHING
         return _join(late, self._digest(arrived))
 
     def _digest(self, arrived: Iterable[tuple[_Label, dict[str, Tensor]]]) -> Report:
         report = _NOTHING
         for label, tensors in arrived:
-            observation = _observation(label, tensors)
+            observation = self._arrange(label, tensors)
             alerts: tuple[Alert, ...] = ()
             if observation.steps:
                 counted = (
@@ -388,12 +425,51 @@ class Watcher:
                 self._latest = observation.sample or self._fitting(self._latest, observation)
                 findings = self._detector.update(observation, label.is_scaled)
                 self._evidence.add(observation, self._detector.time.horizons)
-                if self._detector.is_suspicious and self.num_steps >= self._burst_until + BURST_PAUSE:
+                if (
+                    self._shards.agrees
+                    and self._detector.is_suspicious
+                    and self.num_steps >= self._burst_until + BURST_PAUSE
+                ):
                     self._burst_until = self.num_steps + BURST_STEPS
                 alerts = tuple(explain(finding, self._evidence, self.name) for finding in findings)
             publications = self._publish(observation) if label.publish else ()
             report = _join(report, Report(alerts, publications, has_news=True))
         return report
+
+    def _look_closer(self) -> None:
+        """Sample a few steps in a row if that would settle something; where ranks see different numbers, none does."""
+        is_rested = self.num_steps >= self._burst_until + BURST_PAUSE
+        if self._detector.is_suspicious and is_rested and self._shards.agrees:
+            self._burst_until = self.num_steps + BURST_STEPS
+
+    def _arrange(self, label: _Label, numbers: Mapping[str, Tensor]) -> Observation:
+        """The figures of the layers, in the order in which these ran."""
+        plan = label.plan
+        places = self._places if plan is self.plan else running_order(plan.layers, self._order)
+        figures = self._figures_of(plan)
+        facts = numbers["facts"].tolist()
+        pairs = list(zip(facts, label.known, strict=True))
+        histogram = numbers.get("histogram")
+        return Observation(
+            step=label.step,
+            layers=tuple(plan.layers[place] for place in places),
+            steps=label.steps,
+            norms=figures.norms(numbers["norms"])[:, [0, *(1 + place for place in places)]],
+            losses=tuple(loss if known else None for (loss, _), (known, _) in pairs),
+            bad_inputs=tuple(not math.isfinite(inputs) if known else None for (_, inputs), (_, known) in pairs),
+            lr=label.lr,
+            dtypes=label.dtypes,
+            anatomy=label.anatomy,
+            sample=_sample(label, numbers, figures, places) if "weights" in numbers else None,
+            histogram=None if histogram is None else histogram[places],
+            publish=label.publish,
+        )
+
+    def _figures_of(self, plan: Plan) -> LayerFigures:
+        if self._figures is None or self._figures[0] is not plan:
+            sizes = [p.numel() for p in plan.parameters]
+            self._figures = (plan, LayerFigures(plan.layer_index, len(plan.layers), sizes, plan.fan_in))
+        return self._figures[1]
 
     def _frozen(self) -> frozenset[str]:
         """Layers that no gradient is asked for."""
@@ -434,37 +510,30 @@ def make_probe(model: nn.Module) -> Probe:
     return Probe(layers, matrices, recurrent)
 
 
-def _observation(label: _Label, tensors: Mapping[str, Tensor]) -> Observation:
-    facts = tensors["facts"].tolist()
-    return Observation(
+def _sample(label: _Label, numbers: Mapping[str, Tensor], figures: LayerFigures, places: list[int]) -> Sample:
+    sequences = tuple((n.removeprefix("sequence "), t) for n, t in numbers.items() if n.startswith("sequence "))
+    return Sample(
         step=label.step,
-        layers=label.layers,
-        steps=label.steps,
-        norms=tensors["norms"],
-        losses=tuple(loss if known else None for (loss, _), (known, _) in zip(facts, label.known, strict=True)),
-        bad_inputs=tuple(
-            not math.isfinite(inputs) if known else None
-            for (_, inputs), (_, known) in zip(facts, label.known, strict=True)
-        ),
-        lr=label.lr,
-        dtypes=label.dtypes,
-        anatomy=label.anatomy,
-        sample=_sample(label, tensors) if "weight_norm" in tensors else None,
-        histogram=tensors.get("histogram"),
-        publish=label.publish,
+        output_grad_norm=numbers["outputs"][places],
+        weight_norm=figures.weight_norms(numbers["weights"])[places],
+        zero_fraction=figures.zero_fractions(numbers["nonzeros"])[places],
+        ran=label.ran,
+        sequences=sequences,
+        checkup=_checkup(numbers, figures, places) if "updates" in numbers else None,
     )
 
 
-def _sample(label: _Label, tensors: Mapping[str, Tensor]) -> Sample:
-    checkup = Checkup(**{field.name: tensors[field.name] for field in fields(Checkup)}) if "gain" in tensors else None
-    return Sample(
-        step=label.step,
-        output_grad_norm=tensors["output_grad_norm"],
-        weight_norm=tensors["weight_norm"],
-        zero_fraction=tensors["zero_fraction"],
-        ran=label.ran,
-        sequences=tuple((n.removeprefix("sequence "), t) for n, t in tensors.items() if n.startswith("sequence ")),
-        checkup=checkup,
+def _checkup(numbers: Mapping[str, Tensor], figures: LayerFigures, places: list[int]) -> Checkup:
+    update_ratio, unchanged = update_figures(numbers["updates"])
+    below_eps, signal = moment_figures(numbers["moments"])
+    return Checkup(
+        gain=figures.gains(numbers["weights"])[places],
+        update_ratio=update_ratio[places],
+        unchanged=unchanged[places],
+        below_eps=below_eps[places],
+        signal=signal[places],
+        output_zeros=numbers["output_zeros"][places],
+        inputs=numbers["inputs"][places],
     )
 
 

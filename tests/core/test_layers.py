@@ -16,8 +16,8 @@ from lightning_gradwatch.core.layers import (
     clean_name,
     make_plan,
     named_layers,
-    reorder,
     roll_up,
+    running_order,
     uncompiled_layers,
 )
 
@@ -86,8 +86,9 @@ def test_a_selection_of_nothing_is_refused_with_the_layers_there_are(
 
 def test_layers_are_put_in_the_order_in_which_they_ran() -> None:
     model = nn.ModuleDict({"last": nn.Linear(2, 2), "unused": nn.Linear(2, 2), "first": nn.Linear(2, 2)})
-    plan = reorder(make_plan(model, model.parameters()), ["first", "last"])
-    assert names(plan.layers) == ["first", "last", "unused"]
+    plan = make_plan(model, model.parameters())
+    places = running_order(plan.layers, ["first", "last"])
+    assert [plan.layers[place].name for place in places] == ["first", "last", "unused"]
     owners = {id(p): plan.layers[i].name for p, i in zip(plan.parameters, plan.layer_index, strict=True)}
     assert all(owners[id(model[name].weight)] == name for name in ("first", "last", "unused"))
 

@@ -9,16 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from lightning_gradwatch.core.figures import LayerFigures, combine
 from lightning_gradwatch.core.measure import (
-    MISSING,
-    LayerMeter,
     NormWindow,
+    ParameterMeter,
     checksum,
-    combine,
     dense,
     nonzero_counts,
     norms,
 )
+from lightning_gradwatch.core.records import MISSING
+from lightning_gradwatch.core.shards import Shards
 
 
 def with_gradients(*gradients: Tensor | None) -> list[nn.Parameter]:
@@ -147,9 +148,9 @@ def test_layers_partition_the_total(values: list[float], data: st.DataObject) ->
 
 def test_weight_norms_and_zero_fractions_per_layer() -> None:
     parameters = with_gradients(torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.0]), None)
-    meter = LayerMeter(parameters, [0, 0, 1], 3)
-    assert meter.weight_norms().tolist() == pytest.approx([2.0, math.sqrt(2), MISSING])
-    assert meter.zero_fractions().tolist() == [0.75, MISSING, MISSING]
+    meter, figures = ParameterMeter(parameters, Shards(parameters)), LayerFigures([0, 0, 1], 3, [3, 1, 2], [])
+    assert figures.weight_norms(meter.weight_norms()).tolist() == pytest.approx([2.0, math.sqrt(2), MISSING])
+    assert figures.zero_fractions(meter.nonzeros()).tolist() == [0.75, MISSING, MISSING]
 
 
 def test_the_window_is_bounded_and_can_be_restored() -> None:

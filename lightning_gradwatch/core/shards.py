@@ -1,0 +1,127 @@
+"""What this rank holds of each tensor, and how the parts on all ranks become the numbers of the whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_gradwatch.core.records import MISSING
+
+Kind = Literal["norm", "count", "sum", "rms", "mean"]
+"""How the ranks' numbers become one: ``norm`` and ``count`` per parameter, weighted by what a rank holds of it; ``sum``
+of numbers already so weighted; ``rms`` and ``mean`` over the ranks that have one."""
+
+
+def is_spread(tensor: Tensor) -> bool:
+    """Whether a tensor is a ``DTensor``, of which each rank holds a part (FSDP2, tensor parallelism)."""
+    return hasattr(tensor, "placements")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor; the tensor itself if it is not spread over ranks."""
+    part: Tensor = tensor.to_local() if is_spread(tensor) else tensor  # type: ignore[attr-defined]
+    return part
+
+
+def num_shards(tensor: Any) -> int:
+    """Into how many parts a tensor is cut, each held by one rank or by several replicas."""
+    placements = enumerate(tensor.placements) if is_spread(tensor) else ()
+    return math.prod(
+        tensor.device_mesh.size(dim) for dim, place in placements if not (place.is_replicate() or place.is_partial())
+    )
+
+
+def local_parts(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """This rank's part of each tensor, every element of it final.
+
+    Sequence parallelism leaves partial sums in the gradients of normalisation layers; they are added up here, in one
+    collective per mesh. All ranks must call this together if there are any.
+    """
+    parts = [local(tensor) for tensor in tensors]
+    partial: dict[Any, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        placements = getattr(tensor, "placements", ())
+        if any(place.is_partial() for place in placements):
+            mesh = tensor.device_mesh  # type: ignore[attr-defined]
+            partial.setdefault((mesh, placements, tensor.dtype), []).append(i)
+    for (mesh, placements, _), places in partial.items():
+        summed = _add_up(torch.cat([parts[i].reshape(-1) for i in places]), mesh, placements)
+        for i, piece in zip(places, summed.split([parts[i].numel() for i in places]), strict=True):
+            parts[i] = piece.view(parts[i].shape)
+    return parts
+
+
+def _add_up(flat: Tensor, mesh: Any, placements: Sequence[Any]) -> Tensor:
+    from torch.distributed.tensor import DTensor, Replicate
+
+    here = [place if place.is_partial() else Replicate() for place in placements]
+    spread = DTensor.from_local(flat, mesh, here, run_check=False)
+    return spread.redistribute(placements=[Replicate()] * mesh.ndim).to_local()
+
+
+class Shards:
+    """How the parameters are spread over the ranks.
+
+    Args:
+        parameters: The watched parameters.
+
+    Attributes:
+        is_spread: Whether any of them is a ``DTensor``. Otherwise every method here does nothing.
+        shares: For each parameter what one rank contributes to a sum over all ranks: the number of its shards over the
+            number of ranks; 1 where nothing is spread.
+        agrees: Whether all ranks see the same numbers: there is one rank only, or numbers are reduced over all.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        num_ranks = torch.distributed.get_world_size() if distributed else 1
+        self.is_spread = any(is_spread(p) for p in parameters)
+        self.agrees = self.is_spread or num_ranks == 1
+        self.shares = [num_shards(p) / num_ranks if self.is_spread else 1.0 for p in parameters]
+        if self.is_spread:
+            self._shares = torch.tensor(self.shares, dtype=torch.float64, device=parameters[0].device)
+
+    def local_parts(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """:func:`local_parts`, at no cost where nothing is spread."""
+        return local_parts(tensors) if self.is_spread else tensors
+
+    def reduce(self, numbers: Mapping[str, Tensor], kinds: Mapping[str, Kind]) -> dict[str, Tensor]:
+        """Make the ranks' numbers those of the whole, in one collective. All ranks must call this together.
+
+        Args:
+            numbers: Float32 tensors of any shapes, the same ones on every rank; ``-1`` for "none here". Kinds ``norm``
+                and ``count`` have one entry per parameter in the last dimension.
+            kinds: The kind of each.
+
+        Returns:
+            Float32 tensors of the same shapes, alike on all ranks; ``-1`` where no rank had a number. What came, if
+            nothing is spread.
+        """
+        if not self.is_spread:
+            return dict(numbers)
+        has = {name: values != MISSING for name, values in numbers.items()}
+        sums = {name: self._share(values.double(), kinds[name]) for name, values in numbers.items()}
+        parts = [part.masked_fill(~has[name], 0).reshape(-1) for name, part in sums.items()]
+        payload = torch.cat([*parts, *(flags.reshape(-1).double() for flags in has.values())])
+        torch.distributed.all_reduce(payload)
+        shapes = [values.shape for values in numbers.values()]
+        sizes = [shape.numel() for shape in shapes]
+        totals, counts = payload.split(sum(sizes))
+        return {
+            name: _whole(total.view(shape), count.view(shape), kinds[name])
+            for name, shape, total, count in zip(numbers, shapes, totals.split(sizes), counts.split(sizes), strict=True)
+        }
+
+    def _share(self, values: Tensor, kind: Kind) -> Tensor:
+        values = values.square() if kind in ("norm", "rms") else values
+        return values * self._shares if kind in ("norm", "count") else values
+
+
+def _whole(total: Tensor, count: Tensor, kind: Kind) -> Tensor:
+    mean = total / count.clamp(min=1)
+    whole = {"norm": total.sqrt, "count": total.clone, "sum": total.clone, "rms": mean.sqrt, "mean": mean.clone}[kind]()
+    return whole.float().masked_fill(count == 0, MISSING)
