@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 else:
     Trainer = LightningModule = Any
 
-_WHOLE_GRADIENTS = {"SingleDeviceStrategy", "DDPStrategy"}
-_OTHERS = {"DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy", "XLAStrategy", "SingleDeviceXLAStrategy"}
+_RIGHT = {"SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy"}
+_WRONG = {"DeepSpeedStrategy", "FSDPStrategy", "XLAStrategy", "SingleDeviceXLAStrategy"}
 
 
 def _callback_bases() -> tuple[type, ...]:
@@ -70,18 +70,19 @@ def inform(message: str) -> None:
 
 
 def refuse_unsupported(trainer: Trainer) -> None:
-    """Refuse strategies under which a gradient is not whole on each rank.
+    """Refuse strategies under which gradients are hidden, or sharded in a way that cannot be added up.
 
     Raises:
-        ValueError: For any strategy but a single device and DDP.
+        ValueError: For any strategy but a single device, DDP, and FSDP2 or tensor parallelism (ModelParallelStrategy).
     """
     strategy = type(trainer.strategy)
-    known = [base.__name__ for base in strategy.__mro__ if base.__name__ in _WHOLE_GRADIENTS | _OTHERS]
-    if not known or known[0] in _OTHERS:
+    known = [base.__name__ for base in strategy.__mro__ if base.__name__ in _RIGHT | _WRONG]
+    if not known or known[0] in _WRONG:
         raise ValueError(
-            f"GradWatch: the Trainer's `strategy` must keep whole gradients on each rank (a single device or DDP), but "
-            f"{strategy.__name__} came, whose gradients are sharded or hidden: their norms would be wrong. To cure it: "
-            'train with strategy="ddp", or without GradWatch.'
+            "GradWatch: the Trainer's `strategy` must be a single device, DDP or ModelParallelStrategy (FSDP2, tensor "
+            f"parallelism), but {strategy.__name__} came, which hides the gradients or holds shards of which nobody "
+            'knows the whole: their norms would be wrong. To cure it: train with strategy="ddp" or, where the model '
+            "does not fit, with ModelParallelStrategy and fully_shard, or without GradWatch."
         )
 
 

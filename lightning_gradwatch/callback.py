@@ -299,7 +299,7 @@ class GradWatch(Callback):
     @_survives
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Publish what is left and remove every hook: ``teardown`` is not called when ``fit`` raises."""
-        self._finish(trainer)
+        self._finish(trainer, together=False)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove every hook."""
@@ -403,11 +403,11 @@ class GradWatch(Callback):
             self._run.broken.add(sink)
             _lightning.warn(f"GradWatch: the {sink} cannot be written ({failure!r}) and is left out from now on.")
 
-    def _finish(self, trainer: Trainer) -> None:
+    def _finish(self, trainer: Trainer, together: bool = True) -> None:
         self._run.detach_probe()
         is_logging = bool(self.log_every_n_steps or getattr(trainer, "log_every_n_steps", 0))
         for post in self._run.posts.values():
-            self._handle(trainer, post.watcher.flush(publish=is_logging))
+            self._handle(trainer, post.watcher.flush(is_logging, together))
         self._restored = {post.watcher.name: post.watcher.state_dict() for post in self._run.posts.values()}
 
     def _switch_off(self, hook: str, trace: str) -> None:

@@ -443,7 +443,7 @@ def test_every_strategy_of_lightning_is_either_whole_or_refused() -> None:
         with contextlib.suppress(ValueError):
             GradWatch().setup(trainer, Classifier(small_net()), "fit")
             accepted.add(name)
-    assert accepted == {"SingleDeviceStrategy", "DDPStrategy"}
+    assert accepted == {"SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy"}
 
 
 def test_zero_loss_on_every_batch_is_not_dead() -> None:

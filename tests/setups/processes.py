@@ -1,0 +1,77 @@
+"""Real processes, one per rank, of a training script."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 150
+
+
+def run_ranks(script: str, directory: Path, num_ranks: int = 2) -> list[Any]:
+    """Run a script once per rank, as a cluster would start it, and return what each rank has told.
+
+    The script finds the directory in ``sys.argv[1]`` and calls :func:`tell`.
+
+    Raises:
+        AssertionError: If a rank fails, with the end of what it printed; the other ranks are ended.
+    """
+    path = directory / "train.py"
+    path.write_text(script)
+    command = ["timeout", "-k", "5", str(TIMEOUT_S), sys.executable, str(path), str(directory)]
+    port = _free_port()
+    ranks = []
+    for rank in range(num_ranks):
+        with _output(directory, rank).open("w") as output:
+            environment = _environment(rank, num_ranks, port)
+            ranks.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment))
+    failed = _first_failure(ranks)
+    assert failed is None, f"rank {failed}: {_output(directory, failed).read_text()[-3000:]}"
+    return [json.loads(_told(directory, rank).read_text()) for rank in range(num_ranks)]
+
+
+def tell(what: Any) -> None:
+    """Call in the script: leave something that JSON can hold to the process that started the ranks."""
+    _told(Path(sys.argv[1]), int(os.environ["RANK"])).write_text(json.dumps(what))
+
+
+def _told(directory: Path, rank: int) -> Path:
+    return directory / f"rank{rank}.json"
+
+
+def _output(directory: Path, rank: int) -> Path:
+    return directory / f"rank{rank}.txt"
+
+
+def _first_failure(ranks: list[subprocess.Popen[bytes]]) -> int | None:
+    """Wait until all have ended; one that fails leaves the others waiting for it, so they are ended, too."""
+    while True:
+        codes = [process.poll() for process in ranks]
+        failed = next((rank for rank, code in enumerate(codes) if code), None)
+        if failed is None and None in codes:
+            time.sleep(0.05)
+            continue
+        for process in ranks:
+            process.terminate()  # `timeout` passes it on, and kills what does not listen
+            process.wait()
+        return failed
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _environment(rank: int, num_ranks: int, port: int) -> dict[str, str]:
+    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": num_ranks, "NODE_RANK": 0}
+    own = {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT}
+    return {**os.environ, **{name: str(value) for name, value in {**names, **own}.items()}}

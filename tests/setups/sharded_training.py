@@ -1,0 +1,163 @@
+"""Trains under FSDP2 and tensor parallelism, one process per rank, and tells what GradWatch saw; run by its test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import warnings
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
+
+from lightning_gradwatch import GradWatch
+from tests.setups.processes import tell
+from tests.tasks import quiet_trainer
+
+NUM_STEPS, EVERY, BATCH, LR = 26, 5, 8, 0.05
+SEQUENCE = 4
+
+
+def make_net(kind: str) -> nn.Sequential:
+    """Layers of every fate: cut evenly and unevenly, empty on a rank, normalisation that stays whole."""
+    torch.manual_seed(0)
+    if kind == "sick":
+        return nn.Sequential(*(layer for _ in range(16) for layer in (nn.Linear(8, 8), nn.Sigmoid())), nn.Linear(8, 1))
+    return nn.Sequential(
+        nn.LayerNorm(8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.Linear(8, 3), nn.Linear(3, 1)
+    )
+
+
+def make_data() -> Tensor:
+    return torch.randn(64 * BATCH, SEQUENCE, 8, generator=torch.Generator().manual_seed(1))
+
+
+def make_loss(net: nn.Module, x: Tensor, part: Tensor | None = None) -> Tensor:
+    """Regression of the mean; with sequence parallelism a rank feeds only its part of the time steps."""
+    y: Tensor = net(x if part is None else part)
+    return (y - x.mean(-1, keepdim=True)).square().mean()
+
+
+class Regression(pl.LightningModule):
+    """Every kind of parallelism that a ``DeviceMesh`` offers, by name."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.net = make_net(kind)
+
+    def configure_model(self) -> None:
+        assert self.device_mesh is not None
+        if self.kind in ("fsdp", "sick"):
+            mesh = self.device_mesh["data_parallel"]
+            for layer in self.net:
+                if isinstance(layer, nn.Linear):
+                    fully_shard(layer, mesh=mesh)
+            fully_shard(self.net, mesh=mesh)
+            return
+        plan: dict[str, Any] = {"1": ColwiseParallel(), "3": RowwiseParallel()}
+        if self.kind == "sequence":
+            plan = {
+                "0": SequenceParallel(),
+                "1": ColwiseParallel(input_layouts=Shard(1)),
+                "3": RowwiseParallel(output_layouts=Replicate()),
+            }
+        parallelize_module(self.net, self.device_mesh["tensor_parallel"], plan)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        parts = batch.chunk(2, dim=1)
+        return make_loss(self.net, batch, parts[self.global_rank] if self.kind == "sequence" else None)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=LR, momentum=0.5)
+
+
+class Calls:
+    """Counts the collectives that are made through ``torch.distributed``'s functions, as ours is."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        for name in ("all_reduce", "all_gather", "broadcast", "all_gather_object", "broadcast_object_list", "barrier"):
+            setattr(torch.distributed, name, self._counted(name, getattr(torch.distributed, name)))
+
+    def _counted(self, name: str, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.counts[name] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+
+class Failure(pl.Callback):
+    """Raises between two samples."""
+
+    def __init__(self, calls: Calls) -> None:
+        self.calls = calls
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 6:
+            self.calls.counts.clear()
+            raise RuntimeError("on purpose")
+
+
+def train(kind: str, *callbacks: Any, directory: Path | None = None, resume: Any = None, **options: Any) -> pl.Trainer:
+    is_data_parallel = kind in ("fsdp", "sick")
+    sizes = (2, 1) if is_data_parallel else (1, 2)
+    strategy = ModelParallelStrategy(
+        data_parallel_size=sizes[0],
+        tensor_parallel_size=sizes[1],
+        process_group_backend="gloo",
+        save_distributed_checkpoint=False,
+    )
+    defaults: dict[str, Any] = {"devices": 2, "max_steps": NUM_STEPS, "log_every_n_steps": EVERY}
+    defaults["use_distributed_sampler"] = False
+    trainer = quiet_trainer(*callbacks, directory=directory, strategy=strategy, **{**defaults, **options})
+    own = make_data()[int(os.environ["RANK"]) :: 2] if is_data_parallel else make_data()
+    loader = torch.utils.data.DataLoader(own, batch_size=BATCH // sizes[0])
+    trainer.fit(Regression(kind), loader, ckpt_path=resume)
+    return trainer
+
+
+def main(directory: Path) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    calls = Calls()
+    for kind in ("fsdp", "tensor", "sequence", "sick"):
+        calls.counts.clear()
+        train(kind)
+        bare = Counter(calls.counts)
+        calls.counts.clear()
+        watch = GradWatch(dense_steps=4, sample_every_n_steps=1000, histogram_every=1)
+        trainer = train(kind, watch, directory=directory / kind)
+        told[kind] = {
+            "calls": {name: count - bare[name] for name, count in calls.counts.items() if count != bare[name]},
+            "alerts": [asdict(alert) for alert in watch.alerts],
+            "profile": watch.profile,
+            "scores": {n: v.item() for n, v in trainer.callback_metrics.items() if n.startswith("gradwatch/")},
+        }
+    watch = GradWatch(dense_steps=4, sample_every_n_steps=1000)
+    with contextlib.suppress(RuntimeError):
+        train("fsdp", watch, Failure(calls), log_every_n_steps=1000)
+    told["calls after a failure"] = dict(calls.counts)
+    watch = GradWatch()
+    trainer = train("sick", watch, directory=directory / "resumed", max_steps=17)
+    path = directory / "half.ckpt"
+    trainer.save_checkpoint(path)
+    resumed = GradWatch()
+    train("sick", resumed, directory=directory / "resumed", resume=path)
+    told["resumed"] = [[asdict(alert) for alert in w.alerts] for w in (watch, resumed)]
+    return told
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    tell(main(Path(sys.argv[1])))

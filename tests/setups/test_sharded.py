@@ -1,0 +1,113 @@
+"""FSDP2, tensor and sequence parallelism in two real processes, against one process that holds everything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
+from torch import nn
+
+from tests.setups import sharded_training
+from tests.setups.processes import run_ranks
+from tests.setups.sharded_training import BATCH, EVERY, LR, NUM_STEPS, make_data, make_loss, make_net
+from tests.tasks import read_events, scalars
+
+KINDS = ("fsdp", "tensor", "sequence")
+POINTS = [step for step in range(NUM_STEPS) if (step + 1) % EVERY == 0]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    directory = tmp_path_factory.mktemp("sharded")
+    return directory, run_ranks(Path(sharded_training.__file__).read_text(), directory)
+
+
+@pytest.fixture(scope="module")
+def oracle() -> dict[str, Any]:
+    """The same training in a hand-written loop on one process: norms, weights and zeros by torch's own functions."""
+    net = make_net("fsdp")
+    optimizer = torch.optim.SGD(net.parameters(), lr=LR, momentum=0.5)
+    seen: dict[str, Any] = {"total": [], "layers": [], "weights": [], "zeros": [], "gradients": []}
+    layers = [layer for layer in net if not isinstance(layer, nn.ReLU)]
+    for x in make_data().split(BATCH)[:NUM_STEPS]:
+        optimizer.zero_grad()
+        make_loss(net, x).backward()
+        gradients = [[p.grad.clone() for p in layer.parameters() if p.grad is not None] for layer in layers]
+        seen["gradients"].append(gradients)
+        seen["layers"].append([torch.nn.utils.get_total_norm(g).item() for g in gradients])
+        seen["total"].append(torch.nn.utils.get_total_norm([g for layer in gradients for g in layer]).item())
+        seen["weights"].append([torch.nn.utils.get_total_norm(list(m.parameters())).item() for m in layers])
+        flat = [torch.cat([g.flatten() for g in layer]) for layer in gradients]
+        seen["zeros"].append([(f == 0).float().mean().item() for f in flat])
+        optimizer.step()
+    return seen
+
+
+def layer_values(events: EventAccumulator, quantity: str) -> dict[int, list[float]]:
+    return {e.step: make_ndarray(e.tensor_proto).tolist() for e in events.Tensors(f"gradwatch/layers/{quantity}")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_norms_are_those_of_one_process(run: Any, oracle: dict[str, Any], kind: str) -> None:
+    events = read_events(run[0] / kind)
+    content = json.loads(events.SummaryMetadata("gradwatch/layers/grad_norm").plugin_data.content)
+    assert content["layers"] == ["net.0", "net.1", "net.3", "net.4", "net.5"]
+    norms = layer_values(events, "grad_norm")
+    assert sorted(norms) == [*POINTS, NUM_STEPS - 1]
+    for step, values in norms.items():
+        assert values == pytest.approx(oracle["layers"][step], rel=1e-5)
+    for tag, pick in (("", None), ("_min", min), ("_max", max)):
+        totals = scalars(events, f"gradwatch/total_norm{tag}")
+        for step in POINTS:
+            window = oracle["total"][step - EVERY + 1 : step + 1]
+            assert totals[step] == pytest.approx(pick(window) if pick else window[-1], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_zeros_and_histograms_are_those_of_one_process(run: Any, oracle: dict[str, Any], kind: str) -> None:
+    events = read_events(run[0] / kind)
+    last_sample = 3
+    assert layer_values(events, "weight_norm")[EVERY - 1] == pytest.approx(oracle["weights"][last_sample], rel=1e-5)
+    assert layer_values(events, "zero_fraction")[EVERY - 1] == pytest.approx(oracle["zeros"][last_sample], abs=1e-5)
+    for i, name in enumerate(["net.0", "net.1", "net.3", "net.4", "net.5"]):
+        shown = events.Histograms(f"grad_hist/{name}")[0]
+        gradient = torch.cat([g.flatten() for g in oracle["gradients"][shown.step][i]]).abs()
+        value = shown.histogram_value
+        assert sum(value.bucket) == pytest.approx((gradient > 0).sum().item(), rel=1e-5)
+        edges = [value.min, *value.bucket_limit]
+        counts, _ = np.histogram(gradient[gradient > 0].log10().numpy(), edges)
+        assert np.abs(counts - np.array(value.bucket)).sum() <= 2  # rounding at an edge moves a count to the next bin
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_there_is_one_collective_per_sample_or_publication(run: Any, kind: str) -> None:
+    num_samples, num_publications, end = 4, len(POINTS), 1
+    for rank in run[1]:
+        assert rank[kind]["calls"] == {"all_reduce": num_samples + num_publications + end}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "sick"])
+def test_all_ranks_see_the_same_numbers_and_rank_zero_writes_them(run: Any, kind: str) -> None:
+    directory, ranks = run
+    assert ranks[0][kind] == ranks[1][kind]
+    assert len(list((directory / kind).glob("events.out.tfevents.*"))) == 1
+
+
+def test_a_failure_waits_for_no_other_rank(run: Any) -> None:
+    assert [rank["calls after a failure"] for rank in run[1]] == [{}, {}]
+
+
+def test_a_sick_network_alerts_alike_on_all_ranks_and_once_in_spite_of_a_resume(run: Any) -> None:
+    directory, ranks = run
+    (first, resumed), other = (rank["resumed"] for rank in ranks)
+    assert other == [first, resumed]
+    assert [(a["kind"], a["step"], a["cause"]) for a in first] == [("vanishing", 9, "saturating_activation")]
+    assert resumed[:1] == first
+    opened = [json.loads(line) for line in (directory / "resumed" / "alerts.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in opened] == ["opened"]
