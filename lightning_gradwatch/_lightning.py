@@ -86,6 +86,11 @@ def refuse_unsupported(trainer: Trainer) -> None:
         )
 
 
+def callbacks(trainer: Trainer) -> list[Any]:
+    """The Trainer's callbacks."""
+    return list(trainer.callbacks)  # type: ignore[union-attr]
+
+
 def log_dir(trainer: Trainer) -> str | None:
     """Directory of the run in the first logger, None without one; meant for rank zero."""
     if not trainer.loggers or _is_dev_run(trainer):

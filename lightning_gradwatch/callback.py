@@ -26,6 +26,7 @@ from lightning_gradwatch.core.watcher import Report, Settings, Watcher, make_pro
 from lightning_gradwatch.tensorboard.writer import Writer, is_writable
 
 _STATE_VERSION = 1
+_KEY, _GUEST_KEY = "GradWatch", "GradWatch from the environment"
 _MAX_ALERTS = 1000
 _COMPILED = (
     "GradWatch judges the gradients of the weights in this model: the layers' outputs cannot be observed inside "
@@ -157,7 +158,18 @@ class GradWatch(Callback):
         self._alerts: list[Alert] = []
         self._num_alerts = 0
         self._restored: dict[str, Any] = {}
+        self._is_guest = False
         self._run = _Run()
+
+    @classmethod
+    def from_environment(cls) -> GradWatch:
+        """A GradWatch with the defaults that joins Trainers unasked.
+
+        It steps back where there is another one, and where it cannot be right it stays silent instead of refusing.
+        """
+        watch = cls()
+        watch._is_guest = True
+        return watch
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a pickle takes arguments and alerts along, not the run (nor the Trainer's own additions)."""
@@ -180,8 +192,8 @@ class GradWatch(Callback):
 
     @property
     def state_key(self) -> str:
-        """Key of the state in a checkpoint."""
-        return "GradWatch"
+        """Key of the state in a checkpoint; a Trainer takes no two callbacks of the same key."""
+        return _GUEST_KEY if self._is_guest else _KEY
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot be watched correctly, before anything has been spent on it."""
@@ -190,7 +202,17 @@ class GradWatch(Callback):
         self._run = _Run()
         if trainer.global_step == 0:
             self._alerts, self._num_alerts, self._restored = [], 0, {}
-        _lightning.refuse_unsupported(trainer)
+        others = [c for c in _lightning.callbacks(trainer) if isinstance(c, GradWatch) and c is not self]
+        if self._is_guest and others:
+            self._run.is_off = True
+            return
+        try:
+            _lightning.refuse_unsupported(trainer)
+        except ValueError as refusal:
+            if not self._is_guest:
+                raise
+            self._run.is_off = True
+            _lightning.warn(str(refusal))
         if not _lightning.builds_layers_later(pl_module):
             check_selection(pl_module, self.settings.include, self.settings.exclude)
 
@@ -307,6 +329,8 @@ class GradWatch(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, windows, detectors and alerts: tensors and primitives, so it loads with ``weights_only=True``."""
+        if self._run.is_off and self._is_guest:
+            return {}
         state: dict[str, Any] = {"version": _STATE_VERSION, "num_alerts": self._num_alerts}
         try:
             watchers = {post.watcher.name: post.watcher.state_dict() for post in self._run.posts.values()}
@@ -314,6 +338,13 @@ class GradWatch(Callback):
         except Exception:
             self._switch_off("state_dict", traceback.format_exc())
         return state
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on, too, where a GradWatch from the environment has watched so far, or the other way round."""
+        states = checkpoint.get("callbacks", {})
+        if self.state_key not in states:
+            for state in [states[key] for key in (_KEY, _GUEST_KEY) if key in states]:
+                self.load_state_dict(state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was written; start afresh if it comes from another version of GradWatch."""

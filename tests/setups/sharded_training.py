@@ -121,7 +121,7 @@ def train(kind: str, *callbacks: Any, directory: Path | None = None, resume: Any
     defaults: dict[str, Any] = {"devices": 2, "max_steps": NUM_STEPS, "log_every_n_steps": EVERY}
     defaults["use_distributed_sampler"] = False
     trainer = quiet_trainer(*callbacks, directory=directory, strategy=strategy, **{**defaults, **options})
-    own = make_data()[int(os.environ["RANK"]) :: 2] if is_data_parallel else make_data()
+    own: Any = make_data()[int(os.environ["RANK"]) :: 2] if is_data_parallel else make_data()
     loader = torch.utils.data.DataLoader(own, batch_size=BATCH // sizes[0])
     trainer.fit(Regression(kind), loader, ckpt_path=resume)
     return trainer
