@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightning_gradwatch.callback import GradWatch
+    from lightning_gradwatch import GradWatch
 
 VARIABLE = "GRADWATCH"
 _ON, _OFF = {"1", "true", "yes", "on"}, {"", "0", "false", "no", "off"}
@@ -21,8 +21,7 @@ def callbacks() -> list[GradWatch]:
     if value in _OFF:
         return []
     try:
-        from lightning_gradwatch import _lightning
-        from lightning_gradwatch.callback import GradWatch
+        from lightning_gradwatch import GradWatch, _lightning
 
         if value not in _ON:
             _lightning.warn(
