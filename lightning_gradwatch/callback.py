@@ -16,8 +16,7 @@ from lightning_gradwatch import _lightning, alerts_file
 from lightning_gradwatch._lightning import Callback, LightningModule, Trainer
 from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core._check import refuse, require, require_fraction
-from lightning_gradwatch.core.histogram import EDGES
-from lightning_gradwatch.core.layers import check_selection, roll_up
+from lightning_gradwatch.core.layers import check_selection
 from lightning_gradwatch.core.measure import checksum
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.records import Alert, Publication
@@ -79,7 +78,6 @@ class _Run:
     observations_in_batch: int = 0
     is_stepping: bool = True
     is_blind: bool = False
-    rows: dict[tuple[str, ...], dict[str, list[int]]] = field(default_factory=dict)
     writers: dict[int, Writer] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
     next_warning: dict[str, int] = field(default_factory=dict)
@@ -418,11 +416,8 @@ class GradWatch(Callback):
         if not is_writable(getattr(logger, "experiment", None)):
             logger.log_metrics(metrics.run_level(publication, self._num_alerts), publication.step)
             return
-        names = tuple(layer.name for layer in publication.layers)
-        if names not in self._run.rows:
-            self._run.rows[names] = roll_up(names, self.group_by)
-        writer = self._run.writers.setdefault(id(logger), Writer(logger.experiment))
-        writer.write(publication, self._num_alerts, self._run.rows[names], EDGES)
+        writer = self._run.writers.setdefault(id(logger), Writer(logger.experiment, self.group_by))
+        writer.write(publication, self._num_alerts)
 
     def _attempt(self, sink: str, write: Callable[[], None]) -> None:
         """Write to a sink; one that fails is named once and left alone, the others go on."""

@@ -61,3 +61,14 @@ def test_quickstarts_sick_network_alerts_and_its_twin_does_not(quickstart: tuple
     assert not (directory / "relu_he/alerts.jsonl").exists()
     assert max(scalars(read_events(directory / "relu_he"), "gradwatch/vanishing").values()) < 0.5
     assert (directory / "depth_profiles.png").stat().st_size > 10_000
+
+
+def test_a_hand_written_loop_sees_what_the_trainer_sees(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "plain_torch.py"), "--directory", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "ALERT vanishing at step 9" in result.stdout
+    assert "19 sigmoids without normalisation" in result.stdout
+    events = read_events(tmp_path)
+    assert set(events.Tags()["scalars"]) >= RUN_LEVEL
+    assert list(scalars(events, "gradwatch/total_norm")) == list(range(9, 60, 10))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_gradwatch.core import metrics
+from lightning_gradwatch.core.histogram import EDGES, NUM_BINS
+from lightning_gradwatch.core.layers import roll_up
 from lightning_gradwatch.core.records import Publication
 
 if TYPE_CHECKING:
@@ -28,41 +30,40 @@ class Writer:
 
     Args:
         experiment: The ``SummaryWriter`` of the logger.
+        group_by: Number of leading path components by which layers share a row of the standard dashboards; None for
+            :func:`~lightning_gradwatch.core.layers.roll_up`'s own choice.
     """
 
-    def __init__(self, experiment: Any) -> None:
+    def __init__(self, experiment: Any, group_by: int | None = None) -> None:
         self._experiment = experiment
+        self._group_by = group_by
+        self._rows: dict[tuple[str, ...], dict[str, list[int]]] = {}
         self._described: set[str] = set()
         self._layer_lists: dict[str, list[tuple[str, ...]]] = {}
 
-    def write(
-        self,
-        publication: Publication,
-        num_alerts: int,
-        rows: Mapping[str, Sequence[int]],
-        edges: Sequence[float],
-    ) -> None:
+    def write(self, publication: Publication, num_alerts: int) -> None:
         """Write one event.
 
         Args:
             publication: The numbers.
             num_alerts: Alerts of the run so far.
-            rows: Names of the rows of the standard dashboards with the indices of their layers.
-            edges: The ``bins + 1`` edges of the histograms, in log10|g|, ascending.
         """
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         summary = Summary()
         for tag, number in metrics.run_level(publication, num_alerts).items():
             summary.value.add(tag=tag, simple_value=number)
+        names = tuple(layer.name for layer in publication.layers)
+        if names not in self._rows:
+            self._rows[names] = roll_up(names, self._group_by)
+        rows = self._rows[names]
         norms = metrics.row_norms(publication.window.last[1:].tolist(), rows)
         for row, norm in norms.items():
             summary.value.add(tag=metrics.layer_norm_tag(row, publication.optimizer), simple_value=norm)
         if publication.histogram is not None:
             for row, indices in rows.items():
-                counts = publication.histogram[list(indices), : len(edges) - 1].sum(0).tolist()
-                _add_histogram(summary, metrics.layer_histogram_tag(row, publication.optimizer), counts, edges)
-        names = tuple(layer.name for layer in publication.layers)
+                counts = publication.histogram[indices, :NUM_BINS].sum(0).tolist()
+                _add_histogram(summary, metrics.layer_histogram_tag(row, publication.optimizer), counts, EDGES)
         known = self._layer_lists.setdefault(publication.optimizer, [names])
         known += [] if names in known else [names]
         for tensor_name, tensor in _layer_tensors(publication).items():

@@ -1,0 +1,67 @@
+"""GradWatch without a Trainer: six lines in a hand-written training loop, here on scikit-learn's handwritten digits.
+
+A network of twenty sigmoid layers, whose gradients vanish, is trained for a few steps (seconds on a CPU):
+
+    python examples/plain_torch.py [--directory plain_torch_logs]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.tensorboard import SummaryWriter
+
+from lightning_gradwatch.core.records import Alert
+from lightning_gradwatch.core.watcher import Watcher
+from lightning_gradwatch.tensorboard.writer import Writer
+
+STEPS = 60
+LOG_EVERY = 10
+
+
+def make_net(depth: int = 20) -> nn.Sequential:
+    """Linear layers with a sigmoid after each but the last."""
+    net = nn.Sequential()
+    for _ in range(depth - 1):
+        net.extend([nn.Linear(64, 64), nn.Sigmoid()])
+    return net.append(nn.Linear(64, 10))
+
+
+def train(net: nn.Module, directory: Path) -> list[Alert]:
+    """Train with GradWatch's core; the alerts that it raised."""
+    data = load_digits()
+    pixels = torch.tensor(data.data, dtype=torch.float32) / 16
+    loader = DataLoader(TensorDataset(pixels, torch.tensor(data.target)), batch_size=32, shuffle=True)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    batches = (batch for _ in range(STEPS) for batch in loader)
+    alerts: list[Alert] = []
+
+    watcher = Watcher(net, optimizer)
+    with SummaryWriter(directory) as experiment:
+        writer = Writer(experiment)
+        for step, (inputs, targets) in zip(range(STEPS), batches, strict=False):
+            watcher.arm()  # before the forward pass
+            loss = nn.functional.cross_entropy(net(inputs), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            report = watcher.observe(loss=loss, publish=(step + 1) % LOG_EVERY == 0)  # before the optimizer's step
+            optimizer.step()
+            alerts += report.alerts
+            for publication in report.publications:
+                writer.write(publication, len(alerts))
+    return alerts
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--directory", type=Path, default=Path("plain_torch_logs"), help="where the logs go")
+    directory = parser.parse_args().directory
+    torch.manual_seed(0)
+    for alert in train(make_net(), directory):
+        print(f"{alert.level.upper()} {alert.kind} at step {alert.step}: {alert.message}")
+    print(f"Look at the layers: tensorboard --logdir {directory}")
