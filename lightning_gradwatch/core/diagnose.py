@@ -326,7 +326,22 @@ def _nonfinite(finding: Finding, evidence: Evidence) -> Diagnosis:
     return _first(
         _half_precision(evidence),
         _divergence(evidence) if is_diverging or (finding.step <= 1 and starts_too_large) else None,
+        _other_rank(finding, evidence),
         _unstable(finding, evidence),
+    )
+
+
+def _other_rank(finding: Finding, evidence: Evidence) -> Diagnosis | None:
+    if evidence.num_ranks == 1 or finding.step in evidence.bad_losses:
+        return None
+    return Diagnosis(
+        "unknown",
+        f"batch and loss of this rank were finite, so it comes from another of the {evidence.num_ranks} ranks, or from "
+        "the backward pass",
+        (
+            "print `alerts` of GradWatch on every rank: the one whose batch or loss was not finite says so",
+            "torch.autograd.set_detect_anomaly(True) for one run, which names an operation",
+        ),
     )
 
 

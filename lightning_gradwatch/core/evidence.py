@@ -8,6 +8,8 @@ from copy import copy
 from statistics import median
 from typing import Any
 
+from torch import distributed as dist
+
 from lightning_gradwatch.core.records import Anatomy, Checkup, Inputs, Observation, Sample
 
 EARLY_STEPS = 20
@@ -35,6 +37,7 @@ class Evidence:
         norms: Total norms of the last 20 steps; those of the first 20 in ``early_norms``.
         bad_inputs: Steps whose batch held NaN or inf, the last 20 of them.
         bad_losses: Steps whose loss was NaN or inf, likewise.
+        num_ranks: Processes that share the gradients; losses and batches are those of this one alone.
     """
 
     def __init__(self) -> None:
@@ -58,6 +61,7 @@ class Evidence:
         self.norms: list[float] = []
         self.bad_inputs: list[int] = []
         self.bad_losses: list[int] = []
+        self.num_ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         self._first_weight: dict[str, float] = {}
 
     @property
