@@ -140,6 +140,11 @@ def loss_scale(trainer: Trainer) -> Tensor | None:
     return scale if isinstance(scale, Tensor) else torch.tensor(scaler.get_scale())
 
 
+def steps_only_with_a_loss(trainer: Trainer, pl_module: LightningModule) -> bool:
+    """Whether Lightning takes no step, and leaves the loss scale in the gradients, if ``training_step`` has no loss."""
+    return bool(pl_module.automatic_optimization) and loss_scale(trainer) is not None
+
+
 def unscales_itself(optimizer: Optimizer) -> bool:
     """Whether gradients still carry the loss scale when the optimizer's step begins (fused optimizers)."""
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))

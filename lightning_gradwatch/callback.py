@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Concatenate, Literal, ParamSpec
 
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_gradwatch import _lightning, alerts_file
@@ -17,10 +18,11 @@ from lightning_gradwatch._lightning import Callback, LightningModule, Trainer
 from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core._check import refuse, require, require_fraction
 from lightning_gradwatch.core.layers import check_selection
-from lightning_gradwatch.core.measure import checksum
+from lightning_gradwatch.core.measure import checksum, norms
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.records import Alert, Publication
 from lightning_gradwatch.core.schedule import Schedule
+from lightning_gradwatch.core.shards import local
 from lightning_gradwatch.core.watcher import Report, Settings, Watcher, make_probe
 from lightning_gradwatch.tensorboard.writer import Writer, is_writable
 
@@ -34,6 +36,15 @@ _COMPILED = (
 _BLIND = (
     "GradWatch cannot look at the layers' outputs in this model and goes on with the gradients of the weights alone. "
     "What went wrong:\n"
+)
+_UNHEARD_BATCHES = 20
+_UNHEARD = (
+    "No gradient has reached GradWatch in {num_batches} batches, so it can say nothing about this run. Either the "
+    "optimizer steps within the backward pass and takes the gradient away; or it steps behind Lightning's back, by "
+    "`step()` of the torch optimizer itself; or `training_step` returned None; or nothing requires a gradient in the "
+    "optimizers that `configure_optimizers` returned. Try: after `self.manual_backward(loss)`, call `step()` of what "
+    "`self.optimizers()` returns; or, for a single optimizer that keeps its own ways but steps after the backward "
+    'pass, `GradWatch(sample_at="backward")`.'
 )
 _WARNING_PAUSE_STEPS = 50
 
@@ -78,10 +89,19 @@ class _Run:
     observations_in_batch: int = 0
     is_stepping: bool = True
     is_blind: bool = False
+    is_unheard: bool = False
+    num_batches: int = 0
+    num_steps: int = 0
+    first_weights: list[Tensor] = field(default_factory=list)
     writers: dict[int, Writer] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
     next_warning: dict[str, int] = field(default_factory=dict)
     warnings: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def has_seen_gradients(self) -> bool:
+        """Whether any optimizer's gradients have come by."""
+        return any(post.watcher.num_steps for post in self.posts.values())
 
     def detach_probe(self) -> None:
         """Leave no hook on the model."""
@@ -266,11 +286,13 @@ class GradWatch(Callback):
         run = self._run
         watchers = [post.watcher for post in run.posts.values()]
         further = max(run.observations_in_batch - 1, 0)
-        if run.probe is not None and any(watcher.is_due(further) for watcher in watchers):
+        is_heard = not run.is_unheard or run.has_seen_gradients
+        if run.probe is not None and is_heard and any(watcher.is_due(further) for watcher in watchers):
             run.probe.attach(any(watcher.is_thorough for watcher in watchers))
         inputs = checksum(batch)
         is_first = run.is_stepping or run.inputs is None
         run.inputs = inputs if is_first or inputs is None or run.inputs is None else run.inputs + inputs
+        run.loss = None
         run.observations_in_batch = 0
         run.is_stepping = False
 
@@ -287,13 +309,18 @@ class GradWatch(Callback):
         """Observe, if every backward pass is to be observed."""
         if self.sample_at == "backward" and self._run.posts:
             (post,) = self._run.posts.values()
-            publish = _lightning.completes_a_step(trainer) and self._is_log_point(trainer, post)
+            self._run.is_stepping = _lightning.completes_a_step(trainer)
+            publish = self._run.is_stepping and self._is_log_point(trainer, post)
             self._observe(trainer, post, publish, gradients_scaled=True)
 
     @_survives
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Observe the complete, unscaled, unclipped gradient."""
-        self._run.is_stepping = True
+        run = self._run
+        run.is_stepping = True
+        run.num_steps += 1
+        if run.loss is None and _lightning.steps_only_with_a_loss(trainer, pl_module):
+            return
         post = self._post_of(trainer, pl_module, optimizer) if self.sample_at == "step" else None
         if post is None or _lightning.is_repeated_call(trainer, optimizer, post.last_step):
             return
@@ -310,6 +337,8 @@ class GradWatch(Callback):
         if self._run.probe is not None and self._run.probe.failure is not None and not self._run.is_blind:
             self._run.is_blind = True
             _lightning.warn(_BLIND + self._run.probe.failure)
+        if not self._run.is_unheard and not self._run.has_seen_gradients:
+            self._listen(pl_module)
 
     @_survives
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -354,6 +383,19 @@ class GradWatch(Callback):
             self._restored = dict(state_dict["watchers"])
         except Exception as failure:
             _lightning.warn(f"GradWatch cannot go on from this checkpoint and starts afresh ({failure!r}).")
+
+    def _listen(self, pl_module: LightningModule) -> None:
+        """Say so, once, if the weights move, or steps are taken, and no gradient comes to where it is looked for."""
+        run = self._run
+        run.num_batches += 1
+        if run.num_batches == 1:
+            run.first_weights = _weights(pl_module)
+        if run.num_batches % _UNHEARD_BATCHES:
+            return
+        if run.num_steps >= _UNHEARD_BATCHES or _has_moved(pl_module, run.first_weights):
+            run.is_unheard = True
+            run.detach_probe()
+            _lightning.warn(_UNHEARD.format(num_batches=run.num_batches))
 
     def _is_log_point(self, trainer: Trainer, post: _Post) -> bool:
         """Whether the loggers were due since the last publication, at this step or at one without this optimizer."""
@@ -444,6 +486,15 @@ class GradWatch(Callback):
 
 def _is_same_incident(one: Alert, other: Alert) -> bool:
     return (one.kind, one.step, one.optimizer) == (other.kind, other.step, other.optimizer)
+
+
+def _weights(pl_module: LightningModule) -> list[Tensor]:
+    """Numbers that change when the trained weights do, without a host sync."""
+    return norms([local(p.detach()) for p in pl_module.parameters() if p.requires_grad and not is_lazy(p)])
+
+
+def _has_moved(pl_module: LightningModule, before: list[Tensor]) -> bool:
+    return [norm.item() for norm in _weights(pl_module)] != [norm.item() for norm in before]
 
 
 def _globs(argument: str, globs: str | Sequence[str] | None) -> tuple[str, ...]:

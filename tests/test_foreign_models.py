@@ -17,7 +17,7 @@ from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor, nn
 
 from lightning_gradwatch import GradWatch, GradWatchWarning
-from tests.tasks import Classifier, deep_net, digits, fit, quiet_trainer, read_events, scalars, small_net
+from tests.tasks import Classifier, deep_net, digits, fit, quiet_trainer, read_events, small_net
 
 
 @dataclass(slots=True)
@@ -254,33 +254,6 @@ def test_very_deep_networks_are_seen_to_the_bottom() -> None:
     assert min(watch.profile.values()) < 1e-25
 
 
-class Build(Classifier):  # type: ignore[misc, valid-type]
-    """Makes its layers late."""
-
-    def __init__(self, where: str) -> None:
-        super().__init__(nn.Identity())
-        self.where = where
-
-    def configure_model(self) -> None:
-        if self.where == "configure_model":
-            self.net = small_net()
-
-    def setup(self, stage: str) -> None:
-        if self.where == "setup":
-            self.net = small_net()
-
-
-@pytest.mark.parametrize("where", ["configure_model", "setup"])
-def test_layers_that_are_made_late_can_be_selected(where: str) -> None:
-    watch = GradWatch(include="net.[02]")
-    fit(watch, Build(where), max_steps=3)
-    (post,) = watch._run.posts.values()
-    assert post.watcher.plan is not None
-    assert [layer.name for layer in post.watcher.plan.layers] == ["net.0", "net.2"]
-    with pytest.raises(ValueError, match="`include` must be"):
-        fit(GradWatch(include="nothing"), Build(where))
-
-
 class DocsLogger(Logger):
     """As small as Lightning's documentation allows: without ``experiment``."""
 
@@ -320,87 +293,6 @@ def test_one_broken_logger_leaves_the_other_of_its_kind_alone(tmp_path: Path) ->
     with pytest.warns(GradWatchWarning, match="disk full"):
         fit(GradWatch(), logger=[Broken(tmp_path / "bad", name="", version=""), good], log_every_n_steps=5)
     assert "gradwatch/total_norm" in (tmp_path / "good/metrics.csv").read_text()
-
-
-class Alternating(pl.LightningModule):
-    """Two networks and two optimizers, each with its own rhythm."""
-
-    def __init__(self, rhythm: str) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.rhythm = rhythm
-        self.a, self.b = nn.Linear(64, 10), nn.Linear(64, 10)
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        first, second = self.optimizers()  # type: ignore[attr-defined, misc]
-        losses = [nn.functional.cross_entropy(net(batch[0]), batch[1]) for net in (self.a, self.b)]
-        if self.rhythm == "in turns":
-            optimizer, loss = (first, losses[0]) if batch_idx % 2 else (second, losses[1])
-            optimizer.zero_grad()
-            self.manual_backward(loss)
-            optimizer.step()
-        elif self.rhythm == "one loss":
-            self.manual_backward(losses[0] + losses[1])
-            for optimizer in (first, second):
-                optimizer.step()
-                optimizer.zero_grad()
-        else:
-            for _ in range(3):
-                first.zero_grad()
-                self.manual_backward(nn.functional.cross_entropy(self.a(batch[0]), batch[1]))
-                first.step()
-            second.zero_grad()
-            self.manual_backward(losses[1])
-            second.step()
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.a.parameters(), 0.01), torch.optim.Adam(self.b.parameters(), 1e-3)
-
-
-@pytest.mark.parametrize("rhythm", ["in turns", "one loss", "three to one"])
-def test_each_optimizer_is_published_once_per_interval_and_sampled(tmp_path: Path, rhythm: str) -> None:
-    watch = GradWatch()
-    fit(watch, Alternating(rhythm), directory=tmp_path, max_steps=-1, max_epochs=2, log_every_n_steps=10)
-    events = read_events(tmp_path)
-    for name in ("SGD", "Adam"):
-        steps = [e.step for e in events.Scalars(f"gradwatch/{name}/total_norm")]
-        assert len(steps) == len(set(steps)) in (6, 5, 7)
-    for post in watch._run.posts.values():
-        assert post.watcher._latest is not None
-        assert (post.watcher._latest.output_grad_norm > 0).all()
-
-
-def test_a_replaced_optimizer_is_followed(tmp_path: Path) -> None:
-    class Replace(pl.Callback):
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-            if trainer.global_step == 10 and not isinstance(trainer.optimizers[0], torch.optim.Adam):
-                trainer.strategy.optimizers = [torch.optim.Adam(pl_module.parameters(), 1e-3)]
-
-    watch = GradWatch()
-    trainer = quiet_trainer(watch, Replace(), directory=tmp_path, max_steps=30, log_every_n_steps=10)
-    trainer.fit(Classifier(small_net()), digits())
-    assert list(scalars(read_events(tmp_path), "gradwatch/total_norm")) == [9, 19, 29]
-    (post,) = watch._run.posts.values()
-    assert post.watcher.num_steps == 30
-
-
-def test_a_replaced_head_is_followed(tmp_path: Path) -> None:
-    norms: list[float] = []
-
-    class Replace(pl.Callback):
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-            if trainer.global_step == 5:
-                pl_module.net[4] = nn.Linear(64, 10)
-                trainer.optimizers[0].param_groups[0]["params"] = list(pl_module.parameters())
-
-        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            norms.append(torch.nn.utils.get_total_norm(gradients).item())
-
-    trainer = quiet_trainer(GradWatch(), Replace(), directory=tmp_path, max_steps=10, log_every_n_steps=1)
-    trainer.fit(Classifier(small_net()), digits())
-    found = list(scalars(read_events(tmp_path), "gradwatch/total_norm").values())
-    assert found == pytest.approx(norms, rel=1e-5)
 
 
 def test_scores_to_monitor_are_as_fresh_as_the_last_sample() -> None:

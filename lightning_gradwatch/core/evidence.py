@@ -99,19 +99,25 @@ class Evidence:
     def _add_sample(self, observation: Observation, sample: Sample) -> None:
         named = [(i, layer.name) for i, layer in enumerate(observation.layers) if layer.has_matrix]
         self.layers = tuple(name for _, name in named)
-        outputs, weights = sample.output_grad_norm.tolist(), sample.weight_norm.tolist()
-        self.profile = {name: outputs[i] for i, name in named if outputs[i] > 0 and math.isfinite(outputs[i])}
-        gradients = observation.norms[-1, 1:].tolist()
-        pushes = [weights[i] * gradients[i] for i, _ in named if gradients[i] >= 0]
-        self.effect = max(pushes, default=math.nan) / (
-            abs(self.losses[-1]) if self.losses and self.losses[-1] else math.nan
-        )
+        weights = sample.weight_norm.tolist()
+        if not sample.is_skipped:
+            self._add_gradients(named, observation, sample.output_grad_norm.tolist(), weights)
         for i, name in named:
             first = self._first_weight.setdefault(name, weights[i])
             if first > 0 and math.isfinite(weights[i]):
                 self.shrinkage[name] = weights[i] / first
         if sample.checkup is not None:
             self._add_checkup(named, sample.checkup)
+
+    def _add_gradients(
+        self, named: list[tuple[int, str]], observation: Observation, outputs: list[float], weights: list[float]
+    ) -> None:
+        self.profile = {name: outputs[i] for i, name in named if outputs[i] > 0 and math.isfinite(outputs[i])}
+        gradients = observation.norms[-1, 1:].tolist()
+        pushes = [weights[i] * gradients[i] for i, _ in named if gradients[i] >= 0]
+        self.effect = max(pushes, default=math.nan) / (
+            abs(self.losses[-1]) if self.losses and self.losses[-1] else math.nan
+        )
 
     def _add_checkup(self, named: list[tuple[int, str]], checkup: Checkup) -> None:
         gains, ratios, inputs = checkup.gain.tolist(), checkup.update_ratio.tolist(), checkup.inputs.tolist()

@@ -63,15 +63,21 @@ class Probe:
     def __init__(
         self, layers: Mapping[str, nn.Module], profiled: Collection[str], recurrent: Collection[str] = ()
     ) -> None:
-        self._layers = {name: m for name, m in layers.items() if not isinstance(m, torch.jit.ScriptModule)}
-        self._profiled = frozenset(profiled) & set(self._layers)
-        self._recurrent = frozenset(recurrent) & self._profiled
+        self.watch(layers, profiled, recurrent)
         self._handles: list[RemovableHandle] = []
         self._tensor_handles: list[RemovableHandle] = []
         self._is_thorough = False
         self.order: list[str] = []
         self.failure: str | None = None
         self._forget()
+
+    def watch(
+        self, layers: Mapping[str, nn.Module], profiled: Collection[str], recurrent: Collection[str] = ()
+    ) -> None:
+        """Take other layers from the next :meth:`attach` on; the arguments are those of the class."""
+        self._layers = {name: m for name, m in layers.items() if not isinstance(m, torch.jit.ScriptModule)}
+        self._profiled = frozenset(profiled) & set(self._layers)
+        self._recurrent = frozenset(recurrent) & self._profiled
 
     @property
     def is_attached(self) -> bool:
@@ -109,7 +115,7 @@ class Probe:
         self._forget()
 
     def mark_read(self) -> None:
-        """Say that an optimizer is about to step: the next forward pass starts a new account of gradients."""
+        """Say that an optimizer is about to step: the next backward pass starts a new account of gradients."""
         self._is_read = True
 
     def norm(self, layer: str) -> Tensor | None:
@@ -152,11 +158,14 @@ class Probe:
         self._zeros: dict[str, Tensor] = {}
         self._sequences: dict[str, Tensor] = {}
 
-    @_never_fails
-    def _see_output(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    def _turn_the_page(self) -> None:
+        """Forget the gradients that have been read; forward passes tell nothing, several may precede a step."""
         if self._is_read:
             self._is_read = False
             self._forget_gradients()
+
+    @_never_fails
+    def _see_output(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if name not in self.order:  # behind the layer that ran before it, also if it first runs late in training
             place = self.order.index(self._previous) + 1 if self._previous in self.order else 0
             self.order.insert(place, name)
@@ -175,6 +184,7 @@ class Probe:
 
     @_never_fails
     def _see_gradient(self, name: str, call: list[Tensor], gradient: Tensor) -> None:
+        self._turn_the_page()
         norm = _norm(local(gradient)) * num_shards(gradient) ** 0.5 if is_spread(gradient) else _norm(gradient)
         calls = self._calls.setdefault(name, {})
         if id(call) not in calls:
@@ -208,6 +218,7 @@ class Probe:
 
     @_never_fails
     def _see_time(self, name: str, time: int, sizes: list[int] | None, gradient: Tensor) -> None:
+        self._turn_the_page()
         self._sequences[name] = norms_over_time(gradient.detach(), time, sizes)
 
 

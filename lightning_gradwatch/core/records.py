@@ -189,6 +189,7 @@ class Sample:
         ran: Names of the layers that ran.
         sequences: For recurrent and repeatedly called layers the gradient norm at each time step, the earliest first.
         checkup: What a thorough sample saw besides; None on the other samples.
+        is_skipped: Whether the loss scaler skips the step: then nothing is said of its gradients.
     """
 
     step: int
@@ -198,6 +199,7 @@ class Sample:
     ran: frozenset[str] = frozenset()
     sequences: tuple[tuple[str, Tensor], ...] = ()
     checkup: Checkup | None = None
+    is_skipped: bool = False
 
 
 @dataclass(frozen=True)

@@ -87,20 +87,26 @@ class UpdateMeter:
         self._share = torch.tensor(spread(shares), device=device)
         self._before: Tensor | None = None
         self._has_gradient: Tensor | None = None
+        self._is_taken = torch.ones((), dtype=torch.bool, device=device)
         self.sums = torch.zeros(4, num_layers, device=device)
 
-    def remember(self) -> None:
-        """Call before a step: take the thinned-out weights, and where there is a gradient."""
+    def remember(self, is_taken: Tensor) -> None:
+        """Call before a step: take the thinned-out weights, and where there is a gradient.
+
+        Args:
+            is_taken: Whether the optimizer will take the step, shape ``()``: a loss scaler skips those with inf.
+        """
+        self._is_taken = is_taken
         self._before = self._gather(self._parameters)
         self._has_gradient = self._gather([_pushed_by(p) for p in self._parameters]) != 0
 
     def compare(self) -> None:
-        """Call at the step after :meth:`remember`: sets :attr:`sums`."""
+        """Call at the step after :meth:`remember`: sets :attr:`sums`, unless that step was not taken."""
         if self._before is None or self._has_gradient is None:
             return
         change = self._gather(self._parameters) - self._before
         stuck = self._has_gradient & (change == 0)
-        self.sums = torch.stack(
+        sums = torch.stack(
             [
                 self._sum(self._share * change.square()),
                 self._sum(self._share * self._before.square()),
@@ -108,13 +114,14 @@ class UpdateMeter:
                 self._sum(self._holds * stuck),
             ]
         )
+        self.sums = torch.where(self._is_taken, sums, self.sums)
         self._before = self._has_gradient = None
 
     def moments(self, num_steps: int) -> Tensor:
         """What Adam and its kin know about the gradients.
 
         Args:
-            num_steps: Steps taken so far, for the bias correction.
+            num_steps: Steps so far, for the bias correction of optimizers that do not count their own.
 
         Returns:
             Per layer, shape ``(3, layers)``: the number of (thinned-out) elements with a second moment, 0 if the
@@ -131,7 +138,8 @@ class UpdateMeter:
         none = [p if moment else torch.zeros_like(p) for p, moment in zip(self._parameters, moments, strict=True)]
         second = self._gather([m.get("exp_avg_sq", zero) for m, zero in zip(moments, none, strict=True)])
         first = self._gather([m.get("exp_avg", zero) for m, zero in zip(moments, none, strict=True)])
-        second, first = second / (1 - beta2**num_steps), first / (1 - beta1**num_steps)
+        taken = next((m["step"] for m in moments if "step" in m), num_steps)  # without those that a loss scaler skipped
+        second, first = second / (1 - beta2**taken), first / (1 - beta1**taken)
         alive = second > 0
         below = alive & (second.sqrt() < float(group["eps"]))
         signal = torch.where(alive, first.square() / second, 0)

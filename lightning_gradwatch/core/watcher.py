@@ -27,7 +27,7 @@ from lightning_gradwatch.core.layers import (
 )
 from lightning_gradwatch.core.measure import NormWindow, ParameterMeter
 from lightning_gradwatch.core.probe import Probe
-from lightning_gradwatch.core.records import Alert, Anatomy, Checkup, Observation, Publication, Sample
+from lightning_gradwatch.core.records import MISSING, Alert, Anatomy, Checkup, Observation, Publication, Sample
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.shards import Kind, Shards
 from lightning_gradwatch.core.transfer import Transfer
@@ -321,10 +321,29 @@ class Watcher:
             return
         self._order = self._order or tuple(self._probe.order)
         self._dtypes = frozenset(str(p.dtype).removeprefix("torch.") for p in plan.parameters)
-        self._set_plan(plan)
+        if self.plan is None:
+            self._set_plan(plan)
+        else:
+            self._replace_plan(plan)
         if not self._device_window.restore(self._restored_rows):
             self._steps, self._known = [], []
         self._restored_rows = None
+
+    def _replace_plan(self, plan: Plan) -> None:
+        """Keep what was measured of the layers that stay, and look out for new modules."""
+        assert self.plan is not None
+        self._late = self.flush(publish=False)
+        before = self._names()
+        self._set_plan(plan)
+        self._window.rearrange([0, *(1 + before.index(name) if name in before else None for name in self._names())])
+        self._latest = None
+        if self._probe.can_see:
+            self._probe.watch(*_probed(self._model))
+
+    def _names(self) -> list[str]:
+        """The layers' names in the order in which they ran."""
+        assert self.plan is not None
+        return [self.plan.layers[place].name for place in self._places]
 
     def _set_plan(self, plan: Plan) -> None:
         self.plan = plan
@@ -368,7 +387,7 @@ class Watcher:
         unknown = self._meter.missing.expand(NUM_INPUT_FACTS)
         inputs = [self._probe.inputs(name) for name in names]
         moments = self._updates.moments(self.num_steps)
-        self._updates.remember()
+        self._updates.remember(self._device_window.rows()[-1, :-2].isfinite().all())
         return {
             "updates": self._updates.sums,
             "moments": moments,
@@ -504,22 +523,32 @@ def _fingerprint(parameters: Sequence[Tensor]) -> tuple[int, ...]:
 
 def make_probe(model: nn.Module) -> Probe:
     """A probe on the layers of ``model`` that can be hooked: those that torch.compile has not taken over."""
+    return Probe(*_probed(model))
+
+
+def _probed(model: nn.Module) -> tuple[dict[str, nn.Module], list[str], list[str]]:
+    """The layers to hook; the names of those that own a matrix; of these, those that are recurrent."""
     layers = uncompiled_layers(model)
     matrices = [name for name, module in layers.items() if owns_matrix(module, own_parameters(module))]
     recurrent = [name for name in matrices if isinstance(layers[name], nn.RNNBase)]
-    return Probe(layers, matrices, recurrent)
+    return layers, matrices, recurrent
 
 
 def _sample(label: _Label, numbers: Mapping[str, Tensor], figures: LayerFigures, places: list[int]) -> Sample:
     sequences = tuple((n.removeprefix("sequence "), t) for n, t in numbers.items() if n.startswith("sequence "))
+    outputs, zeros = numbers["outputs"], figures.zero_fractions(numbers["nonzeros"])
+    is_skipped = label.is_scaled and not bool(numbers["norms"][-1].isfinite().all())
+    if is_skipped:
+        outputs, zeros = torch.full_like(outputs, MISSING), torch.full_like(zeros, MISSING)
     return Sample(
         step=label.step,
-        output_grad_norm=numbers["outputs"][places],
+        output_grad_norm=outputs[places],
         weight_norm=figures.weight_norms(numbers["weights"])[places],
-        zero_fraction=figures.zero_fractions(numbers["nonzeros"])[places],
+        zero_fraction=zeros[places],
         ran=label.ran,
         sequences=sequences,
         checkup=_checkup(numbers, figures, places) if "updates" in numbers else None,
+        is_skipped=is_skipped,
     )
 
 

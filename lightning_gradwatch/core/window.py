@@ -54,11 +54,13 @@ class PublicationWindow:
             max=self._max.masked_fill(self._max.isinf(), torch.nan),
         )
 
-    def rearrange(self, columns: Sequence[int]) -> None:
-        """Put the columns into a new order, given for each new column the old one."""
+    def rearrange(self, columns: Sequence[int | None]) -> None:
+        """Put the columns into a new order, given for each new column the old one; None for one without a past."""
         if self._norms is not None and self._min is not None and self._max is not None:
-            order = list(columns)
-            self._norms, self._min, self._max = self._norms[:, order], self._min[order], self._max[order]
+            order = [-1 if column is None else column for column in columns]
+            blank = ((self._norms, -1.0), (self._min, torch.inf), (self._max, -torch.inf))
+            padded = (torch.nn.functional.pad(values, (0, 1), value=nothing) for values, nothing in blank)
+            self._norms, self._min, self._max = (values[..., order] for values in padded)
 
     def clear(self) -> None:
         """Start a new window."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lightning_gradwatch.core.detect import DepthRule, Detector
 from lightning_gradwatch.core.detect.losses import LossHistory
 from lightning_gradwatch.core.detect.profile import Profile, decades_lost, depth_profile, largest_jump
+from lightning_gradwatch.core.evidence import Evidence
 from lightning_gradwatch.core.records import Finding, Layer, Observation, Sample
 
 LAYERS = tuple(Layer(f"l{i}", (f"l{i}.weight",), has_matrix=True) for i in range(6))
@@ -137,11 +138,39 @@ def test_a_nonfinite_incident_ends_after_twenty_finite_steps() -> None:
 
 def test_under_a_loss_scaler_only_the_third_skip_in_a_row_counts() -> None:
     detector = Detector(0.5)
-    assert detector.update(observation(0, math.inf, math.inf, 1.0, math.inf), is_scaled=True) == []
-    (finding,) = detector.update(observation(4, math.inf, math.inf), is_scaled=True)
-    assert finding.step == 3
+    assert detector.update(observation(0, 1.0, math.inf, math.inf, 1.0, math.inf), is_scaled=True) == []
+    (finding,) = detector.update(observation(5, math.inf, math.inf), is_scaled=True)
+    assert finding.step == 4
     assert detector.scores["nonfinite_steps"] == 0
     assert detector.scores["skipped_steps"] == 5
+
+
+def test_a_loss_scaler_has_twenty_steps_to_find_its_level_but_none_for_a_loss_that_is_not_finite() -> None:
+    detector = Detector(0.5)
+    assert detector.update(observation(0, *[math.inf] * 19), is_scaled=True) == []
+    (finding,) = detector.update(observation(19, math.inf), is_scaled=True)
+    assert (finding.step, finding.value, finding.threshold) == (0, 20, 20)
+    bad = dataclasses.replace(observation(0, *[math.inf] * 3), losses=(1.0, 1.0, math.nan))
+    (finding,) = Detector(0.5).update(bad, is_scaled=True)
+    assert (finding.step, finding.value, finding.threshold) == (0, 3, 3)
+
+
+def test_a_sample_of_a_skipped_step_says_nothing_of_gradients() -> None:
+    detector, evidence = Detector(0.5), Evidence()
+    for step in range(12):
+        detector.update(observation(step, 1.0, decades=1.0), is_scaled=True)
+        evidence.add(observation(step, 1.0, decades=1.0), {})
+    scores, seen, told = detector.scores, detector.profile, (evidence.profile, evidence.effect)
+    bad = observation(12, math.inf)
+    assert bad.sample is not None
+    unknown = torch.full((6,), -1.0)
+    skipped = dataclasses.replace(bad.sample, output_grad_norm=unknown, zero_fraction=unknown, is_skipped=True)
+    bad = dataclasses.replace(bad, sample=skipped)
+    assert detector.update(bad, is_scaled=True) == []
+    evidence.add(bad, {})
+    assert detector.scores == {**scores, "skipped_steps": 1.0}
+    assert detector.profile is seen
+    assert (evidence.profile, evidence.effect) == told
 
 
 def test_a_nonfinite_loss_is_found_where_no_gradient_is() -> None:

@@ -14,6 +14,7 @@ from lightning_gradwatch.core.figures import moment_figures, update_figures
 from lightning_gradwatch.core.updates import UpdateMeter, thin
 
 UNKNOWN = -1.0
+TAKEN = torch.tensor(True)
 
 
 def ratio(meter: UpdateMeter) -> Tensor:
@@ -34,7 +35,7 @@ def step_of(parameters: list[Tensor], optimizer: torch.optim.Optimizer) -> tuple
     """The meter after one step, and the true ratios from full copies of the weights."""
     meter = meter_of(parameters, optimizer)
     before = [p.detach().clone() for p in parameters]
-    meter.remember()
+    meter.remember(TAKEN)
     optimizer.step()
     meter.compare()
     pairs = zip(parameters, before, strict=True)
@@ -79,7 +80,7 @@ def test_the_parameters_of_a_layer_count_by_their_size() -> None:
             parameter.fill_(1.0)
             parameter.grad = torch.full_like(parameter, push)
     meter = UpdateMeter(parameters, [0, 0], 1, optimizer)
-    meter.remember()
+    meter.remember(TAKEN)
     optimizer.step()
     meter.compare()
     assert ratio(meter).item() == pytest.approx(math.sqrt((10_000 * 0.01**2 + 10 * 10.0**2) / 10_010), rel=0.01)
@@ -89,7 +90,7 @@ def test_a_parameter_that_is_not_reported_disturbs_no_layer() -> None:
     parameters = weights((5, 5), (6, 6))
     optimizer = torch.optim.SGD(parameters, lr=0.1)
     meter = UpdateMeter(parameters, [1, 0], 1, optimizer)
-    meter.remember()
+    meter.remember(TAKEN)
     before = parameters[1].detach().clone()
     optimizer.step()
     meter.compare()
@@ -171,7 +172,7 @@ def test_a_comparison_without_a_memory_changes_nothing() -> None:
     meter = meter_of(parameters, optimizer)
     meter.compare()
     assert ratio(meter).item() == UNKNOWN
-    meter.remember()
+    meter.remember(TAKEN)
     optimizer.step()
     meter.compare()
     seen = ratio(meter).item()
@@ -257,7 +258,7 @@ def test_no_copy_of_the_weights_is_held() -> None:
     weight.grad = torch.ones_like(weight)
     meter = meter_of([weight])
     before = held_bytes()
-    meter.remember()
+    meter.remember(TAKEN)
     assert held_bytes() - before < 10_000
     meter.compare()
     assert held_bytes() - before < 10_000

@@ -53,6 +53,17 @@ def test_an_empty_window_has_no_summary() -> None:
     assert window.summary() is None
 
 
+def test_columns_keep_their_past_in_a_new_order_and_new_ones_have_none() -> None:
+    window = PublicationWindow()
+    window.add(torch.tensor([[5.0, 3.0, 4.0], [9.0, 7.0, 6.0]]))
+    window.rearrange([0, 2, None])
+    window.add(torch.tensor([[8.0, 1.0, 2.0]]))
+    summary = window.summary()
+    assert summary is not None
+    assert summary.num_steps == 3
+    assert [row.tolist() for row in (summary.min, summary.median, summary.max)] == [[5, 1, 2], [8, 4, 2], [9, 6, 2]]
+
+
 def test_a_change_of_layers_starts_the_window_anew() -> None:
     window = PublicationWindow()
     window.add(torch.ones(3, 2))

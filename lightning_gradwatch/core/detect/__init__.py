@@ -55,7 +55,7 @@ class Detector:
         self.losses.add(observation.losses)
         changes = self.nonfinite.update(observation, is_scaled)
         sample = observation.sample
-        if sample is not None:
+        if sample is not None and not sample.is_skipped:
             changes += self._update_sample(observation, sample)
         ends = outer_ends(self.profile) if len(self.profile.norms) >= 3 else ()
         if self.nonfinite.finding is None:

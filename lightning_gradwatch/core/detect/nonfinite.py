@@ -12,14 +12,20 @@ from lightning_gradwatch.core.records import Finding, Observation
 FINITE_STEPS_TO_CLOSE = 20
 SKIPS_IN_A_ROW = 3
 """Under a loss scaler a skipped step is routine; this many in a row are not."""
+SKIPS_AT_THE_START = 20
+"""Unless it is still looking for its level: from its usual 2**16 it halves sixteen times down to 1."""
 
 
 class NonfiniteRule:
-    """At once, or under a loss scaler after three skipped steps in a row."""
+    """At once, or under a loss scaler after three steps in a row.
+
+    After twenty as long as no step has worked yet and only the gradient is not finite, which the scale may have done.
+    """
 
     def __init__(self) -> None:
         self.num_steps = 0
         self.num_skipped = 0
+        self._has_worked = False
         self._in_a_row = 0
         self._finite_in_a_row = 0
         self._opened_at = 0
@@ -33,11 +39,13 @@ class NonfiniteRule:
         for i, (step, is_finite, loss) in enumerate(
             zip(observation.steps, finite_norms, observation.losses, strict=True)
         ):
-            if is_finite and (loss is None or math.isfinite(loss)):
+            is_loss_finite = loss is None or math.isfinite(loss)
+            if is_finite and is_loss_finite:
                 changes += self._count_finite()
                 continue
-            self._count_bad(step, is_scaled)
-            threshold = SKIPS_IN_A_ROW if is_scaled else 1
+            self._count_bad(step, is_skipped=is_scaled and not is_finite)
+            is_looking = is_loss_finite and not self._has_worked
+            threshold = (SKIPS_AT_THE_START if is_looking else SKIPS_IN_A_ROW) if is_scaled else 1
             if self.finding is None and self._in_a_row >= threshold:
                 bad = (~observation.norms[i, 1:].isfinite()).nonzero().flatten().tolist()
                 layers = tuple(observation.layers[j].name for j in reversed(bad))  # the nearest to the loss first
@@ -48,6 +56,7 @@ class NonfiniteRule:
         return changes
 
     def _count_finite(self) -> list[Finding]:
+        self._has_worked = True
         self._in_a_row = 0
         self._finite_in_a_row += 1
         if self.finding is None or self._finite_in_a_row < FINITE_STEPS_TO_CLOSE:
@@ -55,13 +64,13 @@ class NonfiniteRule:
         ended, self.finding = replace(self.finding, until_step=self._last_step), None
         return [ended]
 
-    def _count_bad(self, step: int, is_scaled: bool) -> None:
+    def _count_bad(self, step: int, is_skipped: bool) -> None:
         if self._in_a_row == 0:
             self._opened_at = step
         self._in_a_row += 1
         self._finite_in_a_row = 0
         self._last_step = step
-        if is_scaled:
+        if is_skipped:
             self.num_skipped += 1
         else:
             self.num_steps += 1

@@ -1,0 +1,385 @@
+"""Parameters: the list follows the optimizer, and each kind of parameter is measured rightly or left out.
+
+The oracle is ``torch.autograd.grad`` of the same loss with respect to the parameters that the optimizer holds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import BackboneFinetuning
+from tensorboard.util.tensor_util import make_ndarray
+from torch import Tensor, nn
+
+from lightning_gradwatch import GradWatch, GradWatchWarning
+from tests.tasks import Classifier, Poison, digits, fit, quiet_trainer, read_events, scalars, small_net
+
+BATCHES = 5
+"""Per epoch."""
+
+
+def dense(gradient: Tensor) -> Tensor:
+    return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+class Truthful(Classifier):  # type: ignore[misc, valid-type]
+    """Notes at every step the gradient norm of each parameter that the optimizer holds and that requires one."""
+
+    def __init__(self, net: nn.Module, **options: Any) -> None:
+        super().__init__(net, **options)
+        self.truth: list[dict[str, float]] = []
+
+    def held(self) -> dict[str, Tensor]:
+        held = {id(p) for optimizer in self.trainer.optimizers for g in optimizer.param_groups for p in g["params"]}
+        return {name: p for name, p in self.named_parameters() if id(p) in held and p.requires_grad}
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        held = self.held()
+        loss = nn.functional.cross_entropy(self.net(batch[0]).float(), batch[1])
+        gradients = torch.autograd.grad(loss, list(held.values()), allow_unused=True)
+        pairs = zip(held, gradients, strict=True)
+        self.truth.append({n: dense(g).abs().double().norm().item() for n, g in pairs if g is not None})
+        output: Tensor = super().training_step(batch, batch_idx)
+        return output
+
+    @property
+    def totals(self) -> list[float]:
+        return [math.hypot(*norms.values()) for norms in self.truth]
+
+    def row(self, layer: str) -> dict[int, float]:
+        """Norms of a layer by step, where it had any gradient."""
+        own = [[v for n, v in norms.items() if n.rsplit(".", 1)[0] == layer] for norms in self.truth]
+        return {step: math.hypot(*norms) for step, norms in enumerate(own) if norms}
+
+
+def check(directory: Path, model: Truthful, *layers: str, rel: float = 1e-5) -> None:
+    """Every step of every layer, and nothing besides."""
+    events = read_events(directory)
+    assert list(scalars(events, "gradwatch/total_norm").values()) == pytest.approx(model.totals, rel=rel)
+    rows = {tag.removeprefix("grad_norm/") for tag in events.Tags()["scalars"] if tag.startswith("grad_norm/")}
+    assert rows == set(layers)
+    for layer in layers:
+        found, expected = scalars(events, f"grad_norm/{layer}"), model.row(layer)
+        assert list(found) == list(expected)
+        assert list(found.values()) == pytest.approx(list(expected.values()), rel=rel)
+
+
+class Transfer(Truthful):
+    """A backbone with a normalisation layer, and a head."""
+
+    def __init__(self, holds: str = "what is trained") -> None:
+        torch.manual_seed(0)
+        backbone = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU())
+        super().__init__(nn.Sequential(backbone, nn.Linear(32, 10)))
+        self.holds = holds
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.net[0]
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad or self.holds == "all"], 0.05)
+
+
+def finetune(directory: Path, *callbacks: Any, watch: GradWatch, **options: Any) -> Transfer:
+    """Three epochs of five steps; the backbone is added to the optimizer for the second."""
+    pl.seed_everything(1, verbose=False)
+    model, unfreeze = Transfer(), BackboneFinetuning(unfreeze_backbone_at_epoch=1, train_bn=False)
+    trainer = quiet_trainer(
+        unfreeze, *callbacks, watch, directory=directory, max_epochs=3, max_steps=-1, limit_train_batches=BATCHES,
+        **options,
+    )  # fmt: skip
+    trainer.fit(model, digits())
+    return model
+
+
+def test_a_backbone_that_is_unfrozen_joins_the_list(tmp_path: Path) -> None:
+    watch = GradWatch()
+    model = finetune(tmp_path, watch=watch, log_every_n_steps=1)
+    assert not watch._run.is_off
+    assert watch.alerts == []
+    assert {len(norms) for norms in model.truth[:BATCHES]} < {len(norms) for norms in model.truth}
+    assert list(model.row("net.0.0")) == list(range(BATCHES, 3 * BATCHES))
+    check(tmp_path, model, "net.0.0", "net.0.1", "net.0.3", "net.1")
+
+
+def test_a_window_goes_on_when_layers_join(tmp_path: Path) -> None:
+    model = finetune(tmp_path, watch=GradWatch(), log_every_n_steps=4)
+    events = read_events(tmp_path)
+    windows = {step: model.totals[max(step - 3, 0) : step + 1] for step in (3, 7, 11)}
+    windows[14] = model.totals[12:]
+    for tag, choose in (("min", min), ("median", median), ("max", max)):
+        found = scalars(events, f"gradwatch/total_norm_{tag}")
+        assert list(found) == list(windows)
+        assert list(found.values()) == pytest.approx([choose(w) for w in windows.values()], rel=1e-5)
+    ranges = {e.step: make_ndarray(e.tensor_proto) for e in events.Tensors("gradwatch/layers-2/grad_norm_range")}
+    content = events.SummaryMetadata("gradwatch/layers-2/grad_norm_range").plugin_data.content
+    for layer, row in zip(json.loads(content)["layers"], ranges[7], strict=True):
+        norms = [norm for step, norm in model.row(layer).items() if 4 <= step <= 7]
+        assert row.tolist() == pytest.approx([min(norms), median(norms), max(norms)], rel=1e-5)
+
+
+def test_a_bad_step_just_before_layers_join_is_not_forgotten(tmp_path: Path) -> None:
+    class PoisonHead(Poison):
+        def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+            if trainer.global_step in self.steps:
+                pl_module.net[1].weight.grad.view(-1)[0] = math.nan
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            for p in pl_module.parameters():
+                p.data.nan_to_num_(0.0)
+
+    watch = GradWatch(dense_steps=1, sample_every_n_steps=100)
+    with pytest.warns(GradWatchWarning, match="since step 3, in net.1"):
+        finetune(tmp_path, PoisonHead(3), watch=watch)
+    assert [(a.kind, a.step, a.layer) for a in watch.alerts] == [("nonfinite", 3, "net.1")]
+
+
+def test_layers_that_are_frozen_in_the_optimizer_are_neither_dead_nor_detached(tmp_path: Path) -> None:
+    """Frozen for twenty steps, then trained for twenty, then frozen again; all in the optimizer throughout."""
+
+    class Schedule(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            pl_module.backbone.requires_grad_(20 <= trainer.global_step < 40)
+
+    model, watch = Transfer("all"), GradWatch(sample_every_n_steps=1)
+    quiet_trainer(Schedule(), watch, directory=tmp_path, max_steps=60, log_every_n_steps=1).fit(model, digits())
+    assert watch.alerts == []
+    assert list(model.row("net.0.0")) == list(range(20, 40))
+    check(tmp_path, model, "net.0.0", "net.0.1", "net.0.3", "net.1")
+
+
+class Built(Truthful):
+    """Makes its layers in ``configure_model``; gives the second to the optimizer later."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Identity())
+
+    def configure_model(self) -> None:
+        self.net = small_net()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([*self.net[0].parameters(), *self.net[4].parameters()], 0.1)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.global_step == 6:
+            self.trainer.optimizers[0].add_param_group({"params": list(self.net[2].parameters())})
+
+
+def test_layers_of_configure_model_are_measured_as_soon_as_the_optimizer_has_them(tmp_path: Path) -> None:
+    model, watch = Built(), GradWatch()
+    fit(watch, model, directory=tmp_path, max_steps=40, log_every_n_steps=1)
+    assert list(model.row("net.2")) == list(range(6, 40))
+    check(tmp_path, model, "net.0", "net.2", "net.4")
+    assert list(watch.profile) == ["net.0", "net.2", "net.4"]
+    assert watch.alerts == []
+
+
+class Build(Classifier):  # type: ignore[misc, valid-type]
+    """Makes its layers late."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(nn.Identity())
+        self.where = where
+
+    def configure_model(self) -> None:
+        if self.where == "configure_model":
+            self.net = small_net()
+
+    def setup(self, stage: str) -> None:
+        if self.where == "setup":
+            self.net = small_net()
+
+
+@pytest.mark.parametrize("where", ["configure_model", "setup"])
+def test_layers_that_are_made_late_can_be_selected(where: str) -> None:
+    watch = GradWatch(include="net.[02]")
+    fit(watch, Build(where), max_steps=3)
+    (post,) = watch._run.posts.values()
+    assert post.watcher.plan is not None
+    assert [layer.name for layer in post.watcher.plan.layers] == ["net.0", "net.2"]
+    with pytest.raises(ValueError, match="`include` must be"):
+        fit(GradWatch(include="nothing"), Build(where))
+
+
+@pytest.mark.parametrize("what", ["replaced", "added"])
+def test_a_layer_that_is_made_while_training_is_followed_to_its_outputs(tmp_path: Path, what: str) -> None:
+    class Make(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.global_step == 5 and what == "replaced":
+                pl_module.net[4] = nn.Linear(64, 10)
+                trainer.optimizers[0].param_groups[0]["params"] = list(pl_module.parameters())
+            elif trainer.global_step == 5:
+                pl_module.net.append(nn.Linear(10, 10))
+                trainer.optimizers[0].add_param_group({"params": list(pl_module.net[5].parameters())})
+
+    model, watch = Truthful(small_net()), GradWatch()
+    trainer = quiet_trainer(Make(), watch, directory=tmp_path, max_steps=12, log_every_n_steps=1)
+    trainer.fit(model, digits())
+    layers = ["net.0", "net.2", "net.4", *(["net.5"] if what == "added" else [])]
+    check(tmp_path, model, *layers)
+    (post,) = watch._run.posts.values()
+    assert post.watcher._latest is not None
+    assert (post.watcher._latest.output_grad_norm > 0).all()
+    assert list(watch.profile) == layers
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+class Every(nn.Module):
+    """Frozen, tied, unused, 0-d, empty and integer parameters, keyword calls, and a module that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(64, 8).requires_grad_(False)
+        self.twice = nn.Linear(8, 8)
+        self.tied = nn.Linear(8, 8, bias=False)
+        self.tied.weight = self.twice.weight
+        self.unused = nn.Linear(8, 8)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.empty = nn.Parameter(torch.empty(0, 3))
+        self.table = nn.Parameter(torch.arange(8), requires_grad=False)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.twice(input=self.twice(self.frozen(x)))[:, self.table]
+        output: Tensor = self.head(self.tied(x) * self.scale + self.empty.sum())
+        return output
+
+
+def test_unusual_parameters_are_right_or_left_out(tmp_path: Path) -> None:
+    model, watch = Truthful(Every()), GradWatch()
+    fit(watch, model, directory=tmp_path, max_steps=40, log_every_n_steps=1)
+    check(tmp_path, model, "net", "net.head", "net.twice")
+    metadata = read_events(tmp_path).SummaryMetadata("gradwatch/layers/grad_norm")
+    assert "net.tied" not in json.loads(metadata.plugin_data.content)["layers"]  # its weight belongs to net.twice
+    assert watch.alerts == []
+
+
+class Strange(nn.Module):
+    """Every kind of gradient in one network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(17, 8, sparse=True)
+        self.complex_weight = nn.Parameter(torch.ones(8, dtype=torch.complex64))
+        self.wide = nn.Linear(8, 8, dtype=torch.float64)
+        self.narrow = nn.Linear(8, 8, dtype=torch.bfloat16)
+        self.scalar = nn.Parameter(torch.tensor(1.0))
+        self.empty = nn.Parameter(torch.empty(0))
+        self.unused = nn.Linear(3, 3)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = (x[:, :4].abs() * 8).long().clamp(max=16)
+        h = self.embedding(tokens).mean(1)
+        h = (h * self.complex_weight).real + self.empty.sum()
+        h = self.narrow(self.wide(h.double()).bfloat16()).float()
+        output: Tensor = self.head(h * self.scalar)
+        return output
+
+
+@pytest.mark.filterwarnings("ignore:.*Casting complex values.*")
+@pytest.mark.parametrize("bad", [None, math.nan, math.inf])
+def test_strange_gradients_never_raise_and_are_right(tmp_path: Path, bad: float | None) -> None:
+    totals: list[float] = []
+
+    class Meddle(pl.Callback):
+        def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+            if bad is not None:
+                pl_module.net.narrow.weight.grad.view(-1)[3] = bad
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            totals.append(math.hypot(*(dense(g).abs().double().norm().item() for g in gradients)))
+
+    model, watch = Truthful(Strange(), lr=0.0), GradWatch(histogram_every=1)
+    trainer = quiet_trainer(watch, Meddle(), directory=tmp_path, max_steps=4, log_every_n_steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GradWatchWarning)
+        trainer.fit(model, digits())
+    assert not watch._run.is_off
+    found = list(scalars(read_events(tmp_path), "gradwatch/total_norm").values())
+    assert found == pytest.approx(totals, rel=1e-5, nan_ok=True)
+    assert [a.kind for a in watch.alerts] == ([] if bad is None else ["nonfinite"])
+    if bad is None:
+        check(tmp_path, model, "net", "net.embedding", "net.wide", "net.narrow", "net.head", rel=1e-3)
+
+
+class Bags(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(50, 8, sparse=True), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.head(self.embedding((x[:, :6].abs() * 8).long().clamp(max=49)).sum(1))
+        return output
+
+
+class TwoOptimizers(Truthful):
+    """SparseAdam for the embedding and Adam for the rest, as torch wants it."""
+
+    def __init__(self) -> None:
+        super().__init__(Bags())
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        loss = super().training_step(batch, batch_idx)
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return [
+            torch.optim.SparseAdam(list(self.net.embedding.parameters()), 1e-2),
+            torch.optim.Adam(self.net.head.parameters(), 1e-2),
+        ]
+
+
+def test_sparse_gradients_are_measured_as_if_they_were_dense(tmp_path: Path) -> None:
+    zeros: list[float] = []
+
+    class Zeros(pl.Callback):
+        def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+            gradient = pl_module.net.embedding.weight.grad
+            assert gradient.is_sparse
+            assert not gradient.is_coalesced()
+            zeros.append((gradient.to_dense() == 0).double().mean().item())
+
+    model, watch = TwoOptimizers(), GradWatch(sample_every_n_steps=1)
+    quiet_trainer(watch, Zeros(), directory=tmp_path, max_steps=60, log_every_n_steps=1).fit(model, digits())
+    events = read_events(tmp_path)
+    for name, layer in (("SparseAdam", "net.embedding"), ("Adam", "net.head")):
+        expected = list(model.row(layer).values())
+        for tag in (f"gradwatch/{name}/total_norm", f"grad_norm/{name}/{layer}"):
+            assert list(scalars(events, tag).values()) == pytest.approx(expected, rel=1e-5)
+    shares = [make_ndarray(e.tensor_proto)[0] for e in events.Tensors("gradwatch/SparseAdam/layers/zero_fraction")]
+    assert shares == pytest.approx(zeros, abs=1e-5)
+    assert watch.alerts == []
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.filterwarnings("ignore:.*Casting complex values.*")
+def test_complex_weights_are_measured_by_their_modulus(tmp_path: Path, optimizer: Any) -> None:
+    class Waves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(64, 16, dtype=torch.complex64)
+            self.second = nn.Linear(16, 10, dtype=torch.complex64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.second(torch.tanh(self.first(x.to(torch.complex64))))
+            return output.abs()
+
+    torch.manual_seed(0)
+    model, watch = Truthful(Waves(), lr=1e-2, optimizer=optimizer), GradWatch(histogram_every=1)
+    fit(watch, model, directory=tmp_path, max_steps=30, log_every_n_steps=1)
+    check(tmp_path, model, "net.first", "net.second")
+    assert watch.alerts == []
