@@ -72,7 +72,7 @@ class _Post:
 
     optimizer: Optimizer
     watcher: Watcher
-    num_points: int
+    num_points: int | None = None
     last_step: int | None = None
 
 
@@ -81,11 +81,13 @@ class _Run:
     """What belongs to one ``fit`` and must not outlive it."""
 
     is_off: bool = False
+    model: LightningModule | None = None
     probe: Probe | None = None
     posts: dict[int, _Post] = field(default_factory=dict)
     loss: Tensor | None = None
     inputs: Tensor | None = None
     log_dir: str | None = None
+    written: frozenset[alerts_file.Entry] = frozenset()
     observations_in_batch: int = 0
     is_stepping: bool = True
     is_blind: bool = False
@@ -217,8 +219,9 @@ class GradWatch(Callback):
         """Refuse what cannot be watched correctly, before anything has been spent on it."""
         if stage != "fit":
             return
-        self._run = _Run()
-        if trainer.global_step == 0:
+        is_another = self._run.model is not pl_module
+        self._run = _Run(model=pl_module)
+        if is_another or trainer.global_step == 0:
             self._alerts, self._num_alerts, self._restored = [], 0, {}
         others = [c for c in _lightning.callbacks(trainer) if isinstance(c, GradWatch) and c is not self]
         if self._is_guest and others:
@@ -254,16 +257,17 @@ class GradWatch(Callback):
         run.probe = Probe({}, ()) if _lightning.is_compiled(pl_module) else make_probe(pl_module)
         if not run.probe.can_see:
             _lightning.inform(_COMPILED)
+        if run.log_dir is not None and trainer.global_step > 0:
+            run.written = alerts_file.entries(run.log_dir)
         for optimizer, name in zip(optimizers, _lightning.optimizer_names(optimizers), strict=True):
-            self._watch(trainer, pl_module, optimizer, name)
+            self._watch(pl_module, optimizer, name)
         self._set_metrics(trainer)
 
-    def _watch(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, name: str) -> _Post:
+    def _watch(self, pl_module: LightningModule, optimizer: Optimizer, name: str) -> _Post:
         watcher = Watcher(pl_module, optimizer, self.settings, self._run.probe, name)
         if name in self._restored:
             watcher.load_state_dict(self._restored.pop(name))
-        num_points = _lightning.num_log_points(trainer, self.log_every_n_steps, with_coming_step=False)
-        self._run.posts[id(optimizer)] = post = _Post(optimizer, watcher, num_points)
+        self._run.posts[id(optimizer)] = post = _Post(optimizer, watcher)
         return post
 
     def _post_of(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> _Post | None:
@@ -277,13 +281,22 @@ class GradWatch(Callback):
                 self._restored[old.watcher.name] = old.watcher.state_dict()
             names = _lightning.optimizer_names(trainer.optimizers)
             place = next(i for i, known in enumerate(trainer.optimizers) if known is optimizer)
-            post = self._watch(trainer, pl_module, optimizer, names[place])
+            post = self._watch(pl_module, optimizer, names[place])
+            self._count_points(trainer)
         return post
+
+    def _count_points(self, trainer: Trainer) -> None:
+        """Start from the points that are past: not before the first batch, when Lightning has resumed its x-axis."""
+        for post in self._run.posts.values():
+            if post.num_points is None:
+                past = _lightning.num_log_points(trainer, self.log_every_n_steps, with_coming_step=False)
+                post.num_points = past
 
     @_survives
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Arm the probe if a step of this batch will be sampled."""
         run = self._run
+        self._count_points(trainer)
         watchers = [post.watcher for post in run.posts.values()]
         further = max(run.observations_in_batch - 1, 0)
         is_heard = not run.is_unheard or run.has_seen_gradients
@@ -301,12 +314,16 @@ class GradWatch(Callback):
         """Remember the loss; it is read together with the gradients."""
         for post in self._run.posts.values():
             post.watcher.inspect(loss)
+        if self._run.probe is not None:
+            self._run.probe.begin_backward()
         divisor = _lightning.accumulated_batches(trainer)
         self._run.loss = loss.detach() * divisor if divisor > 1 else loss.detach()
 
     @_survives
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Observe, if every backward pass is to be observed."""
+        if self._run.probe is not None:
+            self._run.probe.end_backward()
         if self.sample_at == "backward" and self._run.posts:
             (post,) = self._run.posts.values()
             self._run.is_stepping = _lightning.completes_a_step(trainer)
@@ -340,6 +357,16 @@ class GradWatch(Callback):
         if not self._run.is_unheard and not self._run.has_seen_gradients:
             self._listen(pl_module)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look away: under accumulation a model may be validated in the middle of a step."""
+        if self._run.probe is not None:
+            self._run.probe.is_paused = True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look again."""
+        if self._run.probe is not None:
+            self._run.probe.is_paused = False
+
     @_survives
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Publish what is left."""
@@ -360,7 +387,7 @@ class GradWatch(Callback):
             return {}
         state: dict[str, Any] = {"version": _STATE_VERSION, "num_alerts": self._num_alerts}
         try:
-            watchers = {post.watcher.name: post.watcher.state_dict() for post in self._run.posts.values()}
+            watchers = {**self._restored, **self._watcher_states()}
             state.update(alerts=[asdict(alert) for alert in self._alerts], watchers=watchers)
         except Exception:
             self._switch_off("state_dict", traceback.format_exc())
@@ -400,7 +427,7 @@ class GradWatch(Callback):
     def _is_log_point(self, trainer: Trainer, post: _Post) -> bool:
         """Whether the loggers were due since the last publication, at this step or at one without this optimizer."""
         num_points = _lightning.num_log_points(trainer, self.log_every_n_steps)
-        is_due, post.num_points = num_points > post.num_points, num_points
+        is_due, post.num_points = num_points > (post.num_points or 0), num_points
         return is_due
 
     def _observe(self, trainer: Trainer, post: _Post, publish: bool, gradients_scaled: bool) -> None:
@@ -420,6 +447,8 @@ class GradWatch(Callback):
     def _handle(self, trainer: Trainer, report: Report) -> None:
         for change in report.alerts:
             event, alert = self._record(change)
+            if alerts_file.entry(event, alert) in self._run.written:  # raised before this run was resumed
+                continue
             if event != "ended" and alert.level == "alert":
                 self._warn(alert)
             if trainer.is_global_zero and self._run.log_dir is not None:
@@ -476,7 +505,10 @@ class GradWatch(Callback):
         is_logging = bool(self.log_every_n_steps or getattr(trainer, "log_every_n_steps", 0))
         for post in self._run.posts.values():
             self._handle(trainer, post.watcher.flush(is_logging, together))
-        self._restored = {post.watcher.name: post.watcher.state_dict() for post in self._run.posts.values()}
+        self._restored = {**self._restored, **self._watcher_states()}
+
+    def _watcher_states(self) -> dict[str, Any]:
+        return {post.watcher.name: post.watcher.state_dict() for post in self._run.posts.values()}
 
     def _switch_off(self, hook: str, trace: str) -> None:
         self._run.is_off = True

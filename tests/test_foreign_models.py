@@ -120,50 +120,6 @@ def test_a_probe_that_fails_inside_the_users_backward_is_given_up_alone(monkeypa
     assert [a.kind for a in watch.alerts] == ["vanishing"]
 
 
-@pytest.mark.parametrize("fullgraph", [True, False])
-def test_compiled_functions_stay_whole(fullgraph: bool) -> None:
-    graphs: list[int] = []
-
-    def backend(graph: Any, inputs: Any) -> Any:
-        graphs.append(len(graph.graph.nodes))
-        return graph.forward
-
-    class Compiled(Classifier):  # type: ignore[misc, valid-type]
-        def __init__(self) -> None:
-            super().__init__(small_net())
-            self.compiled = torch.compile(self.net.forward, backend=backend, fullgraph=fullgraph)
-
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            return nn.functional.cross_entropy(self.compiled(batch[0]), batch[1])
-
-    def count(watch: GradWatch | None) -> list[int]:
-        graphs.clear()
-        torch._dynamo.reset()
-        fit(watch, Compiled(), max_steps=30)
-        return sorted(graphs)
-
-    bare = count(None)
-    watched = count(GradWatch())
-    assert max(watched) == max(bare)
-
-
-@pytest.mark.parametrize("what", ["the LightningModule", "its network", "in place"])
-def test_a_compiled_model_is_watched_by_its_weights_and_says_so(what: str, caplog: pytest.LogCaptureFixture) -> None:
-    net = deep_net()
-    model: Any = Classifier(torch.compile(net, backend="eager") if what == "its network" else net)
-    model.log = lambda *args, **kwargs: None  # Lightning's own logging breaks inside a compiled step
-    model = torch.compile(model, backend="eager") if what == "the LightningModule" else model
-    if what == "in place":
-        net.compile(backend="eager")
-    torch._dynamo.reset()
-    watch = GradWatch()
-    with pytest.warns(GradWatchWarning, match="such as net.0"), caplog.at_level("INFO"):
-        fit(watch, model, max_steps=15)
-    assert [alert.kind for alert in watch.alerts] == ["vanishing"]
-    assert watch.alerts[0].threshold == 2.5
-    assert "judges the gradients of the weights in this model" in caplog.text
-
-
 def test_a_parameter_returned_as_an_output_keeps_no_hook() -> None:
     class Prompt(nn.Module):
         def __init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import copy
 from statistics import median
 from typing import Any
@@ -130,14 +130,21 @@ class Evidence:
         self.signal = {name: signals[i] for i, name in named if signals[i] >= 0}
         self.inputs = {name: Inputs(*inputs[i]) for i, name in named if inputs[i][2] >= 0}
 
+    def keep(self, layers: Collection[str]) -> None:
+        """Forget every layer but these: the others are no more."""
+        for key, facts in self.__dict__.items():
+            if isinstance(facts, dict):
+                self.__dict__[key] = {name: fact for name, fact in facts.items() if name in layers}
+
     def state_dict(self) -> dict[str, Any]:
-        """What cannot be measured again after a resume: how things were at the start."""
-        keys = ("first_gain", "first_loss", "early_norms", "_first_weight", "update_ratio", "signal", "shrinkage")
-        return {key: copy(self.__dict__[key]) for key in keys}
+        """Primitives that :meth:`load_state_dict` takes back; what comes with every observation is left out."""
+        facts = {key: copy(fact) for key, fact in self.__dict__.items() if key not in ("anatomy", "dtypes", "lr")}
+        return {**facts, "inputs": {name: list(inputs) for name, inputs in self.inputs.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
-        self.__dict__.update(state)
+        inputs = {name: Inputs(*facts) for name, facts in state["inputs"].items()}
+        self.__dict__.update({**state, "inputs": inputs})
 
 
 def typical(values: Mapping[str, float], default: float = math.nan) -> float:

@@ -28,12 +28,13 @@ RAIL = 0.95
 def _never_fails(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Hooks run inside the user's forward and backward pass: there a failure of ours must end the probe, not the run.
 
-    Inside a graph of ``torch.compile`` they do nothing, so that the compiler folds them away.
+    Inside a graph of ``torch.compile`` they do nothing, so that the compiler folds them away; in a pause they do
+    nothing either.
     """
 
     @functools.wraps(hook)
     def guarded(self: Probe, *args: Any) -> Any:
-        if torch.compiler.is_compiling() or self.failure is not None:
+        if torch.compiler.is_compiling() or self.failure is not None or self.is_paused:
             return None
         try:
             return hook(self, *args)
@@ -58,6 +59,7 @@ class Probe:
         order: Names of the layers in the order in which their first forward call ended.
         ran: Names of the layers that ran since :meth:`attach`.
         failure: Traceback of what ended the probe; None while all is well.
+        is_paused: Whether to look away, as while a model is validated in the middle of a step.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class Probe:
         self._is_thorough = False
         self.order: list[str] = []
         self.failure: str | None = None
+        self.is_paused = False
+        self._is_backward: bool | None = None
         self._forget()
 
     def watch(
@@ -117,6 +121,26 @@ class Probe:
     def mark_read(self) -> None:
         """Say that an optimizer is about to step: the next backward pass starts a new account of gradients."""
         self._is_read = True
+
+    def begin_backward(self) -> None:
+        """Say that the loss is about to be differentiated.
+
+        From the first such word on, only gradients between it and :meth:`end_backward` count: those of a
+        ``torch.autograd.grad`` inside the training step (a gradient penalty, an adversarial example) are none of the
+        loss. Where nobody says a word, all count but those of ``create_graph=True``.
+        """
+        if self._is_backward is None:
+            self._forget_gradients()
+        self._is_backward = True
+
+    def end_backward(self) -> None:
+        """Say that the gradients of the loss are complete."""
+        self._is_backward = False
+
+    @property
+    def _is_of_the_loss(self) -> bool:
+        """Whether the gradients that come now are those of the loss."""
+        return not torch.is_grad_enabled() if self._is_backward is None else self._is_backward
 
     def norm(self, layer: str) -> Tensor | None:
         """L2 norm of dLoss/d(output), summed in squares over calls and outputs, shape ``()``; None if unseen."""
@@ -184,6 +208,8 @@ class Probe:
 
     @_never_fails
     def _see_gradient(self, name: str, call: list[Tensor], gradient: Tensor) -> None:
+        if not self._is_of_the_loss:
+            return
         self._turn_the_page()
         norm = _norm(local(gradient)) * num_shards(gradient) ** 0.5 if is_spread(gradient) else _norm(gradient)
         calls = self._calls.setdefault(name, {})
@@ -218,8 +244,9 @@ class Probe:
 
     @_never_fails
     def _see_time(self, name: str, time: int, sizes: list[int] | None, gradient: Tensor) -> None:
-        self._turn_the_page()
-        self._sequences[name] = norms_over_time(gradient.detach(), time, sizes)
+        if self._is_of_the_loss:
+            self._turn_the_page()
+            self._sequences[name] = norms_over_time(gradient.detach(), time, sizes)
 
 
 _CONVOLUTION = nn.modules.conv._ConvNd

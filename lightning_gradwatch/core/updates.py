@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -144,6 +145,20 @@ class UpdateMeter:
         below = alive & (second.sqrt() < float(group["eps"]))
         signal = torch.where(alive, first.square() / second, 0)
         return torch.stack([self._sum(self._holds * numbers) for numbers in (alive, below, signal)])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors that :meth:`load_state_dict` takes back; of this rank's parts where parameters are spread."""
+        state = {"sums": self.sums, "before": self._before, "has_gradient": self._has_gradient, "taken": self._is_taken}
+        return {name: None if tensor is None else tensor.cpu().clone() for name, tensor in state.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken, unless the parameters have changed since."""
+        device, before = self.sums.device, state["before"]
+        if state["sums"].shape != self.sums.shape or (before is not None and before.shape != self._layer.shape):
+            return
+        self.sums, self._is_taken = state["sums"].to(device), state["taken"].to(device)
+        if before is not None:
+            self._before, self._has_gradient = before.to(device), state["has_gradient"].to(device)
 
     def _gather(self, tensors: Sequence[Tensor]) -> Tensor:
         return torch.cat([thin(local(t)) for t in tensors]).float()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -160,6 +160,8 @@ class Watcher:
         self._is_scaled = False
         self._late = _NOTHING
         self._restored_rows: Tensor | None = None
+        self._restored_updates: dict[str, Any] | None = None
+        self._restored_layers: list[str] | None = None
         self._ran: frozenset[str] = frozenset()
         self._groups: list[tuple[int, ...]] = []
         self._figures: tuple[Plan, LayerFigures] | None = None
@@ -276,7 +278,8 @@ class Watcher:
         Steps since the last sample whose numbers are still spread over ranks are not in it.
         """
         self._late = _join(self._late, self._digest(self._transfer.receive()))
-        is_whole = self.plan is not None and not self._shards.is_spread
+        is_whole = self.plan is None or not self._shards.is_spread
+        rows = self._restored_rows if self.plan is None else self._device_window.rows() if is_whole else None
         return {
             "num_steps": self.num_steps,
             "num_publications": self._num_publications,
@@ -286,7 +289,11 @@ class Watcher:
             "known": [list(pair) for pair in self._known] if is_whole else [],
             "num_samples": self._num_samples,
             "burst_until": self._burst_until,
-            "rows": self._device_window.rows().cpu().clone() if is_whole else None,
+            "rows": rows.cpu().clone() if rows is not None else None,
+            "updates": self._updates.state_dict() if self.plan and is_whole else self._restored_updates,
+            "layers": self._restored_layers if self.plan is None else self._names(),
+            "late": [asdict(alert) for alert in self._late.alerts],
+            "latest": None if self._latest is None else _sample_state(self._latest),
             "window": self._window.state_dict(),
             "detector": self._detector.state_dict(),
             "evidence": self._evidence.state_dict(),
@@ -303,6 +310,10 @@ class Watcher:
         self._num_samples = state["num_samples"]
         self._burst_until = state["burst_until"]
         self._restored_rows = state["rows"]
+        self._restored_updates = state["updates"]
+        self._restored_layers = state["layers"]
+        self._late = Report(tuple(Alert(**alert) for alert in state["late"]), has_news=bool(state["late"]))
+        self._latest = None if state["latest"] is None else Sample(**state["latest"])
         self._window.load_state_dict(state["window"])
         self._detector.load_state_dict(state["detector"])
         self._evidence.load_state_dict(state["evidence"])
@@ -321,24 +332,33 @@ class Watcher:
             return
         self._order = self._order or tuple(self._probe.order)
         self._dtypes = frozenset(str(p.dtype).removeprefix("torch.") for p in plan.parameters)
-        if self.plan is None:
-            self._set_plan(plan)
-        else:
-            self._replace_plan(plan)
+        before = self._restored_layers
+        if self.plan is not None:
+            self._late = self.flush(publish=False)
+            before = self._names()
+            if self._probe.can_see:
+                self._probe.watch(*_probed(self._model))
+        self._set_plan(plan)
         if not self._device_window.restore(self._restored_rows):
             self._steps, self._known = [], []
-        self._restored_rows = None
+        if self._restored_updates is not None:
+            self._updates.load_state_dict(self._restored_updates)
+        self._restored_rows = self._restored_layers = self._restored_updates = None
+        if before is not None:
+            self._keep(before)
 
-    def _replace_plan(self, plan: Plan) -> None:
-        """Keep what was measured of the layers that stay, and look out for new modules."""
-        assert self.plan is not None
-        self._late = self.flush(publish=False)
-        before = self._names()
-        self._set_plan(plan)
-        self._window.rearrange([0, *(1 + before.index(name) if name in before else None for name in self._names())])
+    def _keep(self, before: list[str]) -> None:
+        """Keep what was measured in another order, or of other layers; what is known of those that are no more, forget.
+
+        It must not be taken for other layers'.
+        """
+        names = self._names()
+        if before == names:
+            return
+        self._window.rearrange([0, *(1 + before.index(name) if name in before else None for name in names)])
         self._latest = None
-        if self._probe.can_see:
-            self._probe.watch(*_probed(self._model))
+        self._detector.time.keep(names)
+        self._evidence.keep(names)
 
     def _names(self) -> list[str]:
         """The layers' names in the order in which they ran."""
@@ -361,10 +381,10 @@ class Watcher:
         self._num_ordered = len(self._probe.order)
         if self.plan is None or set(self._probe.order) <= set(self._order):
             return
+        before = self._names()
         self._order = (*self._probe.order, *(name for name in self._order if name not in self._probe.order))
-        before, self._places = self._places, running_order(self.plan.layers, self._order)
-        self._window.rearrange([0, *(1 + before.index(place) for place in self._places)])
-        self._latest = None
+        self._places = running_order(self.plan.layers, self._order)
+        self._keep(before)
 
     def _drop_rows(self) -> None:
         self._device_window.clear()
@@ -532,6 +552,12 @@ def _probed(model: nn.Module) -> tuple[dict[str, nn.Module], list[str], list[str
     matrices = [name for name, module in layers.items() if owns_matrix(module, own_parameters(module))]
     recurrent = [name for name in matrices if isinstance(layers[name], nn.RNNBase)]
     return layers, matrices, recurrent
+
+
+def _sample_state(sample: Sample) -> dict[str, Any]:
+    """What is published of a sample, as primitives and tensors of their own."""
+    tensors = {name: getattr(sample, name).clone() for name in ("output_grad_norm", "weight_norm", "zero_fraction")}
+    return {"step": sample.step, **tensors}
 
 
 def _sample(label: _Label, numbers: Mapping[str, Tensor], figures: LayerFigures, places: list[int]) -> Sample:

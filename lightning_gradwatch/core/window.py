@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lightning_gradwatch.core.records import Window
 
@@ -58,9 +59,9 @@ class PublicationWindow:
         """Put the columns into a new order, given for each new column the old one; None for one without a past."""
         if self._norms is not None and self._min is not None and self._max is not None:
             order = [-1 if column is None else column for column in columns]
-            blank = ((self._norms, -1.0), (self._min, torch.inf), (self._max, -torch.inf))
-            padded = (torch.nn.functional.pad(values, (0, 1), value=nothing) for values, nothing in blank)
-            self._norms, self._min, self._max = (values[..., order] for values in padded)
+            self._norms = pad(self._norms, (0, 1), value=-1.0)[:, order]
+            self._min = pad(self._min, (0, 1), value=torch.inf)[order]
+            self._max = pad(self._max, (0, 1), value=-torch.inf)[order]
 
     def clear(self) -> None:
         """Start a new window."""

@@ -222,6 +222,18 @@ def test_the_layer_that_forgets_most_is_named_and_its_recovery_ends_it() -> None
     assert ended.until_step is not None
 
 
+def test_a_layer_that_is_no_more_holds_no_alert_open() -> None:
+    rule = TimeRule()
+    for step in range(5):
+        rule.update(step, {"old": through_time(5)}, "alert")
+    assert rule.incident.finding is not None
+    rule.keep(["new"])
+    assert (rule.worst, rule.horizons) == (("", 0.0), {})
+    healed = [f for step in range(5, 10) for f in rule.update(step, {"new": through_time(1)}, "alert")]
+    assert [(f.layers, f.until_step is None) for f in healed] == [(("old",), False)]
+    assert rule.worst[0] == "new"
+
+
 def test_a_notice_rises_to_an_alert_and_does_not_fall_back() -> None:
     rule, told = TimeRule(), []
     stretches: list[tuple[AlertLevel | None, int]] = [(None, 10), ("notice", 5), ("alert", 5), ("notice", 5)]

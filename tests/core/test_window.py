@@ -53,15 +53,19 @@ def test_an_empty_window_has_no_summary() -> None:
     assert window.summary() is None
 
 
-def test_columns_keep_their_past_in_a_new_order_and_new_ones_have_none() -> None:
+def test_columns_can_be_moved_dropped_and_added() -> None:
+    torch.manual_seed(0)
+    before, after = torch.rand(5, 3), torch.rand(2, 3)
     window = PublicationWindow()
-    window.add(torch.tensor([[5.0, 3.0, 4.0], [9.0, 7.0, 6.0]]))
-    window.rearrange([0, 2, None])
-    window.add(torch.tensor([[8.0, 1.0, 2.0]]))
+    window.add(before)
+    window.rearrange([0, None, 1])
+    window.add(after)
     summary = window.summary()
     assert summary is not None
-    assert summary.num_steps == 3
-    assert [row.tolist() for row in (summary.min, summary.median, summary.max)] == [[5, 1, 2], [8, 4, 2], [9, 6, 2]]
+    columns = [torch.cat([before[:, 0], after[:, 0]]), after[:, 1], torch.cat([before[:, 1], after[:, 2]])]
+    for found, expected in ((summary.min, np.min), (summary.median, np.median), (summary.max, np.max)):
+        assert found.numpy() == pytest.approx([expected(column.numpy()) for column in columns])
+    assert summary.num_steps == 7
 
 
 def test_a_change_of_layers_starts_the_window_anew() -> None:

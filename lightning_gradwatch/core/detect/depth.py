@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -177,6 +177,11 @@ class TimeRule:
             return []
         found = self.incident.judge(step, decades, (layer,), level or "notice")
         return [] if found is None else [found]
+
+    def keep(self, layers: Collection[str]) -> None:
+        """Forget every layer but these: the others are no more."""
+        self._recent = {name: decades for name, decades in self._recent.items() if name in layers}
+        self.horizons = {name: horizon for name, horizon in self.horizons.items() if name in layers}
 
     def state_dict(self) -> dict[str, Any]:
         """Primitives that :meth:`load_state_dict` takes back."""

@@ -31,20 +31,24 @@ def depth_profile(layers: Sequence[Layer], output_norms: Sequence[float], gradie
     Args:
         layers: The watched layers, in the order in which they ran.
         output_norms: Gradient norm at each layer's output; negative where it was not observed.
-        gradient_norms: Gradient norm of each layer's parameters, the fallback if fewer than three outputs were seen.
+        gradient_norms: Gradient norm of each layer's parameters, the fallback if fewer than three outputs, or those of
+            less than half of the layers with a gradient, were seen.
 
     Returns:
         The profile; it may be empty.
     """
-    for at_outputs, norms in ((True, output_norms), (False, gradient_norms)):
-        kept = [
-            (layer.name, norm)
-            for layer, norm in zip(layers, norms, strict=True)
-            if layer.has_matrix and norm > 0 and math.isfinite(norm)
-        ]
-        if len(kept) >= 3 or not at_outputs:
-            break
-    return Profile(tuple(name for name, _ in kept), tuple(norm for _, norm in kept), at_outputs)
+    at_outputs, at_weights = _kept(layers, output_norms), _kept(layers, gradient_norms)
+    is_seen = len(at_outputs) >= max(3, len(at_weights) / 2)
+    kept = at_outputs if is_seen else at_weights
+    return Profile(tuple(name for name, _ in kept), tuple(norm for _, norm in kept), is_seen)
+
+
+def _kept(layers: Sequence[Layer], norms: Sequence[float]) -> list[tuple[str, float]]:
+    return [
+        (layer.name, norm)
+        for layer, norm in zip(layers, norms, strict=True)
+        if layer.has_matrix and norm > 0 and math.isfinite(norm)
+    ]
 
 
 def decades_lost(norms: Sequence[float]) -> float | None:

@@ -1,0 +1,32 @@
+"""What a run has published, read back from its event files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tensorboard.util.tensor_util import make_ndarray
+
+from tests.tasks import read_events
+
+Numbers = dict[tuple[str, int], Any]
+
+
+def numbers(directory: Path) -> Numbers:
+    """Every number of GradWatch by tag and step: scalars, tensors and histograms."""
+    events = read_events(directory)
+    found: Numbers = {}
+    for tag in events.Tags()["scalars"]:
+        found.update(
+            {(tag, e.step): e.value for e in events.Scalars(tag) if tag.startswith(("gradwatch/", "grad_norm/"))}
+        )
+    for tag in events.Tags()["tensors"]:
+        found.update({(tag, e.step): make_ndarray(e.tensor_proto).tolist() for e in events.Tensors(tag)})
+    for tag in events.Tags()["histograms"]:
+        found.update({(tag, e.step): tuple(e.histogram_value.bucket) for e in events.Histograms(tag)})
+    return found
+
+
+def same(one: Numbers, other: Numbers) -> bool:
+    """Bit for bit; NaN equals NaN, and nothing does not count as a number."""
+    return {k: repr(v) for k, v in one.items()} == {k: repr(v) for k, v in other.items()} != {}
