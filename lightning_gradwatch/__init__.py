@@ -13,14 +13,31 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lightning_gradwatch._lightning import GradWatchWarning
     from lightning_gradwatch.callback import GradWatch
+    from lightning_gradwatch.core.clip.policies import AGC, AdaGC, MaxNorm, MaxValue, Percentile, ZScore
     from lightning_gradwatch.core.records import Alert
+    from lightning_gradwatch.errors import GradientAlertError
 
-__all__ = ["Alert", "GradWatch", "GradWatchWarning"]
+__all__ = [
+    "AGC",
+    "AdaGC",
+    "Alert",
+    "GradWatch",
+    "GradWatchWarning",
+    "GradientAlertError",
+    "MaxNorm",
+    "MaxValue",
+    "Percentile",
+    "ZScore",
+]
 
 _HOMES = {
     "Alert": "lightning_gradwatch.core.records",
     "GradWatch": "lightning_gradwatch.callback",
     "GradWatchWarning": "lightning_gradwatch._lightning",
+    "GradientAlertError": "lightning_gradwatch.errors",
+    **dict.fromkeys(
+        ("AGC", "AdaGC", "MaxNorm", "MaxValue", "Percentile", "ZScore"), "lightning_gradwatch.core.clip.policies"
+    ),
 }
 
 

@@ -109,6 +109,11 @@ def x_axis(trainer: Trainer) -> int:
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
+def clips_gradients(trainer: Trainer) -> bool:
+    """Whether the Trainer itself clips gradients."""
+    return bool(getattr(trainer, "gradient_clip_val", None))
+
+
 def num_log_points(trainer: Trainer, every_n_steps: int | None, with_coming_step: bool = True) -> int:
     """How many times Lightning's loggers were due by now, the coming step included.
 

@@ -11,12 +11,14 @@ from typing import Any, Concatenate, Literal, ParamSpec
 
 from torch import Tensor
 from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from lightning_gradwatch import _lightning, alerts_file
 from lightning_gradwatch._lightning import Callback, LightningModule, Trainer
 from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core._check import refuse, require, require_fraction
+from lightning_gradwatch.core.clip import ClipPolicy, make_policies
+from lightning_gradwatch.core.clip.clippers import require_optimizer
 from lightning_gradwatch.core.layers import check_selection
 from lightning_gradwatch.core.measure import checksum, norms
 from lightning_gradwatch.core.probe import Probe
@@ -24,6 +26,7 @@ from lightning_gradwatch.core.records import Alert, Publication
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.shards import local
 from lightning_gradwatch.core.watcher import Report, Settings, Watcher, make_probe
+from lightning_gradwatch.errors import GradientAlertError
 from lightning_gradwatch.tensorboard.writer import Writer, is_writable
 
 _STATE_VERSION = 1
@@ -49,6 +52,8 @@ _UNHEARD = (
 _WARNING_PAUSE_STEPS = 50
 
 P = ParamSpec("P")
+ClipName = Literal["percentile", "zscore", "agc", "adagc", "norm", "value"]
+AutoClip = bool | float | ClipName | ClipPolicy | Sequence[float | ClipName | ClipPolicy] | None
 
 
 def _survives(hook: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
@@ -60,6 +65,8 @@ def _survives(hook: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate
             return
         try:
             hook(self, *args, **kwargs)
+        except GradientAlertError:
+            raise
         except Exception:
             self._switch_off(hook.__name__, traceback.format_exc())
 
@@ -92,6 +99,8 @@ class _Run:
     is_stepping: bool = True
     is_blind: bool = False
     is_unheard: bool = False
+    is_clipping: bool = True
+    clips: Counter[str] = field(default_factory=Counter)
     num_batches: int = 0
     num_steps: int = 0
     first_weights: list[Tensor] = field(default_factory=list)
@@ -133,6 +142,14 @@ class GradWatch(Callback):
         exclude: Globs over layer names not to report.
         group_by: Number of leading path components by which layers share a row in the standard dashboards; None for
             one row per layer, or per module if there are more than 50 layers.
+        auto_clip: Clips the gradients after they have been measured, at every optimizer step: True for the default
+            policy, ``"percentile"``, ``"zscore"``, ``"agc"``, ``"adagc"``, ``"norm"`` or ``"value"``, a number for a
+            fixed maximum of the total norm, a policy such as ``Percentile(5)``, or several of them, each for the layers
+            that it includes (a gradient is clipped by the first that wants it). None for no clipping.
+        compose_clipping: Whether ``auto_clip`` may work before the Trainer's own ``gradient_clip_val``.
+        on_nonfinite: What to do with a step whose gradient is NaN or infinite, where no loss scaler skips it anyway:
+            ``"keep"``, ``"skip"`` (weights and optimizer state stay as they are; but for fused optimizers the host then
+            reads one number per step) or ``"raise"``, a :class:`GradientAlertError` (the same price).
         vanishing_threshold: Score in (0, 1] at which ``vanishing`` alerts; 0.5 means that the gradient shrinks by two
             decades, a factor of 100, between the loss end and the input end.
 
@@ -155,6 +172,9 @@ class GradWatch(Callback):
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
         group_by: int | None = None,
+        auto_clip: AutoClip = None,
+        compose_clipping: bool = False,
+        on_nonfinite: Literal["keep", "skip", "raise"] = "keep",
         vanishing_threshold: float = 0.5,
     ) -> None:
         if sample_at not in ("step", "backward"):
@@ -165,6 +185,12 @@ class GradWatch(Callback):
             require("group_by", group_by, 1, "leave it out for one row per layer or module")
         require("histogram_every", histogram_every, 0, "use 0 for no histograms")
         require_fraction("vanishing_threshold", vanishing_threshold, "0.5 is a loss of two decades, 1.0 one of four")
+        if on_nonfinite not in ("keep", "skip", "raise"):
+            raise refuse("on_nonfinite", '"keep", "skip" or "raise"', on_nonfinite, "leave it out to keep the step")
+        if sample_at == "backward" and (auto_clip or on_nonfinite != "keep"):
+            came = f'"backward" with auto_clip={auto_clip!r} and on_nonfinite={on_nonfinite!r}'
+            raise refuse("sample_at", '"step" to clip or skip whole steps', came, "leave sample_at out")
+        self.compose_clipping = compose_clipping
         self.sample_at = sample_at
         self.log_every_n_steps = log_every_n_steps
         self.group_by = group_by
@@ -174,6 +200,8 @@ class GradWatch(Callback):
             include=_globs("include", include),
             exclude=_globs("exclude", exclude),
             vanishing_threshold=vanishing_threshold,
+            policies=make_policies(auto_clip),
+            on_nonfinite=on_nonfinite,
         )
         self._alerts: list[Alert] = []
         self._num_alerts = 0
@@ -234,12 +262,21 @@ class GradWatch(Callback):
                 raise
             self._run.is_off = True
             _lightning.warn(str(refusal))
+        if self.settings.policies and _lightning.clips_gradients(trainer) and not self.compose_clipping:
+            rule = "None where the Trainer clips by its own `gradient_clip_val`"
+            cure = "leave one of them out, or set compose_clipping=True to clip twice, GradWatch first"
+            raise refuse("auto_clip", rule, list(self.settings.policies), cure)
         if not _lightning.builds_layers_later(pl_module):
-            check_selection(pl_module, self.settings.include, self.settings.exclude)
+            self._check_selections(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a selection of nothing also where the layers are made in ``configure_model`` or ``setup``."""
-        check_selection(pl_module, self.settings.include, self.settings.exclude)
+        self._check_selections(pl_module)
+
+    def _check_selections(self, pl_module: LightningModule) -> None:
+        selections = [(chosen.include, chosen.exclude) for chosen in self.settings.policies]
+        for include, exclude in [(self.settings.include, self.settings.exclude), *selections]:
+            check_selection(pl_module, tuple(include), tuple(exclude))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start a watch for every optimizer."""
@@ -247,7 +284,20 @@ class GradWatch(Callback):
         if self.sample_at == "backward" and num_optimizers > 1:
             came = f"backward with {num_optimizers} optimizers"
             raise refuse("sample_at", '"step" where there are several optimizers', came, "leave the argument out")
+        if not self._run.is_off:
+            self._check_clipping(trainer)
         self._start(trainer, pl_module)
+
+    def _check_clipping(self, trainer: Trainer) -> None:
+        """Refuse policies for optimizers that are not there, and optimizers that cannot be clipped."""
+        optimizers = list(trainer.optimizers)
+        together = zip(_lightning.optimizer_names(optimizers), optimizers, strict=True)
+        names = [name or type(optimizer).__name__ for name, optimizer in together]
+        for policy in self.settings.policies:
+            require_optimizer(policy, names)
+        if self.settings.policies and any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
+            cure = "leave auto_clip out; LBFGS finds the length of its steps by itself"
+            raise refuse("auto_clip", "None with LBFGS, which needs true gradients", list(self.settings.policies), cure)
 
     @_survives
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -330,9 +380,20 @@ class GradWatch(Callback):
             publish = self._run.is_stepping and self._is_log_point(trainer, post)
             self._observe(trainer, post, publish, gradients_scaled=True)
 
-    @_survives
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Observe the complete, unscaled, unclipped gradient."""
+        """Observe the complete, unscaled, unclipped gradient, and clip it; clip also after the watch has failed."""
+        self._observe_step(trainer, pl_module, optimizer)
+        post = self._run.posts.get(id(optimizer))
+        if self._run.is_off and self._run.is_clipping and post is not None and self.settings.policies:
+            try:
+                scaled = _lightning.unscales_itself(optimizer)
+                post.watcher.clip_only(loss_scale=_lightning.loss_scale(trainer), gradients_scaled=scaled)
+            except Exception:
+                self._run.is_clipping = False
+                _lightning.warn(f"GradWatch can no longer clip the gradients.\n{traceback.format_exc()}")
+
+    @_survives
+    def _observe_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         run = self._run
         run.is_stepping = True
         run.num_steps += 1
@@ -443,6 +504,9 @@ class GradWatch(Callback):
         )
         if report.has_news:
             self._handle(trainer, report)
+        fatal = [a for a in report.alerts if a.kind == "nonfinite" and a.until_step is None]
+        if fatal and scale is None and self.settings.on_nonfinite == "raise":
+            raise GradientAlertError(fatal)
 
     def _handle(self, trainer: Trainer, report: Report) -> None:
         for change in report.alerts:
@@ -455,6 +519,8 @@ class GradWatch(Callback):
                 self._attempt("alerts file", functools.partial(alerts_file.append, self._run.log_dir, event, alert))
         self._set_metrics(trainer)
         for publication in report.publications:
+            for clip in publication.clips:
+                self._run.clips.update(steps=clip.num_steps, clipped=clip.num_clipped)
             for place, logger in enumerate(_lightning.loggers(trainer)):
                 self._attempt(f"{type(logger).__name__} {place}", functools.partial(self._publish, logger, publication))
 
@@ -505,6 +571,10 @@ class GradWatch(Callback):
         is_logging = bool(self.log_every_n_steps or getattr(trainer, "log_every_n_steps", 0))
         for post in self._run.posts.values():
             self._handle(trainer, post.watcher.flush(is_logging, together))
+            post.watcher.let_go()
+        if self._run.clips["steps"]:
+            share = self._run.clips["clipped"] / self._run.clips["steps"]
+            _lightning.inform(f"GradWatch clipped the gradient in {share:.1%} of {self._run.clips['steps']} steps.")
         self._restored = {**self._restored, **self._watcher_states()}
 
     def _watcher_states(self) -> dict[str, Any]:

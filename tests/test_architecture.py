@@ -14,12 +14,14 @@ import lightning_gradwatch
 
 PACKAGE = Path(lightning_gradwatch.__file__).parent
 ROOMS = {
-    "anatomy", "detect", "diagnose", "evidence", "figures", "histogram", "layers", "measure", "metrics", "probe",
-    "schedule", "shards", "transfer", "updates", "window",
+    "anatomy", "clip", "detect", "diagnose", "evidence", "figures", "histogram", "layers", "measure", "metrics",
+    "probe", "schedule", "shards", "transfer", "updates", "window",
 }  # fmt: skip
-ALLOWED = {("histogram", "measure"), ("updates", "measure"), ("updates", "figures"), ("diagnose", "evidence")} | {
-    (room, "shards") for room in ("measure", "probe", "updates")
-}  # helpers of the same duty
+ALLOWED = (
+    {("histogram", "measure"), ("updates", "measure"), ("updates", "figures"), ("diagnose", "evidence")}
+    | {(room, "shards") for room in ("clip", "measure", "probe", "updates")}
+    | {("clip", "measure"), ("clip", "layers")}
+)  # helpers of the same duty
 
 
 def imports_of(source: str) -> Iterator[str]:
@@ -109,7 +111,10 @@ def test_the_import_check_can_fail() -> None:
 
 
 def test_public_names_are_the_announced_ones() -> None:
-    assert lightning_gradwatch.__all__ == ["Alert", "GradWatch", "GradWatchWarning"]
+    assert lightning_gradwatch.__all__ == [
+        "AGC", "AdaGC", "Alert", "GradWatch", "GradWatchWarning", "GradientAlertError", "MaxNorm", "MaxValue",
+        "Percentile", "ZScore",
+    ]  # fmt: skip
     assert all(hasattr(lightning_gradwatch, name) for name in lightning_gradwatch.__all__)
     assert set(lightning_gradwatch.__all__) <= set(dir(lightning_gradwatch))
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from lightning.pytorch.utilities import grad_norm
 from torch import Tensor, nn
 
 from lightning_gradwatch import GradWatch, GradWatchWarning
-from lightning_gradwatch.core.records import Publication
 from tests.tasks import (
     Classifier,
     Poison,
@@ -283,99 +280,3 @@ def test_selection_reports_what_was_asked_for_and_totals_everything(tmp_path: Pa
 def test_group_by_names_the_rows(tmp_path: Path) -> None:
     fit(GradWatch(group_by=1), directory=tmp_path)
     assert [t for t in read_events(tmp_path).Tags()["scalars"] if t.startswith("grad_norm")] == ["grad_norm/net"]
-
-
-def test_it_can_be_copied_and_pickled_before_and_after_use() -> None:
-    watch = GradWatch(include="net.*")
-    for copied in (copy.deepcopy(watch), pickle.loads(pickle.dumps(watch))):
-        fit(copied, max_steps=2)
-        again = pickle.loads(pickle.dumps(copied))
-        assert again.settings == watch.settings
-        fit(again, max_steps=2)
-
-
-def test_state_is_made_of_tensors_and_primitives_and_goes_on_after_a_resume(tmp_path: Path) -> None:
-    class Collector(GradWatch):
-        def __init__(self) -> None:
-            super().__init__(log_every_n_steps=7)
-            self.published: list[Publication] = []
-            self.last_loss_step = 0
-
-        @property
-        def state_key(self) -> str:
-            return "GradWatch"
-
-        def _publish(self, logger: Any, publication: Publication) -> None:
-            self.published.append(publication)
-
-    def train(steps: int, ckpt_path: Path | None = None) -> Collector:
-        watch = Collector()
-        pl.seed_everything(1, verbose=False)
-        save = ModelCheckpoint(tmp_path, every_n_train_steps=11, save_top_k=-1, filename="{step}")
-        trainer = quiet_trainer(
-            watch,
-            save,
-            directory=tmp_path / str(ckpt_path is None),
-            max_steps=steps,
-            enable_checkpointing=True,
-            overfit_batches=1,
-            log_every_n_steps=1,
-        )
-        trainer.fit(Classifier(deep_net(), lr=0.01), digits(), ckpt_path=ckpt_path)
-        watch.last_loss_step = max(scalars(read_events(tmp_path / str(ckpt_path is None)), "loss"))
-        return watch
-
-    with pytest.warns(GradWatchWarning):
-        whole = train(30)
-    torch.load(tmp_path / "step=11.ckpt", weights_only=True)
-    resumed = train(30, tmp_path / "step=11.ckpt")  # no second warning: warnings are errors here
-    assert resumed.alerts == whole.alerts
-    if resumed.last_loss_step == 28:
-        pytest.skip("this Lightning resumes its own x-axis one step short")
-    assert [p.step for p in resumed.published] == [13, 20, 27, 29]
-    for one, other in zip(resumed.published, whole.published[1:], strict=True):
-        assert one.window.num_steps == other.window.num_steps
-        assert torch.equal(one.window.max, other.window.max)
-        assert one.scores == other.scores
-
-
-def test_the_same_trainer_can_fit_twice(tmp_path: Path) -> None:
-    watch = GradWatch()
-    trainer = quiet_trainer(watch, directory=tmp_path, max_steps=5, log_every_n_steps=5)
-    model = Classifier(small_net())
-    trainer.fit(model, digits())
-    trainer.fit_loop.epoch_loop.max_steps = 10
-    trainer.fit(model, digits())
-    assert list(scalars(read_events(tmp_path), "gradwatch/total_norm")) == [4, 9]
-
-
-def test_a_second_run_starts_with_a_clean_sheet() -> None:
-    watch = GradWatch()
-    with pytest.warns(GradWatchWarning):
-        fit(watch, Classifier(deep_net()), max_steps=12)
-    fit(watch, Classifier(small_net()), max_steps=12)
-    assert watch.alerts == []
-
-
-@pytest.mark.filterwarnings("ignore:.*logging interval.*")
-def test_fast_dev_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    fit(GradWatch(), fast_dev_run=2, logger=True)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("what", ["exception", "end"])
-def test_no_hook_is_left_on_the_model(what: str) -> None:
-    class Failing(Classifier):  # type: ignore[misc, valid-type]
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            loss: Tensor = super().training_step(batch, batch_idx)
-            if what == "exception" and batch_idx == 3:
-                raise RuntimeError("stop here")
-            return loss
-
-    model = Failing(small_net())
-    try:
-        fit(GradWatch(), model, max_steps=5)
-    except RuntimeError:
-        assert what == "exception"
-    assert not any(module._forward_hooks for module in model.modules())

@@ -303,3 +303,63 @@ def test_zero_loss_on_every_batch_is_not_dead() -> None:
     fit(watch, Solved(small_net()), max_steps=60)
     assert watch.alerts == []
     assert math.isfinite(sum(watch.profile.values()))
+
+
+class TwoHeads(nn.Module):
+    """A forecaster or an autoencoder whose second head belongs to another likelihood than the one in use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.mean, self.dropout = nn.Linear(64, 32), nn.Linear(32, 10), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x).relu()
+        mean, _ = self.mean(x), self.dropout(x)
+        output: Tensor = mean
+        return output
+
+
+def test_a_head_that_the_loss_does_not_use_is_named_and_can_be_excluded() -> None:
+    watch, model = GradWatch(), Classifier(TwoHeads())
+    with pytest.warns(GradWatchWarning, match=r"net\.dropout runs but never gets a gradient .*let the loss use"):
+        fit(watch, model, max_steps=15)
+    assert model.net.dropout.weight.grad is None
+    assert [(alert.kind, alert.layer) for alert in watch.alerts] == [("detached", "net.dropout")]
+    quiet = GradWatch(exclude="net.dropout")
+    fit(quiet, Classifier(TwoHeads()), max_steps=15)
+    assert quiet.alerts == []
+
+
+class ProjectedSkip(nn.Module):
+    """A residual block whose skip is a layer of its own, so that it does not carry the gradient past tiny weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow, self.skip = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.narrow(self.wide(x).relu()) + self.skip(x)
+        return output
+
+
+def projected_skips(gain: float) -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(*[ProjectedSkip() for _ in range(6)], nn.Linear(64, 10))
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=gain / 8)
+            nn.init.zeros_(module.bias)
+    return net
+
+
+def test_tiny_weights_are_blamed_where_skip_connections_cannot_make_up_for_them() -> None:
+    watch = GradWatch()
+    with pytest.warns(GradWatchWarning, match="vanish with depth"):
+        fit(watch, Classifier(projected_skips(gain=0.1), lr=0.01), max_steps=12)
+    (alert,) = watch.alerts
+    assert (alert.kind, alert.cause) == ("vanishing", "small_init")
+    assert "0 normalisation layers and 6 skip connections" in alert.evidence
+    assert not any("residual" in remedy for remedy in alert.remedies)
+    cured = GradWatch()
+    fit(cured, Classifier(projected_skips(gain=0.7), lr=0.01), max_steps=30)
+    assert cured.alerts == []

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -93,10 +95,27 @@ print("steps", cli.trainer.global_step, watch.sample_at, watch.group_by, watch.l
 """
 
 
+POLICIES = [
+    {"class_path": "lightning_gradwatch.MaxNorm", "init_args": {"max_norm": 2.5, "include": "layer"}},
+    {"class_path": "lightning_gradwatch.AdaGC", "init_args": {"beta": 0.9}},
+]
+
+
 @pytest.mark.parametrize("namespace", NAMESPACES)
-def test_the_command_line_interface_takes_every_argument(namespace: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("intervention", "read"),
+    [
+        ({"sample_at": "backward"}, r"backward 2 5 .* policies=\(\), on_nonfinite='keep'"),
+        (
+            {"auto_clip": POLICIES, "on_nonfinite": "skip"},
+            r"policies=\(MaxNorm\(include=\('layer',\),.*max_norm=2.5\), AdaGC\(.*beta=0.9,.*on_nonfinite='skip'",
+        ),
+    ],
+)
+def test_the_command_line_interface_takes_every_argument(
+    namespace: str, intervention: dict[str, Any], read: str, tmp_path: Path
+) -> None:
     arguments = {
-        "sample_at": "backward",
         "dense_steps": 3,
         "sample_every_n_steps": 4,
         "log_every_n_steps": 5,
@@ -105,6 +124,8 @@ def test_the_command_line_interface_takes_every_argument(namespace: str, tmp_pat
         "exclude": "head.*",
         "group_by": 2,
         "vanishing_threshold": 0.6,
+        "compose_clipping": True,
+        **intervention,
     }
     config = {
         "trainer": {
@@ -119,10 +140,9 @@ def test_the_command_line_interface_takes_every_argument(namespace: str, tmp_pat
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-c", CLI.format(namespace=namespace), "fit", "--config", "run.yaml"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert "steps 2 backward 2 5 Settings(schedule=Schedule(dense_steps=3, every_n_steps=4)" in result.stdout, (
-        result.stderr
-    )
-    assert "include=('lay*',), exclude=('head.*',), vanishing_threshold=0.6)" in result.stdout
+    assert "Settings(schedule=Schedule(dense_steps=3, every_n_steps=4)" in result.stdout, result.stderr
+    assert "include=('lay*',), exclude=('head.*',), vanishing_threshold=0.6," in result.stdout
+    assert re.search("steps 2 .*" + read, result.stdout), result.stdout
 
 
 def test_the_command_line_interface_refuses_a_wrong_type(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning, alerts_file, callback
 from lightning_gradwatch.core import measure, watcher
+from lightning_gradwatch.core.clip import make_policies
 from lightning_gradwatch.core.detect.depth import DepthRule
 from lightning_gradwatch.core.detect.nonfinite import NonfiniteRule
 from lightning_gradwatch.core.detect.silence import SilenceRule
@@ -92,6 +93,18 @@ def test_an_ordinary_step_costs_two_operators_and_no_read(depth: int) -> None:
     assert not any(operators[name] for name in READS)
     operators.pop("aten::detach", None)
     assert operators == {"aten::_foreach_norm": 1, "aten::stack": 1, "aten::select": 1}
+
+
+@pytest.mark.parametrize("policy", ["percentile", "zscore", "agc", "adagc", "norm", "value"])
+@pytest.mark.parametrize("on_nonfinite", ["keep", "skip"])
+def test_clipping_and_skipping_with_a_fused_optimizer_read_nothing(policy: str, on_nonfinite: Any) -> None:
+    net = deep_net(nn.ReLU, 30)
+    settings = Settings(Schedule(0, 1000), policies=make_policies(policy), on_nonfinite=on_nonfinite)
+    watcher_ = Watcher(net, torch.optim.Adam(net.parameters(), fused=True), settings)
+    observe(net, watcher_)
+    operators = observe(net, watcher_)
+    assert operators["aten::_foreach_mul_"] or policy in ("agc", "adagc", "value")
+    assert not any(operators[name] for name in READS)
 
 
 @pytest.mark.parametrize("publish", [False, True])

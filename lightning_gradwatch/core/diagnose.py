@@ -81,7 +81,8 @@ def _what(finding: Finding, evidence: Evidence) -> str:
     if finding.kind == "dead":
         return f"{len(layers)} layers are dead (step {step}): {_named(layers)} get gradients of exactly zero."
     if finding.kind == "detached":
-        return f"{_named(layers)} run but never get a gradient (step {step})."
+        verbs = "runs but never gets" if len(layers) == 1 else "run but never get"
+        return f"{_named(layers)} {verbs} a gradient (step {step})."
     if finding.kind == "stalled":
         return f"Training is stalled (step {step}): the loss is no lower than at the start, and nothing moves it."
     return (
@@ -175,15 +176,15 @@ def _saturating(evidence: Evidence) -> Diagnosis | None:
 
 
 def _small_init(finding: Finding, evidence: Evidence) -> Diagnosis | None:
-    rho = _rho(evidence, evidence.first_gain)
-    if evidence.anatomy.norms and rho < 0.2:
+    rho, norms, skips = _rho(evidence, evidence.first_gain), evidence.anatomy.norms, evidence.anatomy.skips
+    if (norms or _has_skips(evidence)) and rho < 0.2:
         return Diagnosis(
             "small_init",
-            f"weights start at {rho:.2f} of the gain that keeps a signal's size, too little for the "
-            f"{evidence.anatomy.norms} normalisation layers to restore it",
+            f"weights start at {rho:.2f} of the gain that keeps a signal's size, too little for "
+            f"{norms} normalisation layers and {skips} skip connections to restore it",
             _INIT_REMEDIES[:1],
         )
-    if evidence.anatomy.norms or not rho < 0.8:
+    if norms or not rho < 0.8:
         return None
     depth = len(evidence.first_gain)
     predicted = 2 / 3 * depth * -math.log10(rho)
@@ -211,9 +212,13 @@ def _rails(evidence: Evidence) -> Diagnosis | None:
     )
 
 
+def _has_skips(evidence: Evidence) -> bool:
+    return evidence.anatomy.skips >= len(evidence.layers) / 6
+
+
 def _structure(evidence: Evidence) -> Diagnosis:
     norms, skips, depth = evidence.anatomy.norms, evidence.anatomy.skips, len(evidence.layers)
-    if norms and skips >= depth / 6:
+    if norms and _has_skips(evidence):
         return Diagnosis(
             "normalisation_order",
             f"{norms} normalisation layers and {skips} skip connections are there: suspect their order, or the start",
@@ -386,9 +391,10 @@ def _dead(_: Finding, evidence: Evidence) -> Diagnosis:
 def _detached(*_: object) -> Diagnosis:
     return Diagnosis(
         "detached",
-        "they ran in ten samples, and in none did a gradient arrive at their output",
+        "in none of ten samples did a gradient arrive at their output",
         (
             "remove .detach(), torch.no_grad(), .item(), argmax or numpy between these layers and the loss",
+            "let the loss use their output, if nothing does",
             "requires_grad_(False), or exclude=..., if that is on purpose",
         ),
     )

@@ -12,6 +12,7 @@ from torch import distributed as dist
 
 from lightning_gradwatch.core.records import Anatomy, Checkup, Inputs, Observation, Sample
 
+_OF_THE_MOMENT = ("anatomy", "dtypes", "lr", "num_ranks")
 EARLY_STEPS = 20
 RECENT_STEPS = 20
 
@@ -138,7 +139,7 @@ class Evidence:
 
     def state_dict(self) -> dict[str, Any]:
         """Primitives that :meth:`load_state_dict` takes back; what comes with every observation is left out."""
-        facts = {key: copy(fact) for key, fact in self.__dict__.items() if key not in ("anatomy", "dtypes", "lr")}
+        facts = {key: copy(fact) for key, fact in self.__dict__.items() if key not in _OF_THE_MOMENT}
         return {**facts, "inputs": {name: list(inputs) for name, inputs in self.inputs.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -66,6 +66,11 @@ class LayerFigures:
         """:func:`combine` for these layers."""
         return combine(rows, self._layer_index, self._num_layers)
 
+    def highest(self, values: Tensor) -> Tensor:
+        """The highest of the values of each layer's parameters, 0 for none below that; shape ``(layers,)``."""
+        layers = values.new_zeros(self._num_layers + 1)
+        return layers.scatter_reduce(0, self._layer_index, values, "amax")[: self._num_layers]
+
     def weight_norms(self, norms: Tensor) -> Tensor:
         """L2 norm of each layer's parameters, shape ``(layers,)``, given those of the parameters."""
         return self.norms(norms[None])[0, 1:]

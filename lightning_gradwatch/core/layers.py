@@ -32,12 +32,14 @@ class Plan:
         layer_index: For each parameter the index of its layer in ``layers``; ``len(layers)`` if it is not reported.
         fan_in: For each parameter the fan-in if it is the first matrix of a linear, convolutional or recurrent layer;
             otherwise 0.
+        owners: For each parameter the name of its layer, reported or not.
     """
 
     parameters: tuple[Tensor, ...]
     layers: tuple[Layer, ...]
     layer_index: tuple[int, ...]
     fan_in: tuple[float, ...]
+    owners: tuple[str, ...]
 
 
 def clean_name(name: str) -> str:
@@ -163,6 +165,7 @@ def make_plan(
         layers=tuple(layers[i] for i in kept),
         layer_index=tuple(place.get(layer_of[id(p)], len(kept)) for p in measurable),
         fan_in=tuple(fan_in.get(id(p), 0.0) for p in measurable),
+        owners=tuple(layers[layer_of[id(p)]].name for p in measurable),
     )
 
 

@@ -85,15 +85,17 @@ class NormWindow:
     Args:
         parameters: The watched parameters; their gradients are read at each :meth:`push`.
         shards: How they are spread over the ranks; the rows hold the norms of this rank's parts.
+        num_extra: Numbers that each row holds besides, see :meth:`note`.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], shards: Shards | None = None) -> None:
+    def __init__(self, parameters: Sequence[Tensor], shards: Shards | None = None, num_extra: int = 0) -> None:
         self._parameters = parameters
         self._shards = shards or Shards(())
         self._device = parameters[0].device
         self._is_plain = all(p.device == self._device for p in parameters)
-        rows = max(2, min(_MAX_ROWS, _WINDOW_FLOATS // (len(parameters) + 2)))
-        self._rows = torch.empty(rows, len(parameters) + 2, dtype=torch.float32, device=self._device)
+        width = len(parameters) + 2 + num_extra
+        rows = max(2, min(_MAX_ROWS, _WINDOW_FLOATS // width))
+        self._rows = torch.empty(rows, width, dtype=torch.float32, device=self._device)
         self._missing = torch.full((), MISSING, device=self._device)
         self._unknown = torch.full((), torch.nan, device=self._device)
         self._length = 0
@@ -128,12 +130,33 @@ class NormWindow:
         if len(present) < len(gradients) or not self._is_plain:
             values = fill_missing(values, gradients, self._missing)
         values += [self._as_entry(loss), self._as_entry(inputs)]
+        num_norms = len(gradients)
         row = self._rows[self._length]
+        row = row if len(row) == num_norms + 2 else row[: num_norms + 2]
         torch.stack(values, out=row)
         if loss_scale is not None:
-            (row[:-1] if gradients_scaled else row[-2:-1]).div_(loss_scale)
+            (row[: num_norms + 1] if gradients_scaled else row[num_norms : num_norms + 1]).div_(loss_scale)
         self._length += 1
         return True
+
+    @property
+    def norms(self) -> Tensor:
+        """Norms of every row, shape ``(len(self), parameters)``; a view."""
+        return self._rows[: self._length, : len(self._parameters)]
+
+    @property
+    def facts(self) -> Tensor:
+        """Loss and checksum of every row, shape ``(len(self), 2)``; a view."""
+        return self._rows[: self._length, len(self._parameters) :][:, :2]
+
+    @property
+    def extra(self) -> Tensor:
+        """What was noted besides, shape ``(len(self), num_extra)``; a view."""
+        return self._rows[: self._length, len(self._parameters) + 2 :]
+
+    def note(self, extra: Tensor) -> None:
+        """Add numbers, shape ``(num_extra,)``, to the last row."""
+        self._rows[self._length - 1, len(self._parameters) + 2 :] = extra
 
     def _as_entry(self, number: Tensor | None) -> Tensor:
         if number is None or not self.is_known(number):
@@ -148,7 +171,7 @@ class NormWindow:
         return number.numel() == 1 and number.device == self._device and not number.is_complex()
 
     def rows(self) -> Tensor:
-        """The rows since the last :meth:`clear`: a norm per parameter, loss, checksum. Shape ``(len(self), n + 2)``."""
+        """The rows since the last :meth:`clear`: a norm per parameter, loss, checksum, and what was noted besides."""
         return self._rows[: self._length]
 
     def restore(self, rows: Tensor | None) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from lightning_gradwatch.core.records import Publication
+from lightning_gradwatch.core.records import Clip, Publication
 
 PLUGIN = "gradwatch"
 VANISHING = "gradwatch/vanishing"
@@ -51,10 +51,23 @@ def run_level(publication: Publication, num_alerts: int) -> dict[str, float]:
         if not math.isnan(value):
             numbers[f"total_norm_{name}"] = value
     numbers.update(publication.scores)
+    for place, clip in enumerate(publication.clips):
+        numbers.update(_clip_numbers(clip, f"-{place + 1}" if place else ""))
     if not numbers.get("skipped_steps"):
         numbers.pop("skipped_steps", None)
     tagged = {of_optimizer(f"gradwatch/{name}", publication.optimizer): value for name, value in numbers.items()}
     return {**tagged, ALERTS: float(num_alerts)}
+
+
+def _clip_numbers(clip: Clip, suffix: str) -> dict[str, float]:
+    numbers = {
+        "clip_coefficient": clip.coefficient,
+        "clipped_norm": clip.clipped_norm,
+        "clipped_percent": 100 * clip.num_clipped / clip.num_steps,
+    }
+    if math.isfinite(clip.threshold):
+        numbers["clip_threshold"] = clip.threshold
+    return {f"{name}{suffix}": value for name, value in numbers.items()}
 
 
 def monitored(scores: Iterable[Mapping[str, float]], num_alerts: int) -> dict[str, float]:

@@ -222,6 +222,26 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Clip:
+    """What one clipping policy did since the last publication. Norms are unscaled, in loss per unit of parameter.
+
+    Attributes:
+        threshold: Total norm (or value) above which the last step was clipped; NaN for policies that clip each tensor
+            or unit by itself.
+        coefficient: Norm after by norm before clipping at the last step; 1 if nothing was clipped.
+        clipped_norm: Norm after clipping at the last step, over the parameters that the policy is for.
+        num_steps: Number of steps.
+        num_clipped: Number of those in which something was clipped.
+    """
+
+    threshold: float
+    coefficient: float
+    clipped_norm: float
+    num_steps: int
+    num_clipped: int
+
+
+@dataclass(frozen=True)
 class Observation:
     """Everything that one copy brought from the device to the host.
 
@@ -268,6 +288,9 @@ class Publication:
         sample: The latest full sample; None before the first one.
         histogram: Counts of log10|g| as in :class:`Observation`; None when it was not due.
         scores: Run-level numbers of the detector by their short name, such as ``vanishing``.
+        clips: What each clipping policy did; empty without clipping.
+        clipped_fraction: Share of the window's steps in which a gradient of the layer was clipped, in [0, 1], shape
+            ``(layers,)``; None without clipping.
     """
 
     step: int
@@ -277,3 +300,5 @@ class Publication:
     sample: Sample | None
     histogram: Tensor | None
     scores: dict[str, float]
+    clips: tuple[Clip, ...] = ()
+    clipped_fraction: Tensor | None = None

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_gradwatch.core.anatomy import merge, survey
+from lightning_gradwatch.core.clip import ClipPolicy
+from lightning_gradwatch.core.clip.clippers import NUM_FACTS, Clippers, ClipWindow
 from lightning_gradwatch.core.detect import Detector
 from lightning_gradwatch.core.diagnose import explain
 from lightning_gradwatch.core.evidence import Evidence
@@ -53,6 +55,8 @@ _KINDS: dict[str, Kind] = {
     "output_zeros": "mean",
     "inputs": "mean",
     "histogram": "sum",
+    "clips": "mean",
+    "clipped": "mean",
 }
 """What is carried from the device to the host, and how ranks that hold parts of it add it up."""
 
@@ -67,6 +71,10 @@ class Settings:
         include: Globs over the names of the layers to report; empty for all.
         exclude: Globs over the names of the layers not to report.
         vanishing_threshold: Score in (0, 1] at which ``vanishing`` opens.
+        policies: What to clip by; empty for no clipping. A gradient is clipped by the first policy that is for it.
+        on_nonfinite: What to do with a step whose gradient is not finite, where no loss scaler skips it anyway:
+            ``"keep"`` it, ``"skip"`` it (weights and the optimizer's state stay as they are) or ``"raise"``, which is
+            left to the caller: the alert is in the report of that step.
     """
 
     schedule: Schedule = field(default_factory=Schedule)
@@ -74,6 +82,8 @@ class Settings:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     vanishing_threshold: float = 0.5
+    policies: tuple[ClipPolicy, ...] = ()
+    on_nonfinite: Literal["keep", "skip", "raise"] = "keep"
 
 
 @dataclass(frozen=True)
@@ -105,6 +115,7 @@ class _Label:
     ran: frozenset[str]
     publish: bool
     is_scaled: bool
+    skips: bool
 
 
 _NOTHING = Report()
@@ -158,6 +169,8 @@ class Watcher:
         self._anatomy: Anatomy | None = None
         self._num_surveys = 0
         self._is_scaled = False
+        self._clip_window = ClipWindow()
+        self._restored_clips: dict[str, Any] | None = None
         self._late = _NOTHING
         self._restored_rows: Tensor | None = None
         self._restored_updates: dict[str, Any] | None = None
@@ -247,14 +260,54 @@ class Watcher:
         self._is_overdue = is_due and self._probe.can_see and not self._probe.is_attached
         is_sampled = is_due and not self._is_overdue
         self._updates.compare()
+        scale = loss_scale if gradients_scaled else None
         tensors = self._take_sample(self.plan, loss_scale) if is_sampled else {}
         self.num_steps += 1
         if publish and self._histogram_is_due():
-            tensors["histogram"] = self._take_histogram(self.plan, loss_scale if gradients_scaled else None)
+            tensors["histogram"] = self._take_histogram(self.plan, scale)
         self._probe.mark_read()
         if self._owns_probe:
             self._probe.detach()
-        return self._send(tensors, publish) if is_sampled or publish or self._device_window.is_full else _NOTHING
+        is_urgent = self._intervene(scale)
+        if is_sampled or publish or is_urgent or self._device_window.is_full:
+            return self._send(tensors, publish, is_urgent)
+        return _NOTHING
+
+    def clip_only(self, *, loss_scale: Tensor | None = None, gradients_scaled: bool = False) -> None:
+        """Call instead of :meth:`observe` to clip and do nothing else, as after a failure that ended the watch."""
+        self._follow_parameters()
+        if self.plan is not None and self._device_window.push(None, loss_scale, gradients_scaled):
+            self._intervene(loss_scale if gradients_scaled else None)
+            self._drop_rows()
+
+    def _intervene(self, scale: Tensor | None) -> bool:
+        """Clip or skip the step that was pushed last; whether it must be reported at once."""
+        settings = self._settings
+        leaves_alone = settings.on_nonfinite == "keep" or self._is_scaled
+        if not self._intervenes:
+            return False
+        norms = self._device_window.norms[-1]
+        if self._shards.is_spread:
+            norms.copy_(self._shards.reduce({"norms": norms}, _KINDS)["norms"])
+        if len(self._clippers):
+            self._device_window.note(self._clippers.clip_(norms, scale))
+        if leaves_alone:
+            return False
+        is_finite = norms.isfinite().all()
+        if settings.on_nonfinite == "skip":
+            skip_step(self._optimizer, is_finite)
+            return False
+        return not bool(is_finite)
+
+    def let_go(self) -> None:
+        """Call at the end: leaves nothing on the optimizer."""
+        for flag in ("found_inf", "grad_scale"):
+            if self._settings.on_nonfinite == "skip" and hasattr(self._optimizer, flag):
+                delattr(self._optimizer, flag)
+
+    @property
+    def _intervenes(self) -> bool:
+        return bool(len(self._clippers)) or self._settings.on_nonfinite != "keep"
 
     def flush(self, publish: bool = True, together: bool = True) -> Report:
         """Bring home what is still on the device, wait for it, and publish it if there is something new.
@@ -290,6 +343,8 @@ class Watcher:
             "num_samples": self._num_samples,
             "burst_until": self._burst_until,
             "rows": rows.cpu().clone() if rows is not None else None,
+            "clips": self._restored_clips if self.plan is None else self._clippers.state_dict(),
+            "clip_window": self._clip_window.state_dict(),
             "updates": self._updates.state_dict() if self.plan and is_whole else self._restored_updates,
             "layers": self._restored_layers if self.plan is None else self._names(),
             "late": [asdict(alert) for alert in self._late.alerts],
@@ -311,6 +366,8 @@ class Watcher:
         self._burst_until = state["burst_until"]
         self._restored_rows = state["rows"]
         self._restored_updates = state["updates"]
+        self._restored_clips = state["clips"]
+        self._clip_window.load_state_dict(state["clip_window"])
         self._restored_layers = state["layers"]
         self._late = Report(tuple(Alert(**alert) for alert in state["late"]), has_news=bool(state["late"]))
         self._latest = None if state["latest"] is None else Sample(**state["latest"])
@@ -334,6 +391,7 @@ class Watcher:
         self._dtypes = frozenset(str(p.dtype).removeprefix("torch.") for p in plan.parameters)
         before = self._restored_layers
         if self.plan is not None:
+            self._restored_clips = self._clippers.state_dict()
             self._late = self.flush(publish=False)
             before = self._names()
             if self._probe.can_see:
@@ -341,9 +399,11 @@ class Watcher:
         self._set_plan(plan)
         if not self._device_window.restore(self._restored_rows):
             self._steps, self._known = [], []
-        if self._restored_updates is not None:
+        if self._restored_updates is not None and before == self._names():
             self._updates.load_state_dict(self._restored_updates)
-        self._restored_rows = self._restored_layers = self._restored_updates = None
+        if self._restored_clips is not None:
+            self._clippers.load_state_dict(self._restored_clips)
+        self._restored_rows = self._restored_layers = self._restored_updates = self._restored_clips = None
         if before is not None:
             self._keep(before)
 
@@ -360,6 +420,11 @@ class Watcher:
         self._detector.time.keep(names)
         self._evidence.keep(names)
 
+    def _policies(self) -> list[ClipPolicy]:
+        """Those of this optimizer."""
+        names = (None, self.name or type(self._optimizer).__name__)
+        return [policy for policy in self._settings.policies if policy.optimizer in names]
+
     def _names(self) -> list[str]:
         """The layers' names in the order in which they ran."""
         assert self.plan is not None
@@ -369,7 +434,8 @@ class Watcher:
         self.plan = plan
         self._places = running_order(plan.layers, self._order)
         self._shards = Shards(plan.parameters)
-        self._device_window = NormWindow(plan.parameters, self._shards)
+        self._clippers = Clippers(self._policies(), plan.parameters, plan.owners)
+        self._device_window = NormWindow(plan.parameters, self._shards, len(self._clippers) * NUM_FACTS)
         self._meter = ParameterMeter(plan.parameters, self._shards)
         owners = (plan.layer_index, len(plan.layers))
         self._updates = UpdateMeter(plan.parameters, *owners, self._optimizer, self._shards)
@@ -407,7 +473,7 @@ class Watcher:
         unknown = self._meter.missing.expand(NUM_INPUT_FACTS)
         inputs = [self._probe.inputs(name) for name in names]
         moments = self._updates.moments(self.num_steps)
-        self._updates.remember(self._device_window.rows()[-1, :-2].isfinite().all())
+        self._updates.remember(self._device_window.norms[-1].isfinite().all())
         return {
             "updates": self._updates.sums,
             "moments": moments,
@@ -428,11 +494,11 @@ class Watcher:
         owners, shares = [owner for _, owner, _ in there], [share for _, _, share in there]
         return log_histograms(gradients, owners, len(plan.layers), self._num_publications, scale, shares)
 
-    def _send(self, tensors: dict[str, Tensor], publish: bool) -> Report:
+    def _send(self, tensors: dict[str, Tensor], publish: bool, is_urgent: bool = False) -> Report:
         if publish:
             self._num_publications += 1
         assert self.plan is not None
-        rows = self._device_window.rows()
+        rows = self._device_window
         label = _Label(
             self._step,
             tuple(self._steps),
@@ -444,10 +510,22 @@ class Watcher:
             self._ran,
             publish,
             self._is_scaled,
+            self._is_scaled or self._settings.on_nonfinite == "skip",
         )
-        numbers = self._shards.reduce({"norms": rows[:, :-2], "facts": rows[:, -2:], **tensors}, _KINDS)
-        arrived = self._transfer.send(label, numbers)
+        tensors = {"norms": rows.norms, "facts": rows.facts, **tensors}
+        kinds = _KINDS
+        if self._intervenes:  # the norms are those of the whole already
+            kinds = {**_KINDS, "norms": "mean"}
+        if len(self._clippers):
+            tensors["clips"] = rows.extra
+        if len(self._clippers) and publish:
+            tensors["clipped"] = self._clippers.clipped
+        arrived = self._transfer.send(label, self._shards.reduce(tensors, kinds))
         self._drop_rows()
+        if publish:
+            self._clippers.forget()
+        if is_urgent:
+            arrived += self._transfer.receive()
         late, self._late = self._late, _NOTHING
         return _join(late, self._digest(arrived))
 
@@ -457,12 +535,12 @@ class Watcher:
             observation = self._arrange(label, tensors)
             alerts: tuple[Alert, ...] = ()
             if observation.steps:
-                counted = (
-                    observation.norms[observation.norms[:, 0].isfinite()] if label.is_scaled else observation.norms
-                )
+                counted = observation.norms[observation.norms[:, 0].isfinite()] if label.skips else observation.norms
                 self._window.add(counted)
                 self._latest = observation.sample or self._fitting(self._latest, observation)
-                findings = self._detector.update(observation, label.is_scaled)
+                if "clips" in tensors:
+                    self._clip_window.add(tensors["clips"])
+                findings = self._detector.update(observation, label.is_scaled, label.skips)
                 self._evidence.add(observation, self._detector.time.horizons)
                 if (
                     self._shards.agrees
@@ -471,7 +549,7 @@ class Watcher:
                 ):
                     self._burst_until = self.num_steps + BURST_STEPS
                 alerts = tuple(explain(finding, self._evidence, self.name) for finding in findings)
-            publications = self._publish(observation) if label.publish else ()
+            publications = self._publish(observation, self._clipped(label, tensors)) if label.publish else ()
             report = _join(report, Report(alerts, publications, has_news=True))
         return report
 
@@ -526,13 +604,34 @@ class Watcher:
         """An earlier sample, unless the layers have changed since."""
         return sample if sample is not None and len(sample.weight_norm) == len(observation.layers) else None
 
-    def _publish(self, observation: Observation) -> tuple[Publication, ...]:
+    def _clipped(self, label: _Label, numbers: Mapping[str, Tensor]) -> Tensor | None:
+        """Share of the window's steps in which a gradient of each layer was clipped, in the order of the layers."""
+        steps = max((clip.num_steps for clip in self._clip_window.summary()), default=0)
+        if "clipped" not in numbers or not steps:
+            return None
+        places = running_order(label.plan.layers, self._order)
+        return self._figures_of(label.plan).highest(numbers["clipped"])[places] / steps
+
+    def _publish(self, observation: Observation, clipped: Tensor | None) -> tuple[Publication, ...]:
         window = self._window.summary()
         if window is None:
             return ()
         self._window.clear()
-        step, layers = observation.step, observation.layers
-        return (Publication(step, self.name, layers, window, self._latest, observation.histogram, self.scores),)
+        clips = self._clip_window.summary()
+        self._clip_window.clear()
+        return (
+            Publication(
+                step=observation.step,
+                optimizer=self.name,
+                layers=observation.layers,
+                window=window,
+                sample=self._latest,
+                histogram=observation.histogram,
+                scores=self.scores,
+                clips=clips,
+                clipped_fraction=clipped,
+            ),
+        )
 
 
 def _fingerprint(parameters: Sequence[Tensor]) -> tuple[int, ...]:
@@ -563,7 +662,7 @@ def _sample_state(sample: Sample) -> dict[str, Any]:
 def _sample(label: _Label, numbers: Mapping[str, Tensor], figures: LayerFigures, places: list[int]) -> Sample:
     sequences = tuple((n.removeprefix("sequence "), t) for n, t in numbers.items() if n.startswith("sequence "))
     outputs, zeros = numbers["outputs"], figures.zero_fractions(numbers["nonzeros"])
-    is_skipped = label.is_scaled and not bool(numbers["norms"][-1].isfinite().all())
+    is_skipped = label.skips and not bool(numbers["norms"][-1].isfinite().all())
     if is_skipped:
         outputs, zeros = torch.full_like(outputs, MISSING), torch.full_like(zeros, MISSING)
     return Sample(
@@ -590,6 +689,25 @@ def _checkup(numbers: Mapping[str, Tensor], figures: LayerFigures, places: list[
         output_zeros=numbers["output_zeros"][places],
         inputs=numbers["inputs"][places],
     )
+
+
+def skip_step(optimizer: Optimizer, is_finite: Tensor) -> None:
+    """Keep an optimizer from its next step if the gradient is not finite: weights and state stay as they are.
+
+    Fused optimizers are told on the device, by the flag with which loss scalers do it; for the others the host must
+    read one number.
+
+    Args:
+        optimizer: About to step.
+        is_finite: Whether the gradient is finite, shape ``()``, bool.
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
+    elif not bool(is_finite):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
 
 def _join(first: Report, second: Report) -> Report:

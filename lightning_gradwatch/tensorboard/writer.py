@@ -100,6 +100,8 @@ def _layer_tensors(publication: Publication) -> dict[str, Tensor]:
         tensors["output_grad_norm"] = sample.output_grad_norm
         tensors["weight_norm"] = sample.weight_norm
         tensors["zero_fraction"] = sample.zero_fraction
+    if publication.clipped_fraction is not None:
+        tensors["clipped_fraction"] = publication.clipped_fraction
     if publication.histogram is not None:
         tensors["nonfinite_fraction"] = publication.histogram[:, -1] / publication.histogram.sum(1).clamp(min=1)
     return tensors

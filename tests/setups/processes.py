@@ -72,6 +72,7 @@ def _free_port() -> int:
 
 
 def _environment(rank: int, num_ranks: int, port: int) -> dict[str, str]:
-    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": num_ranks, "NODE_RANK": 0}
-    own = {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT}
-    return {**os.environ, **{name: str(value) for name, value in {**names, **own}.items()}}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": num_ranks, "NODE_RANK": 0}
+    own = {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1, "PYTHONPATH": path}
+    return {**os.environ, **{name: str(value) for name, value in {**common, **own}.items()}}

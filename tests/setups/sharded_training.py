@@ -25,6 +25,7 @@ from tests.tasks import quiet_trainer
 
 NUM_STEPS, EVERY, BATCH, LR = 26, 5, 8, 0.05
 SEQUENCE = 4
+MAX_NORM = 1.0
 
 
 def make_net(kind: str) -> nn.Sequential:
@@ -127,6 +128,11 @@ def train(kind: str, *callbacks: Any, directory: Path | None = None, resume: Any
     return trainer
 
 
+def full_weights(trainer: Any) -> list[Any]:
+    parameters = [p.detach() for p in trainer.lightning_module.net.parameters()]
+    return [(p.full_tensor() if hasattr(p, "full_tensor") else p).tolist() for p in parameters]
+
+
 def main(directory: Path) -> dict[str, Any]:
     told: dict[str, Any] = {}
     calls = Calls()
@@ -138,11 +144,18 @@ def main(directory: Path) -> dict[str, Any]:
         watch = GradWatch(dense_steps=4, sample_every_n_steps=1000, histogram_every=1)
         trainer = train(kind, watch, directory=directory / kind)
         told[kind] = {
+            "bare": bare["all_reduce"],
             "calls": {name: count - bare[name] for name, count in calls.counts.items() if count != bare[name]},
             "alerts": [asdict(alert) for alert in watch.alerts],
             "profile": watch.profile,
             "scores": {n: v.item() for n, v in trainer.callback_metrics.items() if n.startswith("gradwatch/")},
         }
+    for kind in ("fsdp", "tensor", "sequence"):
+        calls.counts.clear()
+        watch = GradWatch(auto_clip=MAX_NORM, dense_steps=0, sample_every_n_steps=1000)
+        trainer = train(kind, watch, directory=directory / f"{kind} clipped")
+        more = calls.counts["all_reduce"] - told[kind]["bare"]
+        told[f"{kind} clipped"] = {"calls": more, "weights": full_weights(trainer)}
     watch = GradWatch(dense_steps=4, sample_every_n_steps=1000)
     with contextlib.suppress(RuntimeError):
         train("fsdp", watch, Failure(calls), log_every_n_steps=1000)

@@ -23,12 +23,12 @@ def tanh_net() -> nn.Sequential:
     return deep_net(nn.Tanh, depth=8)
 
 
-def model_with(loss: LossOf, net: nn.Module) -> Any:
+def model_with(loss: LossOf, net: nn.Module, **options: Any) -> Any:
     class Model(Classifier):  # type: ignore[misc, valid-type]
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             return loss(self.net, batch)
 
-    return Model(net)
+    return Model(net, **options)
 
 
 def check(events: Any, watch: GradWatch, steps: list[Step]) -> None:
@@ -166,7 +166,7 @@ def test_a_sick_network_alerts_under_checkpointing_and_a_penalised_healthy_one_s
         fit(watch, Classifier(sick), max_steps=15)
     assert [alert.kind for alert in watch.alerts] == ["vanishing"]
     healthy = GradWatch()
-    fit(healthy, model_with(with_penalty, deep_net(nn.ReLU, depth=8, he_init=True)), max_steps=60)
+    fit(healthy, model_with(with_penalty, deep_net(nn.ReLU, depth=8, he_init=True), lr=0.01), max_steps=60)
     assert healthy.alerts == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from tests.setups import sharded_training
 from tests.setups.processes import run_ranks
-from tests.setups.sharded_training import BATCH, EVERY, LR, NUM_STEPS, make_data, make_loss, make_net
+from tests.setups.sharded_training import BATCH, EVERY, LR, MAX_NORM, NUM_STEPS, make_data, make_loss, make_net
 from tests.tasks import read_events, scalars
 
 KINDS = ("fsdp", "tensor", "sequence")
@@ -30,6 +31,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
 
 @pytest.fixture(scope="module")
 def oracle() -> dict[str, Any]:
+    return train_by_hand()
+
+
+def train_by_hand(max_norm: float = math.inf) -> dict[str, Any]:
     """The same training in a hand-written loop on one process: norms, weights and zeros by torch's own functions."""
     net = make_net("fsdp")
     optimizer = torch.optim.SGD(net.parameters(), lr=LR, momentum=0.5)
@@ -45,8 +50,10 @@ def oracle() -> dict[str, Any]:
         seen["weights"].append([torch.nn.utils.get_total_norm(list(m.parameters())).item() for m in layers])
         flat = [torch.cat([g.flatten() for g in layer]) for layer in gradients]
         seen["zeros"].append([(f == 0).float().mean().item() for f in flat])
+        if max_norm < math.inf:
+            torch.nn.utils.clip_grad_norm_(net.parameters(), max_norm)
         optimizer.step()
-    return seen
+    return {**seen, "net": net}
 
 
 def layer_values(events: EventAccumulator, quantity: str) -> dict[int, list[float]]:
@@ -97,6 +104,23 @@ def test_all_ranks_see_the_same_numbers_and_rank_zero_writes_them(run: Any, kind
     directory, ranks = run
     assert ranks[0][kind] == ranks[1][kind]
     assert len(list((directory / kind).glob("events.out.tfevents.*"))) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_norm_of_the_whole_is_clipped_on_every_rank(run: Any, kind: str) -> None:
+    directory, ranks = run
+    truth = train_by_hand(MAX_NORM)
+    assert min(truth["total"]) < MAX_NORM < max(truth["total"])
+    for rank in ranks:
+        for ours, theirs in zip(rank[f"{kind} clipped"]["weights"], truth["net"].parameters(), strict=True):
+            assert torch.allclose(torch.tensor(ours), theirs, rtol=1e-5, atol=1e-6)
+        assert (
+            rank[f"{kind} clipped"]["calls"] == NUM_STEPS + len(POINTS) + 1
+        )  # one per step, publication and at the end
+    shown = scalars(read_events(directory / f"{kind} clipped"), "gradwatch/clipped_percent")
+    for step in POINTS:
+        window = truth["total"][step - EVERY + 1 : step + 1]
+        assert shown[step] == pytest.approx(100 * sum(norm > MAX_NORM for norm in window) / EVERY)
 
 
 def test_a_failure_waits_for_no_other_rank(run: Any) -> None:

@@ -42,18 +42,19 @@ class Detector:
         """Whether a few more samples at once would settle something."""
         return self.depth.is_suspicious
 
-    def update(self, observation: Observation, is_scaled: bool) -> list[Finding]:
+    def update(self, observation: Observation, is_scaled: bool, skips: bool = False) -> list[Finding]:
         """Take in an observation.
 
         Args:
             observation: The numbers of the steps since the last one.
             is_scaled: Whether a loss scaler is at work, which skips non-finite steps by itself.
+            skips: Whether non-finite steps are skipped, by whomever.
 
         Returns:
             The findings that opened, rose to an alert, or ended, oldest first.
         """
         self.losses.add(observation.losses)
-        changes = self.nonfinite.update(observation, is_scaled)
+        changes = self.nonfinite.update(observation, is_scaled, skips or is_scaled)
         sample = observation.sample
         if sample is not None and not sample.is_skipped:
             changes += self._update_sample(observation, sample)

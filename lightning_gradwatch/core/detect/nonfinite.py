@@ -32,7 +32,7 @@ class NonfiniteRule:
         self._last_step = 0
         self.finding: Finding | None = None
 
-    def update(self, observation: Observation, is_scaled: bool) -> list[Finding]:
+    def update(self, observation: Observation, is_scaled: bool, skips: bool) -> list[Finding]:
         """Take in every step of an observation; the findings that opened or ended."""
         changes: list[Finding] = []
         finite_norms = observation.norms[:, 0].isfinite().tolist()
@@ -43,7 +43,7 @@ class NonfiniteRule:
             if is_finite and is_loss_finite:
                 changes += self._count_finite()
                 continue
-            self._count_bad(step, is_skipped=is_scaled and not is_finite)
+            self._count_bad(step, is_skipped=skips and not is_finite)
             is_looking = is_loss_finite and not self._has_worked
             threshold = (SKIPS_AT_THE_START if is_looking else SKIPS_IN_A_ROW) if is_scaled else 1
             if self.finding is None and self._in_a_row >= threshold:

@@ -1,0 +1,147 @@
+"""Every policy at work on one optimizer, and what came of it since the last publication."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_gradwatch.core._check import refuse
+from lightning_gradwatch.core.clip.clipper import Clipper, Clipping
+from lightning_gradwatch.core.clip.policies import ClipPolicy
+from lightning_gradwatch.core.layers import select
+from lightning_gradwatch.core.records import Clip
+from lightning_gradwatch.core.shards import Shards
+
+NUM_FACTS = 3
+"""Numbers per policy and step: threshold, coefficient, norm after clipping."""
+
+
+class Clippers:
+    """Applies each policy to the gradients that it is for; a gradient belongs to the first policy that wants it.
+
+    Args:
+        policies: The policies, the first ones first.
+        parameters: The optimizer's parameters.
+        owners: Name of each parameter's layer.
+
+    Attributes:
+        clipped: For each parameter the number of steps since :meth:`forget` in which its gradient was clipped, shape
+            ``(parameters,)``, float32, on the device.
+    """
+
+    def __init__(self, policies: Sequence[ClipPolicy], parameters: Sequence[Tensor], owners: Sequence[str]) -> None:
+        device = parameters[0].device
+        self._chosen = [torch.tensor(places, device=device) for places in _choose(policies, owners)]
+        self._clippers = []
+        for policy, places in zip(policies, self._chosen, strict=True):
+            own = [parameters[place] for place in places.tolist()]
+            if own:
+                self._clippers.append(Clipper(policy, own, Shards(own)))
+        self._chosen = [places for places in self._chosen if len(places)]
+        self.clipped = torch.zeros(len(parameters), device=device)
+
+    def __len__(self) -> int:
+        return len(self._clippers)
+
+    def clip_(self, norms: Tensor, loss_scale: Tensor | None) -> Tensor:
+        """Clip. No host sync.
+
+        Args:
+            norms: As for :meth:`Clipper.clip_`, of all the optimizer's parameters.
+            loss_scale: Factor that is still in the gradients, shape ``()``; None for none.
+
+        Returns:
+            Threshold, coefficient (norm after by norm before) and norm after, policy by policy; shape
+            ``(len(self) * NUM_FACTS,)``.
+        """
+        facts: list[Tensor] = []
+        for clipper, places in zip(self._clippers, self._chosen, strict=True):
+            is_all = len(places) == len(norms)
+            done = clipper.clip_(norms if is_all else norms[places], loss_scale)
+            is_clipped = (done.coefficients < 1).float()
+            self.clipped.index_add_(0, places, is_clipped)
+            facts += [done.threshold, _coefficient(done), done.clipped_norm]
+        return torch.stack(facts)
+
+    def forget(self) -> None:
+        """Start to count anew."""
+        self.clipped.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and primitives that :meth:`load_state_dict` takes back."""
+        return {"clippers": [clipper.state_dict() for clipper in self._clippers], "clipped": self.clipped.cpu().clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken; a policy that has changed starts afresh."""
+        for clipper, saved in zip(self._clippers, state["clippers"], strict=False):
+            clipper.load_state_dict(saved)
+        if state["clipped"].shape == self.clipped.shape:
+            self.clipped.copy_(state["clipped"])
+
+
+class ClipWindow:
+    """What the policies did at every step since the last publication, on the host."""
+
+    def __init__(self) -> None:
+        self._last: list[list[float]] = []
+        self._num_steps: list[int] = []
+        self._num_clipped: list[int] = []
+
+    def add(self, facts: Tensor) -> None:
+        """Append steps; ``facts`` has the shape ``(steps, policies * NUM_FACTS)``."""
+        steps = facts.view(len(facts), -1, NUM_FACTS)
+        if not len(steps) or not steps.shape[1]:
+            return
+        if len(self._last) != steps.shape[1]:
+            self._num_steps = self._num_clipped = [0] * steps.shape[1]
+        self._last = steps[-1].tolist()
+        self._num_steps = [n + len(steps) for n in self._num_steps]
+        clipped = (steps[:, :, 1] < 1).sum(0).tolist()
+        self._num_clipped = [n + more for n, more in zip(self._num_clipped, clipped, strict=True)]
+
+    def summary(self) -> tuple[Clip, ...]:
+        """One record per policy."""
+        together = zip(self._last, self._num_steps, self._num_clipped, strict=True)
+        return tuple(Clip(last[0], last[1], last[2], steps, clipped) for last, steps, clipped in together)
+
+    def clear(self) -> None:
+        """Start a new window."""
+        self.__init__()  # type: ignore[misc]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives that :meth:`load_state_dict` takes back."""
+        return {name: list(values) for name, values in self.__dict__.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self.__dict__.update(state)
+
+
+def require_optimizer(policy: ClipPolicy, names: Sequence[str]) -> None:
+    """Refuse a policy for an optimizer that is not there.
+
+    Raises:
+        ValueError: If its ``optimizer`` is none of ``names``.
+    """
+    if policy.optimizer is not None and policy.optimizer not in names:
+        raise refuse("optimizer", "the name of an optimizer", policy.optimizer, f"they are called {', '.join(names)}")
+
+
+def _choose(policies: Sequence[ClipPolicy], owners: Sequence[str]) -> list[list[int]]:
+    free = list(range(len(owners)))
+    chosen = []
+    for policy in policies:
+        wanted = set(select(set(owners), tuple(policy.include), tuple(policy.exclude)))
+        chosen.append([place for place in free if owners[place] in wanted])
+        free = [place for place in free if owners[place] not in wanted]
+    return chosen
+
+
+def _coefficient(done: Clipping) -> Tensor:
+    """1 for a norm of zero, and for one that is not finite, which is left as it is."""
+    ratio = done.clipped_norm / done.total_norm
+    is_clipped = (done.coefficients < 1).any()
+    return torch.where(is_clipped & ratio.isfinite(), ratio, 1.0)

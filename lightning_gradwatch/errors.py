@@ -1,0 +1,22 @@
+"""What GradWatch raises when it has been asked to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_gradwatch.core.records import Alert
+
+
+class GradientAlertError(RuntimeError):
+    """Ends a training whose gradients ail, as ``on_nonfinite="raise"`` asks for.
+
+    Attributes:
+        alerts: The alerts that are the reason.
+    """
+
+    def __init__(self, alerts: Sequence[Alert]) -> None:
+        super().__init__(tuple(alerts))
+        self.alerts = tuple(alerts)
+
+    def __str__(self) -> str:
+        return "GradWatch: " + " ".join(alert.message for alert in self.alerts)
