@@ -159,8 +159,9 @@ class Run:
 
     @property
     def final(self) -> float:
-        """Mean loss of the last tenth of the steps; NaN if the run has diverged."""
-        return statistics.fmean(self.losses[-max(1, len(self.losses) // 10) :])
+        """Mean loss of the last tenth of the steps; NaN if the run has diverged, that is, guesses worse than chance."""
+        mean = statistics.fmean(self.losses[-max(1, len(self.losses) // 10) :])
+        return mean if mean < math.log(NUM_CHARACTERS) else math.nan
 
     @property
     def num_spikes(self) -> int:
@@ -291,7 +292,8 @@ def contestants(parameters: list[nn.Parameter]) -> dict[str, Callable[[], object
 
 
 def time_all(shapes: Sequence[tuple[int, ...]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each contestant, one call of each in turn, every time on the same gradients."""
+    """Milliseconds of each contestant on one thread, one call of each in turn, every time on the same gradients."""
+    torch.set_num_threads(1)
     random = torch.Generator().manual_seed(0)
     parameters = [nn.Parameter(0.02 * torch.randn(shape, generator=random)) for shape in shapes]
     fresh = [0.001 * torch.randn(shape, generator=random) for shape in shapes]
@@ -337,7 +339,9 @@ def main() -> None:
     started = time.perf_counter()
     if arguments.cost:
         shapes = gpt_shapes(256, 2) if arguments.quick else gpt_shapes()
-        sizes = {f"{sum(map(math.prod, shapes)) / 1e6:.0f} million numbers in {len(shapes)} tensors": shapes}
+        sizes = {
+            f"{sum(map(math.prod, shapes)) / 1e6:.0f} million numbers in {len(shapes)} tensors, one thread": shapes
+        }
         sizes["what remains for 146 tensors of 10 numbers"] = [(10,)] * 146
         timed = {title: time_all(shapes, arguments.rounds) for title, shapes in sizes.items()}
         print("\n\n".join(cost_table(title, milliseconds) for title, milliseconds in timed.items()))

@@ -287,6 +287,8 @@ class GradWatch(Callback):
         if not self._run.is_off:
             self._check_clipping(trainer)
         self._start(trainer, pl_module)
+        for post in self._run.posts.values():
+            post.watcher.check_clipping()
 
     def _check_clipping(self, trainer: Trainer) -> None:
         """Refuse policies for optimizers that are not there, and optimizers that cannot be clipped."""

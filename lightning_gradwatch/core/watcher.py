@@ -273,6 +273,16 @@ class Watcher:
             return self._send(tensors, publish, is_urgent)
         return _NOTHING
 
+    def check_clipping(self) -> None:
+        """Refuse policies that cannot be right on this optimizer's parameters.
+
+        Raises:
+            ValueError: If one of them cannot work on parameters that are spread over ranks.
+        """
+        plan = self._make_plan() if self._policies() else None
+        if plan is not None and plan.parameters:
+            Clippers(self._policies(), plan.parameters, plan.owners)
+
     def clip_only(self, *, loss_scale: Tensor | None = None, gradients_scaled: bool = False) -> None:
         """Call instead of :meth:`observe` to clip and do nothing else, as after a failure that ended the watch."""
         self._follow_parameters()
@@ -383,8 +393,7 @@ class Watcher:
         if groups == self._groups:
             return
         self._groups = groups
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        plan = make_plan(self._model, parameters, self._settings.include, self._settings.exclude)
+        plan = self._make_plan()
         if not plan.parameters:
             return
         self._order = self._order or tuple(self._probe.order)
@@ -419,6 +428,10 @@ class Watcher:
         self._latest = None
         self._detector.time.keep(names)
         self._evidence.keep(names)
+
+    def _make_plan(self) -> Plan:
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        return make_plan(self._model, parameters, self._settings.include, self._settings.exclude)
 
     def _policies(self) -> list[ClipPolicy]:
         """Those of this optimizer."""

@@ -156,6 +156,10 @@ def main(directory: Path) -> dict[str, Any]:
         trainer = train(kind, watch, directory=directory / f"{kind} clipped")
         more = calls.counts["all_reduce"] - told[kind]["bare"]
         told[f"{kind} clipped"] = {"calls": more, "weights": full_weights(trainer)}
+    try:
+        train("fsdp", GradWatch(auto_clip="agc"))
+    except ValueError as refusal:
+        told["refusal"] = str(refusal)
     watch = GradWatch(dense_steps=4, sample_every_n_steps=1000)
     with contextlib.suppress(RuntimeError):
         train("fsdp", watch, Failure(calls), log_every_n_steps=1000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,11 @@ def test_the_norm_of_the_whole_is_clipped_on_every_rank(run: Any, kind: str) -> 
     for step in POINTS:
         window = truth["total"][step - EVERY + 1 : step + 1]
         assert shown[step] == pytest.approx(100 * sum(norm > MAX_NORM for norm in window) / EVERY)
+
+
+def test_a_policy_that_needs_whole_weights_is_refused_on_every_rank(run: Any) -> None:
+    for rank in run[1]:
+        assert re.search("`auto_clip` must be .* where these are sharded, but AGC.*To cure it", rank["refusal"])
 
 
 def test_a_failure_waits_for_no_other_rank(run: Any) -> None:

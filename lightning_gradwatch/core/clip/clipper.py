@@ -13,7 +13,7 @@ from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core.clip.gradients import clamp_, clip_units_, multiply_all_, multiply_each_, settle_
 from lightning_gradwatch.core.clip.policies import AGC, AdaGC, ClipPolicy, MaxNorm, MaxValue, Percentile, ZScore
 from lightning_gradwatch.core.clip.thresholds import (
-    coefficient,
+    clip_coefficient,
     fixed_coefficient,
     percentile_threshold,
     tensorwise_coefficients,
@@ -110,7 +110,7 @@ class _PercentileRule(_TotalRule):
         count += counts
         smallest, is_first = history.nan_to_num(torch.inf).amin(), count <= self._policy.first_steps
         threshold = torch.where(is_first, smallest, percentile_threshold(history, self._policy.percentile))
-        return threshold, coefficient(total, threshold)
+        return threshold, clip_coefficient(total, threshold)
 
 
 class _ZScoreRule(_TotalRule):
@@ -127,7 +127,7 @@ class _ZScoreRule(_TotalRule):
         is_warm = count >= self._policy.warmup_steps
         threshold = zscore_threshold(mean, std, limit).masked_fill(~is_warm, torch.inf)
         target = zscore_target(total, mean, std, limit)
-        factor = coefficient(total, target.masked_fill(~(total > threshold), torch.inf))
+        factor = clip_coefficient(total, target.masked_fill(~(total > threshold), torch.inf))
         entering = factor * total
         weight = (1 / (count + 1)).masked_fill(is_warm, 1 - self._policy.alpha)
         new_mean = mean + weight * (entering - mean)
@@ -152,7 +152,7 @@ class _AdaGCRule(_Rule):
     def _judge(self, norms: Tensor, total: Tensor) -> Tensor:
         running, count = self.memory["running"], self.memory["count"]
         is_warm, beta = count >= self._policy.warmup_steps, self._policy.beta
-        together = coefficient(total, torch.full_like(total, self._policy.lambda_abs))
+        together = clip_coefficient(total, torch.full_like(total, self._policy.lambda_abs))
         each = tensorwise_coefficients(norms, running, self._policy.lambda_rel)
         counts = (total < torch.inf) & (norms > 0)
         coefficients = torch.where(is_warm, each, together).masked_fill(~counts, 1.0)
@@ -169,14 +169,12 @@ class _AGCRule(_Rule):
         self._policy = policy
 
     def clip_(self, step: _Step) -> tuple[Tensor, Tensor]:
-        is_finite, untouched = step.total.isfinite(), torch.ones_like(step.total)
-        gradients = [settle_(p) for p in self.parameters]
-        coefficients = [
-            clip_units_(g, p, self._policy, step.loss_scale, is_finite)
-            for g, p in zip(gradients, self.parameters, strict=True)
-            if g is not None
-        ]
-        return torch.full_like(step.total, torch.nan), torch.stack(fill_missing(coefficients, gradients, untouched))
+        gradients, is_finite = [settle_(p) for p in self.parameters], step.total < torch.inf
+        present = [g for g in gradients if g is not None]
+        weights = [p for g, p in zip(gradients, self.parameters, strict=True) if g is not None]
+        found = clip_units_(present, weights, self._policy, step.loss_scale, is_finite) if present else []
+        coefficients = torch.stack(fill_missing(found, gradients, torch.ones_like(step.total)))
+        return torch.full_like(step.total, torch.nan), coefficients
 
 
 class _MaxValueRule(_Rule):
@@ -186,14 +184,14 @@ class _MaxValueRule(_Rule):
 
     def clip_(self, step: _Step) -> tuple[Tensor, Tensor]:
         threshold = torch.full_like(step.total, self._max_value)
-        limit = (threshold * step.loss_scale).masked_fill(~step.total.isfinite(), torch.inf)
+        limit = (threshold * step.loss_scale).masked_fill(~(step.total < torch.inf), torch.inf)
         gradients = [settle_(p) for p in self.parameters]
         present = [g for g in gradients if g is not None]
         for gradient in present:
             clamp_(gradient, limit)
         found = fill_missing(measure_norms(self._shards.local_parts(present)), gradients, -step.loss_scale)
         after = self._shards.reduce({"after": torch.stack(found) / step.loss_scale}, {"after": "norm"})["after"]
-        is_changed = step.total.isfinite() & (step.norms > 0)
+        is_changed = (step.total < torch.inf) & (step.norms > 0)
         return threshold, (after / step.norms).clamp(max=1).masked_fill(~is_changed, 1.0)
 
 

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.core.clip.policies import AGC
-from lightning_gradwatch.core.clip.thresholds import total_norm, unitwise_coefficients, unitwise_norms
+from lightning_gradwatch.core.clip.thresholds import unitwise_coefficients, unitwise_norms
 from lightning_gradwatch.core.shards import local
-
-_HALF = (torch.float16, torch.bfloat16)
 
 
 def _values(gradient: Tensor) -> Tensor:
@@ -37,24 +35,13 @@ def multiply_all_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
         gradients: Any dtypes, containers and devices; sparse ones need not be coalesced.
         coefficient: Float32, shape ``()``. Where it is 1, every bit of a number stays as it is.
     """
-    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for gradient in map(_reals, gradients):
-        groups.setdefault((gradient.device, gradient.dtype), []).append(gradient)
-    for (device, dtype), group in groups.items():
-        here = coefficient.to(device, non_blocking=True)
-        if device.type == "cuda" and dtype in _HALF:
+    values = [_reals(gradient) for gradient in gradients]
+    for (device, dtype), places in _groups(values).items():
+        group, here = [values[i] for i in places], coefficient.to(device, non_blocking=True)
+        if _rounds_coefficients(device, dtype):
             multiply_half_(group, here)
         else:
             torch._foreach_mul_(group, here)
-
-
-def multiply_half_(tensors: Sequence[Tensor], coefficient: Tensor) -> None:
-    """Multiply tensors of half precision by one float32 number, rounding once and in few kernels.
-
-    On a GPU ``mul_`` would round the coefficient to half precision first: 0.998 is 1 in bfloat16.
-    """
-    unused = coefficient.new_zeros(())
-    torch._amp_foreach_non_finite_check_and_unscale_(list(tensors), unused, coefficient)
 
 
 def multiply_each_(gradients: Sequence[Tensor], coefficients: Sequence[Tensor]) -> None:
@@ -64,8 +51,37 @@ def multiply_each_(gradients: Sequence[Tensor], coefficients: Sequence[Tensor]) 
         gradients: As in :func:`multiply_all_`.
         coefficients: One for each, float32, shape ``()``.
     """
-    for gradient, coefficient in zip(gradients, coefficients, strict=True):
-        multiply_all_([gradient], coefficient)
+    values = [_reals(gradient) for gradient in gradients]
+    for (device, dtype), places in _groups(values).items():
+        group, here = [values[i] for i in places], [coefficients[i].to(device, non_blocking=True) for i in places]
+        if _rounds_coefficients(device, dtype):
+            for value, coefficient in zip(group, here, strict=True):
+                multiply_half_([value], coefficient)
+        else:
+            torch._foreach_mul_(group, here)
+
+
+def _groups(tensors: Sequence[Tensor]) -> dict[tuple[torch.device, torch.dtype], list[int]]:
+    """The places of the tensors of each device and dtype."""
+    places: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        places.setdefault((tensor.device, tensor.dtype), []).append(i)
+    return places
+
+
+def _rounds_coefficients(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether ``mul_`` would round a coefficient to half precision first: 0.998 is 1 in bfloat16."""
+    return device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+
+
+def multiply_half_(tensors: Sequence[Tensor], coefficient: Tensor) -> None:
+    """Multiply tensors of half precision by one float32 number, rounding once and in few kernels.
+
+    Args:
+        tensors: Real, strided, of one dtype, on the coefficient's device.
+        coefficient: Float32, shape ``()``.
+    """
+    torch._amp_foreach_non_finite_check_and_unscale_(list(tensors), torch.zeros_like(coefficient), coefficient)
 
 
 def settle_(parameter: Tensor) -> Tensor | None:
@@ -90,29 +106,42 @@ def clamp_(gradient: Tensor, limit: Tensor) -> None:
     """
     values = _reals(gradient)
     here = limit.to(values.device, non_blocking=True)
-    values.clamp_(min=-here, max=here)
+    values.clamp_max_(here).clamp_min_(-here)  # on a CPU ten times as fast as both at once
 
 
-def clip_units_(gradient: Tensor, weight: Tensor, policy: AGC, loss_scale: Tensor, is_active: Tensor) -> Tensor:
-    """Clip each unit of a gradient at a share of its weight norm (AGC).
+def clip_units_(
+    gradients: Sequence[Tensor], weights: Sequence[Tensor], policy: AGC, loss_scale: Tensor, is_active: Tensor
+) -> list[Tensor]:
+    """Clip each unit of each gradient at a share of its weight norm (AGC).
 
     Args:
-        gradient: Settled, of any dtype.
-        weight: Its weight, on the same device.
+        gradients: Settled, of any dtype; at least one.
+        weights: Their weights.
         policy: The share, and the floor of the weight norm.
-        loss_scale: Factor to divide the gradient by before it is judged, shape ``()``.
+        loss_scale: Factor to divide the gradients by before they are judged, shape ``()``.
         is_active: Whether to do anything, shape ``()``, bool.
 
     Returns:
-        The gradient's norm afterwards by the norm before, shape ``()``, float32; 1 for a gradient of zero.
+        Each gradient's norm afterwards by the norm before, shape ``()``, float32, on ``is_active``'s device; 1 for a
+        gradient of zero.
     """
-    values = _values(gradient)
-    if gradient.layout is torch.sparse_coo:
-        weight = weight.index_select(0, gradient._indices()[0])
-    scale, is_active = (number.to(values.device, non_blocking=True) for number in (loss_scale, is_active))
-    norms = unitwise_norms(values) / scale
-    coefficients = unitwise_coefficients(norms, unitwise_norms(weight), policy.clip_factor, policy.min_weight_norm)
+    values = [_values(gradient) for gradient in gradients]
+    norms = [unitwise_norms(v) for v in values]
+    before = _join(norms, is_active.device) / loss_scale
+    limits = _join([unitwise_norms(_rows(w, g)) for w, g in zip(weights, gradients, strict=True)], is_active.device)
+    coefficients = unitwise_coefficients(before, limits, policy.clip_factor, policy.min_weight_norm)
     coefficients = coefficients.masked_fill(~is_active, 1.0)
-    values.mul_(coefficients)
-    before, after = total_norm(norms), total_norm(norms * coefficients)
-    return (after / before).clamp(max=1).masked_fill(~is_active | (before == 0), 1.0)
+    sizes = [n.numel() for n in norms]
+    for value, norm, part in zip(values, norms, coefficients.split(sizes), strict=True):
+        value.mul_(part.to(value.device, non_blocking=True).view_as(norm))
+    totals, clipped = (torch.stack(torch._foreach_norm(n.split(sizes))) for n in (before, before * coefficients))
+    return list((clipped / totals).clamp(max=1).masked_fill(~is_active | (totals == 0), 1.0).unbind())
+
+
+def _rows(weight: Tensor, gradient: Tensor) -> Tensor:
+    """The part of a weight that a gradient is for."""
+    return weight if gradient.layout is torch.strided else weight.index_select(0, gradient._indices()[0])
+
+
+def _join(norms: Sequence[Tensor], device: torch.device) -> Tensor:
+    return torch.cat([n.flatten().to(device, non_blocking=True) for n in norms])

@@ -59,7 +59,8 @@ class Percentile(_Selective):
     since the first; this remembers the last ``window``, so that the memory is bounded and the threshold follows the
     training. And it takes percentiles from the first step on; these follow the first leaps of a training that is about
     to diverge, so this holds the threshold at the smallest norm for ``first_steps``. A total norm of exactly zero is
-    not remembered.
+    not remembered. What it cannot cure is a learning rate at which steps of a usual length are too long: the norms grow
+    for good, and the threshold follows.
 
     Attributes:
         percentile: Position in the sorted history, in percent, ``0 < percentile <= 100``: about ``100 - percentile``

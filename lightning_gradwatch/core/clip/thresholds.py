@@ -43,7 +43,7 @@ def fixed_coefficient(total: Tensor, max_norm: float) -> Tensor:
     return (max_norm / (total + _TORCH_EPS)).clamp(max=1).masked_fill(~(total < torch.inf), 1.0)
 
 
-def coefficient(total: Tensor, target: Tensor) -> Tensor:
+def clip_coefficient(total: Tensor, target: Tensor) -> Tensor:
     """What brings a total norm down to a target.
 
     There is no epsilon as in torch's clipping: where the target adapts to norms of any scale, an absolute epsilon would
