@@ -7,7 +7,7 @@ seed diverges; and, for the limits of what can be cured without a number, at 1. 
 weights and the same batches. The best fixed norm is the best of the sweep on these very seeds: it has been told what an
 adaptive policy has to find out.
 
-Use: `python -m benchmarks.clipping [--steps 500] [--seeds 3] [--workers 2] [--quick] [--json FILE]` for the losses,
+Use: `python -m benchmarks.clipping [--steps 400] [--seeds 3] [--workers 2] [--quick] [--json FILE]` for the losses,
 `python -m benchmarks.clipping --cost` for the milliseconds. The registry's `autoclip` and `zclip` join the latter where
 they are installed.
 """
@@ -271,7 +271,7 @@ def rivals(parameters: list[nn.Parameter]) -> dict[str, Callable[[], object]]:
         model = nn.ParameterList(parameters)
         zclip = import_module("zclip").ZClip()
         found["zclip (registry)"] = lambda: zclip.step(model)
-    for name in {"autoclip", "zclip"} - {name.split()[0] for name in found}:
+    for name in sorted({"autoclip", "zclip"} - {name.split()[0] for name in found}):
         print(f"{name} is not installed: pip install {name}", file=sys.stderr)
     return found
 
@@ -328,10 +328,10 @@ def cost_table(title: str, milliseconds: dict[str, list[float]]) -> str:
 def main() -> None:
     """Read the arguments, run, and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.clipping", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--steps", type=int, default=500, help="steps of each training run")
+    parser.add_argument("--steps", type=int, default=400, help="steps of each training run")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each method")
     parser.add_argument("--workers", type=int, default=2, help="number of processes")
-    parser.add_argument("--quick", action="store_true", help="100 steps and 2 seeds, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="60 steps and one seed, to see that it works")
     parser.add_argument("--cost", action="store_true", help="time one call instead")
     parser.add_argument("--rounds", type=int, default=15, help="timed calls of each contestant")
     parser.add_argument("--json", type=Path, metavar="FILE", help="file for every run in full")
@@ -347,7 +347,7 @@ def main() -> None:
         print("\n\n".join(cost_table(title, milliseconds) for title, milliseconds in timed.items()))
         record: Any = timed
     else:
-        steps, seeds = (100, 2) if arguments.quick else (arguments.steps, arguments.seeds)
+        steps, seeds = (60, 1) if arguments.quick else (arguments.steps, arguments.seeds)
         runs = train_all(seeds, steps, arguments.workers)
         print(f"{steps} steps, {seeds} seeds: mean +- standard deviation over the seeds\n")
         print("\n\n".join(table(task, methods) for task, methods in runs.items()))
