@@ -94,9 +94,9 @@ class ZScore(_Selective):
     """Clips total norms that are outliers of their running mean and deviation (ZClip).
 
     Its mean and deviation follow the clipped norms, and see no norm that is zero or not finite. Two differences from
-    the authors' code: there is no ``max_grad_norm=1.0`` that is always on behind the adaptive threshold (combine with
-    :class:`MaxNorm` if you want it), and the epsilon beside the deviation is relative to the mean, so that the scale of
-    the loss does not matter. Nothing is clipped during the warm-up.
+    the authors' code: there is no ``max_grad_norm=1.0`` that is always on behind the adaptive threshold, and the
+    epsilon beside the deviation is relative to the mean, so that the scale of the loss does not matter. Nothing is
+    clipped during the warm-up.
 
     Attributes:
         z_threshold: Distance from the mean, in standard deviations, from which a norm is an outlier; positive.
