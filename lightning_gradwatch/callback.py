@@ -16,7 +16,7 @@ from torch.optim import LBFGS, Optimizer
 from lightning_gradwatch import _lightning, alerts_file
 from lightning_gradwatch._lightning import Callback, LightningModule, Trainer
 from lightning_gradwatch.core import metrics
-from lightning_gradwatch.core._check import refuse, require, require_fraction
+from lightning_gradwatch.core._check import refuse, require, require_fraction, require_globs
 from lightning_gradwatch.core.clip import ClipPolicy, make_policies
 from lightning_gradwatch.core.clip.clippers import require_optimizer
 from lightning_gradwatch.core.layers import check_selection
@@ -197,8 +197,8 @@ class GradWatch(Callback):
         self.settings = Settings(
             schedule=Schedule(dense_steps, sample_every_n_steps),
             histogram_every=histogram_every,
-            include=_globs("include", include),
-            exclude=_globs("exclude", exclude),
+            include=require_globs("include", () if include is None else include),
+            exclude=require_globs("exclude", () if exclude is None else exclude),
             vanishing_threshold=vanishing_threshold,
             policies=make_policies(auto_clip),
             on_nonfinite=on_nonfinite,
@@ -599,10 +599,3 @@ def _weights(pl_module: LightningModule) -> list[Tensor]:
 
 def _has_moved(pl_module: LightningModule, before: list[Tensor]) -> bool:
     return [norm.item() for norm in _weights(pl_module)] != [norm.item() for norm in before]
-
-
-def _globs(argument: str, globs: str | Sequence[str] | None) -> tuple[str, ...]:
-    chosen = (globs,) if isinstance(globs, str) else () if globs is None else globs
-    if not isinstance(chosen, (list, tuple)) or not all(isinstance(glob, str) and glob for glob in chosen):
-        raise refuse(argument, "a glob or a list of globs over layer names", globs, 'for example "encoder.*"')
-    return tuple(chosen)

@@ -20,6 +20,18 @@ def require(argument: str, value: object, minimum: int, cure: str) -> None:
         raise refuse(argument, f"an integer of {minimum} or more", value, cure)
 
 
+def require_globs(argument: str, globs: object) -> tuple[str, ...]:
+    """One glob or several, as a tuple.
+
+    Raises:
+        ValueError: If it is anything else, or one of them is empty.
+    """
+    chosen = (globs,) if isinstance(globs, str) else globs
+    if not isinstance(chosen, (list, tuple)) or not all(isinstance(glob, str) and glob for glob in chosen):
+        raise refuse(argument, "a glob or a list of globs over layer names", globs, 'for example "encoder.*"')
+    return tuple(chosen)
+
+
 def require_fraction(argument: str, value: object, cure: str) -> None:
     """Refuse ``value`` unless it is a finite number in (0, 1].
 

@@ -555,12 +555,7 @@ class Watcher:
                     self._clip_window.add(tensors["clips"])
                 findings = self._detector.update(observation, label.is_scaled, label.skips)
                 self._evidence.add(observation, self._detector.time.horizons)
-                if (
-                    self._shards.agrees
-                    and self._detector.is_suspicious
-                    and self.num_steps >= self._burst_until + BURST_PAUSE
-                ):
-                    self._burst_until = self.num_steps + BURST_STEPS
+                self._look_closer()
                 alerts = tuple(explain(finding, self._evidence, self.name) for finding in findings)
             publications = self._publish(observation, self._clipped(label, tensors)) if label.publish else ()
             report = _join(report, Report(alerts, publications, has_news=True))
@@ -575,7 +570,7 @@ class Watcher:
     def _arrange(self, label: _Label, numbers: Mapping[str, Tensor]) -> Observation:
         """The figures of the layers, in the order in which these ran."""
         plan = label.plan
-        places = self._places if plan is self.plan else running_order(plan.layers, self._order)
+        places = self._places_of(plan)
         figures = self._figures_of(plan)
         facts = numbers["facts"].tolist()
         pairs = list(zip(facts, label.known, strict=True))
@@ -594,6 +589,9 @@ class Watcher:
             histogram=None if histogram is None else histogram[places],
             publish=label.publish,
         )
+
+    def _places_of(self, plan: Plan) -> list[int]:
+        return self._places if plan is self.plan else running_order(plan.layers, self._order)
 
     def _figures_of(self, plan: Plan) -> LayerFigures:
         if self._figures is None or self._figures[0] is not plan:
@@ -622,8 +620,7 @@ class Watcher:
         steps = max((clip.num_steps for clip in self._clip_window.summary()), default=0)
         if "clipped" not in numbers or not steps:
             return None
-        places = running_order(label.plan.layers, self._order)
-        return self._figures_of(label.plan).highest(numbers["clipped"])[places] / steps
+        return self._figures_of(label.plan).highest(numbers["clipped"])[self._places_of(label.plan)] / steps
 
     def _publish(self, observation: Observation, clipped: Tensor | None) -> tuple[Publication, ...]:
         window = self._window.summary()

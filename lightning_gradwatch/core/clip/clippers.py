@@ -109,7 +109,7 @@ class ClipWindow:
 
     def clear(self) -> None:
         """Start a new window."""
-        self.__init__()  # type: ignore[misc]
+        self._last, self._num_steps, self._num_clipped = [], [], []
 
     def state_dict(self) -> dict[str, Any]:
         """Primitives that :meth:`load_state_dict` takes back."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 
-from lightning_gradwatch.core._check import refuse, require
+from lightning_gradwatch.core._check import refuse, require, require_globs
 
 
 def _require_number(
@@ -16,13 +16,6 @@ def _require_number(
     number = float(value) if isinstance(value, (Real, float)) and not isinstance(value, bool) else math.nan
     if not (0 < number <= most and number < below):
         raise refuse(argument, f"a number, {rule}", value, cure)
-
-
-def _globs(argument: str, globs: object) -> tuple[str, ...]:
-    chosen = (globs,) if isinstance(globs, str) else globs
-    if not isinstance(chosen, (list, tuple)) or not all(isinstance(glob, str) and glob for glob in chosen):
-        raise refuse(argument, "a glob or a list of globs over layer names", globs, 'for example "encoder.*"')
-    return tuple(chosen)
 
 
 class ClipPolicy:
@@ -46,7 +39,7 @@ class _Selective(ClipPolicy):
 
     def __post_init__(self) -> None:
         for argument in ("include", "exclude"):
-            object.__setattr__(self, argument, _globs(argument, getattr(self, argument)))
+            object.__setattr__(self, argument, require_globs(argument, getattr(self, argument)))
         if self.optimizer is not None and not (isinstance(self.optimizer, str) and self.optimizer):
             raise refuse("optimizer", "the name of an optimizer", self.optimizer, "use None for all optimizers")
 
