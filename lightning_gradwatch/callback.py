@@ -6,14 +6,14 @@ import functools
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Concatenate, Literal, ParamSpec
 
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
 
-from lightning_gradwatch import _lightning, alerts_file
+from lightning_gradwatch import _lightning
 from lightning_gradwatch._lightning import Callback, LightningModule, Trainer
 from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core._check import refuse, require, require_fraction, require_globs
@@ -22,16 +22,16 @@ from lightning_gradwatch.core.clip.clippers import require_optimizer
 from lightning_gradwatch.core.layers import check_selection
 from lightning_gradwatch.core.measure import checksum, norms
 from lightning_gradwatch.core.probe import Probe
-from lightning_gradwatch.core.records import Alert, Publication
+from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.shards import local
 from lightning_gradwatch.core.watcher import Report, Settings, Watcher, make_probe
 from lightning_gradwatch.errors import GradientAlertError
-from lightning_gradwatch.tensorboard.writer import Writer, is_writable
+from lightning_gradwatch.incidents import Incidents
+from lightning_gradwatch.sinks import Sinks
 
 _STATE_VERSION = 1
 _KEY, _GUEST_KEY = "GradWatch", "GradWatch from the environment"
-_MAX_ALERTS = 1000
 _COMPILED = (
     "GradWatch judges the gradients of the weights in this model: the layers' outputs cannot be observed inside "
     "torch.compile or TorchScript."
@@ -49,7 +49,6 @@ _UNHEARD = (
     "`self.optimizers()` returns; or, for a single optimizer that keeps its own ways but steps after the backward "
     'pass, `GradWatch(sample_at="backward")`.'
 )
-_WARNING_PAUSE_STEPS = 50
 
 P = ParamSpec("P")
 ClipName = Literal["percentile", "zscore", "agc", "adagc", "norm", "value"]
@@ -93,8 +92,7 @@ class _Run:
     posts: dict[int, _Post] = field(default_factory=dict)
     loss: Tensor | None = None
     inputs: Tensor | None = None
-    log_dir: str | None = None
-    written: frozenset[alerts_file.Entry] = frozenset()
+    sinks: Sinks = field(default_factory=Sinks)
     observations_in_batch: int = 0
     is_stepping: bool = True
     is_blind: bool = False
@@ -104,10 +102,6 @@ class _Run:
     num_batches: int = 0
     num_steps: int = 0
     first_weights: list[Tensor] = field(default_factory=list)
-    writers: dict[int, Writer] = field(default_factory=dict)
-    broken: set[str] = field(default_factory=set)
-    next_warning: dict[str, int] = field(default_factory=dict)
-    warnings: Counter[str] = field(default_factory=Counter)
 
     @property
     def has_seen_gradients(self) -> bool:
@@ -203,8 +197,7 @@ class GradWatch(Callback):
             policies=make_policies(auto_clip),
             on_nonfinite=on_nonfinite,
         )
-        self._alerts: list[Alert] = []
-        self._num_alerts = 0
+        self._incidents = Incidents()
         self._restored: dict[str, Any] = {}
         self._is_guest = False
         self._run = _Run()
@@ -227,7 +220,7 @@ class GradWatch(Callback):
     @property
     def alerts(self) -> list[Alert]:
         """The alerts of this run so far, oldest first (the last 1,000); an open one has no ``until_step``."""
-        return list(self._alerts)
+        return list(self._incidents.alerts)
 
     @property
     def profile(self) -> dict[str, float]:
@@ -250,7 +243,7 @@ class GradWatch(Callback):
         is_another = self._run.model is not pl_module
         self._run = _Run(model=pl_module)
         if is_another or trainer.global_step == 0:
-            self._alerts, self._num_alerts, self._restored = [], 0, {}
+            self._incidents, self._restored = Incidents(), {}
         others = [c for c in _lightning.callbacks(trainer) if isinstance(c, GradWatch) and c is not self]
         if self._is_guest and others:
             self._run.is_off = True
@@ -305,15 +298,14 @@ class GradWatch(Callback):
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         optimizers = list(trainer.optimizers)
         run = self._run
-        run.log_dir = _lightning.log_dir(trainer) if trainer.is_global_zero else None
+        log_dir = _lightning.log_dir(trainer) if trainer.is_global_zero else None
+        run.sinks = Sinks(log_dir, trainer.global_step > 0, self.group_by)
         run.probe = Probe({}, ()) if _lightning.is_compiled(pl_module) else make_probe(pl_module)
         if not run.probe.can_see:
             _lightning.inform(_COMPILED)
-        if run.log_dir is not None and trainer.global_step > 0:
-            run.written = alerts_file.entries(run.log_dir)
         for optimizer, name in zip(optimizers, _lightning.optimizer_names(optimizers), strict=True):
             self._watch(pl_module, optimizer, name)
-        self._set_metrics(trainer)
+        self._handle(trainer, Report())
 
     def _watch(self, pl_module: LightningModule, optimizer: Optimizer, name: str) -> _Post:
         watcher = Watcher(pl_module, optimizer, self.settings, self._run.probe, name)
@@ -448,10 +440,9 @@ class GradWatch(Callback):
         """Counters, windows, detectors and alerts: tensors and primitives, so it loads with ``weights_only=True``."""
         if self._run.is_off and self._is_guest:
             return {}
-        state: dict[str, Any] = {"version": _STATE_VERSION, "num_alerts": self._num_alerts}
+        state: dict[str, Any] = {"version": _STATE_VERSION, **self._incidents.state_dict()}
         try:
-            watchers = {**self._restored, **self._watcher_states()}
-            state.update(alerts=[asdict(alert) for alert in self._alerts], watchers=watchers)
+            state["watchers"] = {**self._restored, **self._watcher_states()}
         except Exception:
             self._switch_off("state_dict", traceback.format_exc())
         return state
@@ -468,8 +459,7 @@ class GradWatch(Callback):
         try:
             if state_dict["version"] != _STATE_VERSION:
                 raise ValueError(f"version {state_dict['version']} instead of {_STATE_VERSION}")
-            alerts = [Alert(**{**alert, "remedies": tuple(alert["remedies"])}) for alert in state_dict["alerts"]]
-            self._alerts, self._num_alerts = alerts, state_dict["num_alerts"]
+            self._incidents.load_state_dict(state_dict)
             self._restored = dict(state_dict["watchers"])
         except Exception as failure:
             _lightning.warn(f"GradWatch cannot go on from this checkpoint and starts afresh ({failure!r}).")
@@ -512,61 +502,14 @@ class GradWatch(Callback):
 
     def _handle(self, trainer: Trainer, report: Report) -> None:
         for change in report.alerts:
-            event, alert = self._record(change)
-            if alerts_file.entry(event, alert) in self._run.written:  # raised before this run was resumed
-                continue
-            if event != "ended" and alert.level == "alert":
-                self._warn(alert)
-            if trainer.is_global_zero and self._run.log_dir is not None:
-                self._attempt("alerts file", functools.partial(alerts_file.append, self._run.log_dir, event, alert))
-        self._set_metrics(trainer)
+            self._run.sinks.tell(*self._incidents.record(change))
+        num_alerts = self._incidents.num_alerts
+        scores = [post.watcher.scores for post in self._run.posts.values()]
+        _lightning.set_metrics(trainer, metrics.monitored(scores, num_alerts))
         for publication in report.publications:
             for clip in publication.clips:
                 self._run.clips.update(steps=clip.num_steps, clipped=clip.num_clipped)
-            for place, logger in enumerate(_lightning.loggers(trainer)):
-                self._attempt(f"{type(logger).__name__} {place}", functools.partial(self._publish, logger, publication))
-
-    def _record(self, alert: Alert) -> tuple[alerts_file.Event, Alert]:
-        """Keep an alert that opened; one that rose from a notice, or ended, takes the place of what it was."""
-        place = next((i for i, known in enumerate(self._alerts) if _is_same_incident(known, alert)), None)
-        known = None if place is None else self._alerts[place]
-        self._num_alerts += alert.level == "alert" and (known is None or known.level == "notice")
-        if place is None or known is None:
-            self._alerts = [*self._alerts, alert][-_MAX_ALERTS:]
-            return "opened" if alert.until_step is None else "ended", alert
-        is_over = alert.until_step is not None
-        self._alerts[place] = replace(known, until_step=alert.until_step) if is_over else alert
-        return "ended" if is_over else "escalated", self._alerts[place]
-
-    def _warn(self, alert: Alert) -> None:
-        """One warning per kind, then pauses that double: an alert that comes and goes must not flood the console."""
-        run = self._run
-        if alert.step < run.next_warning.get(alert.kind, alert.step):
-            return
-        run.next_warning[alert.kind] = alert.step + _WARNING_PAUSE_STEPS * 2 ** run.warnings[alert.kind]
-        run.warnings[alert.kind] += 1
-        _lightning.warn(f"GradWatch, {alert.kind}: {alert.message}")
-
-    def _set_metrics(self, trainer: Trainer) -> None:
-        scores = [post.watcher.scores for post in self._run.posts.values()]
-        _lightning.set_metrics(trainer, metrics.monitored(scores, self._num_alerts))
-
-    def _publish(self, logger: Any, publication: Publication) -> None:
-        if not is_writable(getattr(logger, "experiment", None)):
-            logger.log_metrics(metrics.run_level(publication, self._num_alerts), publication.step)
-            return
-        writer = self._run.writers.setdefault(id(logger), Writer(logger.experiment, self.group_by))
-        writer.write(publication, self._num_alerts)
-
-    def _attempt(self, sink: str, write: Callable[[], None]) -> None:
-        """Write to a sink; one that fails is named once and left alone, the others go on."""
-        if sink in self._run.broken:
-            return
-        try:
-            write()
-        except Exception as failure:
-            self._run.broken.add(sink)
-            _lightning.warn(f"GradWatch: the {sink} cannot be written ({failure!r}) and is left out from now on.")
+            self._run.sinks.publish(_lightning.loggers(trainer), publication, num_alerts)
 
     def _finish(self, trainer: Trainer, together: bool = True) -> None:
         self._run.detach_probe()
@@ -586,10 +529,6 @@ class GradWatch(Callback):
         self._run.is_off = True
         self._run.detach_probe()
         _lightning.warn(f"GradWatch failed in {hook} and has switched itself off; training goes on.\n{trace}")
-
-
-def _is_same_incident(one: Alert, other: Alert) -> bool:
-    return (one.kind, one.step, one.optimizer) == (other.kind, other.step, other.optimizer)
 
 
 def _weights(pl_module: LightningModule) -> list[Tensor]:

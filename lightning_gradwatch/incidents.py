@@ -1,0 +1,55 @@
+"""The book of a run's alerts: what opened, what rose from a notice to an alert, what ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from lightning_gradwatch.alerts_file import Event
+from lightning_gradwatch.core.records import Alert
+
+MAX_ALERTS = 1000
+"""Alerts that are kept; the oldest go first."""
+
+
+class Incidents:
+    """The alerts of a run.
+
+    Attributes:
+        alerts: The newest, the oldest of them first; an open one has no ``until_step``.
+        num_alerts: How many there were, notices left out.
+    """
+
+    def __init__(self) -> None:
+        self.alerts: list[Alert] = []
+        self.num_alerts = 0
+
+    def record(self, alert: Alert) -> tuple[Event, Alert]:
+        """Enter an alert that opened; one that rose, or ended, takes the place of what it was.
+
+        Returns:
+            What became of it, and the alert as it now stands in the book.
+        """
+        place = next((i for i, known in enumerate(self.alerts) if _is_same(known, alert)), None)
+        known = None if place is None else self.alerts[place]
+        self.num_alerts += alert.level == "alert" and (known is None or known.level == "notice")
+        if place is None or known is None:
+            self.alerts = [*self.alerts, alert][-MAX_ALERTS:]
+            return "opened" if alert.until_step is None else "ended", alert
+        is_over = alert.until_step is not None
+        self.alerts[place] = replace(known, until_step=alert.until_step) if is_over else alert
+        return "ended" if is_over else "escalated", self.alerts[place]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives that :meth:`load_state_dict` takes back."""
+        return {"num_alerts": self.num_alerts, "alerts": [asdict(alert) for alert in self.alerts]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the book of a checkpoint."""
+        alerts = [Alert(**{**alert, "remedies": tuple(alert["remedies"])}) for alert in state["alerts"]]
+        self.alerts, self.num_alerts = alerts, state["num_alerts"]
+
+
+def _is_same(one: Alert, other: Alert) -> bool:
+    return (one.kind, one.step, one.optimizer) == (other.kind, other.step, other.optimizer)
