@@ -202,5 +202,11 @@ def loggers(trainer: Trainer) -> list[Any]:
     return list(trainer.loggers) if trainer.is_global_zero and not _is_dev_run(trainer) else []
 
 
+def tag_prefix(logger: Any) -> str:
+    """What a logger puts before the tags of its metrics, such as ``TensorBoardLogger(prefix=...)``."""
+    prefix = getattr(logger, "_prefix", "")
+    return f"{prefix}{getattr(logger, 'LOGGER_JOIN_CHAR', '-')}" if prefix else ""
+
+
 def _is_dev_run(trainer: Trainer) -> bool:
     return bool(getattr(trainer, "fast_dev_run", False))

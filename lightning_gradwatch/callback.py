@@ -303,7 +303,9 @@ class GradWatch(Callback):
         run.probe = Probe({}, ()) if _lightning.is_compiled(pl_module) else make_probe(pl_module)
         if not run.probe.can_see:
             _lightning.inform(_COMPILED)
-        for optimizer, name in zip(optimizers, _lightning.optimizer_names(optimizers), strict=True):
+        names = _lightning.optimizer_names(optimizers)
+        run.sinks.open(_lightning.loggers(trainer), names)
+        for optimizer, name in zip(optimizers, names, strict=True):
             self._watch(pl_module, optimizer, name)
         self._handle(trainer, Report())
 
@@ -500,10 +502,11 @@ class GradWatch(Callback):
         if fatal and scale is None and self.settings.on_nonfinite == "raise":
             raise GradientAlertError(fatal)
 
-    def _handle(self, trainer: Trainer, report: Report) -> None:
+    def _handle(self, trainer: Trainer, report: Report, is_last: bool = False) -> None:
         for change in report.alerts:
             self._run.sinks.tell(*self._incidents.record(change))
         num_alerts = self._incidents.num_alerts
+        self._run.sinks.write_alerts(_lightning.loggers(trainer), self._incidents.alerts, num_alerts, is_last)
         scores = [post.watcher.scores for post in self._run.posts.values()]
         _lightning.set_metrics(trainer, metrics.monitored(scores, num_alerts))
         for publication in report.publications:
@@ -515,7 +518,7 @@ class GradWatch(Callback):
         self._run.detach_probe()
         is_logging = bool(self.log_every_n_steps or getattr(trainer, "log_every_n_steps", 0))
         for post in self._run.posts.values():
-            self._handle(trainer, post.watcher.flush(is_logging, together))
+            self._handle(trainer, post.watcher.flush(is_logging, together), is_last=True)
             post.watcher.let_go()
         if self._run.clips["steps"]:
             share = self._run.clips["clipped"] / self._run.clips["steps"]

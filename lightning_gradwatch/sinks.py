@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
+import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from lightning_gradwatch import _lightning, alerts_file
 from lightning_gradwatch.core import metrics
@@ -48,6 +52,24 @@ class Sinks:
             write = functools.partial(self._publish, logger, publication, num_alerts)
             self._attempt(f"{type(logger).__name__} {place}", write)
 
+    def open(self, loggers: Sequence[Any], optimizers: Sequence[str]) -> None:
+        """Before the first step: prepare TensorBoard's dashboards, and say where the run is to be seen."""
+        self._to_tensorboard(loggers, lambda writer: writer.write_layout(optimizers))
+        for writer in list(self._writers.values())[:1]:
+            _lightning.inform(where_to_look(writer.directory))
+
+    def write_alerts(self, loggers: Iterable[Any], alerts: Sequence[Alert], num_alerts: int, is_last: bool) -> None:
+        """Let TensorBoard know of all alerts, and of a run that is watched and has none."""
+        self._to_tensorboard(loggers, lambda writer: writer.write_alerts(alerts, num_alerts, is_last))
+
+    def _to_tensorboard(self, loggers: Iterable[Any], write: Callable[[Writer], None]) -> None:
+        def write_if_possible(logger: Any) -> None:
+            if is_writable(getattr(logger, "experiment", None)):
+                write(self._writer(logger))
+
+        for place, logger in enumerate(loggers):
+            self._attempt(f"{type(logger).__name__} {place}", functools.partial(write_if_possible, logger))
+
     def _warn(self, alert: Alert) -> None:
         """One warning per kind, then pauses that double: an alert that comes and goes must not flood the console."""
         if alert.step < self._next_warning.get(alert.kind, alert.step):
@@ -60,8 +82,12 @@ class Sinks:
         if not is_writable(getattr(logger, "experiment", None)):
             logger.log_metrics(metrics.run_level(publication, num_alerts), publication.step)
             return
-        writer = self._writers.setdefault(id(logger), Writer(logger.experiment, self._group_by))
-        writer.write(publication, num_alerts)
+        self._writer(logger).write(publication, num_alerts)
+
+    def _writer(self, logger: Any) -> Writer:
+        if id(logger) not in self._writers:
+            self._writers[id(logger)] = Writer(logger.experiment, self._group_by, _lightning.tag_prefix(logger))
+        return self._writers[id(logger)]
 
     def _attempt(self, sink: str, write: Callable[[], None]) -> None:
         if sink in self._broken:
@@ -71,3 +97,16 @@ class Sinks:
         except Exception as failure:
             self._broken.add(sink)
             _lightning.warn(f"GradWatch: the {sink} cannot be written ({failure!r}) and is left out from now on.")
+
+
+def where_to_look(log_dir: str) -> str:
+    """The command and the address that show a run, its siblings beside it.
+
+    Args:
+        log_dir: The directory with the run's event file.
+    """
+    here = Path(os.path.relpath(log_dir)) if Path(log_dir).is_relative_to(Path.cwd()) else Path(log_dir)
+    has_siblings = here.name and here.parent != Path()
+    logdir, run = (here.parent, here.name) if has_siblings else (here, ".")
+    command = f"tensorboard --logdir {shlex.quote(str(logdir))}"
+    return f"GradWatch: {command}, then http://localhost:6006/#gradwatch&run={quote(run, safe='')}"

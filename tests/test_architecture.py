@@ -97,7 +97,8 @@ def test_tag_strings_stay_in_metrics() -> None:
         ("import lightning_gradwatch", ("torch", "lightning", "pytorch_lightning", "tensorboard")),
         ("from lightning_gradwatch import Alert", ("torch", "lightning", "pytorch_lightning")),
         ("import lightning_gradwatch.core.watcher", ("lightning", "pytorch_lightning", "tensorboard")),
-        ("import lightning_gradwatch.tensorboard", ("torch", "lightning", "pytorch_lightning")),
+        ("import lightning_gradwatch.tensorboard.loader", ("torch", "lightning", "pytorch_lightning", "numpy")),
+        ("import lightning_gradwatch.tensorboard.plugin", ("torch", "lightning", "pytorch_lightning")),
     ],
 )
 def test_imports_stay_light(statement: str, stays_out: tuple[str, ...]) -> None:

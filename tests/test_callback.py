@@ -88,8 +88,10 @@ def test_layer_tensors_hold_every_layer_and_say_what_they_hold(tmp_path: Path) -
     assert sorted(t.rsplit("/", 1)[1] for t in tags) == [
         "grad_norm",
         "grad_norm_range",
+        "log10_histogram",
         "nonfinite_fraction",
         "output_grad_norm",
+        "update_ratio",
         "weight_norm",
         "zero_fraction",
     ]
@@ -99,7 +101,8 @@ def test_layer_tensors_hold_every_layer_and_say_what_they_hold(tmp_path: Path) -
     metadata = events.SummaryMetadata("gradwatch/layers/grad_norm")
     content = json.loads(metadata.plugin_data.content)
     assert metadata.plugin_data.plugin_name == "gradwatch"
-    assert content == {"schema": 1, "layers": ["net.0", "net.2", "net.4"]}
+    layers = ["net.0", "net.2", "net.4"]
+    assert content == {"schema": 1, "quantity": "grad_norm", "optimizer": "", "version": 0, "layers": layers}
     expected = [[oracle.layer(name)[step] for name in content["layers"]] for step in (3, 7)]
     assert [n.tolist() for n in norms] == [pytest.approx(row, rel=1e-6) for row in expected]
 

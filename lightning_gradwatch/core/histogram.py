@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.core.measure import dense
+from lightning_gradwatch.core.records import BINS_PER_DECADE, LOWEST, NUM_BINS
 
-LOWEST, HIGHEST, BINS_PER_DECADE = -45, 39, 4
-"""The range of float32 in decades, denormals included, and the resolution."""
-NUM_BINS = (HIGHEST - LOWEST) * BINS_PER_DECADE
 EDGES = tuple(LOWEST + i / BINS_PER_DECADE for i in range(NUM_BINS + 1))
 """Edges of the bins in log10|g|."""
 MAX_ELEMENTS = 4096

@@ -10,6 +10,31 @@ from lightning_gradwatch.core.records import Clip, Publication
 PLUGIN = "gradwatch"
 VANISHING = "gradwatch/vanishing"
 ALERTS = "gradwatch/alerts"
+ALERT_DOCUMENT = "gradwatch/alert_document"
+"""Tag of the JSON document of all alerts."""
+ALERT_TABLE = "gradwatch/alert_table"
+"""Tag of the same as a table in the Text dashboard."""
+
+
+def margin_tags(optimizer: str = "") -> tuple[str, str, str]:
+    """Tags of the median, the smallest and the largest total norm since the last point."""
+    median, low, high = (of_optimizer(f"gradwatch/total_norm_{name}", optimizer) for name in ("median", "min", "max"))
+    return median, low, high
+
+
+CHARTS = {
+    "Decades that the gradient loses": r".*gradwatch/(.*/)?(decades_lost|vanishing_through_time)$",
+    "Decades that the gradient grows": r".*gradwatch/(.*/)?exploding$",
+    "Update relative to the weights": r".*gradwatch/(.*/)?update_ratio$",
+    "Clipping coefficient": r".*gradwatch/(.*/)?clip_coefficient(-\d+)?$",
+    "Alerts": r".*gradwatch/alerts$",
+}
+"""Charts for the Custom Scalars dashboard: regular expressions over tags by title."""
+
+
+def is_own(tag: str) -> bool:
+    """Whether a tag is one of ours."""
+    return tag.startswith(("gradwatch/", "grad_norm/", "grad_hist/"))
 
 
 def of_optimizer(tag: str, optimizer: str) -> str:
@@ -31,6 +56,11 @@ def layer_histogram_tag(row: str, optimizer: str = "") -> str:
 def layers_tag(name: str, version: int = 0, optimizer: str = "") -> str:
     """Tag of the tensor ``name`` with one row per layer; a new version whenever the list of layers has changed."""
     return of_optimizer(f"gradwatch/layers{f'-{version + 1}' if version else ''}/{name}", optimizer)
+
+
+def sequence_tag(layer: str, version: int = 0, optimizer: str = "") -> str:
+    """Tag of the gradient norms of a recurrent layer along its time steps; versions as for :func:`layers_tag`."""
+    return of_optimizer(f"gradwatch/sequence{f'-{version + 1}' if version else ''}/{layer}", optimizer)
 
 
 def run_level(publication: Publication, num_alerts: int) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
 
 MISSING = -1.0
 """Stands for "no gradient" or "not observed" in a tensor of numbers that are never negative."""
+LOWEST, HIGHEST, BINS_PER_DECADE = -45, 39, 4
+"""The range of histograms of log10|g|, in decades (that of float32, denormals included), and their resolution."""
+NUM_BINS = (HIGHEST - LOWEST) * BINS_PER_DECADE
 
 AlertKind = Literal[
     "vanishing",
@@ -291,6 +295,8 @@ class Publication:
         clips: What each clipping policy did; empty without clipping.
         clipped_fraction: Share of the window's steps in which a gradient of the layer was clipped, in [0, 1], shape
             ``(layers,)``; None without clipping.
+        update_ratios: Size of the latest update seen relative to the weights, by the name of the layer.
+        horizons: Memory horizon of recurrent and repeatedly called layers in time steps, by the name of the layer.
     """
 
     step: int
@@ -302,3 +308,5 @@ class Publication:
     scores: dict[str, float]
     clips: tuple[Clip, ...] = ()
     clipped_fraction: Tensor | None = None
+    update_ratios: Mapping[str, float] = field(default_factory=dict)
+    horizons: Mapping[str, int] = field(default_factory=dict)

@@ -640,6 +640,8 @@ class Watcher:
                 scores=self.scores,
                 clips=clips,
                 clipped_fraction=clipped,
+                update_ratios=dict(self._evidence.update_ratio),
+                horizons={name: steps for name, (steps, _, _) in self._evidence.horizons.items()},
             ),
         )
 

@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary
+from tensorboard.compat.proto.types_pb2 import DT_FLOAT, DT_STRING, DT_UINT8
+from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
+from tensorboard.plugins.custom_scalar.metadata import PLUGIN_NAME as CUSTOM_SCALARS
+from tensorboard.plugins.text.metadata import PLUGIN_NAME as TEXT
+
 from lightning_gradwatch.core import metrics
-from lightning_gradwatch.core.histogram import EDGES, NUM_BINS
+from lightning_gradwatch.core.histogram import EDGES
 from lightning_gradwatch.core.layers import roll_up
-from lightning_gradwatch.core.records import Publication
+from lightning_gradwatch.core.records import MISSING, NUM_BINS, Alert, Publication, Sample
+from lightning_gradwatch.tensorboard.dashboards import add_histogram, alert_table, has_layout, layout
+from lightning_gradwatch.tensorboard.schema import (
+    GRAD_NORM,
+    HISTOGRAM,
+    HORIZON,
+    NORM_RANGE,
+    SEQUENCE,
+    Array,
+    Description,
+    encode_alerts,
+    encode_histogram,
+    encode_sequence,
+)
 
 if TYPE_CHECKING:
-    from tensorboard.compat.proto.summary_pb2 import Summary
     from torch import Tensor
 
-SCHEMA_VERSION = 1
+DENSE_PUBLICATIONS = 200
+DETAIL_EVERY = 10
+"""The first 200 publications are written in full, then every tenth; of the others the run-level numbers and the norms
+of the layers. Histograms are written whenever they are due."""
+DENSE_DOCUMENTS = 100
+DOCUMENT_GROWTH = 1.02
 
 
 def is_writable(experiment: object) -> bool:
@@ -25,21 +49,72 @@ def is_writable(experiment: object) -> bool:
     return isinstance(experiment, SummaryWriter)
 
 
+@dataclass
+class _Course:
+    """How far the series of one optimizer have come.
+
+    Attributes:
+        optimizer: Its name; ``""`` if there is only one.
+        layer_lists: The lists of layers so far; a tag's version is a place in it.
+        names: The present one.
+        rows: Its rows in the standard dashboards.
+        num_publications: Publications so far.
+        norm_range: Smallest, median and largest norm since they were written last, shape ``(layers, 3)``.
+    """
+
+    optimizer: str
+    layer_lists: list[tuple[str, ...]] = field(default_factory=list)
+    names: tuple[str, ...] = ()
+    rows: dict[str, list[int]] = field(default_factory=dict)
+    num_publications: int = 0
+    norm_range: Array | None = None
+
+    @property
+    def version(self) -> int:
+        """Which of the lists of layers is the present one."""
+        return self.layer_lists.index(self.names)
+
+    def turn_to(self, names: tuple[str, ...], group_by: int | None) -> None:
+        """Go on with these layers."""
+        if names == self.names:
+            return
+        self.layer_lists += [] if names in self.layer_lists else [names]
+        self.names, self.rows, self.norm_range = names, roll_up(names, group_by), None
+
+    def widen_range(self, publication: Publication) -> None:
+        """Let the range cover one more publication; of several medians it holds the last."""
+        window = publication.window
+        new = np.stack([numbers.numpy()[1:] for numbers in (window.min, window.median, window.max)], axis=1)
+        if self.norm_range is not None:
+            new[:, 0] = np.fmin(new[:, 0], self.norm_range[:, 0])
+            new[:, 2] = np.fmax(new[:, 2], self.norm_range[:, 2])
+        self.norm_range = new
+
+
 class Writer:
-    """Writes publications into the event file of a logger.
+    """Writes publications and alerts into the event file of a logger.
 
     Args:
         experiment: The ``SummaryWriter`` of the logger.
         group_by: Number of leading path components by which layers share a row of the standard dashboards; None for
             :func:`~lightning_gradwatch.core.layers.roll_up`'s own choice.
+        prefix: What the logger puts before the tags of its metrics.
     """
 
-    def __init__(self, experiment: Any, group_by: int | None = None) -> None:
+    def __init__(self, experiment: Any, group_by: int | None = None, prefix: str = "") -> None:
         self._experiment = experiment
         self._group_by = group_by
-        self._rows: dict[tuple[str, ...], dict[str, list[int]]] = {}
+        self._prefix = prefix
         self._described: set[str] = set()
-        self._layer_lists: dict[str, list[tuple[str, ...]]] = {}
+        self._courses: dict[str, _Course] = {}
+        self._alerts: tuple[Alert, ...] | None = None
+        self._document_step = 0
+        self._num_documents = 0
+
+    @property
+    def directory(self) -> str:
+        """Where the event file lies."""
+        return str(self._experiment.log_dir)
 
     def write(self, publication: Publication, num_alerts: int) -> None:
         """Write one event.
@@ -48,79 +123,126 @@ class Writer:
             publication: The numbers.
             num_alerts: Alerts of the run so far.
         """
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
         summary = Summary()
+        course = self._courses.setdefault(publication.optimizer, _Course(publication.optimizer))
+        course.turn_to(tuple(layer.name for layer in publication.layers), self._group_by)
+        course.widen_range(publication)
         for tag, number in metrics.run_level(publication, num_alerts).items():
-            summary.value.add(tag=tag, simple_value=number)
-        names = tuple(layer.name for layer in publication.layers)
-        if names not in self._rows:
-            self._rows[names] = roll_up(names, self._group_by)
-        rows = self._rows[names]
-        norms = metrics.row_norms(publication.window.last[1:].tolist(), rows)
-        for row, norm in norms.items():
-            summary.value.add(tag=metrics.layer_norm_tag(row, publication.optimizer), simple_value=norm)
+            summary.value.add(tag=self._prefix + tag, simple_value=number)
+        self._add_layers(summary, course, GRAD_NORM, publication.window.last.numpy()[1:])
+        if course.num_publications < DENSE_PUBLICATIONS or course.num_publications % DETAIL_EVERY == 0:
+            self._add_details(summary, course, publication)
         if publication.histogram is not None:
-            for row, indices in rows.items():
-                counts = publication.histogram[indices, :NUM_BINS].sum(0).tolist()
-                _add_histogram(summary, metrics.layer_histogram_tag(row, publication.optimizer), counts, EDGES)
-        known = self._layer_lists.setdefault(publication.optimizer, [names])
-        known += [] if names in known else [names]
-        for tensor_name, tensor in _layer_tensors(publication).items():
-            tag = metrics.layers_tag(tensor_name, known.index(names), publication.optimizer)
-            self._add_tensor(summary, tag, tensor, names)
+            self._add_histograms(summary, course, publication.histogram.numpy())
+        course.num_publications += 1
         self._experiment._get_file_writer().add_summary(summary, publication.step)
 
-    def _add_tensor(self, summary: Summary, tag: str, tensor: Tensor, names: Sequence[str]) -> None:
-        """Raw float32, so that NaN, inf and 0 survive; the first event of a tag says what the rows are."""
-        from tensorboard.compat.proto import summary_pb2
-        from tensorboard.compat.proto.types_pb2 import DT_FLOAT
+    def write_alerts(self, alerts: Sequence[Alert], num_alerts: int, is_last: bool = False) -> None:
+        """Write all alerts, for the tab and as a table, unless they stand like this in the file already.
 
+        After 100 times they are written again only when the run has become longer by one part in fifty, or ends: alerts
+        that come and go must not flood the file.
+
+        Args:
+            alerts: The alerts, the oldest first.
+            num_alerts: How many there were, notices left out.
+            is_last: Whether the run ends.
+        """
+        alerts = tuple(alerts)
+        if alerts == self._alerts:
+            return
+        step = max((alert.step if alert.until_step is None else alert.until_step for alert in alerts), default=0)
+        is_early = self._num_documents >= DENSE_DOCUMENTS and step < self._document_step * DOCUMENT_GROWTH
+        if is_early and not is_last:
+            return
+        self._alerts, self._document_step = alerts, step
+        self._num_documents += 1
+        summary, document = Summary(), encode_alerts(alerts, num_alerts)
+        self._add_text(summary, metrics.ALERT_DOCUMENT, metrics.PLUGIN, document.encode(), Description("alerts"))
+        self._add_text(summary, metrics.ALERT_TABLE, TEXT, alert_table(alerts).encode())
+        self._experiment._get_file_writer().add_summary(summary, step)
+        self._experiment.flush()
+
+    def write_layout(self, optimizers: Iterable[str]) -> None:
+        """Lay out charts in the Custom Scalars dashboard, unless somebody has done so: a run has one layout only.
+
+        Args:
+            optimizers: Names of the optimizers.
+        """
+        self._experiment.flush()
+        if not has_layout(self.directory):
+            summary = Summary()
+            self._add_text(summary, CONFIG_SUMMARY_TAG, CUSTOM_SCALARS, layout(optimizers, self._prefix))
+            self._experiment._get_file_writer().add_summary(summary, 0)
+
+    def _add_details(self, summary: Summary, course: _Course, publication: Publication) -> None:
+        """What is too much for every publication."""
+        norms = metrics.row_norms(publication.window.last[1:].tolist(), course.rows)
+        for row, norm in norms.items():
+            tag = self._prefix + metrics.layer_norm_tag(row, publication.optimizer)
+            summary.value.add(tag=tag, simple_value=norm)
+        if course.norm_range is not None:
+            self._add_layers(summary, course, NORM_RANGE, course.norm_range)
+        course.norm_range = None
+        if publication.clipped_fraction is not None:
+            clipped = publication.clipped_fraction.numpy()
+            self._add_layers(summary, course, "clipped_fraction", clipped)
+        if publication.sample is not None:
+            for quantity, values in _of_sample(publication, publication.sample):
+                self._add_layers(summary, course, quantity, values)
+            for layer, norms_over_time in publication.sample.sequences:
+                self._add_sequence(summary, course, layer, norms_over_time)
+
+    def _add_histograms(self, summary: Summary, course: _Course, counts: Array) -> None:
+        for row, indices in course.rows.items():
+            tag = self._prefix + metrics.layer_histogram_tag(row, course.optimizer)
+            add_histogram(summary, tag, counts[indices, :NUM_BINS].sum(0), EDGES)
+        nonfinite = counts[:, -1] / np.maximum(counts.sum(1), 1)
+        self._add_layers(summary, course, "nonfinite_fraction", nonfinite)
+        self._add_layers(summary, course, HISTOGRAM, encode_histogram(counts))
+
+    def _add_sequence(self, summary: Summary, course: _Course, layer: str, norms: Tensor) -> None:
+        tag = metrics.sequence_tag(layer, course.version, course.optimizer)
+        description = Description(SEQUENCE, course.optimizer, course.version, (layer,))
+        self._add_tensor(summary, tag, description, encode_sequence(norms.numpy()))
+
+    def _add_layers(self, summary: Summary, course: _Course, quantity: str, values: Array) -> None:
+        tag = metrics.layers_tag(quantity, course.version, course.optimizer)
+        description = Description(quantity, course.optimizer, course.version, course.names)
+        self._add_tensor(summary, tag, description, values)
+
+    def _add_tensor(self, summary: Summary, tag: str, description: Description, values: Array) -> None:
+        """Raw bytes, so that NaN, inf and 0 survive."""
+        value = self._add_value(summary, tag, metrics.PLUGIN, description)
+        value.tensor.dtype = DT_UINT8 if values.dtype == np.uint8 else DT_FLOAT
+        for size in values.shape:
+            value.tensor.tensor_shape.dim.add(size=size)
+        value.tensor.tensor_content = values.tobytes()
+
+    def _add_text(
+        self, summary: Summary, tag: str, plugin: str, text: bytes, description: Description | None = None
+    ) -> None:
+        value = self._add_value(summary, tag, plugin, description)
+        value.tensor.dtype = DT_STRING
+        value.tensor.string_val.append(text)
+
+    def _add_value(self, summary: Summary, tag: str, plugin: str, description: Description | None) -> Any:
+        """A value whose tag is described in its first event; the Rust loader takes a description from nowhere else."""
         value = summary.value.add(tag=tag)
         if tag not in self._described:
             self._described.add(tag)
-            value.metadata.data_class = summary_pb2.DATA_CLASS_TENSOR
-            value.metadata.plugin_data.plugin_name = metrics.PLUGIN
-            value.metadata.plugin_data.content = json.dumps({"schema": SCHEMA_VERSION, "layers": names}).encode()
-        value.tensor.dtype = DT_FLOAT
-        for size in tensor.shape:
-            value.tensor.tensor_shape.dim.add(size=size)
-        value.tensor.tensor_content = tensor.contiguous().numpy().tobytes()
+            value.metadata.data_class = DATA_CLASS_TENSOR
+            value.metadata.plugin_data.plugin_name = plugin
+            value.metadata.plugin_data.content = description.encode() if description is not None else b""
+        return value
 
 
-def _layer_tensors(publication: Publication) -> dict[str, Tensor]:
-    import torch
-
-    window, sample = publication.window, publication.sample
-    tensors = {
-        "grad_norm": window.last[1:],
-        "grad_norm_range": torch.stack([window.min, window.median, window.max], dim=1)[1:],
-    }
-    if sample is not None:
-        tensors["output_grad_norm"] = sample.output_grad_norm
-        tensors["weight_norm"] = sample.weight_norm
-        tensors["zero_fraction"] = sample.zero_fraction
-    if publication.clipped_fraction is not None:
-        tensors["clipped_fraction"] = publication.clipped_fraction
-    if publication.histogram is not None:
-        tensors["nonfinite_fraction"] = publication.histogram[:, -1] / publication.histogram.sum(1).clamp(min=1)
-    return tensors
-
-
-def _add_histogram(summary: Summary, tag: str, counts: Sequence[float], edges: Sequence[float]) -> None:
-    """Add a histogram without its empty ends; nothing at all if every bin is empty.
-
-    TensorBoard draws 30 equal bins from the lowest to the highest edge, so empty ends would squeeze the rest into one.
-    """
-    filled = [i for i, count in enumerate(counts) if count]
-    if not filled:
-        return
-    first, last = filled[0], filled[-1]
-    histogram = summary.value.add(tag=tag).histo
-    histogram.min, histogram.max = edges[first], edges[last + 1]
-    histogram.num = sum(counts)
-    middles = [(edges[i] + edges[i + 1]) / 2 for i in range(len(counts))]
-    histogram.sum = sum(counts[i] * middles[i] for i in filled)
-    histogram.sum_squares = sum(counts[i] * middles[i] ** 2 for i in filled)
-    histogram.bucket_limit.extend(edges[first + 1 : last + 2])
-    histogram.bucket.extend(counts[first : last + 1])
+def _of_sample(publication: Publication, sample: Sample) -> Iterator[tuple[str, Array]]:
+    """What is known about every layer from the latest sample, and from those before it."""
+    yield "output_grad_norm", sample.output_grad_norm.numpy()
+    yield "weight_norm", sample.weight_norm.numpy()
+    yield "zero_fraction", sample.zero_fraction.numpy()
+    for quantity, known in (("update_ratio", publication.update_ratios), (HORIZON, publication.horizons)):
+        if known:
+            values = [known.get(layer.name, MISSING) for layer in publication.layers]
+            yield quantity, np.array(values, np.float32)

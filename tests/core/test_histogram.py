@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_gradwatch.core.histogram import EDGES, MAX_ELEMENTS, NUM_BINS, log_histograms, spread
+from lightning_gradwatch.core.histogram import EDGES, MAX_ELEMENTS, log_histograms, spread
+from lightning_gradwatch.core.records import NUM_BINS
 
 
 def test_counts_are_those_of_numpy() -> None:

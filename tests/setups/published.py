@@ -21,7 +21,8 @@ def numbers(directory: Path) -> Numbers:
             {(tag, e.step): e.value for e in events.Scalars(tag) if tag.startswith(("gradwatch/", "grad_norm/"))}
         )
     for tag in events.Tags()["tensors"]:
-        found.update({(tag, e.step): make_ndarray(e.tensor_proto).tolist() for e in events.Tensors(tag)})
+        values = {(tag, e.step): make_ndarray(e.tensor_proto) for e in events.Tensors(tag)}
+        found.update({place: value.tolist() for place, value in values.items() if value.dtype != object})
     for tag in events.Tags()["histograms"]:
         found.update({(tag, e.step): tuple(e.histogram_value.bucket) for e in events.Histograms(tag)})
     return found

@@ -28,7 +28,7 @@ EVERY = 5
 """Steps between two publications."""
 BATCHES = list(digits())
 NAMESPACES = ["lightning.pytorch", "pytorch_lightning"]
-UPDATES = ("gradwatch/update_ratio", "gradwatch/gradient_signal")
+UPDATES = ("gradwatch/update_ratio", "gradwatch/gradient_signal", "gradwatch/layers/update_ratio")
 
 
 def replayed(namespace: str) -> Any:

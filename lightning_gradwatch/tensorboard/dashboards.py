@@ -1,0 +1,94 @@
+"""What TensorBoard's own dashboards show of GradWatch: histograms, a layout of charts, a table of alerts."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
+
+from lightning_gradwatch.core import metrics
+from lightning_gradwatch.core.records import Alert
+from lightning_gradwatch.tensorboard.schema import Array
+
+MAX_ROWS = 20
+_MARKUP = {ord(c): f"&#{ord(c)};" for c in "&<>\"'|\\`*_{}[]()#+-.!~:$^="} | {ord("\n"): " ", ord("\r"): " "}
+_HEAD = "| since step | until step | what | layer | why, and what to try |\n|---|---|---|---|---|\n"
+
+
+def add_histogram(summary: Summary, tag: str, counts: Array, edges: Sequence[float]) -> None:
+    """Add a histogram without its empty ends; nothing at all if every bin is empty.
+
+    TensorBoard draws 30 equal bins from the lowest to the highest edge, so empty ends would squeeze the rest into one.
+
+    Args:
+        summary: What to add it to.
+        tag: Its tag.
+        counts: Shape ``(bins,)``.
+        edges: One more than there are bins.
+    """
+    filled = counts.nonzero()[0].tolist()
+    if not filled:
+        return
+    first, last = filled[0], filled[-1]
+    histogram = summary.value.add(tag=tag).histo
+    histogram.min, histogram.max = edges[first], edges[last + 1]
+    histogram.num = counts.sum()
+    middles = (np.array(edges[:-1]) + np.array(edges[1:])) / 2
+    histogram.sum = counts @ middles
+    histogram.sum_squares = counts @ middles**2
+    histogram.bucket_limit.extend(edges[first + 1 : last + 2])
+    histogram.bucket.extend(counts[first : last + 1].tolist())
+
+
+def layout(optimizers: Iterable[str], prefix: str = "") -> bytes:
+    """A layout for the Custom Scalars dashboard.
+
+    Args:
+        optimizers: Names of the optimizers; ``""`` for a single one.
+        prefix: What the logger puts before every tag.
+    """
+    charts = []
+    for optimizer in optimizers:
+        value, lower, upper = (prefix + tag for tag in metrics.margin_tags(optimizer))
+        margin = layout_pb2.MarginChartContent()
+        margin.series.add(value=value, lower=lower, upper=upper)
+        whose = f", {optimizer}" if optimizer else ""
+        charts.append(layout_pb2.Chart(title=f"Total norm: median, smallest and largest{whose}", margin=margin))
+    for title, pattern in metrics.CHARTS.items():
+        charts.append(layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=[pattern])))
+    category = layout_pb2.Category(title="GradWatch", chart=charts)
+    encoded: bytes = layout_pb2.Layout(category=[category]).SerializeToString()
+    return encoded
+
+
+def has_layout(directory: str | Path) -> bool:
+    """Whether the event files of a run hold a layout already: the last one replaces all others of the run.
+
+    Where that cannot be told, as in a bucket, the answer is yes.
+    """
+    if not Path(directory).is_dir():
+        return True
+    return any(_holds(path, CONFIG_SUMMARY_TAG.encode()) for path in Path(directory).glob("*tfevents*"))
+
+
+def _holds(path: Path, what: bytes) -> bool:
+    if not path.stat().st_size:
+        return False
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(what) >= 0
+
+
+def alert_table(alerts: Sequence[Alert]) -> str:
+    """The newest alerts as a Markdown table, the newest first; every text in it stands for itself."""
+    if not alerts:
+        return "GradWatch watches this run. No alert so far."
+    rows = [
+        (f"{a.step}", "" if a.until_step is None else f"{a.until_step}", f"{a.level}: {a.kind}", a.layer, a.message)
+        for a in reversed(alerts[-MAX_ROWS:])
+    ]
+    return _HEAD + "".join("| " + " | ".join(cell.translate(_MARKUP) for cell in row) + " |\n" for row in rows)

@@ -1,0 +1,217 @@
+"""The GradWatch tab's endpoints: query strings in, JSON and frames out. Bad input gets a 4xx and a sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+import mimetypes
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboard import plugin_util
+from tensorboard.backend import http_util
+from tensorboard.plugins import base_plugin
+from werkzeug.wrappers import Request, Response
+
+from lightning_gradwatch.core.metrics import PLUGIN
+from lightning_gradwatch.tensorboard import answers
+from lightning_gradwatch.tensorboard.schema import HISTOGRAM, UnreadableError
+from lightning_gradwatch.tensorboard.store import Cache, Catalogue, MissingError, Series, Store
+
+STATIC = Path(__file__).parent / "static"
+MAX_COLUMNS = 10_000
+MAX_STEP = 2**53
+"""The largest integer up to which JavaScript counts right."""
+_JSON, _BYTES = "application/json", "application/octet-stream"
+_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".json": _JSON}
+
+
+class QueryError(ValueError):
+    """An argument of a request breaks its rule."""
+
+
+class Query:
+    """The arguments of a request."""
+
+    def __init__(self, arguments: Mapping[str, str]) -> None:
+        self._arguments = arguments
+
+    def text(self, name: str) -> str:
+        """An argument that must be there."""
+        if name not in self._arguments:
+            raise QueryError(f"`{name}` must be given, but it is missing: add {name}=... to the address.")
+        return self._arguments[name]
+
+    def optional_text(self, name: str) -> str | None:
+        """An argument that may be left out."""
+        return self._arguments.get(name)
+
+    def integer(self, name: str, low: int, high: int) -> int | None:
+        """An integer from ``low`` to ``high``; None if it is left out."""
+        given = self._arguments.get(name)
+        if given is None:
+            return None
+        number = int(given) if re.fullmatch(r"-?[0-9]{1,16}", given) else None
+        if number is None or not low <= number <= high:
+            raise QueryError(f"`{name}` must be an integer from {low} to {high}, but {given[:40]!r} came.")
+        return number
+
+    def step(self) -> int:
+        """The step that is asked for."""
+        self.text("step")
+        return self.integer("step", -MAX_STEP, MAX_STEP) or 0
+
+    def span(self) -> answers.Span:
+        """First and last step."""
+        first, last = (self.integer(name, -MAX_STEP, MAX_STEP) for name in ("from", "to"))
+        if first is not None and last is not None and first > last:
+            raise QueryError(f"`from` must not lie behind `to`, but from={first} and to={last} came: swap them.")
+        return first, last
+
+    def limit(self, name: str, low: int) -> int:
+        """How many columns, or points, there may be at most."""
+        return self.integer(name, low, MAX_COLUMNS) or answers.DEFAULT_COLUMNS
+
+
+Answer = Callable[[Store, Query], dict[str, Any] | bytes]
+
+
+def _heatmap(store: Store, query: Query) -> bytes:
+    span, columns = query.span(), query.limit("columns", 1)
+    return answers.heatmap(store, _series(store, query, query.text("quantity")), span, columns)
+
+
+def _column(store: Store, query: Query) -> dict[str, Any]:
+    step = query.step()
+    return answers.column(store, _series(store, query, query.text("quantity")), step)
+
+
+def _distribution(store: Store, query: Query) -> bytes:
+    layer, span, columns = query.text("layer"), query.span(), query.limit("columns", 1)
+    catalogue = store.catalogue(query.text("run"))
+    series = answers.series_of(catalogue, *_whose(catalogue, query), HISTOGRAM)
+    return answers.distribution(store, series, layer, span, columns)
+
+
+def _sequence(store: Store, query: Query) -> dict[str, Any]:
+    layer, step = query.text("layer"), query.step()
+    catalogue = store.catalogue(query.text("run"))
+    return answers.sequence(store, catalogue, *_whose(catalogue, query), layer, step)
+
+
+def _layer(store: Store, query: Query) -> dict[str, Any]:
+    layer, step = query.text("layer"), query.step()
+    catalogue = store.catalogue(query.text("run"))
+    return answers.layer(store, catalogue, *_whose(catalogue, query), layer, step)
+
+
+def _scalars(store: Store, query: Query) -> dict[str, Any]:
+    run, tag, span, points = query.text("run"), query.text("tag"), query.span(), query.limit("points", 2)
+    return answers.scalars(store, store.catalogue(run).run, tag, span, points)
+
+
+def _whose(catalogue: Catalogue, query: Query) -> tuple[str, int]:
+    version = query.integer("version", 0, MAX_STEP)
+    return answers.find(catalogue, query.optional_text("optimizer"), version)
+
+
+def _series(store: Store, query: Query, quantity: str) -> Series:
+    """The series of a quantity with one number per layer."""
+    catalogue = store.catalogue(query.text("run"))
+    series = answers.series_of(catalogue, *_whose(catalogue, query), quantity)
+    if quantity in answers.SEVERAL_NUMBERS:
+        raise QueryError(
+            f"`quantity` must have one number per layer, but {quantity!r} came: see /layer, /distribution."
+        )
+    return series
+
+
+ANSWERS: dict[str, Answer] = {
+    "runs": lambda store, _: answers.runs(store),
+    "run": lambda store, query: answers.run(store, query.text("run")),
+    "heatmap": _heatmap,
+    "column": _column,
+    "distribution": _distribution,
+    "sequence": _sequence,
+    "layer": _layer,
+    "scalars": _scalars,
+}
+
+
+class GradWatchPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
+    """The tab.
+
+    Args:
+        context: What TensorBoard tells its plugins.
+    """
+
+    plugin_name = PLUGIN
+
+    def __init__(self, context: base_plugin.TBContext) -> None:
+        self._provider = context.data_provider
+        self._cache = Cache()
+
+    def get_plugin_apps(self) -> dict[str, Any]:
+        """The endpoints by their path."""
+        apps = {f"/{name}": self._app(answer) for name, answer in ANSWERS.items()}
+        return {**apps, "/static/*": Request.application(_serve_static)}
+
+    def is_active(self) -> bool:
+        """Never by itself: TensorBoard shows the tab once there is data of ours."""
+        return False
+
+    def frontend_metadata(self) -> base_plugin.FrontendMetadata:
+        """Where the browser starts. The tab reloads by itself, so TensorBoard need not."""
+        return base_plugin.FrontendMetadata(es_module_path="/static/index.js", tab_name="GradWatch")
+
+    def _app(self, answer: Answer) -> Any:
+        def serve(request: Request) -> Response:
+            if request.method not in ("GET", "HEAD"):
+                return _refuse(request, 405, f"The method must be GET, but {request.method} came.")
+            environ = request.environ
+            context, experiment = plugin_util.context(environ), plugin_util.experiment_id(environ)
+            try:
+                found = answer(Store(self._provider, context, experiment, self._cache), Query(request.args))
+            except MissingError as missing:
+                return _refuse(request, 404, str(missing))
+            except UnreadableError as unreadable:
+                return _refuse(request, 422, str(unreadable))
+            except QueryError as wrong:
+                return _refuse(request, 400, str(wrong))
+            return _respond(request, found)
+
+        return Request.application(serve)
+
+
+def _respond(request: Request, content: dict[str, Any] | bytes, code: int = 200, kind: str = _BYTES) -> Response:
+    if isinstance(content, dict):
+        content, kind = json.dumps(_plain(content), allow_nan=False).encode(), _JSON
+    response: Response = http_util.Respond(request, content, kind, code=code)
+    return response
+
+
+def _refuse(request: Request, code: int, sentence: str) -> Response:
+    return _respond(request, {"error": sentence}, code)
+
+
+def _plain(content: Any) -> Any:
+    """JSON has no NaN and no infinity: they become text."""
+    if isinstance(content, float) and not math.isfinite(content):
+        return "NaN" if math.isnan(content) else "Infinity" if content > 0 else "-Infinity"
+    if isinstance(content, dict):
+        return {name: _plain(part) for name, part in content.items()}
+    return [_plain(part) for part in content] if isinstance(content, (list, tuple)) else content
+
+
+def _serve_static(request: Request) -> Response:
+    """A file of the front end, looked up by its name among those that there are: no path can lead out of the folder."""
+    if request.method not in ("GET", "HEAD"):
+        return _refuse(request, 405, f"The method must be GET, but {request.method} came.")
+    _, _, name = request.path.partition(f"/{PLUGIN}/static/")
+    path = {file.relative_to(STATIC).as_posix(): file for file in STATIC.rglob("*")}.get(name)
+    if path is None or not path.is_file():
+        return _refuse(request, 404, f"There is no file {name[:80]!r} in the GradWatch tab.")
+    kind = _TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or _BYTES
+    return _respond(request, path.read_bytes(), kind=kind)

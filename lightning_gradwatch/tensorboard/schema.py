@@ -1,0 +1,194 @@
+"""How GradWatch's numbers stand in an event file: names, encodings and their inverses. Knows numpy, not torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_gradwatch.core.records import NUM_BINS, Alert
+
+SCHEMA_VERSION = 1
+"""Raised when older readers would misread what is written; further quantities do not raise it."""
+HISTOGRAM_BINS = 64
+MAX_TIME_STEPS = 128
+MAX_ALERTS = 100
+GRAD_NORM, NORM_RANGE, HISTOGRAM = "grad_norm", "grad_norm_range", "log10_histogram"
+HORIZON, SEQUENCE = "memory_horizon", "sequence"
+_WIDTHS = {NORM_RANGE: 3, HISTOGRAM: 2 + HISTOGRAM_BINS}
+"""Numbers per layer, of the quantities that have more than one."""
+
+Array = npt.NDArray[Any]
+
+
+class UnreadableError(ValueError):
+    """What was written cannot be read: by a newer GradWatch, or damaged."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a tag holds; written with its first event.
+
+    Attributes:
+        quantity: What was measured, such as ``grad_norm``; ``sequence`` for the time steps of a recurrent layer;
+            ``alerts`` for the document of the alerts.
+        optimizer: Name of the optimizer that owns the layers; ``""`` if there is only one.
+        version: Counts up whenever the list of layers has changed.
+        layers: Names of the layers in the order in which they ran, the input end first: the rows of the tensors.
+    """
+
+    quantity: str
+    optimizer: str = ""
+    version: int = 0
+    layers: tuple[str, ...] = ()
+
+    def encode(self) -> bytes:
+        """The description as the content of a tag's metadata."""
+        return json.dumps({"schema": SCHEMA_VERSION, **asdict(self)}).encode()
+
+    @classmethod
+    def decode(cls, content: bytes) -> Description:
+        """The inverse of :meth:`encode`.
+
+        Raises:
+            UnreadableError: If it is of a newer schema, or damaged.
+        """
+        found = _parse(content, "The description of a series")
+        try:
+            names = [found["quantity"], found["optimizer"], *found["layers"]]
+            version = int(found["version"])
+        except (KeyError, TypeError, ValueError) as failure:
+            raise UnreadableError(f"The description of a series is damaged: {failure!r}.") from None
+        if not all(isinstance(name, str) for name in names):
+            raise UnreadableError("The description of a series is damaged: its names are no text.")
+        if names[0] == SEQUENCE and len(names) != 3:
+            raise UnreadableError("The description of a series is damaged: a sequence belongs to one layer.")
+        return cls(names[0], names[1], version, tuple(names[2:]))
+
+    def fits(self, values: Array) -> bool:
+        """Whether values can be a sample of this tag."""
+        if self.quantity == SEQUENCE:
+            return values.ndim == 2 and values.shape[1] == 2 and values.dtype == np.float32
+        width = _WIDTHS.get(self.quantity)
+        shape = (len(self.layers),) if width is None else (len(self.layers), width)
+        return values.shape == shape and values.dtype == (np.uint8 if self.quantity == HISTOGRAM else np.float32)
+
+
+def _parse(content: bytes | str, what: str) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+        schema = found["schema"]
+        if not isinstance(schema, int) or schema < 1:
+            raise ValueError(f"schema {schema!r}")
+    except (ValueError, KeyError, TypeError) as failure:
+        raise UnreadableError(f"{what} is damaged: {failure!r}.") from None
+    if schema > SCHEMA_VERSION:
+        raise UnreadableError(
+            f"This run was written by a newer GradWatch (schema {schema}; this one reads up to {SCHEMA_VERSION}): "
+            "upgrade lightning-gradwatch where TensorBoard runs."
+        )
+    return dict(found)
+
+
+def encode_histogram(counts: Array) -> Array:
+    """Pack histograms of log10|g| into 66 bytes per layer.
+
+    Args:
+        counts: Counts in the bins of ``core/histogram.py``, further columns are left out; shape
+            ``(layers, NUM_BINS + ...)``.
+
+    Returns:
+        Shape ``(layers, 66)``, uint8: the first of 64 neighbouring bins as a little-endian uint16, then these bins as
+        ``round(255 * sqrt(share))`` of the layer's non-zero, finite elements. They are those that hold most; what lies
+        beyond them is counted in the outermost.
+    """
+    counts = counts[:, :NUM_BINS].astype(np.float64)
+    sums = np.pad(counts.cumsum(1), ((0, 0), (1, 0)))
+    first = (sums[:, HISTOGRAM_BINS:] - sums[:, :-HISTOGRAM_BINS]).argmax(1)
+    rows = np.arange(len(counts))
+    held = counts[rows[:, None], first[:, None] + np.arange(HISTOGRAM_BINS)]
+    held[:, 0] += sums[rows, first]
+    held[:, -1] += sums[:, -1] - sums[rows, first + HISTOGRAM_BINS]
+    total = sums[:, -1:]
+    share = held / np.where(total > 0, total, 1)
+    packed = np.empty((len(counts), 2 + HISTOGRAM_BINS), np.uint8)
+    packed[:, :2] = first.astype("<u2")[:, None].view(np.uint8)
+    packed[:, 2:] = np.rint(255 * np.sqrt(share))
+    return packed
+
+
+def decode_histogram(packed: Array) -> tuple[Array, Array]:
+    """The first bins, shape ``(...,)``, int, and the bytes of the 64 bins, shape ``(..., 64)``, uint8."""
+    first = packed[..., 0].astype(int) + 256 * packed[..., 1].astype(int)
+    return np.minimum(first, NUM_BINS - HISTOGRAM_BINS), packed[..., 2:]
+
+
+def encode_sequence(norms: Array) -> Array:
+    """Gradient norms along time steps, thinned evenly to at most 128; both ends are kept.
+
+    Args:
+        norms: The earliest step first, shape ``(time steps,)``.
+
+    Returns:
+        Shape ``(at most 128, 2)``, float32: time steps back from the last one, and the norm.
+    """
+    places = np.unique(np.linspace(0, len(norms) - 1, min(len(norms), MAX_TIME_STEPS)).round().astype(int))
+    return np.stack([len(norms) - 1 - places, norms[places]], axis=1).astype(np.float32)
+
+
+def encode_alerts(alerts: Sequence[Alert], num_alerts: int) -> str:
+    """The document of a run's alerts: all open ones and the newest 100.
+
+    Args:
+        alerts: The alerts, the oldest first.
+        num_alerts: How many there were, notices left out.
+    """
+    newest = set(range(len(alerts))[-MAX_ALERTS:])
+    kept = [alert for i, alert in enumerate(alerts) if i in newest or alert.until_step is None]
+    document = {
+        "schema": SCHEMA_VERSION,
+        "alerts": [asdict(alert) for alert in kept],
+        "num_alerts": num_alerts,
+        "num_dropped": len(alerts) - len(kept),
+    }
+    return json.dumps(document)
+
+
+def decode_alerts(document: bytes | str) -> dict[str, Any]:
+    """The inverse of :func:`encode_alerts`; every alert has at least a kind, a level, a step and a message.
+
+    Raises:
+        UnreadableError: If it is of a newer schema, or damaged.
+    """
+    found = _parse(document, "The document of the alerts")
+    alerts = found.get("alerts")
+    if not isinstance(alerts, list) or not all(_is_alert(alert) for alert in alerts):
+        raise UnreadableError("The document of the alerts is damaged: an alert is incomplete.")
+    dropped = found.get("num_dropped", 0)
+    return {"alerts": alerts, "num_dropped": dropped if isinstance(dropped, int) else 0}
+
+
+def _is_alert(alert: object) -> bool:
+    if not isinstance(alert, Mapping):
+        return False
+    texts = all(isinstance(alert.get(name), str) for name in ("kind", "level", "message", "layer", "optimizer"))
+    until = alert.get("until_step", "")
+    return texts and isinstance(alert.get("step"), int) and (until is None or isinstance(until, int))
+
+
+def encode_frame(values: Array, header: Mapping[str, Any]) -> bytes:
+    """A matrix for the browser: length of the header, header, body; the body starts at a multiple of 8 bytes.
+
+    Args:
+        values: Float32 or uint8, shape ``(columns, rows)``; columns are samples.
+        header: What is to be known besides schema, dtype and shape; plain JSON.
+    """
+    known = {"schema": SCHEMA_VERSION, "dtype": str(values.dtype), "shape": list(values.shape)}
+    text = json.dumps({**known, **header}, allow_nan=False).encode()
+    text += b" " * (-(4 + len(text)) % 8)
+    body = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
+    return len(text).to_bytes(4, "little") + text + body
