@@ -1,0 +1,87 @@
+/** The one banner: what is wrong, since when, why, and what to try. All of it is text from a log, and stays text. */
+import { h, icon } from "./dom.js";
+import { formatStep } from "./format.js";
+import { STATUSES } from "./status.js";
+
+const TITLES = {
+  vanishing: "Gradients vanish with depth",
+  vanishing_through_time: "Gradients vanish through time",
+  exploding: "Gradients explode",
+  nonfinite: "NaN or infinite gradients",
+  dead: "Layers get no gradient at all",
+  detached: "Layers that no gradient reaches",
+  stalled: "The loss does not fall",
+  underflow: "Gradients or updates are rounded away",
+};
+
+/** The alert that matters most: open before ended, alert before notice, then the earliest. */
+export function foremost(alerts) {
+  const rank = ({ until_step: until, level }) => (until === null ? 0 : 2) + (level === "alert" ? 0 : 1);
+  return [...alerts].sort((a, b) => rank(a) - rank(b) || a.step - b.step)[0] ?? null;
+}
+
+/** What is wrong, in the words of the alert, without what has a place of its own: title, step, evidence, remedies. */
+export function whatOf({ message, evidence }) {
+  const reason = evidence ? message.toLowerCase().indexOf(evidence.toLowerCase()) : -1;
+  const end = [message.lastIndexOf(" Try: "), reason].filter((place) => place > 0);
+  const what = message.slice(0, Math.min(...end, message.length)).trim();
+  const said = what.replace(/^[^:.]{0,60} \(step [\d,]+\): /, "");
+  return said.charAt(0).toUpperCase() + said.slice(1);
+}
+
+const since = ({ step, until_step: until }) =>
+  until === null ? `since step ${formatStep(step)}` : `steps ${formatStep(step)} to ${formatStep(until)}, over now`;
+
+/** @param {{showLayer: function(Object), showAlert: function(Object)}} actions */
+export function createBanner({ showAlert }) {
+  const element = h("section", { class: "banner", "aria-label": "What GradWatch found" });
+  let signature = null;
+
+  function update(run, alerts) {
+    const next = JSON.stringify([run, alerts]);
+    if (next === signature) return;
+    signature = next;
+    const alert = foremost(alerts);
+    element.dataset.status = run.status === "sick" && !alert ? "healthy" : run.status;
+    element.replaceChildren(...(alert ? alertParts(alert, alerts, showAlert) : quietParts(run)));
+  }
+  return { element, update };
+}
+
+function quietParts({ status, headline }) {
+  const { shape } = STATUSES[status] ?? STATUSES.healthy;
+  return [icon(shape, "mark"), h("div", { class: "what" }, h("h2", { text: headline }))];
+}
+
+function alertParts(alert, alerts, showAlert) {
+  const isOver = alert.until_step !== null;
+  const { shape } = STATUSES[isOver ? "recovered" : alert.level === "alert" ? "sick" : "notice"];
+  const where = alert.layer ? ` · ${alert.layer}` : "";
+  const whose = alert.optimizer ? ` · ${alert.optimizer}` : "";
+  const others = alerts.length - 1;
+  const parts = [
+    ["Why", alert.evidence],
+    ["Try", (alert.remedies ?? []).join("; ")],
+  ].filter(([, text]) => text);
+  return [
+    icon(shape, "mark"),
+    h(
+      "div",
+      { class: "what" },
+      h(
+        "h2",
+        {},
+        h("span", { text: TITLES[alert.kind] ?? alert.kind }),
+        h("span", { class: "when", text: `${since(alert)}${where}${whose}` }),
+      ),
+      h("p", { class: "message", text: whatOf(alert) }),
+      h("dl", {}, ...parts.flatMap(([term, text]) => [h("dt", { text: term }), h("dd", { text })])),
+    ),
+    h(
+      "div",
+      { class: "actions" },
+      h("button", { type: "button", class: "button", text: "Show where", onclick: () => showAlert(alert) }),
+      others ? h("span", { class: "others", text: `and ${others} more below` }) : null,
+    ),
+  ];
+}

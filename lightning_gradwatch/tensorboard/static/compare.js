@@ -1,0 +1,35 @@
+/** Two runs of the same architecture: the difference, layer by layer and step by step. */
+import { QUANTITIES } from "./quantities.js";
+import { columnAt, spansOf } from "./steps.js";
+
+/** Stands for a cell that only one of the runs has. */
+export const NOT_COMPARED = 2 ** 127;
+
+/** Difference of two values: decades of their ratio for quantities on a log scale (0 against 0 is no difference). */
+export function difference(here, there, quantity) {
+  if (here === -1 || there === -1 || here === undefined || there === undefined) return NOT_COMPARED;
+  if (!Number.isFinite(here) || !Number.isFinite(there)) return NaN;
+  if (QUANTITIES[quantity].scale !== "log") return here - there;
+  return here === there ? 0 : Math.log10(here) - Math.log10(there);
+}
+
+/** Whether two runs list the same layers in the same order. */
+export const isComparable = (layers, others) =>
+  layers.length === others.length && layers.every((layer, i) => layer === others[i]);
+
+/**
+ * The frame of one run, with the difference to another run as its values. Samples are paired by the nearest step;
+ * steps that the other run has not reached stay empty.
+ * @returns {Object} a frame with `values` in decades (or plain differences), `here` and `there`.
+ */
+export function differenceFrame(frame, other, quantity) {
+  const rows = frame.rows;
+  const spans = spansOf(other);
+  const there = new Float32Array(frame.values.length).fill(-1);
+  frame.steps.forEach((step, column) => {
+    const partner = columnAt(spans, (step + frame.lastSteps[column]) / 2);
+    if (partner >= 0) there.set(other.values.subarray(partner * rows, (partner + 1) * rows), column * rows);
+  });
+  const values = frame.values.map((value, i) => difference(value, there[i], quantity));
+  return { ...frame, values, here: frame.values, there };
+}

@@ -1,0 +1,67 @@
+/** One cell of the heatmap in words, for the tooltip, for screen readers and for the CSV. */
+import { NOT_COMPARED } from "./compare.js";
+import { formatNumber, formatSteps, formatValue } from "./format.js";
+import { QUANTITIES } from "./quantities.js";
+
+/** The value that stands for a row of layers: a NaN wins, then the largest. */
+export function valueOfRow(values, row, start) {
+  let found = null;
+  for (let layer = row.first; layer <= row.last; layer += 1) {
+    const value = values[start + layer];
+    if (Number.isNaN(value)) return value;
+    if (value === NOT_COMPARED) continue;
+    if (found === null || value > found) found = value;
+  }
+  return found ?? NOT_COMPARED;
+}
+
+function differenceText(value, quantity) {
+  if (value === NOT_COMPARED) return "only in one of the runs";
+  if (Number.isNaN(value)) return "NaN or Inf in one of the runs";
+  const { scale } = QUANTITIES[quantity];
+  if (scale === "fraction") return `${formatNumber(100 * value)} percentage points`;
+  if (scale !== "log") return formatNumber(value);
+  const factor = Number.isFinite(value) ? `×${formatNumber(10 ** value)} ` : "";
+  return `${factor}(${value > 0 ? "+" : ""}${formatNumber(value, 3)} decades)`;
+}
+
+/** The value of a cell as text. */
+export function valueText({ frame, quantity, compare }, row, column) {
+  const value = valueOfRow(frame.values, row, column * frame.rows);
+  return compare ? differenceText(value, quantity) : formatValue(value === NOT_COMPARED ? -1 : value, quantity);
+}
+
+/** What was merged into a cell. */
+function mergedText({ frame }, row, column) {
+  const samples = frame.counts?.[column] ?? (frame.steps[column] === frame.lastSteps[column] ? 1 : null);
+  const parts = [];
+  if (row.last > row.first) parts.push(`${row.last - row.first + 1} layers`);
+  if (samples !== 1) parts.push(samples ? `${samples} samples` : "several samples");
+  return parts.length ? `largest of ${parts.join(", ")}` : "";
+}
+
+/**
+ * @returns {{name: string, when: string, label: string, value: string, notes: string[]}}
+ */
+export function describe(model, row, column) {
+  const { frame, quantity, compare } = model;
+  const notes = [mergedText(model, row, column)];
+  if (compare) {
+    const start = column * frame.rows;
+    const own = formatValue(valueOfRow(frame.here, row, start), quantity);
+    const other = formatValue(valueOfRow(frame.there, row, start), quantity);
+    notes.push(`${model.run.run}: ${own}`, `${compare}: ${other}`);
+  }
+  return {
+    name: row.label,
+    when: formatSteps(frame.steps[column], frame.lastSteps[column]),
+    label: QUANTITIES[quantity].label.toLowerCase(),
+    value: valueText(model, row, column),
+    notes: notes.filter(Boolean),
+  };
+}
+
+/** The same as one sentence. */
+export function sentence({ name, when, label, value, notes }) {
+  return `${[`${name}, ${when}: ${label} ${value}`, ...notes].join(", ")}.`;
+}

@@ -1,0 +1,107 @@
+/** What is asked for after the heatmap stands: the profile of this and other runs, the lines, and the chosen layer. */
+import { ZERO } from "./colours.js";
+import { isComparable } from "./compare.js";
+import { toCells } from "./scale.js";
+
+const OVERLAYS = 4;
+const DASHES = [[], [6, 3], [2, 3], [8, 3, 2, 3]];
+const POINTS = 2000;
+
+/** The step of the cursor, for the server. */
+export const stepOf = ({ frame, column }) => frame.steps[column];
+
+/** The exact sample at the cursor where the heatmap shows merged ones; null where it is exact already. */
+export async function exactCells(ask, model) {
+  const { frame, column, compare, scale, run, optimizer, version, quantity, rowOfRun } = model;
+  if (compare || frame.steps[column] === frame.lastSteps[column]) return null;
+  const query = { run: run.run, optimizer, version: version.version, quantity, step: stepOf(model) };
+  return toCells(Float32Array.from((await ask("column", query, rowOfRun.stamp)).values), scale);
+}
+
+/** A little beyond either end of the scale, where a value lies off it. */
+const BEYOND = 0.035;
+
+/** Places on the scale; NaN where there is nothing to draw. */
+function toPlaces(values, scale) {
+  return values.map((value) => {
+    const place = value === -1 || !Number.isFinite(value) ? NaN : scale.position(value);
+    return place === ZERO ? -BEYOND : Math.min(Math.max(place, -BEYOND), 1 + BEYOND);
+  });
+}
+
+const DEEP = 8;
+
+/** Networks of very different depth say nothing about each other, and shallow ones have no depth to speak of. */
+function isAboutAsDeep(layers, others) {
+  const [few, many] = [layers.length, others.length].sort((a, b) => a - b);
+  return layers.length === others.length || (few >= DEEP && many <= 2 * few);
+}
+
+/** Profiles of other runs at the same step: of the same architecture if there are any, else by depth. */
+export async function overlaysOf(ask, model, others) {
+  if (model.compare) return [];
+  const { quantity, scale, layers, palette } = model;
+  const able = others.filter((other) => other.quantities.includes(quantity) && isAboutAsDeep(layers, other.layers));
+  const alike = able.filter((other) => isComparable(layers, other.layers));
+  const chosen = (alike.length ? alike : able).slice(0, OVERLAYS);
+  return Promise.all(
+    chosen.map(async (other, i) => {
+      const query = { run: other.run, optimizer: other.optimizer, version: other.version, quantity, step: stepOf(model) };
+      const { values } = await ask("column", query, other.stamp);
+      return {
+        name: other.run,
+        cells: toPlaces(values, scale),
+        isAligned: isComparable(layers, other.layers),
+        colour: palette.overlays[i],
+        dash: DASHES[i],
+      };
+    }),
+  );
+}
+
+/** Which scalars are drawn: the loss, and what clipping did. */
+export async function linesOf(ask, model, lossTag) {
+  const { run, optimizer, domain, full, rowOfRun } = model;
+  const own = (name) => run.scalars.find((tag) => tag === ["gradwatch", optimizer, name].filter(Boolean).join("/"));
+  const tags = run.scalars.filter((tag) => !tag.startsWith("grad_norm/"));
+  const loss = tags.includes(lossTag) ? lossTag : (run.loss_tag ?? tags[0]);
+  const wanted = [
+    { key: "loss", label: loss, tag: loss, tags },
+    { key: "coefficient", label: "clip coefficient", tag: own("clip_coefficient"), range: [0, 1.05] },
+    { key: "percent", label: "clipped percent", tag: own("clipped_percent"), range: [0, 105] },
+  ].filter(({ tag }) => tag);
+  const margin = domain[1] - domain[0];
+  const isWhole = domain[0] === full[0] && domain[1] === full[1];
+  const part = isWhole ? {} : { from: Math.floor(domain[0] - margin), to: Math.ceil(domain[1] + margin) };
+  return Promise.all(
+    wanted.map(async (line) => {
+      const data = await ask("scalars", { run: run.run, tag: line.tag, points: POINTS, ...part }, rowOfRun.stamp);
+      return { ...line, data };
+    }),
+  );
+}
+
+/** Everything about the chosen layer. */
+export async function layerOf(ask, model, columns) {
+  const { run, optimizer, version, layer, zoom, alerts, frame, rowOfRun } = model;
+  const query = { run: run.run, optimizer, version: version.version, layer };
+  const step = stepOf(model);
+  const margin = frame.steps.length > 1 ? frame.steps[1] - frame.steps[0] : 1;
+  const reach = 20 * Math.max(margin, 1);
+  const part = zoom ? { from: Math.floor(zoom[0] - reach), to: Math.ceil(zoom[1] + reach) } : {};
+  const hasHistogram = version.quantities.includes("log10_histogram");
+  const [numbers, distribution, sequence] = await Promise.all([
+    ask("layer", { ...query, step }, rowOfRun.stamp),
+    hasHistogram ? ask("distribution", { ...query, ...part, columns }, rowOfRun.stamp) : null,
+    version.sequences.includes(layer) ? ask("sequence", { ...query, step }, rowOfRun.stamp) : null,
+  ]);
+  return {
+    layer,
+    step: numbers.step,
+    numbers: numbers.numbers,
+    range: numbers.grad_norm_range,
+    frame: distribution,
+    sequence,
+    alerts: alerts.filter((alert) => alert.layer === layer),
+  };
+}

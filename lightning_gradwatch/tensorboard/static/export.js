@@ -1,0 +1,101 @@
+/** What is seen, as a picture and as numbers. */
+import { drawSteps } from "./axis.js";
+import { valueOfRow } from "./describe.js";
+import { NOT_COMPARED } from "./compare.js";
+import { formatSteps } from "./format.js";
+import { drawHeatmap } from "./heatmap.js";
+import { drawLabels, font, shorten } from "./labels.js";
+import { LANE, drawLanes } from "./lanes.js";
+import { drawLegend, drawProfile } from "./profile.js";
+import { QUANTITIES } from "./quantities.js";
+import { layOut } from "./tree.js";
+
+const MARGIN = 20;
+const RATIO = 2;
+
+/**
+ * Draw the whole view again on one canvas, with title and labels.
+ * @param {Object} sizes `gutter`, `plot`, `side`, `height` in CSS pixels.
+ * @param {{canvas: HTMLCanvasElement, height: number, label: string}[]} lines Pictures of the lines.
+ */
+export function toCanvas(model, sizes, lines, headline) {
+  const lanes = model.lanes.length * LANE;
+  const width = sizes.gutter + sizes.plot + sizes.side + 2 * MARGIN;
+  const height = 64 + sizes.height + 32 + lanes + lines.reduce((sum, line) => sum + line.height + 14, 0) + 2 * MARGIN;
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [width * RATIO, height * RATIO];
+  const context = canvas.getContext("2d");
+  context.scale(RATIO, RATIO);
+  context.fillStyle = model.palette.surface;
+  context.fillRect(0, 0, width, height);
+  drawTitle(context, model, headline, width);
+  const rows = layOut(model.rows, sizes.height);
+  const whole = { ...model, rows, chosen: model.row, alerted: new Set(), layers: model.layers.length };
+  const top = MARGIN + 64;
+  const left = MARGIN + sizes.gutter;
+  const side = { x: left + sizes.plot + 10, y: top, width: sizes.side - 20, height: sizes.height };
+  const box = { x: left, y: top, width: sizes.plot, height: sizes.height };
+  drawLabels(context, { ...box, x: MARGIN, width: sizes.gutter }, whole, model.palette);
+  drawHeatmap(context, box, whole, model.palette, RATIO);
+  const start = model.column * model.frame.rows;
+  const cells = model.exact ?? model.cells.subarray(start, start + model.frame.rows);
+  drawProfile(context, side, { ...whole, cells }, model.palette);
+  drawLegend(context, { ...side, y: top + sizes.height + 4 }, model, model.palette);
+  drawSteps(context, { ...box, y: top + sizes.height }, model, model.palette);
+  let y = top + sizes.height + 32;
+  drawLanes(context, { ...box, y }, { ...model, gutter: true }, model.palette);
+  y += lanes;
+  for (const line of lines) {
+    context.drawImage(line.canvas, MARGIN, y + 14, sizes.gutter + sizes.plot, line.height);
+    context.font = font(11, 600);
+    context.textAlign = "left";
+    context.textBaseline = "top";
+    context.fillStyle = model.palette.muted;
+    context.fillText(line.label, MARGIN, y + 4);
+    y += line.height + 14;
+  }
+  return canvas;
+}
+
+function drawTitle(context, model, headline, width) {
+  const compared = model.compare ? ` compared with ${model.compare}` : "";
+  context.textBaseline = "top";
+  context.textAlign = "left";
+  context.fillStyle = model.palette.ink;
+  context.font = font(15, 600);
+  context.fillText(`${model.run.run}${compared} · ${QUANTITIES[model.quantity].label}`, MARGIN, MARGIN);
+  context.font = font(12);
+  context.fillStyle = model.palette.muted;
+  const profile = `profile at ${formatSteps(model.frame.steps[model.column], model.frame.lastSteps[model.column])}`;
+  context.fillText(shorten(context, [headline, profile].filter(Boolean).join("  ·  "), width - 2 * MARGIN), MARGIN, MARGIN + 24);
+}
+
+const quoted = (text) => (/[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+const number = (value) => (value === NOT_COMPARED || value === -1 ? "" : Number.isFinite(value) ? String(value) : Number.isNaN(value) ? "NaN" : value > 0 ? "Infinity" : "-Infinity");
+const difference = (value) => (value === NOT_COMPARED ? "" : value === -1 ? "-1" : number(value));
+
+/** The cells that are seen: one line per column of the heatmap, one field per row, in full precision. */
+export function toCsv(model) {
+  const { frame, rows, domain, spans } = model;
+  const write = model.compare ? difference : number;
+  const lines = [["step", "last_step", ...rows.map(({ label }) => quoted(label))].join(",")];
+  for (let column = 0; column < frame.columns; column += 1) {
+    if (spans.right[column] <= domain[0] || spans.left[column] >= domain[1]) continue;
+    const values = rows.map((row) => write(valueOfRow(frame.values, row, column * frame.rows)));
+    lines.push([frame.steps[column], frame.lastSteps[column], ...values].join(","));
+  }
+  return `${lines.join("\r\n")}\r\n`;
+}
+
+/** Offer a blob as a file. */
+export function save(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+/** A name for the file. */
+export const fileName = (model, extension) =>
+  `gradwatch-${[model.run.run, model.quantity].join("-").replace(/[^\w.-]+/g, "_")}.${extension}`;

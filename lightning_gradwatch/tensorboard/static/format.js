@@ -1,0 +1,47 @@
+/** Numbers as text. */
+import { QUANTITIES } from "./quantities.js";
+
+const DIGITS = 4;
+
+/** A number with four significant digits. */
+export function formatNumber(value, digits = DIGITS) {
+  if (Number.isNaN(value)) return "NaN";
+  if (!Number.isFinite(value)) return value > 0 ? "Inf" : "-Inf";
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  if (size >= 1e-3 && size < 1e5) return String(Number(value.toPrecision(digits)));
+  const [mantissa, exponent] = value.toExponential(digits - 1).split("e");
+  return `${Number(mantissa)}e${Number(exponent)}`;
+}
+
+/** A value of a quantity, with its unit. */
+export function formatValue(value, quantity) {
+  const { scale, unit } = QUANTITIES[quantity];
+  if (value < 0) return QUANTITIES[quantity].missing;
+  if (!Number.isFinite(value)) return formatNumber(value);
+  if (scale === "fraction") return `${formatNumber(100 * value)} %`;
+  if (value === 0 && scale === "log") return "exactly 0";
+  return formatNumber(value) + (unit ? ` ${unit}` : "");
+}
+
+/** A whole number with narrow spaces between thousands. */
+export function formatStep(step) {
+  return String(Math.round(step)).replace(/\B(?=(\d{3})+(?!\d))/g, "\u202f");
+}
+
+/** A power of ten for a tick. */
+export function formatDecade(exponent) {
+  if (exponent >= -2 && exponent <= 3) return String(Number((10 ** exponent).toPrecision(1)));
+  return `1e${exponent}`;
+}
+
+/** "step 20", or "steps 20 to 40" for samples that share a cell. */
+export function formatSteps(first, last) {
+  return first === last ? `step ${formatStep(first)}` : `steps ${formatStep(first)} to ${formatStep(last)}`;
+}
+
+/** The words of an alert kind: `vanishing_through_time` as "Vanishing through time". */
+export function formatKind(kind) {
+  const text = kind === "nonfinite" ? "NaN or Inf" : kind.replaceAll("_", " ");
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}

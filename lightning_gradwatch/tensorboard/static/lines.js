@@ -1,0 +1,63 @@
+/** Zoomable lines, by uPlot. */
+import { formatNumber } from "./format.js";
+import { font } from "./labels.js";
+import uPlot from "./vendor/uplot.js";
+
+/** NaN and Inf become gaps, with a mark at the top edge. */
+function drawGaps(plot, values, colour) {
+  const { ctx: context, bbox } = plot;
+  const size = 4 * devicePixelRatio;
+  context.fillStyle = colour;
+  values.forEach((value, i) => {
+    if (Number.isFinite(value)) return;
+    const x = plot.valToPos(plot.data[0][i], "x", true);
+    if (x < bbox.left || x > bbox.left + bbox.width) return;
+    context.beginPath();
+    context.moveTo(x - size, bbox.top);
+    context.lineTo(x + size, bbox.top);
+    context.lineTo(x, bbox.top + 1.6 * size);
+    context.fill();
+  });
+}
+
+function options({ width, height, gutter, domain, palette, label, onZoom, showSteps, range, format }, values) {
+  const axis = { font: font(), stroke: palette.muted, grid: { stroke: palette.grid, width: 1 }, ticks: { show: false } };
+  return {
+    width: width + gutter,
+    height,
+    padding: [6, 0, showSteps ? 0 : 6, 0],
+    legend: { show: false },
+    cursor: { y: false, points: { size: 6 }, drag: { setScale: false, x: Boolean(onZoom), y: false } },
+    scales: { x: { time: false, range: () => domain }, y: range ? { range: () => range } : {} },
+    axes: [
+      showSteps ? { ...axis, size: 24, grid: { show: false } } : { show: false },
+      { ...axis, size: gutter, gap: 14, space: 24, values: (_, ticks) => ticks.map(format) },
+    ],
+    series: [{}, { label, stroke: palette.accent, width: 1.5, points: { show: values.length === 1 } }],
+    hooks: {
+      draw: [(plot) => drawGaps(plot, values, palette.alert)],
+      setSelect: [
+        (plot) => {
+          const { left, width: selected } = plot.select;
+          if (selected < 4) return;
+          plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+          onZoom?.([plot.posToVal(left, "x"), plot.posToVal(left + selected, "x")]);
+        },
+      ],
+    },
+  };
+}
+
+/**
+ * Draw one line into an element, in the place of what was there.
+ * @param {{x: number[], y: number[]}} data
+ * @param {Object} view `width` of the plot, `height`, `gutter` to its left, `domain`, `palette`, `label`, `onZoom`.
+ * @returns the plot, to be destroyed before the next one.
+ */
+export function drawLine(element, data, view) {
+  const finite = data.y.map((value) => (Number.isFinite(value) ? value : null));
+  const format = view.format ?? ((value) => formatNumber(value, 3));
+  const plot = new uPlot(options({ ...view, format }, data.y), [data.x, finite], element);
+  plot.over.addEventListener("dblclick", () => view.onReset?.());
+  return plot;
+}

@@ -1,0 +1,74 @@
+/** Deep links: the state in the address of TensorBoard, under the names that it leaves to plugins (or plain ones). */
+import { INITIAL } from "./state.js";
+
+const PREFIX = "p.gradwatch.";
+const NUMBERS = ["step", "zoom"];
+const LISTS = ["zoom", "folded"];
+
+/** The window whose address the person sees and copies; the own one where the outer one is closed to us. */
+function addressed() {
+  try {
+    void window.parent.location.hash;
+    return window.parent;
+  } catch {
+    return window;
+  }
+}
+
+/** `#gradwatch&p.gradwatch.run=a&...` as a state. */
+export function parseHash(hash) {
+  const state = {};
+  for (const part of hash.replace(/^#/, "").split("&")) {
+    const [key, text = ""] = part.split("=").map(decode);
+    const name = plain(key);
+    if (!(name in INITIAL)) continue;
+    const items = LISTS.includes(name) ? text.split(",").filter(Boolean).map(decode) : [text];
+    const values = NUMBERS.includes(name) ? items.map(Number) : items;
+    if (NUMBERS.includes(name) && !values.every(Number.isFinite)) continue;
+    if (name === "zoom" && !(values.length === 2 && values[0] < values[1])) continue;
+    state[name] = LISTS.includes(name) ? values : values[0];
+  }
+  return state;
+}
+
+const plain = (key) => (key.startsWith(PREFIX) ? key.slice(PREFIX.length) : key);
+
+function decode(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
+/** The hash with the state in it; what belongs to others stays. */
+export function formatHash(hash, state) {
+  const others = hash.replace(/^#/, "").split("&").filter((part) => part && !(plain(decode(part.split("=")[0])) in INITIAL));
+  const own = Object.keys(INITIAL)
+    .filter((name) => state[name] !== null && state[name].length !== 0)
+    .map((name) => {
+      const value = LISTS.includes(name) ? state[name].map((item) => encodeURIComponent(item)).join(",") : state[name];
+      return `${PREFIX}${name}=${encodeURIComponent(value)}`;
+    });
+  return `#${[...(others.length ? others : ["gradwatch"]), ...own].join("&")}`;
+}
+
+/** The state in the address. */
+export const readLink = () => parseHash(addressed().location.hash);
+
+/** Put the state into the address, without a new entry in the history; whole, for the frame's `base` lies elsewhere. */
+export function writeLink(state) {
+  const { location, history } = addressed();
+  const tab = location.hash.replace(/^#/, "").split("&")[0];
+  if (tab && tab !== "gradwatch" && !tab.startsWith(PREFIX)) return;
+  const hash = formatHash(location.hash, state);
+  if (hash !== location.hash) history.replaceState(history.state, "", location.pathname + location.search + hash);
+}
+
+/** Follow a link that is opened while the tab is. */
+export function followLink(changed) {
+  const listener = () => changed(readLink());
+  const target = addressed();
+  target.addEventListener("hashchange", listener);
+  window.addEventListener("pagehide", () => target.removeEventListener("hashchange", listener));
+}

@@ -1,0 +1,129 @@
+/** From the state and the answers of the source to what is drawn. */
+import { foremost } from "./banner.js";
+import { lookup, stopsOf } from "./colours.js";
+import { differenceFrame, isComparable } from "./compare.js";
+import { lanesOf } from "./lanes.js";
+import { QUANTITIES, shown } from "./quantities.js";
+import { differenceScale, scaleOf, toCells } from "./scale.js";
+import { columnAt, domainOf, nearestColumn, spansOf } from "./steps.js";
+import { groupsOf, rowOf, rowsOf } from "./tree.js";
+
+const newest = ({ versions }) => versions.reduce((last, version) => (version.version > last.version ? version : last));
+
+/** The run that the state names, else the sickest that has data. */
+export function chosenRun(runs, name) {
+  return runs.find(({ run }) => run === name) ?? runs.find(({ status }) => status !== "not_watched") ?? runs[0];
+}
+
+/** The optimizer that the state names, else that of the alert that matters most. */
+function chosenOptimizer({ optimizers, alerts }, name) {
+  const byName = (wanted) => optimizers.find((optimizer) => optimizer.name === wanted);
+  return byName(name) ?? byName(foremost(alerts)?.optimizer) ?? optimizers[0];
+}
+
+/** Steps to ask for so that cells at the edges of `zoom` are whole: one column more on either side. */
+function around(zoom, overview, spans) {
+  const at = (step) => (columnAt(spans, step) >= 0 ? columnAt(spans, step) : nearestColumn(overview, step));
+  const [first, last] = [Math.max(at(zoom[0]) - 1, 0), Math.min(at(zoom[1]) + 1, overview.columns - 1)];
+  return { from: overview.steps[first], to: overview.lastSteps[last] };
+}
+
+/** `zoom` within `full`; moved along if it ended at the newest step before. Null if it shows everything. */
+function follow(zoom, full, before) {
+  if (!zoom) return null;
+  const wasAtEnd = before && zoom[1] >= before[1] - 1e-9;
+  const shift = wasAtEnd ? full[1] - before[1] : 0;
+  const from = Math.max(zoom[0] + shift, full[0]);
+  const to = Math.min(zoom[1] + shift, full[1]);
+  return to > from && to - from < full[1] - full[0] - 1e-9 ? [from, to] : null;
+}
+
+/**
+ * Load what the heatmap needs.
+ * @param {function} ask See `remember`.
+ * @param {Object} row The run, out of the list of runs.
+ * @param {{key: string, full: number[]}|null} before The view before this one, to follow the newest step.
+ */
+export async function loadView(ask, runs, row, state, columns, before) {
+  const run = await ask("run", { run: row.run }, row.stamp);
+  if (!run.optimizers.length) return { run, isEmpty: true };
+  const { name: optimizer, versions } = chosenOptimizer(run, state.optimizer);
+  const version = newest({ versions });
+  const quantities = shown(version.quantities);
+  if (!quantities.length) return { run, isEmpty: true };
+  const quantity = quantities.includes(state.quantity) ? state.quantity : quantities[0];
+  const query = { run: row.run, optimizer, version: version.version, quantity, columns };
+  const overview = await ask("heatmap", query, row.stamp);
+  const spans = spansOf(overview);
+  const full = domainOf(overview);
+  const key = JSON.stringify([row.run, optimizer]);
+  const zoom = follow(state.zoom, full, before?.key === key ? before.full : null);
+  const part = zoom ? around(zoom, overview, spans) : {};
+  const frame = zoom ? await ask("heatmap", { ...query, ...part }, row.stamp) : overview;
+  const view = {
+    key, run, rowOfRun: row, optimizer, version, quantity, quantities, full, zoom, frame, overview,
+    optimizers: run.optimizers.map(({ name }) => name),
+    domain: zoom ?? full,
+    layers: version.layers,
+    groups: groupsOf(version.layers),
+    alerts: run.alerts.filter((alert) => !alert.optimizer || !optimizer || alert.optimizer === optimizer),
+    compare: null,
+  };
+  const other = runs.find(({ run: name }) => name === state.compare && name !== row.run);
+  const partner = other && partnerOf(await ask("run", { run: other.run }, other.stamp), other, optimizer);
+  const canCompare = partner && partner.quantities.includes(quantity) && isComparable(view.layers, partner.layers);
+  return coloured(canCompare ? await compared(ask, view, partner, part, columns) : view);
+}
+
+async function compared(ask, view, partner, part, columns) {
+  const query = { run: partner.run, optimizer: partner.optimizer, version: partner.version, quantity: view.quantity, columns };
+  const there = await ask("heatmap", query, partner.stamp);
+  const closer = view.zoom ? await ask("heatmap", { ...query, ...part }, partner.stamp) : there;
+  return {
+    ...view,
+    compare: partner.run,
+    overview: differenceFrame(view.overview, there, view.quantity),
+    frame: differenceFrame(view.frame, closer, view.quantity),
+  };
+}
+
+/** Colours by the whole run, so that they stay when the person zooms. */
+function coloured(view) {
+  const { overview, frame, quantity, compare } = view;
+  const scale = compare ? differenceScale(quantity, overview.values) : scaleOf(quantity, overview.values);
+  return { ...view, scale, cells: toCells(frame.values, scale), spans: spansOf(frame) };
+}
+
+/** What another run has to offer for comparing: the layers of the same optimizer. */
+export function partnerOf(doc, row, optimizer) {
+  const found = doc.optimizers.find(({ name }) => name === optimizer) ?? (doc.optimizers.length === 1 ? doc.optimizers[0] : null);
+  if (!found) return null;
+  const { version, layers, quantities, last_step: lastStep } = newest(found);
+  return { run: row.run, status: row.status, stamp: row.stamp, optimizer: found.name, version, layers, quantities, lastStep };
+}
+
+/** The view with the cursor in it and the colours of the theme. */
+export function toModel(view, state, palette, others) {
+  const { frame, layers, groups, alerts, quantity } = view;
+  const rows = rowsOf(layers, groups, new Set(state.folded));
+  const suggested = foremost(alerts)?.layer;
+  const layer = layers.includes(state.layer) ? state.layer : layers.includes(suggested) ? suggested : layers[0];
+  const stops = stopsOf(view.compare !== null, palette.neutral);
+  return {
+    ...view, rows, palette, stops, layer,
+    lookup: lookup(stops),
+    row: rowOf(rows, layers.indexOf(layer)),
+    column: state.step === null ? frame.columns - 1 : nearestColumn(frame, state.step),
+    lanes: lanesOf(alerts),
+    isZoomed: view.zoom !== null,
+    isFolded: groups.some(({ path }) => state.folded.includes(path)),
+    comparable: others.filter((other) => other.run !== view.run.run && isComparable(layers, other.layers)).map(({ run }) => run),
+    label: `${QUANTITIES[quantity].label} of ${layers.length} layers over the steps ${Math.ceil(view.domain[0])} to ${Math.floor(view.domain[1])}. Use the arrow keys.`,
+  };
+}
+
+/** The thumbnail of a run: its own small heatmap, coloured by its own scale. */
+export function thumbnailOf(frame, quantity) {
+  const scale = scaleOf(quantity, frame.values);
+  return { frame, spans: spansOf(frame), domain: domainOf(frame), cells: toCells(frame.values, scale), lookup: lookup(stopsOf(false)) };
+}

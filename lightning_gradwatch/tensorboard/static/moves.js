@@ -1,0 +1,54 @@
+/** What keys and clicks do: from what is drawn and chosen to a change of the state. Nothing here has an effect. */
+
+/** The row at a distance from the chosen one. */
+export function moveRow({ rows, row, layers }, by) {
+  const wanted = rows[Math.min(Math.max(row + by, 0), rows.length - 1)];
+  return { layer: layers[wanted.first] };
+}
+
+/** The sample at a distance from the chosen one, among those that are seen. */
+export function moveColumn(model, step, by) {
+  const { frame, spans, domain, column, isZoomed } = model;
+  const seen = frame.steps.map((_, i) => i).filter((i) => spans.right[i] > domain[0] && spans.left[i] < domain[1]);
+  if (!seen.length) return {};
+  const place = Math.min(Math.max(column + by, seen[0]), seen.at(-1));
+  const staysNewest = !isZoomed && place === frame.columns - 1 && step === null;
+  return { step: staysNewest ? null : frame.steps[place] };
+}
+
+/** The first sample that is seen, or the last one: without zoom the newest, which is followed from then on. */
+export function moveToEnd(model, step, isLast) {
+  return isLast && !model.isZoomed ? { step: null } : moveColumn(model, step, isLast ? Infinity : -Infinity);
+}
+
+/** The quantity at a distance from the one shown. */
+export function cycle({ quantities, quantity }, by) {
+  return { quantity: quantities[(quantities.indexOf(quantity) + by + quantities.length) % quantities.length] };
+}
+
+/** Fold or unfold one group. */
+export function toggle(folded, path) {
+  return { folded: folded.includes(path) ? folded.filter((other) => other !== path) : [...folded, path] };
+}
+
+/** Unfold the group that the chosen layer is folded into, or fold the innermost one around it. */
+export function toggleHere({ layers, layer, groups }, folded) {
+  const index = layers.indexOf(layer);
+  const holders = groups.filter(({ first, last }) => index >= first && index <= last);
+  const group = holders.find(({ path }) => folded.includes(path)) ?? holders.at(-1);
+  return group ? toggle(folded, group.path) : {};
+}
+
+/** Fold all outer groups, or unfold everything. */
+export const foldAll = ({ groups }, isFolded) => ({
+  folded: isFolded ? groups.filter(({ level }) => !level).map(({ path }) => path) : [],
+});
+
+/** Go where an alert opened. */
+export function showAlert({ zoom }, state, { optimizer, layer, step }) {
+  const isSeen = zoom && step >= zoom[0] && step <= zoom[1];
+  return { optimizer: optimizer || state.optimizer, layer: layer || state.layer, step, zoom: isSeen ? zoom : null };
+}
+
+/** Another optimizer has other layers. */
+export const chooseView = (patch) => ("optimizer" in patch ? { ...patch, layer: null, folded: [], compare: null } : patch);

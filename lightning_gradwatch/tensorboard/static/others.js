@@ -1,0 +1,33 @@
+/** What is asked about all runs: thumbnails, and what the others have to offer for overlays and comparison. */
+import { remember } from "./data.js";
+import { partnerOf, thumbnailOf } from "./model.js";
+
+const OTHERS = 8;
+const THUMBNAILS = 40;
+const COLUMNS = 80;
+const QUANTITY = "grad_norm";
+
+const isReadable = ({ status }) => status !== "not_watched" && status !== "unreadable";
+
+/** @param {Object} source See `httpSource`. */
+export function createOthers(source) {
+  const ask = remember(source, 2 * THUMBNAILS);
+
+  /** Thumbnails of the first runs, one request after the other, so that the heatmap never waits for them. */
+  async function thumbnails(runs, isStale, draw) {
+    for (const row of runs.slice(0, THUMBNAILS).filter(isReadable)) {
+      const query = { run: row.run, quantity: QUANTITY, columns: COLUMNS };
+      const frame = await ask("heatmap", query, row.stamp).catch(() => null);
+      if (isStale()) return;
+      draw(row.run, frame?.columns ? thumbnailOf(frame, QUANTITY) : null);
+    }
+  }
+
+  /** The other runs with layers of this optimizer. */
+  async function partners(runs, run, optimizer) {
+    const rows = runs.filter((row) => row.run !== run && isReadable(row)).slice(0, OTHERS);
+    const docs = await Promise.all(rows.map((row) => ask("run", { run: row.run }, row.stamp)));
+    return docs.map((doc, i) => partnerOf(doc, rows[i], optimizer)).filter(Boolean);
+  }
+  return { thumbnails, partners };
+}

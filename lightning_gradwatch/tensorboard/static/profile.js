@@ -1,0 +1,119 @@
+/** The depth profile: the value of every layer at one step, sharing the rows of the heatmap. */
+import { MISSING, NONFINITE, ZERO, between, css } from "./colours.js";
+import { merge } from "./heatmap.js";
+import { font } from "./labels.js";
+
+/** Vertical place of a layer: the middle of its row. */
+const middleOf = (row, box) => box.y + row.top + row.height / 2;
+
+/** Cells of the rows, from cells of the layers. */
+export function cellsOfRows(cells, rows) {
+  return rows.map(({ first, last }) => {
+    let cell = MISSING;
+    for (let layer = first; layer <= last; layer += 1) cell = merge(cell, cells[layer]);
+    return cell;
+  });
+}
+
+/** Where a cell lies: zeros at the left edge, NaN at the right, nothing for "no data". */
+function placeOf(cell, box) {
+  if (cell === MISSING) return null;
+  if (cell === ZERO) return box.x;
+  return box.x + (cell === NONFINITE ? 1 : cell) * box.width;
+}
+
+/** A line through the points of consecutive layers, with gaps where there is no number. */
+function strokeLine(context, points) {
+  context.beginPath();
+  let isOpen = false;
+  for (const point of points) {
+    if (point && isOpen) context.lineTo(...point);
+    else if (point) context.moveTo(...point);
+    isOpen = Boolean(point);
+  }
+  context.stroke();
+}
+
+/** Spread the layers of another run over the depth of this one, by name where the names agree. */
+function overlayPoints(overlay, rows, count, box) {
+  const names = overlay.isAligned ? null : overlay.cells.length;
+  return Array.from(overlay.cells, (cell, i) => {
+    if (Number.isNaN(cell)) return null;
+    const depth = names === null ? i : (i / Math.max(names - 1, 1)) * (count - 1);
+    const row = rows.find(({ first, last }) => depth >= first - 0.5 && depth <= last + 0.5);
+    if (!row) return null;
+    const inside = row.path ? 0.5 : depth - row.first + 0.5;
+    return [box.x + cell * box.width, box.y + row.top + inside * row.height];
+  });
+}
+
+/**
+ * Draw the profile into a box.
+ * @param {Object} model `rows`, `cells` (per layer), `scale`, `stops`, `chosen` (row), and `overlays`: `{cells, colour,
+ *   dash, isAligned}` of other runs, with places on the same scale and NaN for none.
+ */
+export function drawProfile(context, box, { rows, cells, scale, stops, chosen, overlays, layers }, palette) {
+  drawGrid(context, box, scale, palette);
+  context.lineJoin = "round";
+  for (const overlay of overlays) {
+    context.strokeStyle = overlay.colour;
+    context.lineWidth = 1.5;
+    context.setLineDash(overlay.dash);
+    strokeLine(context, overlayPoints(overlay, rows, layers, box));
+    context.setLineDash([]);
+  }
+  const own = cellsOfRows(cells, rows);
+  const points = own.map((cell, i) => (cell < 0 ? null : [placeOf(cell, box), middleOf(rows[i], box)]));
+  context.strokeStyle = palette.ink;
+  context.lineWidth = 2;
+  strokeLine(context, points);
+  own.forEach((cell, i) => drawPoint(context, box, rows[i], cell, { stops, isChosen: i === chosen }, palette));
+}
+
+function drawGrid(context, box, scale, palette) {
+  context.strokeStyle = palette.grid;
+  context.lineWidth = 1;
+  for (const [position] of scale.ticks) {
+    const x = Math.round(box.x + position * box.width) + 0.5;
+    context.beginPath();
+    context.moveTo(x, box.y);
+    context.lineTo(x, box.y + box.height);
+    context.stroke();
+  }
+}
+
+function drawPoint(context, box, row, cell, { stops, isChosen }, palette) {
+  const x = placeOf(cell, box);
+  if (x === null) return;
+  const radius = Math.min(Math.max(row.height / 4, 1.2), 4) + (isChosen ? 2 : 0);
+  const y = middleOf(row, box);
+  context.beginPath();
+  if (cell === NONFINITE) {
+    context.fillStyle = palette.alert;
+    context.fillRect(x - radius, y - radius, 2 * radius, 2 * radius);
+    return;
+  }
+  context.arc(x, y, radius, 0, 2 * Math.PI);
+  context.fillStyle = cell === ZERO ? palette.surface : css(between(stops, cell));
+  context.fill();
+  if (row.height < 6 && !isChosen) return;
+  context.strokeStyle = isChosen ? palette.accent : palette.ink;
+  context.lineWidth = isChosen ? 2 : 1;
+  context.stroke();
+}
+
+/** The axis of the profile is the legend of the heatmap: colours with their numbers. */
+export function drawLegend(context, box, { scale, stops }, palette) {
+  const gradient = context.createLinearGradient(box.x, 0, box.x + box.width, 0);
+  for (let i = 0; i <= 32; i += 1) gradient.addColorStop(i / 32, css(between(stops, i / 32)));
+  context.fillStyle = gradient;
+  context.fillRect(box.x, box.y, box.width, 8);
+  context.font = font();
+  context.textBaseline = "top";
+  context.fillStyle = palette.muted;
+  for (const [position, label] of scale.ticks) {
+    const x = box.x + position * box.width;
+    context.textAlign = position < 0.06 ? "left" : position > 0.94 ? "right" : "center";
+    context.fillText(label, x, box.y + 13);
+  }
+}

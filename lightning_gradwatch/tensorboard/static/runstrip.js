@@ -1,0 +1,67 @@
+/** The strip of runs: one card each, the sickest first, with a thumbnail of its heatmap. */
+import { h, icon, prepare } from "./dom.js";
+import { drawHeatmap } from "./heatmap.js";
+import { STATUSES } from "./status.js";
+
+/** @param {function(string)} choose Called with the name of the run. */
+export function createRunStrip(choose) {
+  const list = h("div", { class: "strip", role: "group", "aria-label": "Runs, the sickest first" });
+  const cards = new Map();
+
+  function cardOf(run) {
+    if (!cards.has(run)) cards.set(run, createCard(run, choose));
+    return cards.get(run);
+  }
+
+  function update(runs, chosen) {
+    const wanted = runs.map((row) => cardOf(row.run));
+    for (const [run, card] of cards) if (!wanted.includes(card)) cards.delete(run);
+    const elements = wanted.map(({ element }) => element);
+    if (elements.some((element, i) => list.children[i] !== element) || list.children.length !== elements.length) {
+      list.replaceChildren(...elements);
+    }
+    runs.forEach((row, i) => wanted[i].update(row, row.run === chosen));
+  }
+
+  const drawThumbnail = (run, model, palette) => cards.get(run)?.draw(model, palette);
+  return { element: list, update, drawThumbnail };
+}
+
+function createCard(run, choose) {
+  const canvas = h("canvas", { class: "thumbnail", "aria-hidden": "true" });
+  const mark = h("span", { class: "mark" });
+  const word = h("span", { class: "word" });
+  const headline = h("span");
+  const element = h(
+    "button",
+    { class: "run", type: "button", onclick: () => choose(run) },
+    h("span", { class: "name" }, mark, h("span", { text: run === "." ? "(this run)" : run, title: run })),
+    canvas,
+    h("span", { class: "headline" }, word, " ", headline),
+  );
+  let status = null;
+  let wasChosen = false;
+  function update(row, isChosen) {
+    if (isChosen && !wasChosen) element.scrollIntoView({ block: "nearest", inline: "nearest" });
+    wasChosen = isChosen;
+    if (row.status !== status) {
+      status = row.status;
+      element.dataset.status = status;
+      const { word: text, shape } = STATUSES[status] ?? STATUSES.unreadable;
+      word.textContent = `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
+      mark.replaceChildren(icon(shape));
+    }
+    element.setAttribute("aria-pressed", String(isChosen));
+    headline.textContent = headline.title = row.headline;
+  }
+  function draw(model, palette) {
+    const { context, width, height } = prepare(canvas);
+    if (!model || !width) return;
+    const rowHeight = height / model.frame.rows;
+    const rows = Array.from({ length: model.frame.rows }, (_, i) => ({
+      first: i, last: i, top: i * rowHeight, height: rowHeight,
+    }));
+    drawHeatmap(context, { x: 0, y: 0, width, height }, { ...model, rows }, palette, devicePixelRatio || 1);
+  }
+  return { element, update, draw };
+}

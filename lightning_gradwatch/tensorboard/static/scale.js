@@ -1,0 +1,94 @@
+/** From values to positions on a colour scale. */
+import { MISSING, NONFINITE, ZERO } from "./colours.js";
+import { NOT_COMPARED } from "./compare.js";
+import { formatDecade, formatNumber } from "./format.js";
+import { QUANTITIES } from "./quantities.js";
+
+/** A healthy network spans a decade or two; with six decades it looks calm, and a dying one does not. */
+const LEAST_DECADES = 6;
+
+function extent(values) {
+  let [low, high] = [Infinity, -Infinity];
+  for (const value of values) {
+    if (value > 0 && value < low) low = value;
+    if (value > high && value < Infinity) high = value;
+  }
+  return [low, high];
+}
+
+function logScale(values) {
+  const [low, high] = extent(values);
+  const isEmpty = !(high > 0);
+  const top = isEmpty ? 0 : Math.ceil(Math.log10(high) - 1e-9);
+  const bottom = Math.min(isEmpty ? top : Math.floor(Math.log10(low) + 1e-9), top - LEAST_DECADES);
+  const ticks = decadeTicks(bottom, top);
+  return {
+    kind: "log",
+    low: bottom,
+    high: top,
+    position: (value) => (value === 0 ? ZERO : (Math.log10(value) - bottom) / (top - bottom)),
+    ticks: ticks.map((decade) => [(decade - bottom) / (top - bottom), formatDecade(decade)]),
+  };
+}
+
+function decadeTicks(bottom, top) {
+  const stride = [1, 2, 3, 4, 5, 8, 10, 20].find((size) => (top - bottom) / size <= 5) ?? 20;
+  const ticks = [];
+  for (let decade = top; decade >= bottom; decade -= stride) ticks.push(decade);
+  return ticks;
+}
+
+function linearScale(values, isFraction) {
+  const high = isFraction ? 1 : Math.max(extent(values)[1], 1);
+  const label = (value) => (isFraction ? `${100 * value} %` : formatNumber(value, 2));
+  return {
+    kind: isFraction ? "fraction" : "linear",
+    low: 0,
+    high,
+    position: (value) => value / high,
+    ticks: [0, 0.5, 1].map((share) => [share, label(share * high)]),
+  };
+}
+
+/** The scale of a quantity over the values of a run: decades, or from 0 to the largest. */
+export function scaleOf(quantity, values) {
+  const { scale } = QUANTITIES[quantity];
+  return scale === "log" ? logScale(values) : linearScale(values, scale === "fraction");
+}
+
+/** The scale of a difference, even on both sides of 0: decades of a ratio, or percentage points. */
+export function differenceScale(quantity, differences) {
+  const { scale } = QUANTITIES[quantity];
+  let most = scale === "log" ? 1 : 0;
+  for (const value of differences) {
+    const size = Math.abs(value);
+    if (size > most && size < NOT_COMPARED) most = size;
+  }
+  const reach = scale === "log" ? Math.ceil(most - 1e-9) : most || 1;
+  const label = (value) => {
+    if (value === 0) return scale === "log" ? "same" : "0";
+    return scale === "log" ? `×${formatDecade(value)}` : formatNumber(scale === "fraction" ? 100 * value : value, 2);
+  };
+  return {
+    kind: "difference",
+    low: -reach,
+    high: reach,
+    position: (value) => (value + reach) / (2 * reach),
+    ticks: [-reach, 0, reach].map((value) => [(value + reach) / (2 * reach), label(value)]),
+  };
+}
+
+/** Positions of values, with -1 and the non-finite as codes. Shape as `values`. */
+export function toCells(values, scale) {
+  const cells = new Float32Array(values.length);
+  const isDifference = scale.kind === "difference";
+  for (let i = 0; i < values.length; i += 1) cells[i] = toCell(values[i], scale, isDifference);
+  return cells;
+}
+
+function toCell(value, scale, isDifference) {
+  if (isDifference ? Number.isNaN(value) : !Number.isFinite(value)) return NONFINITE;
+  if (value === (isDifference ? NOT_COMPARED : MISSING)) return MISSING;
+  const position = scale.position(value);
+  return position === ZERO ? ZERO : Math.min(Math.max(position, 0), 1);
+}

@@ -1,0 +1,58 @@
+/** Where the data comes from: TensorBoard, over HTTP. A report can bring a source of its own with the same methods. */
+import { decodeFrame } from "./frame.js";
+
+const WORDS = { NaN: NaN, Infinity: Infinity, "-Infinity": -Infinity };
+
+/** JSON has no NaN, so the server sends a word. Only lists and maps of numbers are read so: never names or texts. */
+const toNumber = (value) => (typeof value === "string" ? WORDS[value] : value);
+const toNumbers = (values) => values.map(toNumber);
+
+/** A failure, as a sentence for the person who looks. */
+export class SourceError extends Error {}
+
+async function request(base, path, query) {
+  const url = new URL(path, base);
+  for (const [name, value] of Object.entries(query)) {
+    if (value !== null && value !== undefined) url.searchParams.set(name, value);
+  }
+  let response;
+  try {
+    response = await fetch(url);
+  } catch {
+    throw new SourceError("TensorBoard does not answer. Is it still running?");
+  }
+  if (response.ok) return response;
+  const body = await response.json().catch(() => ({}));
+  throw new SourceError(body.error ?? `TensorBoard answered with status ${response.status} (${path}).`);
+}
+
+/**
+ * @param {URL|string} base The address under which the plugin answers.
+ */
+export function httpSource(base) {
+  const json = async (path, query = {}) => (await request(base, path, query)).json();
+  const frame = async (path, query) => decodeFrame(await (await request(base, path, query)).arrayBuffer());
+  return {
+    runs: async () => (await json("runs")).runs,
+    run: (query) => json("run", query),
+    heatmap: (query) => frame("heatmap", query),
+    distribution: (query) => frame("distribution", query),
+    column: async (query) => {
+      const { step, values } = await json("column", query);
+      return { step, values: toNumbers(values) };
+    },
+    scalars: async (query) => {
+      const { steps, values } = await json("scalars", query);
+      return { steps, values: toNumbers(values) };
+    },
+    sequence: async (query) => {
+      const found = await json("sequence", query);
+      return { ...found, norms: toNumbers(found.norms), horizon: toNumber(found.horizon) };
+    },
+    layer: async (query) => {
+      const found = await json("layer", query);
+      const numbers = Object.fromEntries(Object.entries(found.numbers).map(([name, value]) => [name, toNumber(value)]));
+      return { ...found, numbers, grad_norm_range: found.grad_norm_range && toNumbers(found.grad_norm_range) };
+    },
+  };
+}

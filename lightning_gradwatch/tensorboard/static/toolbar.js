@@ -1,0 +1,42 @@
+/** What to show: optimizer, quantity, comparison; and what to do with it. */
+import { h, setOptions } from "./dom.js";
+import { QUANTITIES } from "./quantities.js";
+
+/** @param {Object} actions `set(patch)`, `foldAll(isFolded)`, `reset()`, `png()`, `csv()`, `help()`. */
+export function createToolbar(actions) {
+  const select = (label, name) => {
+    const input = h("select", { "aria-label": label, onchange: () => actions.set({ [name]: input.value || null }) });
+    return input;
+  };
+  const field = (label, input) => h("label", { class: "field" }, h("span", { text: label }), input);
+  const button = (text, onclick, title) => h("button", { type: "button", class: "button", text, onclick, title });
+  const optimizer = select("Optimizer", "optimizer");
+  const quantity = select("Quantity", "quantity");
+  const compare = select("Compare with", "compare");
+  const optimizerField = field("Optimizer", optimizer);
+  const fold = button("Fold groups", () => actions.foldAll(fold.textContent === "Fold groups"));
+  const reset = button("All steps", actions.reset, "Escape, or double click");
+  const live = h("span", { class: "live" });
+  const element = h(
+    "div",
+    { class: "toolbar", role: "group", "aria-label": "View" },
+    optimizerField, field("Show", quantity), field("Compare with", compare), fold, reset,
+    h("span", { class: "push" }), live,
+    button("PNG", actions.png, "Save the picture"), button("CSV", actions.csv, "Save the numbers"),
+    h("button", { type: "button", class: "button square", text: "?", "aria-label": "Keyboard and mouse", onclick: actions.help }),
+  );
+
+  function update(model) {
+    setOptions(optimizer, model.optimizers.map((name) => [name, name || "the only one"]), model.optimizer);
+    optimizerField.hidden = model.optimizers.length < 2;
+    setOptions(quantity, model.quantities.map((name) => [name, QUANTITIES[name].label]), model.quantity);
+    quantity.title = QUANTITIES[model.quantity].hint;
+    const none = model.comparable.length ? "nothing" : "no run with these layers";
+    setOptions(compare, [["", none], ...model.comparable.map((run) => [run, run])], model.compare ?? "");
+    compare.disabled = !model.comparable.length;
+    fold.hidden = !model.groups.length;
+    fold.textContent = model.isFolded ? "Unfold groups" : "Fold groups";
+    reset.hidden = !model.isZoomed;
+  }
+  return { element, update, setLive: (text) => (live.textContent = text) };
+}
