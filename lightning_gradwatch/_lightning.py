@@ -6,7 +6,7 @@ import importlib
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
         """A callback for the Trainers of both namespaces; the hooks of one take the Trainer of that one only."""
 else:
     Trainer = LightningModule = Any
+
+T = TypeVar("T")
 
 _RIGHT = {"SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy"}
 _WRONG = {"DeepSpeedStrategy", "FSDPStrategy", "XLAStrategy", "SingleDeviceXLAStrategy"}
@@ -93,7 +95,7 @@ def callbacks(trainer: Trainer) -> list[Any]:
 
 def log_dir(trainer: Trainer) -> str | None:
     """Directory of the run in the first logger, None without one; meant for rank zero."""
-    if not trainer.loggers or _is_dev_run(trainer):
+    if not trainer.loggers or is_dev_run(trainer):
         return None
     logger = trainer.loggers[0]
     own = getattr(logger, "log_dir", None)
@@ -102,6 +104,66 @@ def log_dir(trainer: Trainer) -> str | None:
     return str(
         Path(logger.save_dir) / str(logger.name or "") / str(logger.version if logger.version is not None else "")
     )
+
+
+def run_name(trainer: Trainer) -> str:
+    """What the first logger calls the run; meant for rank zero."""
+    directory = log_dir(trainer)
+    return Path(directory).name if directory else "a run without a logger"
+
+
+def checkpoint_dir(trainer: Trainer) -> str:
+    """Where Lightning itself puts checkpoints unless told otherwise; meant for rank zero."""
+    return str(Path(log_dir(trainer) or trainer.default_root_dir) / "checkpoints")
+
+
+def num_ranks(trainer: Trainer) -> int:
+    """Number of processes that train together."""
+    return int(trainer.world_size)
+
+
+def broadcast(trainer: Trainer, value: T) -> T:
+    """What rank zero has; all ranks must call this together."""
+    told: T = trainer.strategy.broadcast(value)
+    return told
+
+
+def stop(trainer: Trainer) -> None:
+    """End training after the present batch, but not before ``min_steps`` and ``min_epochs``."""
+    trainer.should_stop = True
+
+
+def save_checkpoint(trainer: Trainer, path: Path) -> None:
+    """Save a checkpoint; all ranks must call this together, and none is left waiting if the file cannot be written."""
+    try:
+        trainer.save_checkpoint(path)
+    except OSError:
+        if num_ranks(trainer) > 1:
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where the others wait
+        raise
+
+
+def show_in_progress_bar(trainer: Trainer, name: str, text: str | None) -> None:
+    """Show a number beside the progress bar; None takes it away."""
+    shown: dict[str, Any] = trainer.progress_bar_metrics
+    if text is None:
+        shown.pop(name, None)
+    else:
+        shown[name] = text
+
+
+def about_batches(trainer: Trainer) -> list[dict[str, Any]]:
+    """How each of the training data loaders draws its batches."""
+    loaders = getattr(trainer.fit_loop._combined_loader, "flattened", [])
+    return [_drawing(loader) for loader in loaders]
+
+
+def _drawing(loader: Any) -> dict[str, Any]:
+    sampler = getattr(loader, "sampler", None)
+    known = {name: getattr(sampler, name, None) for name in ("seed", "shuffle", "num_replicas", "drop_last")}
+    plain = {name: value for name, value in known.items() if isinstance(value, (int, float, str))}
+    facts = {"batch_size": getattr(loader, "batch_size", None), "num_workers": getattr(loader, "num_workers", None)}
+    return {**facts, "sampler": None if sampler is None else type(sampler).__name__, **plain}
 
 
 def x_axis(trainer: Trainer) -> int:
@@ -129,6 +191,12 @@ def num_log_points(trainer: Trainer, every_n_steps: int | None, with_coming_step
 def is_repeated_call(trainer: Trainer, optimizer: Optimizer, last_step: int | None) -> bool:
     """Whether this is a further evaluation of the same step: LBFGS evaluates its closure many times in one."""
     return isinstance(optimizer, LBFGS) and x_axis(trainer) == last_step
+
+
+def steps_once_per_batch(trainer: Trainer) -> bool:
+    """Whether Lightning itself steps, with optimizers that evaluate a step once."""
+    is_automatic = bool(trainer.lightning_module.automatic_optimization)
+    return is_automatic and not any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers)
 
 
 def completes_a_step(trainer: Trainer) -> bool:
@@ -199,7 +267,7 @@ def set_metrics(trainer: Trainer, metrics: dict[str, float]) -> None:
 
 def loggers(trainer: Trainer) -> list[Any]:
     """The Trainer's loggers on rank zero; none on other ranks and in a ``fast_dev_run``."""
-    return list(trainer.loggers) if trainer.is_global_zero and not _is_dev_run(trainer) else []
+    return list(trainer.loggers) if trainer.is_global_zero and not is_dev_run(trainer) else []
 
 
 def tag_prefix(logger: Any) -> str:
@@ -208,5 +276,6 @@ def tag_prefix(logger: Any) -> str:
     return f"{prefix}{getattr(logger, 'LOGGER_JOIN_CHAR', '-')}" if prefix else ""
 
 
-def _is_dev_run(trainer: Trainer) -> bool:
+def is_dev_run(trainer: Trainer) -> bool:
+    """Whether this is a ``fast_dev_run``, which leaves nothing behind."""
     return bool(getattr(trainer, "fast_dev_run", False))

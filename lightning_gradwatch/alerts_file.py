@@ -1,37 +1,62 @@
-"""``alerts.jsonl``: one line of JSON per event, appended and flushed at once."""
+"""``alerts.jsonl``: one line of JSON per event, appended and flushed at once, for people and programs that follow it.
+
+Each line is one object: ``event``, ``time`` (UTC, ISO 8601), ``run``, and the fields of
+:class:`~lightning_gradwatch.core.records.Alert`. Lines with the same ``kind``, ``step`` and ``optimizer`` tell of the
+same incident, and the newest of them holds. A number that is NaN or infinite is null. A program that follows the file
+should skip what it cannot read: of a process that was killed the last line may be torn; the next one ends it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import math
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightning_gradwatch.core.records import Alert
 
 NAME = "alerts.jsonl"
+MAX_BYTES = 4_000_000
+"""Size at which the file is put aside as ``alerts.jsonl.1``; a new one begins with what is still open."""
+NUM_ASIDE = 2
+"""Files that were put aside and are kept, ``.1`` being the newest."""
 
 
-Event = Literal["opened", "escalated", "ended"]
+Event = Literal["opened", "escalated", "ended", "continued"]
+"""What has become of an incident; ``continued`` repeats one that is still open at the head of a new file."""
 Entry = tuple[Event, str, int, str]
 
 
-def append(directory: str | Path, event: Event, alert: Alert) -> None:
+def append(directory: str | Path, event: Event, alert: Alert, run: str = "") -> None:
     """Append what has become of an alert.
 
     Args:
         directory: The logger's directory; made if it is missing.
-        event: Whether it opened, rose from a notice to an alert, or ended.
+        event: Whether it opened, rose from a notice to an alert, ended, or is still open.
         alert: The alert; ``until_step`` is None until it has ended.
+        run: Name of the run.
 
     Raises:
         OSError: If the file cannot be written.
     """
-    path = Path(directory)
-    path.mkdir(parents=True, exist_ok=True)
-    with (path / NAME).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"event": event, **asdict(alert)}) + "\n")
+    path = Path(directory) / NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and path.stat().st_size >= MAX_BYTES:
+        _put_aside(path)
+    time = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    _write(path, [{"event": event, "time": time, "run": run, **asdict(alert)}])
+
+
+def read(directory: str | Path) -> list[dict[str, Any]]:
+    """Every line that can be read, the oldest first, also of the files that were put aside."""
+    path = Path(directory) / NAME
+    return [line for file in [*reversed(_aside(path)), path] for line in _lines(file)]
 
 
 def entry(event: Event, alert: Alert) -> Entry:
@@ -41,13 +66,61 @@ def entry(event: Event, alert: Alert) -> Entry:
 
 def entries(directory: str | Path) -> frozenset[Entry]:
     """Every line of a file that is there already, as :func:`entry`; lines that cannot be read are left out."""
+    return frozenset((line["event"], *_incident(line)) for line in read(directory))
+
+
+def _incident(line: dict[str, Any]) -> tuple[str, int, str]:
+    return line["kind"], line["step"], line["optimizer"]
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():  # a device would never end
+        return
     try:
-        lines = (Path(directory) / NAME).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return frozenset()
-    found = set()
-    for line in lines:
+        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    for text in texts:
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            event = json.loads(line)
-            found.add((event["event"], event["kind"], event["step"], event["optimizer"]))
-    return frozenset(found)
+            line = json.loads(text)
+            hash((line["event"], *_incident(line)))
+            yield line
+
+
+def _write(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Append whole lines in one write; a torn line before them is ended first."""
+    text = "".join(json.dumps({name: _plain(value) for name, value in line.items()}) + "\n" for line in lines)
+    with path.open("ab") as file:
+        file.write((b"\n" if _is_torn(path) else b"") + text.encode())
+
+
+def _plain(value: object) -> object:
+    """The value, None for a number that JSON does not know."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether the last line has no end."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+def _aside(path: Path) -> list[Path]:
+    return [path.with_name(f"{NAME}.{number}") for number in range(1, NUM_ASIDE + 1)]
+
+
+def _put_aside(path: Path) -> None:
+    """Begin a new file with what is still open, so that it can be read by itself."""
+    open_ones: dict[tuple[str, int, str], dict[str, Any]] = {}
+    for line in _lines(path):
+        open_ones.pop(_incident(line), None)
+        if line["event"] != "ended":
+            open_ones[_incident(line)] = {**line, "event": "continued"}
+    files = [path, *_aside(path)]
+    for newer, older in reversed(list(itertools.pairwise(files))):
+        if newer.is_file():
+            newer.replace(older)
+    _write(path, open_ones.values())

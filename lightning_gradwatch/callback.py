@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
+import os
 import traceback
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, Literal, ParamSpec
 
+import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
 
 from lightning_gradwatch import _lightning
 from lightning_gradwatch._lightning import Callback, LightningModule, Trainer
+from lightning_gradwatch.actions import Actions, OnAlert, require_actions
+from lightning_gradwatch.closing import Tally, summarise
 from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core._check import refuse, require, require_fraction, require_globs
 from lightning_gradwatch.core.clip import ClipPolicy, make_policies
@@ -27,7 +30,10 @@ from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.shards import local
 from lightning_gradwatch.core.watcher import Report, Settings, Watcher, make_probe
 from lightning_gradwatch.errors import GradientAlertError
+from lightning_gradwatch.flight import FlightRecorder
 from lightning_gradwatch.incidents import Incidents
+from lightning_gradwatch.notify import Address, Addresses, Notifier
+from lightning_gradwatch.signals import SignalWatch
 from lightning_gradwatch.sinks import Sinks
 
 _STATE_VERSION = 1
@@ -39,6 +45,10 @@ _COMPILED = (
 _BLIND = (
     "GradWatch cannot look at the layers' outputs in this model and goes on with the gradients of the weights alone. "
     "What went wrong:\n"
+)
+_LOST_ADDRESSES = (
+    "GradWatch sends no messages to the addresses in `notify`: they hold secrets and so do not travel to other "
+    "processes or through pickles. To cure it: put them into the environment variable GRADWATCH_NOTIFY."
 )
 _UNHEARD_BATCHES = 20
 _UNHEARD = (
@@ -93,12 +103,16 @@ class _Run:
     loss: Tensor | None = None
     inputs: Tensor | None = None
     sinks: Sinks = field(default_factory=Sinks)
+    actions: Actions | None = None
+    signals: SignalWatch | None = None
+    rng_state: bytes | None = None
+    batch_idx: int = 0
     observations_in_batch: int = 0
     is_stepping: bool = True
     is_blind: bool = False
     is_unheard: bool = False
     is_clipping: bool = True
-    clips: Counter[str] = field(default_factory=Counter)
+    tally: Tally = field(default_factory=Tally)
     num_batches: int = 0
     num_steps: int = 0
     first_weights: list[Tensor] = field(default_factory=list)
@@ -112,6 +126,13 @@ class _Run:
         """Leave no hook on the model."""
         if self.probe is not None:
             self.probe.detach()
+
+    def release(self) -> None:
+        """Leave no hook on the model, no handler of signals, and no message behind."""
+        self.detach_probe()
+        if self.signals is not None:
+            self.signals.stop()
+        self.sinks.close()
 
 
 class GradWatch(Callback):
@@ -146,6 +167,17 @@ class GradWatch(Callback):
             reads one number per step) or ``"raise"``, a :class:`GradientAlertError` (the same price).
         vanishing_threshold: Score in (0, 1] at which ``vanishing`` alerts; 0.5 means that the gradient shrinks by two
             decades, a factor of 100, between the loss end and the input end.
+        notify: Where messages about alerts go, as addresses of Apprise (``pip install 'lightning-gradwatch[notify]'``),
+            besides those in the environment variable ``GRADWATCH_NOTIFY``: better there, where no secret is in code.
+        tensorboard_url: Address of a TensorBoard that shows the run, for a link in messages.
+        on_alert: What to do when an alert opens, notices apart: ``"warn"``, ``"checkpoint"`` (saves one before the
+            optimizer steps, or after the step under accumulation and in manual optimization), ``"stop"`` (the end of
+            training after the batch), ``"raise"`` (a :class:`GradientAlertError`), a function that takes the
+            :class:`Alert`, or a dict of these by ``alert.kind``. What rank zero saw is done on all ranks, on several at
+            the next step at which a sample is scheduled.
+        flight_steps: Number of steps whose norms, losses and whereabouts are written to a file beside the logs at an
+            alert, an exception, a signal and the end of training; 0 for no such file.
+        progress_bar: Whether the progress bar shows the score of ``vanishing`` once it is half of the threshold.
 
     Raises:
         ValueError: If an argument is out of its range; in ``setup`` if a glob matches no layer or the Trainer's
@@ -170,6 +202,11 @@ class GradWatch(Callback):
         compose_clipping: bool = False,
         on_nonfinite: Literal["keep", "skip", "raise"] = "keep",
         vanishing_threshold: float = 0.5,
+        notify: Sequence[Address] | Address | None = None,
+        tensorboard_url: str | None = None,
+        on_alert: OnAlert = "warn",
+        flight_steps: int = 200,
+        progress_bar: bool = False,
     ) -> None:
         if sample_at not in ("step", "backward"):
             raise refuse("sample_at", '"step" or "backward"', sample_at, 'use "step" unless you want every micro-batch')
@@ -184,6 +221,14 @@ class GradWatch(Callback):
         if sample_at == "backward" and (auto_clip or on_nonfinite != "keep"):
             came = f'"backward" with auto_clip={auto_clip!r} and on_nonfinite={on_nonfinite!r}'
             raise refuse("sample_at", '"step" to clip or skip whole steps', came, "leave sample_at out")
+        require("flight_steps", flight_steps, 0, "use 0 for no flight record")
+        if tensorboard_url is not None and not str(tensorboard_url).startswith(("http://", "https://")):
+            raise refuse("tensorboard_url", "an address", tensorboard_url, 'for example "http://localhost:6006"')
+        self.notify = Addresses("notify", notify)
+        self.tensorboard_url = tensorboard_url
+        self.on_alert = require_actions(on_alert)
+        self.flight_steps = flight_steps
+        self.progress_bar = progress_bar
         self.compose_clipping = compose_clipping
         self.sample_at = sample_at
         self.log_every_n_steps = log_every_n_steps
@@ -265,6 +310,7 @@ class GradWatch(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a selection of nothing also where the layers are made in ``configure_model`` or ``setup``."""
         self._check_selections(pl_module)
+        self._run.rng_state = _rng_state()
 
     def _check_selections(self, pl_module: LightningModule) -> None:
         selections = [(chosen.include, chosen.exclude) for chosen in self.settings.policies]
@@ -279,6 +325,8 @@ class GradWatch(Callback):
             raise refuse("sample_at", '"step" where there are several optimizers', came, "leave the argument out")
         if not self._run.is_off:
             self._check_clipping(trainer)
+            if any(action != "warn" for action in self.on_alert.values()):
+                self._run.actions = Actions(self.on_alert, self.settings.schedule)
         self._start(trainer, pl_module)
         for post in self._run.posts.values():
             post.watcher.check_clipping()
@@ -298,8 +346,7 @@ class GradWatch(Callback):
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         optimizers = list(trainer.optimizers)
         run = self._run
-        log_dir = _lightning.log_dir(trainer) if trainer.is_global_zero else None
-        run.sinks = Sinks(log_dir, trainer.global_step > 0, self.group_by)
+        run.sinks = self._make_sinks(trainer)
         run.probe = Probe({}, ()) if _lightning.is_compiled(pl_module) else make_probe(pl_module)
         if not run.probe.can_see:
             _lightning.inform(_COMPILED)
@@ -308,6 +355,43 @@ class GradWatch(Callback):
         for optimizer, name in zip(optimizers, names, strict=True):
             self._watch(pl_module, optimizer, name)
         self._handle(trainer, Report())
+
+    def _make_sinks(self, trainer: Trainer) -> Sinks:
+        """Those of rank zero; the other ranks have nothing to say."""
+        if not trainer.is_global_zero:
+            return Sinks()
+        name, log_dir = _lightning.run_name(trainer), _lightning.log_dir(trainer)
+        is_kept = log_dir is not None and self.flight_steps > 0
+        flight = FlightRecorder(str(log_dir), self.flight_steps, _about(trainer, name)) if is_kept else None
+        is_resumed = trainer.global_step > 0
+        sinks = Sinks(log_dir, is_resumed, self.group_by, name, self._make_notifier(trainer, name), flight)
+        if is_resumed:
+            sinks.repeat(self.alerts)
+        if flight is not None:
+            self._run.signals = SignalWatch(lambda signal: sinks.dump(signal, self.alerts, may_wait=False))
+            self._run.signals.start()
+        return sinks
+
+    def _make_notifier(self, trainer: Trainer, name: str) -> Notifier | None:
+        if self.notify.were_lost:
+            _lightning.warn(_LOST_ADDRESSES)
+        addresses = [self.notify]
+        try:
+            addresses.append(Addresses.from_environment())
+        except ValueError as refusal:  # whoever set the variable is not there to read an error
+            _lightning.warn(str(refusal))
+        servers = [server for some in addresses for server in some]
+        is_wanted = bool(servers) and not _lightning.is_dev_run(trainer)
+        return Notifier(servers, name, self.tensorboard_url) if is_wanted else None
+
+    @_survives
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember from which random state the order of the batches follows."""
+        flight = self._run.sinks.flight
+        if flight is not None:
+            flight.begin_epoch(trainer.current_epoch, self._run.rng_state or _rng_state())
+            flight.describe(batches=_lightning.about_batches(trainer))
+        self._run.rng_state = None
 
     def _watch(self, pl_module: LightningModule, optimizer: Optimizer, name: str) -> _Post:
         watcher = Watcher(pl_module, optimizer, self.settings, self._run.probe, name)
@@ -342,6 +426,7 @@ class GradWatch(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Arm the probe if a step of this batch will be sampled."""
         run = self._run
+        run.batch_idx = batch_idx
         self._count_points(trainer)
         watchers = [post.watcher for post in run.posts.values()]
         further = max(run.observations_in_batch - 1, 0)
@@ -387,6 +472,22 @@ class GradWatch(Callback):
             except Exception:
                 self._run.is_clipping = False
                 _lightning.warn(f"GradWatch can no longer clip the gradients.\n{traceback.format_exc()}")
+        if self._run.actions is not None:
+            self._act(trainer, self._run.actions, is_before_step=True)
+
+    def _act(self, trainer: Trainer, actions: Actions, is_before_step: bool) -> None:
+        """Act where all ranks come by equally often, also those on which the watch has failed.
+
+        A checkpoint from before the step replays the batch; but not where a part of the step is already done.
+        """
+        is_one_step = _lightning.steps_once_per_batch(trainer)
+        if is_one_step == is_before_step:
+            actions.decide(trainer)
+        is_whole = (
+            _lightning.accumulated_batches(trainer) == 1 if is_before_step else _lightning.completes_a_step(trainer)
+        )
+        if is_whole and is_one_step >= is_before_step:
+            actions.save(trainer)
 
     @_survives
     def _observe_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -401,11 +502,16 @@ class GradWatch(Callback):
         post.last_step = _lightning.x_axis(trainer)
         self._observe(trainer, post, self._is_log_point(trainer, post), _lightning.unscales_itself(optimizer))
 
-    @_survives
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take the probe away once the optimizer has stepped."""
+        """Take the probe away once the optimizer has stepped, and do what alerts ask for."""
+        self._end_batch(pl_module)
+        if self._run.actions is not None:
+            self._act(trainer, self._run.actions, is_before_step=False)
+
+    @_survives
+    def _end_batch(self, pl_module: LightningModule) -> None:
         if self._run.is_stepping:
             self._run.detach_probe()
         if self._run.probe is not None and self._run.probe.failure is not None and not self._run.is_blind:
@@ -424,19 +530,29 @@ class GradWatch(Callback):
         if self._run.probe is not None:
             self._run.probe.is_paused = False
 
-    @_survives
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Publish what is left."""
-        self._finish(trainer)
+        """Publish what is left, and do what its alerts ask for."""
+        self._complete(trainer)
+        if self._run.actions is not None:
+            self._run.actions.decide(trainer, is_last=True)
+            self._run.actions.save(trainer)
 
     @_survives
+    def _complete(self, trainer: Trainer) -> None:
+        self._finish(trainer, "end")
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Publish what is left and remove every hook: ``teardown`` is not called when ``fit`` raises."""
-        self._finish(trainer, together=False)
+        self._break_off(trainer, exception)
+        self._run.release()
+
+    @_survives
+    def _break_off(self, trainer: Trainer, exception: BaseException) -> None:
+        self._finish(trainer, type(exception).__name__, together=False)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove every hook."""
-        self._run.detach_probe()
+        self._run.release()
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, windows, detectors and alerts: tensors and primitives, so it loads with ``weights_only=True``."""
@@ -487,9 +603,13 @@ class GradWatch(Callback):
 
     def _observe(self, trainer: Trainer, post: _Post, publish: bool, gradients_scaled: bool) -> None:
         self._run.observations_in_batch += 1
-        scale = _lightning.loss_scale(trainer)
+        scale, step = _lightning.loss_scale(trainer), _lightning.x_axis(trainer)
+        flight = self._run.sinks.flight
+        if flight is not None:
+            groups, epoch = post.optimizer.param_groups, trainer.current_epoch
+            flight.begin_step(post.watcher.name, step, epoch, self._run.batch_idx, groups, scale)
         report = post.watcher.observe(
-            _lightning.x_axis(trainer),
+            step,
             self._run.loss,
             inputs=self._run.inputs,
             loss_scale=scale,
@@ -503,26 +623,38 @@ class GradWatch(Callback):
             raise GradientAlertError(fatal)
 
     def _handle(self, trainer: Trainer, report: Report, is_last: bool = False) -> None:
-        for change in report.alerts:
-            self._run.sinks.tell(*self._incidents.record(change))
+        changes = [self._incidents.record(change) for change in report.alerts]
+        opened = [alert for event, alert in changes if event != "ended" and alert.level == "alert"]
+        self._run.sinks.remember(report.observations, opened, self._incidents.alerts)
+        for change in changes:
+            self._run.sinks.tell(*change)
+        if self._run.actions is not None:
+            self._run.actions.note(opened)
         num_alerts = self._incidents.num_alerts
         self._run.sinks.write_alerts(_lightning.loggers(trainer), self._incidents.alerts, num_alerts, is_last)
         scores = [post.watcher.scores for post in self._run.posts.values()]
-        _lightning.set_metrics(trainer, metrics.monitored(scores, num_alerts))
+        monitored = metrics.monitored(scores, num_alerts)
+        _lightning.set_metrics(trainer, monitored)
+        if self.progress_bar:
+            score = monitored[metrics.VANISHING]
+            matters = score >= self.settings.vanishing_threshold / 2
+            _lightning.show_in_progress_bar(trainer, "vanishing", f"{score:.2f}" if matters else None)
         for publication in report.publications:
-            for clip in publication.clips:
-                self._run.clips.update(steps=clip.num_steps, clipped=clip.num_clipped)
+            self._run.tally.add(publication)
             self._run.sinks.publish(_lightning.loggers(trainer), publication, num_alerts)
 
-    def _finish(self, trainer: Trainer, together: bool = True) -> None:
-        self._run.detach_probe()
+    def _finish(self, trainer: Trainer, reason: str, together: bool = True) -> None:
+        run = self._run
+        run.detach_probe()
         is_logging = bool(self.log_every_n_steps or getattr(trainer, "log_every_n_steps", 0))
         for post in self._run.posts.values():
             self._handle(trainer, post.watcher.flush(is_logging, together), is_last=True)
             post.watcher.let_go()
-        if self._run.clips["steps"]:
-            share = self._run.clips["clipped"] / self._run.clips["steps"]
-            _lightning.inform(f"GradWatch clipped the gradient in {share:.1%} of {self._run.clips['steps']} steps.")
+        run.sinks.dump(reason, self.alerts)
+        if run.posts:
+            log_dir = _lightning.log_dir(trainer) if trainer.is_global_zero else None
+            num_steps = max(post.watcher.num_steps for post in run.posts.values())
+            _lightning.inform(summarise(run.tally, num_steps, self.alerts, self._incidents.num_alerts, log_dir))
         self._restored = {**self._restored, **self._watcher_states()}
 
     def _watcher_states(self) -> dict[str, Any]:
@@ -531,7 +663,25 @@ class GradWatch(Callback):
     def _switch_off(self, hook: str, trace: str) -> None:
         self._run.is_off = True
         self._run.detach_probe()
+        if self._run.signals is not None:
+            self._run.signals.stop()
         _lightning.warn(f"GradWatch failed in {hook} and has switched itself off; training goes on.\n{trace}")
+
+
+def _rng_state() -> bytes:
+    """Of torch's generator on the CPU, from which samplers draw."""
+    return bytes(torch.get_rng_state().numpy().tobytes())
+
+
+def _about(trainer: Trainer, run: str) -> dict[str, Any]:
+    """What is needed besides to find a batch of the run again."""
+    return {
+        "run": run,
+        "seed": os.environ.get("PL_GLOBAL_SEED"),
+        "num_ranks": _lightning.num_ranks(trainer),
+        "accumulate_grad_batches": _lightning.accumulated_batches(trainer),
+        "torch": torch.__version__,
+    }
 
 
 def _weights(pl_module: LightningModule) -> list[Tensor]:

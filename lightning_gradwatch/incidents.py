@@ -31,7 +31,8 @@ class Incidents:
         Returns:
             What became of it, and the alert as it now stands in the book.
         """
-        place = next((i for i, known in enumerate(self.alerts) if _is_same(known, alert)), None)
+        newest_first = range(len(self.alerts) - 1, -1, -1)
+        place = next((i for i in newest_first if _is_same(self.alerts[i], alert)), None)
         known = None if place is None else self.alerts[place]
         self.num_alerts += alert.level == "alert" and (known is None or known.level == "notice")
         if place is None or known is None:
@@ -52,4 +53,4 @@ class Incidents:
 
 
 def _is_same(one: Alert, other: Alert) -> bool:
-    return (one.kind, one.step, one.optimizer) == (other.kind, other.step, other.optimizer)
+    return one.step == other.step and (one.kind, one.optimizer) == (other.kind, other.optimizer)

@@ -1,4 +1,4 @@
-"""Where everything goes that GradWatch has to say: the console, ``alerts.jsonl``, the loggers."""
+"""Where everything goes that GradWatch has to say: ``alerts.jsonl``, the console, messages to people, the loggers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from urllib.parse import quote
 
 from lightning_gradwatch import _lightning, alerts_file
 from lightning_gradwatch.core import metrics
-from lightning_gradwatch.core.records import Alert, Publication
+from lightning_gradwatch.core.records import Alert, Observation, Publication
+from lightning_gradwatch.flight import FlightRecorder
+from lightning_gradwatch.notify import Notifier
 from lightning_gradwatch.tensorboard.writer import Writer, is_writable
 
 _WARNING_PAUSE_STEPS = 50
@@ -26,11 +28,25 @@ class Sinks:
         log_dir: The logger's directory, where the alerts file lies; None for no file, as on all ranks but zero.
         is_resumed: Whether the run went on from a checkpoint, so that the file may know of some alerts already.
         group_by: As :class:`~lightning_gradwatch.GradWatch` takes it.
+        run: Name of the run.
+        notifier: Sends messages; None for no messages.
+        flight: Remembers the last steps; None for no record.
     """
 
-    def __init__(self, log_dir: str | None = None, is_resumed: bool = False, group_by: int | None = None) -> None:
+    def __init__(
+        self,
+        log_dir: str | None = None,
+        is_resumed: bool = False,
+        group_by: int | None = None,
+        run: str = "",
+        notifier: Notifier | None = None,
+        flight: FlightRecorder | None = None,
+    ) -> None:
         self._log_dir = log_dir
         self._group_by = group_by
+        self._run = run
+        self._notifier = notifier
+        self.flight = flight
         self._told = alerts_file.entries(log_dir) if log_dir is not None and is_resumed else frozenset()
         self._writers: dict[int, Writer] = {}
         self._broken: set[str] = set()
@@ -38,19 +54,62 @@ class Sinks:
         self._warnings: Counter[str] = Counter()
 
     def tell(self, event: alerts_file.Event, alert: Alert) -> None:
-        """Tell what has become of an alert, unless that was told before the run was resumed."""
+        """Tell what has become of an alert, unless that was told before the run was resumed.
+
+        It is in the file before anybody hears of it: what was announced is there, whatever comes next.
+        """
         if alerts_file.entry(event, alert) in self._told:
             return
+        self._append(event, alert)
         if event != "ended" and alert.level == "alert":
             self._warn(alert)
-        if self._log_dir is not None:
-            self._attempt("alerts file", functools.partial(alerts_file.append, self._log_dir, event, alert))
+        if self._notifier is not None:
+            self._attempt("notification", functools.partial(self._notifier.tell, event, alert))
+            self._report_troubles()
+
+    def repeat(self, alerts: Iterable[Alert]) -> None:
+        """Enter alerts that are still open into a file that does not know of them: that of a run resumed elsewhere."""
+        known = {told[1:] for told in self._told}
+        for alert in alerts:
+            if alert.until_step is None and alerts_file.entry("opened", alert)[1:] not in known:
+                self._append("continued", alert)
 
     def publish(self, loggers: Iterable[Any], publication: Publication, num_alerts: int) -> None:
         """Write numbers to the loggers."""
         for place, logger in enumerate(loggers):
             write = functools.partial(self._publish, logger, publication, num_alerts)
             self._attempt(f"{type(logger).__name__} {place}", write)
+        self._report_troubles()
+
+    def remember(self, observations: Iterable[Observation], opened: list[Alert], known: list[Alert]) -> None:
+        """Keep steps in the flight recorder, and its record if alerts have opened."""
+        flight = self.flight
+        if flight is None:
+            return
+        for observation in observations:
+            self._attempt("flight record", functools.partial(flight.add, observation))
+        self._attempt("flight record", functools.partial(flight.alert, opened, known))
+
+    def dump(self, reason: str, known: Iterable[Alert], may_wait: bool = True) -> None:
+        """Keep the flight record."""
+        flight = self.flight
+        if flight is not None:
+            self._attempt("flight record", lambda: flight.dump(reason, known, may_wait))
+
+    def close(self) -> None:
+        """Wait, but not for ever, for messages that are under way."""
+        if self._notifier is not None:
+            self._attempt("notification", self._notifier.close)
+            self._report_troubles()
+
+    def _append(self, event: alerts_file.Event, alert: Alert) -> None:
+        if self._log_dir is not None:
+            write = functools.partial(alerts_file.append, self._log_dir, event, alert, self._run)
+            self._attempt("alerts file", write)
+
+    def _report_troubles(self) -> None:
+        for trouble in self._notifier.troubles() if self._notifier is not None else ():
+            _lightning.warn(f"GradWatch: {trouble}; training goes on.")
 
     def open(self, loggers: Sequence[Any], optimizers: Sequence[str]) -> None:
         """Before the first step: prepare TensorBoard's dashboards, and say where the run is to be seen."""
@@ -89,7 +148,7 @@ class Sinks:
             self._writers[id(logger)] = Writer(logger.experiment, self._group_by, _lightning.tag_prefix(logger))
         return self._writers[id(logger)]
 
-    def _attempt(self, sink: str, write: Callable[[], None]) -> None:
+    def _attempt(self, sink: str, write: Callable[[], object]) -> None:
         if sink in self._broken:
             return
         try:

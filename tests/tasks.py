@@ -85,7 +85,7 @@ def quiet_trainer(*callbacks: Any, directory: Path | None = None, **options: Any
 def fit(watch: GradWatch | None, model: Any = None, data: Any = None, **options: Any) -> pl.Trainer:
     """Train; a small classifier on the digits unless told otherwise."""
     pl.seed_everything(1, verbose=False)
-    trainer = quiet_trainer(*([watch] if watch else []), **options)
+    trainer = quiet_trainer(*([watch] if watch else []), *options.pop("callbacks", ()), **options)
     trainer.fit(Classifier(small_net()) if model is None else model, data or digits())
     return trainer
 

@@ -22,6 +22,7 @@ ALLOWED = (
     | {(room, "shards") for room in ("clip", "measure", "probe", "updates")}
     | {("clip", "measure"), ("clip", "layers")}
 )  # helpers of the same duty
+_OF_TRAINING = ("core.watcher", "core.measure", "core.probe", "core.clip", "sinks", "tensorboard.writer")
 
 
 def imports_of(source: str) -> Iterator[str]:
@@ -50,6 +51,10 @@ def violations(path: str, source: str) -> list[str]:
             found.append(f"{room} imports {name}: rooms do not import each other")
         if room != "__init__" and is_own and own.split(".")[0] == "callback":
             found.append(f"{room} imports {name}: only __init__ imports callback")
+        if not room.startswith("cli.") and is_own and own.split(".")[0] == "cli":
+            found.append(f"{room} imports {name}: nothing but the command imports the command")
+        if room.startswith("cli.") and (name.split(".")[0] == "torch" or own.startswith(_OF_TRAINING)):
+            found.append(f"{room} imports {name}: the command reads, and needs nothing of a training")
         if room != "_lightning" and name.split(".")[0] in ("lightning", "pytorch_lightning"):
             found.append(f"{room} imports {name}: only _lightning speaks to Lightning")
     return found
@@ -70,6 +75,9 @@ def test_every_file_keeps_to_the_plan() -> None:
         ("core/clip.py", "from lightning_gradwatch import _lightning"),
         ("alerts_file.py", "from lightning_gradwatch.callback import GradWatch"),
         ("callback.py", "import pytorch_lightning as pl"),
+        ("sinks.py", "from lightning_gradwatch.cli.logs import Logs"),
+        ("cli/logs.py", "import torch"),
+        ("cli/page/data.py", "from lightning_gradwatch.core.watcher import Watcher"),
     ],
 )
 def test_the_check_sees_a_breach(path: str, source: str) -> None:
@@ -99,6 +107,12 @@ def test_tag_strings_stay_in_metrics() -> None:
         ("import lightning_gradwatch.core.watcher", ("lightning", "pytorch_lightning", "tensorboard")),
         ("import lightning_gradwatch.tensorboard.loader", ("torch", "lightning", "pytorch_lightning", "numpy")),
         ("import lightning_gradwatch.tensorboard.plugin", ("torch", "lightning", "pytorch_lightning")),
+        (
+            "import lightning_gradwatch.cli.main",
+            ("torch", "lightning", "pytorch_lightning", "tensorboard", "rich", "numpy"),
+        ),
+        ("import lightning_gradwatch.cli.watching", ("torch", "lightning", "pytorch_lightning")),
+        ("import lightning_gradwatch.cli.page", ("torch", "lightning", "pytorch_lightning", "rich")),
     ],
 )
 def test_imports_stay_light(statement: str, stays_out: tuple[str, ...]) -> None:

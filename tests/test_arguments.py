@@ -29,6 +29,8 @@ from tests.tasks import Classifier, digits, quiet_trainer, small_net
         ("vanishing_threshold", "high", r"a number in \(0, 1\]"),
         ("include", [3], "a glob or a list of globs"),
         ("exclude", [""], "a glob or a list of globs"),
+        ("flight_steps", -1, "an integer of 0 or more"),
+        ("tensorboard_url", "localhost:6006", "an address"),
     ],
 )
 def test_at_construction(argument: str, value: Any, rule: str) -> None:

@@ -28,6 +28,7 @@ from lightning_gradwatch.core.transfer import Transfer
 from lightning_gradwatch.core.updates import UpdateMeter
 from lightning_gradwatch.core.watcher import Settings, Watcher
 from lightning_gradwatch.core.window import PublicationWindow
+from lightning_gradwatch.flight import FlightRecorder
 from lightning_gradwatch.tensorboard import writer
 from lightning_gradwatch.tensorboard.writer import Writer
 from tests.tasks import (
@@ -170,7 +171,9 @@ ROOMS = [
     (_lightning, "x_axis"),
     (_lightning, "log_dir"),
 ]
-SINKS = [(Writer, "write"), (alerts_file, "append"), (writer, "roll_up")]
+SINKS = [
+    (Writer, "write"), (alerts_file, "append"), (writer, "roll_up"), (FlightRecorder, "add"), (FlightRecorder, "dump"),
+]  # fmt: skip
 
 
 def break_(monkeypatch: pytest.MonkeyPatch, place: Any, name: str) -> None:

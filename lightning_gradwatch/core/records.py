@@ -264,6 +264,9 @@ class Observation:
         histogram: Counts of log10|g| per layer at ``step``, then of exact zeros and of non-finite values, from a
             bounded number of elements. Shape ``(layers, bins + 2)``; None when it was not due.
         publish: Whether the loggers are to be written at ``step``.
+        optimizer: Name of the optimizer; ``""`` if there is only one.
+        clips: Threshold, coefficient and norm after clipping of each policy at each of ``steps``, policy by policy.
+            Shape ``(len(steps), 3 * policies)``; None without clipping.
     """
 
     step: int
@@ -278,6 +281,8 @@ class Observation:
     sample: Sample | None
     histogram: Tensor | None
     publish: bool
+    optimizer: str = ""
+    clips: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -94,11 +94,13 @@ class Report:
         alerts: Alerts that opened or ended.
         publications: What is to be written to the loggers.
         has_news: Whether anything has arrived from the device, so that scores may have changed.
+        observations: What has arrived.
     """
 
     alerts: tuple[Alert, ...] = ()
     publications: tuple[Publication, ...] = ()
     has_news: bool = False
+    observations: tuple[Observation, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -558,7 +560,7 @@ class Watcher:
                 self._look_closer()
                 alerts = tuple(explain(finding, self._evidence, self.name) for finding in findings)
             publications = self._publish(observation, self._clipped(label, tensors)) if label.publish else ()
-            report = _join(report, Report(alerts, publications, has_news=True))
+            report = _join(report, Report(alerts, publications, True, (observation,)))
         return report
 
     def _look_closer(self) -> None:
@@ -588,6 +590,8 @@ class Watcher:
             sample=_sample(label, numbers, figures, places) if "weights" in numbers else None,
             histogram=None if histogram is None else histogram[places],
             publish=label.publish,
+            optimizer=self.name,
+            clips=numbers.get("clips"),
         )
 
     def _places_of(self, plan: Plan) -> list[int]:
@@ -724,5 +728,8 @@ def skip_step(optimizer: Optimizer, is_finite: Tensor) -> None:
 
 def _join(first: Report, second: Report) -> Report:
     return Report(
-        first.alerts + second.alerts, first.publications + second.publications, first.has_news or second.has_news
+        first.alerts + second.alerts,
+        first.publications + second.publications,
+        first.has_news or second.has_news,
+        first.observations + second.observations,
     )

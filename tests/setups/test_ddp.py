@@ -313,7 +313,7 @@ def test_ranks_agree_on_an_alert_and_rank_zero_alone_speaks_and_writes(directory
     (event,) = (json.loads(line) for line in (directory / "sick/alerts.jsonl").read_text().splitlines())
     assert (event["event"], event["value"]) == ("opened", ours["value"])
     files = sorted(path.name.split(".")[0] for path in (directory / "sick").rglob("*") if path.is_file())
-    assert files == ["alerts", "events", "hparams"]
+    assert files == ["alerts", "events", "flight-24", "flight-9", "hparams"]
 
 
 def test_bad_data_of_one_rank_is_named_on_both_and_blamed_on_nothing_else(directory: Path, ranks: list[Any]) -> None:

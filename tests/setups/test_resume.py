@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import warnings
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_gradwatch import GradWatch, GradWatchWarning
+from lightning_gradwatch import GradWatch, GradWatchWarning, alerts_file
 from lightning_gradwatch.core import watcher
 from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.core.transfer import Transfer
@@ -84,9 +83,9 @@ class Run:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """The lines of ``alerts.jsonl``."""
-        file = self.directory / "alerts.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        """What the lines of ``alerts.jsonl`` tell, but for when, in which run, and what is repeated in another file."""
+        told = [line for line in alerts_file.read(self.directory) if line["event"] != "continued"]
+        return [{name: value for name, value in line.items() if name not in ("time", "run")} for line in told]
 
     @property
     def numbers(self) -> Numbers:

@@ -1,0 +1,135 @@
+"""What is done about an alert: nothing more, a checkpoint, the end of training, an error, or what the user wants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+from lightning_gradwatch import _lightning
+from lightning_gradwatch._lightning import Trainer
+from lightning_gradwatch.core._check import refuse
+from lightning_gradwatch.core.records import Alert, AlertKind
+from lightning_gradwatch.core.schedule import Schedule
+from lightning_gradwatch.errors import GradientAlertError
+
+ActionName = Literal["warn", "checkpoint", "stop", "raise"]
+Action: TypeAlias = ActionName | Callable[[Alert], None]
+OnAlert: TypeAlias = Action | dict[AlertKind, Action]
+
+MAX_CHECKPOINTS = 5
+"""Checkpoints that alerts may leave in a directory: the first ones, which are nearest to the beginning of trouble."""
+
+
+def require_actions(on_alert: object) -> dict[AlertKind, Action]:
+    """The action for every kind of alert.
+
+    Raises:
+        ValueError: If an action or a kind is not known.
+    """
+    kinds: tuple[AlertKind, ...] = get_args(AlertKind)
+    chosen: Mapping[AlertKind, Any] = on_alert if isinstance(on_alert, Mapping) else dict.fromkeys(kinds, on_alert)
+    if unknown := [kind for kind in chosen if kind not in kinds]:
+        raise refuse("on_alert", "a dict by kinds of alerts", unknown[0], f"the kinds are {', '.join(kinds)}")
+    for action in chosen.values():
+        if not (isinstance(action, str) and action in get_args(ActionName)) and not callable(action):
+            rule = '"warn", "checkpoint", "stop", "raise", a function of an Alert, or a dict of these by kind'
+            raise refuse("on_alert", rule, action, 'leave it out to be warned, or choose for example "stop"')
+    return {kind: chosen.get(kind, "warn") for kind in kinds}
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """What rank zero has decided for all ranks."""
+
+    alerts: tuple[Alert, ...]
+    directory: Path
+    num_checkpoints: int
+
+
+class Actions:
+    """Acts on the alerts of one ``fit``, alike on all ranks.
+
+    Ranks may see different losses, and so different alerts. What rank zero saw decides: it tells the others, in one
+    broadcast at the steps at which samples are scheduled, which every rank knows by itself, whatever it has seen. So no
+    rank waits for one that does not come.
+
+    Args:
+        choices: The action for each kind, from :func:`require_actions`.
+        schedule: When full samples are taken.
+    """
+
+    def __init__(self, choices: Mapping[AlertKind, Action], schedule: Schedule) -> None:
+        self._choices = choices
+        self._schedule = schedule
+        self._alerts: list[Alert] = []
+        self._unsaved: list[Path] = []
+        self._failed: set[str] = set()
+
+    def note(self, alerts: Iterable[Alert]) -> None:
+        """Remember alerts that have opened, or risen from a notice, until :meth:`decide`."""
+        self._alerts += [alert for alert in alerts if self._choices[alert.kind] != "warn"]
+
+    def decide(self, trainer: Trainer, is_last: bool = False) -> None:
+        """Act on what rank zero has noted. All ranks must call this at the same steps.
+
+        Args:
+            trainer: The Trainer.
+            is_last: Whether there will be no further step.
+
+        Raises:
+            GradientAlertError: If the action is ``"raise"``.
+        """
+        together = _lightning.num_ranks(trainer) > 1
+        is_due = is_last or self._schedule.is_due(_lightning.x_axis(trainer)) if together else bool(self._alerts)
+        if not is_due:
+            return
+        alerts, self._alerts = tuple(self._alerts), []
+        directory = Path(_lightning.checkpoint_dir(trainer)) if alerts else Path()
+        num_checkpoints = len(list(directory.glob("gradwatch-*.ckpt"))) if alerts else 0
+        decision = _Decision(alerts, directory, num_checkpoints)
+        self._act(trainer, _lightning.broadcast(trainer, decision) if together else decision)
+
+    def save(self, trainer: Trainer) -> None:
+        """Save the checkpoints that were decided upon: call where a resume begins at a whole step."""
+        while self._unsaved:
+            path = self._unsaved.pop(0)
+            try:
+                _lightning.save_checkpoint(trainer, path)
+                _lightning.inform(f"GradWatch saved {path}.")
+            except Exception as failure:
+                self._report("checkpoint", f"GradWatch cannot save {path} ({failure!r})")
+
+    def _act(self, trainer: Trainer, decision: _Decision) -> None:
+        fatal = []
+        for alert in decision.alerts:
+            action = self._choices[alert.kind]
+            if callable(action):
+                self._call(action, alert)
+            elif action == "checkpoint":
+                self._plan_checkpoint(alert, decision)
+            elif action == "stop":
+                _lightning.stop(trainer)
+                _lightning.inform(f"GradWatch stops the training because of {alert.kind} (step {alert.step}).")
+            elif action == "raise":
+                fatal.append(alert)
+        if fatal:
+            raise GradientAlertError(fatal)
+
+    def _plan_checkpoint(self, alert: Alert, decision: _Decision) -> None:
+        if decision.num_checkpoints + len(self._unsaved) < MAX_CHECKPOINTS:
+            self._unsaved.append(decision.directory / f"gradwatch-{alert.kind}-step={alert.step}.ckpt")
+
+    def _call(self, action: Callable[[Alert], None], alert: Alert) -> None:
+        try:
+            action(alert)
+        except GradientAlertError:
+            raise
+        except Exception as failure:
+            self._report("function", f"GradWatch: the function for {alert.kind} in `on_alert` failed ({failure!r})")
+
+    def _report(self, what: str, failure: str) -> None:
+        if what not in self._failed:
+            self._failed.add(what)
+            _lightning.warn(f"{failure}; training goes on, and nothing is said if it happens again.")

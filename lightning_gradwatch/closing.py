@@ -1,0 +1,70 @@
+"""What is said about a run at its end, in a few lines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lightning_gradwatch import alerts_file, flight
+from lightning_gradwatch.core.records import Alert, Publication
+
+_MAX_NAMED = 5
+COST = "overhead_percent"
+"""Short name of the score that says what watching costs."""
+
+
+@dataclass
+class Tally:
+    """What is counted while a run goes on."""
+
+    num_layers: dict[str, int] = field(default_factory=dict)
+    num_steps: int = 0
+    num_clipped: int = 0
+    cost_percent: float | None = None
+
+    def add(self, publication: Publication) -> None:
+        """Count what was published."""
+        self.num_layers[publication.optimizer] = len(publication.layers)
+        self.num_steps += sum(clip.num_steps for clip in publication.clips)
+        self.num_clipped += sum(clip.num_clipped for clip in publication.clips)
+        self.cost_percent = publication.scores.get(COST, self.cost_percent)
+
+
+def summarise(tally: Tally, num_steps: int, alerts: Sequence[Alert], num_alerts: int, log_dir: str | None) -> str:
+    """Say what was watched, what was found, what was done, what it cost, and where the files are.
+
+    Args:
+        tally: What was counted.
+        num_steps: Number of steps observed in the run, of the optimizer that took most.
+        alerts: The alerts of the run, oldest first.
+        num_alerts: How many there were, notices left out.
+        log_dir: Where the files are; None for no files.
+    """
+    num_layers = sum(tally.num_layers.values())
+    lines = [f"GradWatch watched {f'{num_layers} layers' if num_layers else 'the gradients'} for {num_steps:,} steps."]
+    lines.append(_of_alerts([alert for alert in alerts if alert.level == "alert"], num_alerts))
+    if tally.num_steps:
+        lines.append(f"Clipped the gradient in {tally.num_clipped / tally.num_steps:.1%} of {tally.num_steps:,} steps.")
+    if tally.cost_percent is not None:
+        lines.append(f"Watching took {tally.cost_percent:.1f}% of the time.")
+    if log_dir is not None and (names := _names_of_files(Path(log_dir))):
+        lines.append(f"See {', '.join(names)} in {log_dir}.")
+    return "\n  ".join(lines)
+
+
+def _of_alerts(alerts: Sequence[Alert], num_alerts: int) -> str:
+    if not num_alerts:
+        return "No alerts."
+    open_ones = [f"{alert.kind} since step {alert.step}" for alert in alerts if alert.until_step is None]
+    kinds = Counter(alert.kind for alert in alerts if alert.until_step is not None)
+    over = [f"{kind}{f' ({number} times)' if number > 1 else ''}" for kind, number in kinds.items()]
+    parts = [f"still open: {', '.join(open_ones[:_MAX_NAMED])}"] if open_ones else []
+    parts += [f"over: {', '.join(over)}"] if over else []
+    return f"Alerts: {num_alerts:,}; {'; '.join(parts)}."
+
+
+def _names_of_files(directory: Path) -> list[str]:
+    names = [alerts_file.NAME] if (directory / alerts_file.NAME).exists() else []
+    return names + [path.name for path in flight.files(directory)[-1:]]

@@ -1,0 +1,44 @@
+"""Alerts in great number: bounded files, bounded memory, few words."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+
+from lightning_gradwatch import alerts_file, flight, notify
+from lightning_gradwatch.flight import FlightRecorder
+from lightning_gradwatch.incidents import MAX_ALERTS, Incidents
+from lightning_gradwatch.notify import Addresses, Notifier
+from lightning_gradwatch.sinks import Sinks
+from tests.servers import Inbox
+from tests.test_alerts_file import alert
+from tests.test_flight import observation
+
+resource = pytest.importorskip("resource")
+
+
+def test_ten_thousand_alerts_in_a_row_cost_bounded_files_and_memory(tmp_path: Path) -> None:
+    incidents = Incidents()
+    with Inbox("hanging") as inbox, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        notifier = Notifier(Addresses("notify", inbox.address()), "run", pause_s=0)
+        sinks = Sinks(str(tmp_path), run="run", notifier=notifier, flight=FlightRecorder(tmp_path, 200, {}))
+        taken = []
+        for step in range(10_000):
+            opened, ended = (incidents.record(alert(step, until=until)) for until in (None, step))
+            sinks.remember([observation(step, 1)], [opened[1]], incidents.alerts)
+            sinks.tell(*opened)
+            sinks.tell(*ended)
+            if step in (4_000, 9_999):
+                taken.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        notifier.close(0.1)
+    assert len(incidents.alerts) == MAX_ALERTS
+    assert incidents.num_alerts == 10_000
+    assert taken[1] - taken[0] < 20_000  # kilobytes; 6,000 alerts with their texts would be more
+    assert len(caught) < 20
+    assert notifier._messages.qsize() <= notify.MAX_WAITING
+    assert len(flight.files(tmp_path)) <= flight.MAX_FILES
+    assert len(list(tmp_path.iterdir())) <= flight.MAX_FILES + alerts_file.NUM_ASIDE + 1
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 3 * alerts_file.MAX_BYTES + 1_000_000
