@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import mimetypes
 import re
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from werkzeug.wrappers import Request, Response
 
 from lightning_gradwatch.core.metrics import PLUGIN
 from lightning_gradwatch.tensorboard import answers
-from lightning_gradwatch.tensorboard.schema import HISTOGRAM, UnreadableError
+from lightning_gradwatch.tensorboard.schema import HISTOGRAM, UnreadableError, plain
 from lightning_gradwatch.tensorboard.store import Cache, Catalogue, MissingError, Series, Store
 
 STATIC = Path(__file__).parent / "static"
@@ -187,22 +186,13 @@ class GradWatchPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
 
 def _respond(request: Request, content: dict[str, Any] | bytes, code: int = 200, kind: str = _BYTES) -> Response:
     if isinstance(content, dict):
-        content, kind = json.dumps(_plain(content), allow_nan=False).encode(), _JSON
+        content, kind = json.dumps(plain(content), allow_nan=False).encode(), _JSON
     response: Response = http_util.Respond(request, content, kind, code=code)
     return response
 
 
 def _refuse(request: Request, code: int, sentence: str) -> Response:
     return _respond(request, {"error": sentence}, code)
-
-
-def _plain(content: Any) -> Any:
-    """JSON has no NaN and no infinity: they become text."""
-    if isinstance(content, float) and not math.isfinite(content):
-        return "NaN" if math.isnan(content) else "Infinity" if content > 0 else "-Infinity"
-    if isinstance(content, dict):
-        return {name: _plain(part) for name, part in content.items()}
-    return [_plain(part) for part in content] if isinstance(content, (list, tuple)) else content
 
 
 def _serve_static(request: Request) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -166,13 +167,14 @@ def decode_alerts(document: bytes | str) -> dict[str, Any]:
     """
     found = _parse(document, "The document of the alerts")
     alerts = found.get("alerts")
-    if not isinstance(alerts, list) or not all(_is_alert(alert) for alert in alerts):
+    if not isinstance(alerts, list) or not all(is_alert(alert) for alert in alerts):
         raise UnreadableError("The document of the alerts is damaged: an alert is incomplete.")
     dropped = found.get("num_dropped", 0)
     return {"alerts": alerts, "num_dropped": dropped if isinstance(dropped, int) else 0}
 
 
-def _is_alert(alert: object) -> bool:
+def is_alert(alert: object) -> bool:
+    """Whether it is a dictionary with what every alert has."""
     if not isinstance(alert, Mapping):
         return False
     texts = all(isinstance(alert.get(name), str) for name in ("kind", "level", "message", "layer", "optimizer"))
@@ -192,3 +194,12 @@ def encode_frame(values: Array, header: Mapping[str, Any]) -> bytes:
     text += b" " * (-(4 + len(text)) % 8)
     body = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
     return len(text).to_bytes(4, "little") + text + body
+
+
+def plain(content: Any) -> Any:
+    """JSON has no NaN and no infinity: they become text."""
+    if isinstance(content, float) and not math.isfinite(content):
+        return "NaN" if math.isnan(content) else "Infinity" if content > 0 else "-Infinity"
+    if isinstance(content, dict):
+        return {name: plain(part) for name, part in content.items()}
+    return [plain(part) for part in content] if isinstance(content, (list, tuple)) else content

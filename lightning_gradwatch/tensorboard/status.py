@@ -58,11 +58,12 @@ def judge(alerts: Sequence[Mapping[str, Any]] | None, is_watched: bool, problem:
         return Verdict("unreadable", problem or "The document of this run's alerts is missing.", 0)
     if alerts:
         last = max(alerts, key=lambda alert: alert["until_step"])
-        return Verdict("recovered", f"{_symptom(last)} until step {last['until_step']}; well since.", 0)
+        return Verdict("recovered", f"{symptom(last)} until step {last['until_step']}; well since.", 0)
     return Verdict("healthy", "No alert." if last_step is None else f"No alert up to step {last_step}.", 0)
 
 
-def _symptom(alert: Mapping[str, Any]) -> str:
+def symptom(alert: Mapping[str, Any]) -> str:
+    """What is wrong, in a few words."""
     kind = str(alert["kind"])
     return _SYMPTOMS.get(kind, kind)
 
@@ -70,7 +71,7 @@ def _symptom(alert: Mapping[str, Any]) -> str:
 def _since(alert: Mapping[str, Any]) -> str:
     where = f", in {alert['layer']}" if alert["layer"] else ""
     whose = f", with {alert['optimizer']}" if alert["optimizer"] else ""
-    return f"{_symptom(alert)} since step {alert['step']}{where}{whose}"
+    return f"{symptom(alert)} since step {alert['step']}{where}{whose}"
 
 
 def loss_tag(tags: Iterable[str]) -> str | None:

@@ -4,8 +4,8 @@ import { decodeFrame } from "./frame.js";
 const WORDS = { NaN: NaN, Infinity: Infinity, "-Infinity": -Infinity };
 
 /** JSON has no NaN, so the server sends a word. Only lists and maps of numbers are read so: never names or texts. */
-const toNumber = (value) => (typeof value === "string" ? WORDS[value] : value);
-const toNumbers = (values) => values.map(toNumber);
+export const toNumber = (value) => (typeof value === "string" ? WORDS[value] : value);
+export const toNumbers = (values) => values.map(toNumber);
 
 /** A failure, as a sentence for the person who looks. */
 export class SourceError extends Error {}

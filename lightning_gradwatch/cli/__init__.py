@@ -1,0 +1,1 @@
+"""The command ``gradwatch``: reading a run without TensorBoard's server, without torch and without Lightning."""

@@ -1,0 +1,70 @@
+"""Which runs are meant, and what their state is worth to a shell."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_gradwatch.cli.errors import CommandError
+from lightning_gradwatch.cli.logs import Run
+
+OK, SICK, UNKNOWN = 0, 1, 2
+_MAX_NAMED = 10
+
+
+def require_directory(directory: Path) -> None:
+    """Refuse what is no directory.
+
+    Raises:
+        CommandError: If it is none.
+    """
+    if not directory.is_dir():
+        came = "which is a file" if directory.exists() else "which does not exist"
+        raise CommandError(
+            f"`RUN_DIR` must be a directory in which a training was logged, but {str(directory)!r} came, {came}. "
+            "To cure it: give the directory of the logger, such as lightning_logs."
+        )
+
+
+def require_run(name: str | None, directory: Path) -> None:
+    """Refuse the name of a run that is not there.
+
+    Raises:
+        CommandError: If there is no such directory.
+    """
+    if name is not None and not (directory / name).is_dir():
+        found = sorted(path.name for path in directory.iterdir() if path.is_dir())[:_MAX_NAMED]
+        raise CommandError(
+            f"`--run` must be a directory in {str(directory)!r}, but {name!r} came. "
+            f"To cure it: give one of those there are, such as {', '.join(map(repr, found)) or repr('.')}."
+        )
+
+
+def normal(name: str | None) -> str | None:
+    """The name of a run without a trailing slash and the like."""
+    return None if name is None else os.path.normpath(name)
+
+
+def watched(runs: Sequence[Run], directory: Path) -> list[Run]:
+    """The runs that GradWatch watches.
+
+    Raises:
+        CommandError: If there is none.
+    """
+    found = [run for run in runs if run.is_watched]
+    if found:
+        return found
+    others = f"{len(runs)} runs that GradWatch did not watch" if runs else "no event file and no alerts.jsonl"
+    raise CommandError(
+        f"`RUN_DIR` must hold what GradWatch wrote, but {str(directory)!r} came, which holds {others}. To cure it: "
+        "give the directory of the logger, and train with callbacks=[GradWatch()]."
+    )
+
+
+def exit_status(runs: Sequence[Run]) -> int:
+    """1 if an alert is open in one of the runs, 2 if nobody can tell, 0 otherwise; a notice is no alert."""
+    statuses = {run.verdict.status for run in runs}
+    if "sick" in statuses:
+        return SICK
+    return UNKNOWN if not statuses or statuses & {"unreadable", "not_watched"} else OK

@@ -1,0 +1,53 @@
+"""What ``gradwatch report --json`` prints: a schema that other programs may rely on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_gradwatch.cli.choice import exit_status
+from lightning_gradwatch.cli.logs import Logs, OpenRun, Run
+from lightning_gradwatch.cli.quantities import QUANTITIES
+from lightning_gradwatch.tensorboard import answers
+from lightning_gradwatch.tensorboard.schema import SCHEMA_VERSION, plain
+
+
+def encode(logs: Logs, runs: Sequence[Run], directory: Path) -> dict[str, Any]:
+    """Runs as plain JSON; NaN and infinity are the words ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``.
+
+    Args:
+        logs: Where they are.
+        runs: The sickest first.
+        directory: Where the logs lie.
+
+    Returns:
+        ``schema`` (rises only if something is taken away or changes its meaning), ``directory``, ``exit_status`` and
+        ``runs``: of each ``run``, ``status``, ``headline``, ``num_open``, ``last_step``, ``wall_time``, ``alerts``
+        (the fields of :class:`~lightning_gradwatch.core.records.Alert`, the oldest first), ``num_dropped``,
+        ``scalars``, ``loss_tag``, and ``optimizers`` with ``name`` and ``versions``: of each ``version``, ``layers``,
+        ``first_step``, ``last_step``, ``num_samples``, ``quantities``, ``sequences`` and ``latest``, which is ``step``
+        and ``values`` by quantity, one per layer; -1 is "no gradient" or "not observed".
+    """
+    content = {
+        "schema": SCHEMA_VERSION,
+        "directory": str(directory),
+        "exit_status": exit_status(runs),
+        "runs": [_run(logs, run) for run in runs],
+    }
+    return dict(plain(content))
+
+
+def _run(logs: Logs, run: Run) -> dict[str, Any]:
+    whole = logs.open(run)
+    document = {name: value for name, value in whole.document.items() if name != "stamp"}
+    for optimizer in document["optimizers"]:
+        for version in optimizer["versions"]:
+            version["latest"] = _latest(whole, optimizer["name"], version)
+    return {**document, "last_step": run.last_step, "wall_time": run.wall_time}
+
+
+def _latest(run: OpenRun, optimizer: str, version: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    series = run.quantities(optimizer, version["version"])
+    names = [name for name in QUANTITIES if name in series]
+    return {name: answers.column(run.store, series[name], version["last_step"]) for name in names}

@@ -1,0 +1,63 @@
+"""Two witnesses of one run's alerts: the document in the event file, and the lines of ``alerts.jsonl``. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from lightning_gradwatch.tensorboard.schema import MAX_ALERTS, is_alert
+
+Incident = dict[str, Any]
+_OF_THE_LINE = frozenset({"event", "time", "run"})
+_TICK_SECONDS = 1.0
+"""Lines tell the time in whole seconds."""
+
+
+def merge(document: Iterable[Mapping[str, Any]], lines: Iterable[Mapping[str, Any]], written: float) -> list[Incident]:
+    """What is known of each incident, the oldest first.
+
+    The document speaks for the time until it was written; a line that came later is added to it, so that nothing is
+    missing of a run that was killed. What has ended stays ended.
+
+    Args:
+        document: The alerts of the document; empty if there is none.
+        lines: The lines of ``alerts.jsonl``, in their order.
+        written: When the document was written, in seconds since the epoch; ``-inf`` if there is none.
+    """
+    known = {_key(alert): dict(alert) for alert in document}
+    for line in lines:
+        if not is_alert(line) or _time(line) + _TICK_SECONDS <= written:
+            continue
+        before = known.get(_key(line))
+        if before is None or before["until_step"] is None:
+            known[_key(line)] = {name: value for name, value in line.items() if name not in _OF_THE_LINE}
+    return sorted(known.values(), key=lambda alert: alert["step"])
+
+
+def newest(alerts: list[Incident]) -> list[Incident]:
+    """Those that are open, and the newest 100."""
+    return [alert for i, alert in enumerate(alerts) if i >= len(alerts) - MAX_ALERTS or alert["until_step"] is None]
+
+
+def worst_first(alerts: Iterable[Incident]) -> list[Incident]:
+    """Open before ended, alerts before notices, then the earliest; of those that ended the latest."""
+
+    def rank(alert: Incident) -> tuple[bool, bool, int]:
+        until = alert["until_step"]
+        return until is not None, alert["level"] != "alert", alert["step"] if until is None else -until
+
+    return sorted(alerts, key=rank)
+
+
+def _key(alert: Mapping[str, Any]) -> tuple[str, int, str]:
+    return alert["kind"], alert["step"], alert["optimizer"]
+
+
+def _time(line: Mapping[str, Any]) -> float:
+    """When a line was written; infinitely late if it does not say."""
+    try:
+        return datetime.fromisoformat(line["time"]).timestamp()
+    except (KeyError, TypeError, ValueError):
+        return math.inf

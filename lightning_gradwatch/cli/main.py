@@ -1,0 +1,125 @@
+"""The command line: arguments in, exit status out."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from lightning_gradwatch import __version__
+from lightning_gradwatch.cli.errors import CommandError
+from lightning_gradwatch.cli.quantities import QUANTITIES
+
+ERROR = 2
+_EXIT = "Exit status: 1 if an alert is open, 0 if none is, 2 if that cannot be told."
+_EXTRA = {"rich": "this view needs", "shtab": "shell completion needs"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: Those of the command line; None for the real ones.
+
+    Returns:
+        1 if an alert is open, 0 if none is, 2 if that cannot be told.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        options = build_parser().parse_args(arguments)
+        status: int = import_module(options.module).run(options)
+        sys.stdout.flush()
+    except CommandError as error:
+        return _refuse(str(error))
+    except ModuleNotFoundError as missing:
+        if missing.name not in _EXTRA:
+            raise
+        need = f"{_EXTRA[missing.name]} {missing.name}, which is not installed"
+        return _refuse(
+            f"{need}. To cure it: pip install 'lightning-gradwatch[report]' (--json and --html need neither)."
+        )
+    except BrokenPipeError:  # whoever reads has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ERROR
+    return status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of ``gradwatch``."""
+    parser = argparse.ArgumentParser(prog="gradwatch", description="Read what GradWatch wrote about a training.")
+    parser.add_argument("--version", action="version", version=f"lightning-gradwatch {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=("bash", "zsh", "fish", "tcsh", "powershell"),
+        help="print a script that completes this command in your shell, and exit",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="{report,watch}")
+    _add_report(commands)
+    _add_watch(commands)
+    return parser
+
+
+def _add_report(commands: Any) -> None:
+    text = "Say how a run is: verdict, alerts with cause and remedies, heatmap and depth profile."
+    parser = commands.add_parser("report", help="say how a run is", description=text, epilog=_EXIT)
+    _add_common(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON for programs instead")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page instead")
+    parser.set_defaults(module="lightning_gradwatch.cli.reporting")
+
+
+def _add_watch(commands: Any) -> None:
+    text = "Follow a run while it is written, until Ctrl-C. The directory need not exist yet."
+    parser = commands.add_parser("watch", help="follow a live run", description=text, epilog=_EXIT)
+    _add_common(parser)
+    parser.add_argument(
+        "--every", type=_seconds, default=5.0, metavar="SECONDS", help="how often to look for news (default: 5)"
+    )
+    parser.add_argument("--until-alert", action="store_true", help="end as soon as an alert is open")
+    parser.add_argument(
+        "--until-idle", type=_seconds, metavar="SECONDS", help="end when nothing has been written for so long"
+    )
+    parser.set_defaults(module="lightning_gradwatch.cli.watching")
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="where a run, or several, have been logged")
+    parser.add_argument("--run", metavar="NAME", help="which one of several runs (default: the sickest)")
+    parser.add_argument("--quantity", choices=QUANTITIES, help="what the heatmap shows (default: what suits the run)")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0.1 <= seconds <= 1e6:
+        raise argparse.ArgumentTypeError(f"it must be a number of seconds from 0.1 to 1e6, but {text!r} came.")
+    return seconds
+
+
+def _refuse(sentence: str) -> int:
+    sys.stderr.write(f"gradwatch: {sentence}\n")
+    return ERROR
+
+
+class _PrintCompletion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, _namespace: Any, values: Any, _option: Any = None) -> None:
+        import shtab
+
+        commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+        for command in commands.choices.values():
+            for action in command._actions:
+                kind = {"run_dir": shtab.DIRECTORY, "html": shtab.FILE}.get(action.dest)
+                if kind is not None:
+                    action.complete = kind
+        sys.stdout.write(shtab.complete(parser, shell=values) + "\n")
+        parser.exit()

@@ -1,0 +1,90 @@
+"""What the tab would ask for, gathered beforehand: documents and frames, within a few megabytes per run."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from lightning_gradwatch.cli.logs import Logs, OpenRun, Run
+from lightning_gradwatch.tensorboard import answers
+from lightning_gradwatch.tensorboard.schema import HISTOGRAM, NORM_RANGE, Array, encode_frame, plain
+from lightning_gradwatch.tensorboard.store import Samples, Series
+
+MAX_RUNS = 20
+_NUMBERS, _BYTES = 1_500_000, 4_000_000
+"""Of the heatmaps of one run, and of its histograms."""
+_COLUMNS, _DISTRIBUTION_COLUMNS, _SEQUENCES, _POINTS = 1000, 200, 100, 2000
+_BINS = 64
+_ALL: answers.Span = (None, None)
+
+
+def gather(logs: Logs, runs: Sequence[Run]) -> dict[str, Any]:
+    """Plain JSON for the page; matrices are frames in base64."""
+    return dict(plain({"runs": [_run(logs.open(run), logs.title(run)) for run in runs]}))
+
+
+def _run(whole: OpenRun, title: str) -> dict[str, Any]:
+    run = whole.run
+    row = {"run": title, **run.verdict._asdict(), "last_step": run.last_step, "wall_time": run.wall_time}
+    parts = [part for optimizer in whole.document["optimizers"] for part in _versions(whole, optimizer)]
+    scalars = {tag: _scalar(whole, tag) for tag in whole.document["scalars"]}
+    document = {**whole.document, "run": title}
+    return {"row": {**row, "stamp": run.stamp}, "document": document, "versions": parts, "scalars": scalars}
+
+
+def _versions(whole: OpenRun, optimizer: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    store, name = whole.store, optimizer["name"]
+    for version in optimizer["versions"]:
+        whose = name, version["version"]
+        series = whole.quantities(*whose)
+        ranges, histograms = series.pop(NORM_RANGE, None), series.pop(HISTOGRAM, None)
+        columns = _within(_NUMBERS // (len(version["layers"]) * max(len(series), 1)), 100, _COLUMNS)
+        yield {
+            "optimizer": name,
+            "version": version["version"],
+            "heatmaps": {q: _encode(answers.heatmap(store, s, _ALL, columns)) for q, s in series.items()},
+            "ranges": ranges and _encode(_thinned(store.samples(ranges), columns)),
+            "distributions": _distributions(whole, histograms) if histograms else {},
+            "sequences": {layer: _sequence(whole, *whose, layer, s) for layer, s in whole.sequences(*whose).items()},
+        }
+
+
+def _distributions(whole: OpenRun, series: Series) -> dict[str, str]:
+    layers = series.description.layers
+    columns = _within(_BYTES // (len(layers) * _BINS), 20, _DISTRIBUTION_COLUMNS)
+    frames = {layer: answers.distribution(whole.store, series, layer, _ALL, columns) for layer in layers}
+    return {layer: _encode(frame) for layer, frame in frames.items()}
+
+
+def _sequence(whole: OpenRun, optimizer: str, version: int, layer: str, series: Series) -> list[dict[str, Any]]:
+    """Evenly chosen samples, the last among them."""
+    steps = whole.store.samples(series).steps
+    chosen = steps[_evenly(len(steps), _SEQUENCES)].tolist()
+    return [answers.sequence(whole.store, whole.catalogue, optimizer, version, layer, step) for step in chosen]
+
+
+def _scalar(whole: OpenRun, tag: str) -> dict[str, Any]:
+    return answers.scalars(whole.store, whole.run.name, tag, _ALL, _POINTS)
+
+
+def _thinned(samples: Samples, columns: int) -> bytes:
+    """Evenly chosen samples of several numbers per layer, one row for each number."""
+    places = _evenly(len(samples), columns)
+    steps = samples.steps[places].tolist()
+    values = samples.values[places].reshape(len(places), -1)
+    return encode_frame(values, {"steps": steps, "last_steps": steps})
+
+
+def _evenly(count: int, most: int) -> Array:
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+
+
+def _within(number: int, low: int, high: int) -> int:
+    return min(max(number, low), high)
+
+
+def _encode(frame: bytes) -> str:
+    return b64encode(frame).decode("ascii")

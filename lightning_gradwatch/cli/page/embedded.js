@@ -1,0 +1,93 @@
+/** A source whose data stands in the page: the same methods and the same answers as over HTTP. */
+import { decodeFrame } from "../../tensorboard/static/frame.js";
+import { SourceError, toNumber, toNumbers } from "../../tensorboard/static/source.js";
+
+const bytesOf = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+
+/** The data of the page, unpacked. */
+export async function unpack(text) {
+  const stream = new Blob([bytesOf(text)]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).json();
+}
+
+const frameOf = (text) => decodeFrame(bytesOf(text).buffer);
+
+/** The place of the column at `step`, or of the nearest before it, or else of the first. */
+function placeOf(steps, step) {
+  const after = steps.findIndex((found) => found > step);
+  return Math.max((after < 0 ? steps.length : after) - 1, 0);
+}
+
+/** The larger one; NaN is larger than anything. */
+const larger = (a, b) => (Number.isNaN(a) || a > b ? a : b);
+
+/** The columns of a frame from step `from` to step `to`, merged by maximum if they are more than `columns`. */
+function part(frame, { from, to, columns = Infinity }) {
+  const inside = frame.steps.map((_, i) => i).filter((i) => frame.lastSteps[i] >= (from ?? -Infinity) && frame.steps[i] <= (to ?? Infinity));
+  const count = Math.min(columns, inside.length);
+  const starts = Array.from({ length: count }, (_, i) => Math.floor((i * inside.length) / count));
+  const ends = starts.map((_, i) => starts[i + 1] ?? inside.length);
+  const { rows } = frame;
+  const values = new frame.values.constructor(count * rows);
+  starts.forEach((start, column) => {
+    for (let row = 0; row < rows; row += 1) {
+      let value = frame.values[inside[start] * rows + row];
+      for (let i = start + 1; i < ends[column]; i += 1) value = larger(frame.values[inside[i] * rows + row], value);
+      values[column * rows + row] = value;
+    }
+  });
+  const steps = starts.map((start) => frame.steps[inside[start]]);
+  return { ...frame, steps, lastSteps: ends.map((end) => frame.lastSteps[inside[end - 1]]), columns: count, shape: [count, rows], values };
+}
+
+function columnOf(frame, step) {
+  const place = placeOf(frame.steps, step);
+  return { step: frame.steps[place], values: Array.from(frame.values.subarray(place * frame.rows, (place + 1) * frame.rows)) };
+}
+
+function found(what, name) {
+  if (what === undefined) throw new SourceError(`This page does not hold ${name}.`);
+  return what;
+}
+
+/** @param {{runs: Object[]}} data See `page/data.py`. */
+export function embeddedSource({ runs }) {
+  const runOf = ({ run }) => found(runs.find(({ row }) => row.run === run), `the run ${run}`);
+  const versionOf = (query) => {
+    const { versions } = runOf(query);
+    const own = versions.filter(({ optimizer }) => optimizer === (query.optimizer ?? versions[0].optimizer));
+    const newest = Math.max(...own.map(({ version }) => version));
+    return found(own.find(({ version }) => version === (query.version ?? newest)), "these layers");
+  };
+  const layersOf = (query) => {
+    const { optimizer: name, version: number } = versionOf(query);
+    const { versions } = runOf(query).document.optimizers.find((optimizer) => optimizer.name === name);
+    return versions.find(({ version }) => version === number).layers;
+  };
+  const heatmapOf = (query) => frameOf(found(versionOf(query).heatmaps[query.quantity], query.quantity));
+  return {
+    runs: async () => runs.map(({ row }) => row),
+    run: async (query) => runOf(query).document,
+    heatmap: async (query) => part(heatmapOf(query), query),
+    column: async (query) => columnOf(heatmapOf(query), query.step),
+    distribution: async (query) => part(frameOf(found(versionOf(query).distributions[query.layer], "this histogram")), query),
+    sequence: async (query) => {
+      const samples = found(versionOf(query).sequences[query.layer], "this sequence");
+      const sample = samples[placeOf(samples.map(({ step }) => step), query.step)];
+      return { ...sample, norms: toNumbers(sample.norms), horizon: toNumber(sample.horizon) };
+    },
+    layer: async (query) => {
+      const { heatmaps, ranges } = versionOf(query);
+      const row = layersOf(query).indexOf(query.layer);
+      const columns = Object.entries(heatmaps).map(([name, text]) => [name, columnOf(frameOf(text), query.step)]);
+      const range = ranges ? columnOf(frameOf(ranges), query.step).values.slice(3 * row, 3 * row + 3) : null;
+      const { step } = (columns.find(([name]) => name === "grad_norm") ?? columns[0])[1];
+      return { step, numbers: Object.fromEntries(columns.map(([name, { values }]) => [name, values[row]])), grad_norm_range: range };
+    },
+    scalars: async (query) => {
+      const { steps, values } = found(runOf(query).scalars[query.tag], query.tag);
+      const inside = steps.map((_, i) => i).filter((i) => steps[i] >= (query.from ?? -Infinity) && steps[i] <= (query.to ?? Infinity));
+      return { steps: inside.map((i) => steps[i]), values: toNumbers(inside.map((i) => values[i])) };
+    },
+  };
+}

@@ -1,0 +1,75 @@
+"""A page from the tab's modules and the data. No text of a log stands in it but packed, so none of it can be markup."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import secrets
+from base64 import b64encode
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+_PACKAGE = Path(str(files("lightning_gradwatch")))
+_STATIC = _PACKAGE / "tensorboard" / "static"
+_ENTRY = _PACKAGE / "cli" / "page" / "report.js"
+_STYLES = (_STATIC / "vendor" / "uplot.css", _STATIC / "style.css")
+_IMPORT = re.compile(r"""(\bfrom\s*|\bimport\s*)(["'])(\.{1,2}/[^"']+)\2""")
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'nonce-{nonce}'; \
+style-src 'nonce-{nonce}'; img-src data: blob:; base-uri 'none'; form-action 'none'">
+<meta name="referrer" content="no-referrer">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>GradWatch</title>
+<style nonce="{nonce}">{style}</style>
+<script nonce="{nonce}" type="importmap">{modules}</script>
+</head>
+<body>
+<noscript>This page needs JavaScript to draw; it loads nothing from anywhere.</noscript>
+<script type="text/plain" id="gradwatch-data">{data}</script>
+<script nonce="{nonce}" type="module">import "{entry}";</script>
+</body>
+</html>
+"""
+
+
+def assemble(data: dict[str, Any]) -> str:
+    """The page.
+
+    Args:
+        data: Plain JSON, as the module ``embedded.js`` takes it.
+    """
+    modules: dict[str, str] = {}
+    _collect(_ENTRY, modules)
+    imports = {name: f"data:text/javascript;base64,{_pack(source.encode())}" for name, source in modules.items()}
+    return _PAGE.format(
+        nonce=secrets.token_urlsafe(16),
+        style="\n".join(path.read_text(encoding="utf-8") for path in _STYLES),
+        modules=json.dumps({"imports": imports}),
+        data=_pack(gzip.compress(json.dumps(data, allow_nan=False).encode(), mtime=0)),
+        entry=_name(_ENTRY),
+    )
+
+
+def _collect(path: Path, modules: dict[str, str]) -> None:
+    """A module and all that it imports, by names that do not depend on where a module lies."""
+    name = _name(path)
+    if name in modules:
+        return
+    source = modules[name] = path.read_text(encoding="utf-8")
+    imported = {relative: (path.parent / relative).resolve() for _, _, relative in _IMPORT.findall(source)}
+    modules[name] = _IMPORT.sub(lambda found: f'{found[1]}"{_name(imported[found[3]])}"', source)
+    for other in imported.values():
+        _collect(other, modules)
+
+
+def _name(path: Path) -> str:
+    return f"{_PACKAGE.name}/{path.relative_to(_PACKAGE).as_posix()}"
+
+
+def _pack(content: bytes) -> str:
+    return b64encode(content).decode("ascii")

@@ -1,0 +1,14 @@
+/** The entry of a report: the tab, in a page of its own. */
+import { createApp } from "../../tensorboard/static/app.js";
+import { followLink, readLink, writeLink } from "../../tensorboard/static/link.js";
+import { followTheme } from "../../tensorboard/static/theme.js";
+import { embeddedSource, unpack } from "./embedded.js";
+
+const { runs } = await unpack(document.getElementById("gradwatch-data").textContent);
+const app = createApp(embeddedSource({ runs }), readLink(), writeLink);
+document.body.replaceChildren(app.element);
+followTheme(app.repaint);
+followLink(app.open);
+await app.look();
+const written = Math.max(...runs.map(({ row }) => row.wall_time));
+app.element.querySelector(".live").textContent = `as of ${new Date(1000 * written).toLocaleString("en-GB")}`;

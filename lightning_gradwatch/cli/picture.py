@@ -1,0 +1,116 @@
+"""The heatmap and the depth profile as a small matrix: few enough rows and columns for a terminal. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightning_gradwatch.cli.quantities import Quantity
+from lightning_gradwatch.core.records import MISSING
+from lightning_gradwatch.tensorboard.schema import Array
+from lightning_gradwatch.tensorboard.store import Samples
+
+LEAST_DECADES = 6
+"""A healthy network spans a decade or two; with six decades it looks calm, and a dying one does not."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From values to positions.
+
+    Attributes:
+        is_log: Whether low and high are decades.
+        low: Where 0 lies.
+        high: Where 1 lies.
+    """
+
+    is_log: bool
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Array, is_log: bool) -> Scale:
+        """The scale of a quantity over the values of a run: whole decades, six at least; or from 0 to 1."""
+        real = values[np.isfinite(values) & (values > 0)]
+        if not is_log:
+            return cls(False, 0.0, 1.0)
+        high = math.ceil(math.log10(real.max()) - 1e-9) if real.size else 0
+        low = math.floor(math.log10(real.min()) + 1e-9) if real.size else high
+        return cls(True, min(low, high - LEAST_DECADES), high)
+
+    def position(self, value: float) -> float:
+        """A value's place from 0 to 1; it must be finite and positive."""
+        place = (math.log10(value) if self.is_log else value) - self.low
+        return min(max(place / (self.high - self.low), 0.0), 1.0)
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """What stands at either end."""
+        return (f"1e{self.low:.0f}", f"1e{self.high:.0f}") if self.is_log else ("0 %", "100 %")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Layers against steps. NaN, infinity, 0 and -1 keep their meaning.
+
+    Attributes:
+        quantity: What is shown.
+        names: First and last layer of each row, the input end first.
+        values: Largest value in each cell, NaN before anything; shape ``(rows, columns)``.
+        latest: The same at the last sample, shape ``(rows,)``.
+        steps: First and last step.
+        scale: Over all samples.
+    """
+
+    quantity: Quantity
+    names: tuple[tuple[str, str], ...]
+    values: Array
+    latest: Array
+    steps: tuple[int, int]
+    scale: Scale
+
+
+def rows_of(num_layers: int, max_rows: int) -> list[tuple[int, int]]:
+    """First and last layer of each row: neighbours share one if there are more layers than rows."""
+    num_rows = min(max_rows, num_layers)
+    starts = [row * num_layers // num_rows for row in range(num_rows)]
+    return list(zip(starts, [start - 1 for start in [*starts[1:], num_layers]], strict=True))
+
+
+def names_of(layers: Sequence[str], max_rows: int) -> tuple[tuple[str, str], ...]:
+    """The names of the first and the last layer of each row."""
+    return tuple((layers[first], layers[last]) for first, last in rows_of(len(layers), max_rows))
+
+
+def paint(samples: Samples, layers: Sequence[str], quantity: Quantity, max_rows: int, columns: int) -> Picture:
+    """Shrink the samples of a quantity to a picture, whose columns are equally many steps wide.
+
+    Args:
+        samples: At least one; values of shape ``(samples, layers)``.
+        layers: Their names, at least one.
+        quantity: What they are.
+        max_rows: Neighbouring layers share a row if there are more of them.
+        columns: Neighbouring samples share a column, or one sample fills several.
+    """
+    by_row = np.maximum.reduceat(samples.values, [first for first, _ in rows_of(len(layers), max_rows)], axis=1)
+    first, last = int(samples.steps[0]), int(samples.steps[-1])
+    edges = np.linspace(first, last + 1, columns + 1)
+    begins = np.searchsorted(samples.steps, edges[:-1], side="left")
+    ends = np.searchsorted(samples.steps, edges[1:], side="left")
+    cells = [by_row[b:e].max(0) if e > b else by_row[max(b - 1, 0)] for b, e in zip(begins, ends, strict=True)]
+    return Picture(
+        quantity=quantity,
+        names=names_of(layers, max_rows),
+        values=np.stack(cells, axis=1),
+        latest=by_row[-1],
+        steps=(first, last),
+        scale=Scale.of(samples.values, quantity.is_log),
+    )
+
+
+def is_seen(values: Array) -> bool:
+    """Whether anything was observed at all."""
+    return bool((values != MISSING).any())

@@ -1,0 +1,65 @@
+"""``gradwatch report``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_gradwatch.cli.choice import exit_status, normal, require_directory, require_run, watched
+from lightning_gradwatch.cli.document import encode
+from lightning_gradwatch.cli.errors import CommandError
+from lightning_gradwatch.cli.logs import Logs, Run
+
+
+def run(options: argparse.Namespace) -> int:
+    """Report in the terminal, as JSON, or as a page.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        CommandError: If there is nothing to report.
+    """
+    require_directory(options.run_dir)
+    require_run(options.run, options.run_dir)
+    logs = Logs(options.run_dir, normal(options.run))
+    runs = watched(logs.reload(), options.run_dir)
+    if options.html is not None:
+        _write_page(logs, runs, options.html)
+    if options.json:
+        sys.stdout.write(json.dumps(encode(logs, runs, options.run_dir), allow_nan=False) + "\n")
+    elif options.html is None:
+        _show(logs, runs, options)
+    return exit_status(runs)
+
+
+def _show(logs: Logs, runs: Sequence[Run], options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from lightning_gradwatch.cli.terminal import Scene, overview, report
+
+    console = Console(highlight=False, emoji=False, markup=False)
+    scene = Scene(logs, console, options.quantity, now=time.time())
+    if len(runs) > 1:
+        console.print(overview(runs, scene))
+        console.print()
+    console.print(report(runs[0], scene))
+    if len(runs) > 1:
+        console.print(f"\n{len(runs)} runs; --run NAME shows another one.")
+
+
+def _write_page(logs: Logs, runs: Sequence[Run], path: Path) -> None:
+    from lightning_gradwatch.cli.page import build
+
+    try:
+        path.write_text(build(logs, runs), encoding="utf-8")
+    except OSError as failure:
+        raise CommandError(
+            f"`--html` must be a file that can be written, but {str(path)!r} came ({failure.strerror}). "
+            "To cure it: give a path in a directory that exists and has room."
+        ) from None
+    sys.stderr.write(f"Wrote {path}.\n")

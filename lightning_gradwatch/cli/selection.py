@@ -1,0 +1,55 @@
+"""Which pictures a report shows of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+
+from lightning_gradwatch.cli.drawing import canvas_for
+from lightning_gradwatch.cli.incidents import worst_first
+from lightning_gradwatch.cli.logs import OpenRun
+from lightning_gradwatch.cli.picture import Picture, is_seen, names_of, paint, rows_of
+from lightning_gradwatch.cli.quantities import QUANTITIES
+
+_TOLD_BY_OUTPUTS = frozenset({"vanishing", "exploding"})
+
+
+def pictures(
+    run: OpenRun, quantity: str | None, console: Console, max_rows: int
+) -> Iterator[tuple[str, Picture, set[int]]]:
+    """A picture of each optimizer's newest layers: its name, the picture, and the rows with a layer of an open alert.
+
+    Args:
+        run: The run.
+        quantity: Which one; None for the one that shows the alert that matters most.
+        console: For the number of columns.
+        max_rows: At most.
+    """
+    for optimizer in run.document["optimizers"]:
+        if not optimizer["versions"]:
+            continue
+        name, version = optimizer["name"], optimizer["versions"][-1]
+        alerts = [alert for alert in run.document["alerts"] if alert["optimizer"] == name]
+        series = run.quantities(name, version["version"])
+        for candidate in [quantity] if quantity else _candidates(alerts):
+            if candidate in series and is_seen((samples := run.store.samples(series[candidate])).values):
+                layers = tuple(version["layers"])
+                columns = canvas_for(console, names_of(layers, max_rows)).columns
+                picture = paint(samples, layers, QUANTITIES[candidate], max_rows, columns)
+                yield name, picture, _ailing(alerts, layers, max_rows)
+                break
+
+
+def _ailing(alerts: list[dict[str, Any]], layers: tuple[str, ...], max_rows: int) -> set[int]:
+    ill = {alert["layer"] for alert in alerts if alert["until_step"] is None}
+    rows = enumerate(rows_of(len(layers), max_rows))
+    return {row for row, (first, last) in rows if ill.intersection(layers[first : last + 1])}
+
+
+def _candidates(alerts: list[dict[str, Any]]) -> list[str]:
+    """The gradients at layer outputs where they are what an alert is about, the weights' gradients otherwise."""
+    foremost = next(iter(worst_first(alerts)), None)
+    names = ["grad_norm", "output_grad_norm"]
+    return names[::-1] if foremost is not None and foremost["kind"] in _TOLD_BY_OUTPUTS else names

@@ -1,0 +1,146 @@
+"""The report of a run in a terminal: the verdict first, then the alerts, then the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from lightning_gradwatch.cli import words
+from lightning_gradwatch.cli.drawing import MAX_ROWS, draw, shorten
+from lightning_gradwatch.cli.glyphs import STYLES, glyphs_for
+from lightning_gradwatch.cli.incidents import Incident, worst_first
+from lightning_gradwatch.cli.logs import Logs, OpenRun, Run
+from lightning_gradwatch.cli.recurrence import through_time
+from lightning_gradwatch.cli.selection import pictures
+from lightning_gradwatch.tensorboard.status import Status
+
+_MAX_OPEN, _MAX_ENDED = 4, 3
+_STATUS_WIDTH, _STEP_WIDTH, _GAP = 13, 10, 2
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a report needs besides the run.
+
+    Attributes:
+        logs: Where the run is.
+        console: Where it will be shown.
+        quantity: What the picture shows; None for what suits the run.
+        now: The present, in seconds since the epoch; None to leave out how long ago the run was written.
+    """
+
+    logs: Logs
+    console: Console
+    quantity: str | None = None
+    now: float | None = None
+
+    def name(self, run: Run) -> str:
+        """What a run is called."""
+        return words.safe(self.logs.title(run))
+
+
+def overview(runs: Sequence[Run], scene: Scene) -> RenderableType:
+    """All runs, one in a line."""
+    names = [scene.name(run) for run in runs]
+    name_width = min(max(map(len, names)), max(scene.console.width // 4, 12))
+    widths = _STATUS_WIDTH, name_width, _STEP_WIDTH
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, _GAP, 0, 0))
+    table.add_column("", no_wrap=True, width=_STATUS_WIDTH)
+    table.add_column("run", no_wrap=True, width=name_width)
+    room = max(scene.console.width - sum(widths) - 3 * _GAP, 10)
+    table.add_column("what GradWatch says", no_wrap=True, overflow="ellipsis", width=room)
+    table.add_column("last step", no_wrap=True, justify="right", width=_STEP_WIDTH)
+    for run, name in zip(runs, names, strict=True):
+        status = run.verdict.status
+        sign = Text(f"{glyphs_for(scene.console).status[status]} {status.replace('_', ' ')}", STYLES[status])
+        step = "" if run.last_step is None else f"{run.last_step:,}"
+        table.add_row(
+            sign,
+            Text(shorten(name, name_width, glyphs_for(scene.console))),
+            Text(words.safe(run.verdict.headline)),
+            Text(step),
+        )
+    return table
+
+
+def report(run: Run, scene: Scene, max_rows: int = MAX_ROWS) -> RenderableType:
+    """Everything about one run; its heatmap has ``max_rows`` rows at most."""
+    whole = scene.logs.open(run)
+    parts: list[RenderableType] = [_verdict(whole, scene)]
+    parts += [Padding(part, (1, 0, 0, 0)) for part in _alerts(run, scene)]
+    for optimizer, picture, ailing in pictures(whole, scene.quantity, scene.console, max_rows):
+        is_one_of_many = len(whole.document["optimizers"]) > 1
+        heading = [Text(f"Optimizer {words.safe(optimizer)}", "bold")] if is_one_of_many else []
+        parts.append(Padding(Group(*heading, draw(picture, scene.console, ailing)), (1, 0, 0, 0)))
+    if (memory := through_time(whole, scene.console)) is not None:
+        parts.append(Padding(memory, (1, 0, 0, 0)))
+    return Group(*parts)
+
+
+def _verdict(whole: OpenRun, scene: Scene) -> RenderableType:
+    run = whole.run
+    status, glyphs = run.verdict.status, glyphs_for(scene.console)
+    word = status.replace("_", " ").upper()
+    text = Text(f"{glyphs.status[status]} {word}  ", STYLES[status])
+    text.append(words.safe(run.verdict.headline), "bold")
+    facts = glyphs.dot.join([scene.name(run), *_facts(whole, scene)])
+    colour = STYLES[status].split()[-1]
+    return Panel(Group(text, Text(facts, "dim" if scene.console.color_system else "")), border_style=colour)
+
+
+def _facts(whole: OpenRun, scene: Scene) -> Iterator[str]:
+    run, document = whole.run, whole.document
+    newest = [optimizer["versions"][-1] for optimizer in document["optimizers"] if optimizer["versions"]]
+    if newest:
+        num_layers = sum(len(version["layers"]) for version in newest)
+        yield f"{num_layers:,} layer{'' if num_layers == 1 else 's'}"
+        first = min(version["first_step"] for version in newest)
+        yield f"step {first:,}" if first == run.last_step else f"steps {first:,} to {run.last_step:,}"
+    if document["loss_tag"] is not None:
+        losses = whole.store.scalars(run.name, document["loss_tag"]).values
+        yield f"{words.safe(document['loss_tag'])} {words.short(losses[0])} to {words.short(losses[-1])}"
+    if run.wall_time:
+        when = words.clock(run.wall_time) if scene.now is None else words.age(scene.now - run.wall_time)
+        yield f"last written {when}"
+
+
+def _alerts(run: Run, scene: Scene) -> Iterator[RenderableType]:
+    """The open ones in full, the ended ones in a line."""
+    ranked = worst_first(run.alerts)
+    open_ones = [alert for alert in ranked if alert["until_step"] is None]
+    ended = [alert for alert in ranked if alert["until_step"] is not None]
+    yield from (_in_full(alert, scene) for alert in open_ones[:_MAX_OPEN])
+    if not open_ones and ended:
+        yield _in_full(ended.pop(0), scene)
+    rest = len(open_ones[_MAX_OPEN:]) + len(ended[_MAX_ENDED:]) + run.num_dropped
+    lines = [_heading(alert, scene) for alert in ended[:_MAX_ENDED]]
+    lines += [Text(f"and {rest:,} more; --json lists them", "dim")] if rest else []
+    if lines:
+        yield Group(*lines)
+
+
+def _in_full(alert: Incident, scene: Scene) -> RenderableType:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    table.add_row("What", Text(words.explanation(alert)))
+    if reason := words.reason(alert):
+        table.add_row("Why", Text(reason))
+    for place, remedy in enumerate(words.remedies(alert)):
+        table.add_row("" if place else "Try", Text(f"{place + 1}. {remedy}"))
+    return Group(_heading(alert, scene), Padding(table, (0, 0, 0, 2)))
+
+
+def _heading(alert: Incident, scene: Scene) -> Text:
+    glyphs = glyphs_for(scene.console)
+    is_over = alert["until_step"] is not None
+    status: Status = "recovered" if is_over else "sick" if alert["level"] == "alert" else "notice"
+    text = Text(f"{glyphs.status[status]} {words.title(alert)}", STYLES[status])
+    facts = [words.since(alert), words.safe(alert["layer"]), words.safe(alert["optimizer"])]
+    return text.append(glyphs.dot + glyphs.dot.join(filter(None, facts)), "default" if not is_over else "dim")

@@ -1,0 +1,141 @@
+"""``gradwatch watch``: follow a run while it is written."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from lightning_gradwatch.cli.choice import SICK, exit_status, normal
+from lightning_gradwatch.cli.drawing import MAX_ROWS
+from lightning_gradwatch.cli.errors import CommandError
+from lightning_gradwatch.cli.logs import Logs, Run
+from lightning_gradwatch.cli.terminal import Scene, overview, report
+from lightning_gradwatch.cli.words import safe
+
+_TICK_SECONDS = 0.25
+"""How soon a window of another size is noticed."""
+_FEWEST_ROWS = 4
+_MAX_RUNS = 8
+
+Show = Callable[[Sequence[Run]], None]
+
+
+def run(options: argparse.Namespace) -> int:
+    """Follow a directory until Ctrl-C, or until what the options name.
+
+    Returns:
+        The exit status, as of a report at the end.
+
+    Raises:
+        CommandError: If nothing was written until the end.
+    """
+    if options.run_dir.is_file():
+        raise CommandError(
+            f"`RUN_DIR` must be a directory, but {str(options.run_dir)!r} came, which is a file. "
+            "To cure it: give the directory of the logger, such as lightning_logs."
+        )
+    console = Console(highlight=False, emoji=False, markup=False)
+    scene = Scene(Logs(options.run_dir, normal(options.run)), console, options.quantity)
+    runs: Sequence[Run] = ()
+    with _ended_by_signals(), _screen(scene) if console.is_terminal else _lines(scene) as show:
+        try:
+            for runs in _news(scene, options):
+                show(runs)
+        except KeyboardInterrupt:
+            pass
+    if not runs:
+        raise CommandError(
+            f"`RUN_DIR` must be where GradWatch writes, but nothing came in {str(options.run_dir)!r} while it was "
+            "watched. To cure it: give the directory of the logger, and train with callbacks=[GradWatch()]."
+        )
+    if console.is_terminal:
+        console.print(report(runs[0], scene))
+    return exit_status(runs)
+
+
+def _news(scene: Scene, options: argparse.Namespace) -> Iterator[Sequence[Run]]:
+    """The runs that are meant, whenever one of them or the window has changed."""
+    seen: Any = None
+    changed = time.monotonic()
+    while True:
+        runs = [run for run in scene.logs.reload() if run.is_watched]
+        state = [(run.name, run.stamp) for run in runs]
+        if seen is None or state != seen[0]:
+            changed = time.monotonic()
+        if (state, scene.console.size) != seen:
+            seen = state, scene.console.size
+            yield runs
+        is_idle = options.until_idle is not None and time.monotonic() - changed >= options.until_idle
+        if is_idle or (options.until_alert and exit_status(runs) == SICK):
+            return
+        _wait(options.every, scene.console)
+
+
+def _wait(seconds: float, console: Console) -> None:
+    """Wait; shorter if the window changes."""
+    end, size = time.monotonic() + seconds, console.size
+    while (left := end - time.monotonic()) > 0 and console.size == size:
+        time.sleep(min(left, _TICK_SECONDS))
+
+
+@contextmanager
+def _screen(scene: Scene) -> Iterator[Show]:
+    """A whole screen, drawn anew with every call; the one before comes back at the end."""
+    with Live(console=scene.console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
+        yield lambda runs: live.update(_fitted(runs, scene), refresh=True)
+
+
+def _fitted(runs: Sequence[Run], scene: Scene) -> RenderableType:
+    """The sickest run, with as many rows of the heatmap as there is room for."""
+    if not runs:
+        return Text(f"Waiting for GradWatch to write to {safe(str(scene.logs.directory))} ... (Ctrl-C ends this)")
+    full = _view(runs, scene, MAX_ROWS)
+    excess = len(scene.console.render_lines(full)) - scene.console.height
+    num_pictures = max(len(runs[0].catalogue.optimizers), 1) if runs[0].catalogue else 1
+    return full if excess <= 0 else _view(runs, scene, max(MAX_ROWS - -(-excess // num_pictures), _FEWEST_ROWS))
+
+
+def _view(runs: Sequence[Run], scene: Scene, max_rows: int) -> RenderableType:
+    several = [overview(runs[:_MAX_RUNS], scene)] if len(runs) > 1 else []
+    return Group(*several, report(runs[0], scene, max_rows))
+
+
+@contextmanager
+def _lines(scene: Scene) -> Iterator[Show]:
+    """Where there is no terminal: a line whenever a run is judged anew."""
+    said: dict[str, tuple[str, int]] = {}
+
+    def show(runs: Sequence[Run]) -> None:
+        for run in runs:
+            judged = run.verdict.status, run.verdict.num_open
+            if said.get(run.name) != judged:
+                said[run.name] = judged
+                now, status = datetime.now().strftime("%H:%M:%S"), run.verdict.status.replace("_", " ")
+                line = f"{now} {status}: {scene.name(run)}: {safe(run.verdict.headline)}\n"
+                scene.console.file.write(line)
+                scene.console.file.flush()
+
+    yield show
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM end it as Ctrl-C does, so that the terminal is left as it was."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,70 @@
+"""Numbers, times and texts from a log, as words that are safe to show. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import datetime
+from typing import Any
+
+from lightning_gradwatch.tensorboard.status import symptom
+
+_LIMITS = ((60, 1, "second"), (3600, 60, "minute"), (86_400, 3600, "hour"), (math.inf, 86_400, "day"))
+_PLACEHOLDER = "\N{REPLACEMENT CHARACTER}"
+
+
+def safe(text: str) -> str:
+    """A text in one line and without control characters: what a log says must not steer a terminal."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else _PLACEHOLDER for c in text)
+
+
+def since(alert: dict[str, Any]) -> str:
+    """From when to when an alert held."""
+    until = alert["until_step"]
+    return f"since step {alert['step']:,}" if until is None else f"steps {alert['step']:,} to {until:,}, over"
+
+
+def title(alert: dict[str, Any]) -> str:
+    """What is wrong, in a few words."""
+    return safe(symptom(alert))
+
+
+def explanation(alert: dict[str, Any]) -> str:
+    """What is wrong, in sentences, without what has a place of its own: symptom and step, evidence, remedies."""
+    text = safe(alert["message"]).split(" Try: ")[0]
+    evidence = safe(str(alert.get("evidence") or ""))
+    place = text.lower().find(evidence.lower()) if evidence else -1
+    text = re.sub(r"^[^:.]{0,60} \(step [\d,]+\): ", "", text[:place] if place > 0 else text).strip()
+    return text[:1].upper() + text[1:]
+
+
+def remedies(alert: dict[str, Any]) -> list[str]:
+    """What to try, the cheapest first."""
+    found = alert.get("remedies")
+    return [safe(str(remedy)) for remedy in found] if isinstance(found, (list, tuple)) else []
+
+
+def reason(alert: dict[str, Any]) -> str:
+    """Why, in one line: the measurement that names the cause, and the cause as programs know it."""
+    cause, evidence = str(alert.get("cause") or "unknown"), str(alert.get("evidence") or "")
+    name = "" if cause == "unknown" else f"({cause})"
+    return safe(" ".join(filter(None, (evidence[:1].upper() + evidence[1:], name))))
+
+
+def clock(seconds: float) -> str:
+    """A time of day, with its date."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def age(seconds: float) -> str:
+    """How long ago."""
+    for limit, unit, word in _LIMITS:
+        if seconds < limit:
+            count = max(int(seconds // unit), 0)
+            return f"{count} {word}{'' if count == 1 else 's'} ago"
+    raise ValueError(f"`seconds` must be a number, but {seconds!r} came. To cure it: give a finite one.")
+
+
+def short(value: float) -> str:
+    """A number with three digits."""
+    return f"{value:.3g}"

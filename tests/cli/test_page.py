@@ -1,0 +1,247 @@
+"""The report as a page, opened from a file in a real Chromium."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("playwright")
+
+from playwright.sync_api import Browser, Page
+
+from lightning_gradwatch.cli.logs import Logs, OpenRun
+from lightning_gradwatch.cli.page import build
+from lightning_gradwatch.tensorboard import answers
+from tests.cli.command import alert, here
+from tests.tensorboard.board import read_frame
+from tests.tensorboard.browser import chromium, write_run
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@contextmanager
+def opened(browser: Browser, page: Path, state: str = "") -> Iterator[Page]:
+    """A page from its file; nothing else may be asked for, and nothing may go wrong."""
+    context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    found = context.new_page()
+    requests: list[str] = []
+    complaints: list[str] = []
+    found.on("request", lambda request: requests.append(request.url))
+    found.on(
+        "console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None
+    )
+    found.on("pageerror", lambda error: complaints.append(str(error)))
+    found.goto(page.as_uri() + state)
+    found.locator("main[aria-busy=false]").wait_for(timeout=20_000)
+    yield found
+    outside = [url for url in requests if not url.startswith(("data:", "blob:")) and url.split("#")[0] != page.as_uri()]
+    assert outside == []
+    assert complaints == []
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def page(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of one run of each kind."""
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    reader = Logs(logs)
+    path.write_text(build(reader, [run for run in reader.reload() if run.is_watched]), encoding="utf-8")
+    return path
+
+
+def test_the_page_shows_the_sickest_run_and_offers_the_others(browser: Browser, page: Path) -> None:
+    with opened(browser, page) as found:
+        text = found.inner_text("body")
+        assert "Gradients vanish with depth" in text
+        assert "11 sigmoids" in text
+        assert found.locator("canvas.heat").count() == 1
+        assert found.locator("button.run").count() == 6
+
+
+@pytest.mark.parametrize("run", ["sick", "healthy", "recovered", "recurrent", "gan", "clipped"])
+def test_every_kind_of_run_is_drawn(browser: Browser, page: Path, run: str) -> None:
+    with opened(browser, page, f"#p.gradwatch.run={run}") as found:
+        colours = found.evaluate(
+            """() => {
+                const canvas = document.querySelector("canvas.heat");
+                const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+                return new Set(new Uint32Array(data.buffer)).size;
+            }"""
+        )
+        assert colours > 3
+
+
+ASK = """async ([method, query]) => {
+    const { embeddedSource, unpack } = await import("lightning_gradwatch/cli/page/embedded.js");
+    window.kept ??= await unpack(window.packed);
+    const found = await embeddedSource(window.kept)[method](query);
+    const values = found.values && Array.from(found.values);
+    const known = (_, value) => (typeof value === "number" && !Number.isFinite(value) ? String(value) : value);
+    return JSON.parse(JSON.stringify({ ...found, values }, known));
+}"""
+KEEP = """addEventListener("DOMContentLoaded", () => {
+    window.packed = document.getElementById("gradwatch-data").textContent;
+})"""
+
+
+PARTS: tuple[dict[str, Any], ...] = ({}, {"from": 5, "to": 21}, {"columns": 4}, {"from": 3, "columns": 2})
+
+
+def same(found: list[Any], expected: list[Any]) -> bool:
+    """Whether numbers are alike; JavaScript's Infinity and NaN come as words."""
+    return [float(value) for value in found] == pytest.approx([float(value) for value in expected], nan_ok=True)
+
+
+class Both:
+    """The page and the server, asked the same about a run."""
+
+    def __init__(self, tab: Page, whole: OpenRun) -> None:
+        self.tab, self.store, self.catalogue = tab, whole.store, whole.catalogue
+
+    def ask(self, method: str, query: dict[str, Any]) -> Any:
+        """What the page says."""
+        return self.tab.evaluate(ASK, [method, {"run": self.catalogue.run, **query}])
+
+    def check_frame(self, method: str, query: dict[str, Any], body: bytes) -> None:
+        found, (header, values) = self.ask(method, query), read_frame(body)
+        assert (found["steps"], found["lastSteps"]) == (header["steps"], header["last_steps"])
+        assert same(found["values"], values.ravel().tolist())
+        assert [found.get(name) for name in ("lowest", "dtype")] == [header.get(name) for name in ("lowest", "dtype")]
+
+    def check_quantity(self, whose: dict[str, Any], quantity: str) -> None:
+        series = self.catalogue.of(whose["optimizer"], whose["version"])[quantity]
+        for part in PARTS:
+            body = answers.heatmap(self.store, series, (part.get("from"), part.get("to")), part.get("columns", 1000))
+            self.check_frame("heatmap", {**whose, "quantity": quantity, **part}, body)
+        for step in (0, 7, 10**6):
+            found = self.ask("column", {**whose, "quantity": quantity, "step": step})
+            expected = answers.column(self.store, series, step)
+            assert found["step"] == expected["step"]
+            assert same(found["values"], expected["values"])
+
+    def check_layer(self, whose: dict[str, Any], layer: str) -> None:
+        histogram = self.catalogue.of(whose["optimizer"], whose["version"])["log10_histogram"]
+        body = answers.distribution(self.store, histogram, layer, (None, None), 1000)
+        self.check_frame("distribution", {**whose, "layer": layer}, body)
+        found = self.ask("layer", {**whose, "layer": layer, "step": 12})
+        expected = answers.layer(self.store, self.catalogue, whose["optimizer"], whose["version"], layer, 12)
+        assert found["step"] == expected["step"]
+        assert set(found["numbers"]) == set(expected["numbers"])
+        assert same([found["numbers"][name] for name in expected["numbers"]], list(expected["numbers"].values()))
+        assert same(found["grad_norm_range"], expected["grad_norm_range"])
+
+    def check_sequence(self, whose: dict[str, Any], layer: str) -> None:
+        found = self.ask("sequence", {**whose, "layer": layer, "step": 9})
+        expected = answers.sequence(self.store, self.catalogue, whose["optimizer"], whose["version"], layer, 9)
+        assert {name: found[name] for name in expected} == expected
+
+    def check_scalar(self, tag: str) -> None:
+        found = self.ask("scalars", {"tag": tag, "from": 4, "to": 30})
+        expected = answers.scalars(self.store, self.catalogue.run, tag, (4, 30), 2000)
+        assert found["steps"] == expected["steps"]
+        assert same(found["values"], expected["values"])
+
+
+@pytest.mark.parametrize("run", ["sick", "recovered", "recurrent", "gan", "clipped"])
+def test_the_page_answers_what_tensorboard_would(browser: Browser, logs: Path, page: Path, run: str) -> None:
+    reader = Logs(logs)
+    context = browser.new_context()
+    tab = context.new_page()
+    tab.add_init_script(KEEP)
+    tab.goto(page.as_uri())
+    tab.locator("main[aria-busy=false]").wait_for(timeout=20_000)
+    both = Both(tab, reader.open(next(one for one in reader.reload() if one.name == run)))
+    for optimizer, (*_, version) in both.catalogue.optimizers.items():
+        whose = {"optimizer": optimizer, "version": version}
+        quantities = both.catalogue.of(optimizer, version)
+        for quantity in set(quantities) - set(answers.SEVERAL_NUMBERS):
+            both.check_quantity(whose, quantity)
+        for layer in quantities["grad_norm"].description.layers[:3]:
+            both.check_layer(whose, layer)
+        for layer in both.catalogue.sequences(optimizer, version):
+            both.check_sequence(whose, layer)
+    for tag in both.catalogue.scalars:
+        both.check_scalar(tag)
+    context.close()
+
+
+def test_text_from_a_log_stays_text(browser: Browser, tmp_path: Path, capsys: Any) -> None:
+    evil = "</script><script>window.owned = 1</script><img src=x onerror='window.owned = 1'>{nonce}"
+    found = alert(layer=evil, message=evil, evidence=evil, remedies=(evil,))
+    write_run(tmp_path / "logs" / "run", [evil, "b", "c"], {0: [1e-9, 1.0, 1.0], 1: [1e-9, 1.0, 1.0]}, found)
+    path = tmp_path / "page.html"
+    assert here(capsys, "report", tmp_path / "logs", "--html", path)[0] == 1
+    assert "owned" not in path.read_text(encoding="utf-8")
+    with opened(browser, path) as tab:
+        assert evil in tab.inner_text("body")
+        assert tab.evaluate("window.owned") is None
+        assert tab.locator("img").count() == 0
+
+
+def test_the_page_may_speak_to_nobody(browser: Browser, page: Path) -> None:
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', page.read_text(encoding="utf-8"))
+    assert policy.startswith("default-src 'none'; script-src 'nonce-")
+    assert "unsafe" not in policy
+    context = browser.new_context()
+    tab = context.new_page()
+    tab.goto(page.as_uri())
+    tab.locator("main[aria-busy=false]").wait_for(timeout=20_000)
+    for speak in (
+        "fetch('http://localhost:9/')",
+        "new Promise((y, n) => Object.assign(new Image(), { onload: y, onerror: n, src: 'http://localhost:9/x.png' }))",
+        "import('http://localhost:9/x.js')",
+    ):
+        assert (
+            tab.evaluate(f"async () => {{ try {{ await {speak}; return 'sent' }} catch {{ return 'refused' }} }}")
+            == "refused"
+        )
+    blocked = tab.evaluate(
+        """() => new Promise((done) => {
+            addEventListener("securitypolicyviolation", (event) => done(event.effectiveDirective));
+            const script = document.createElement("script");
+            script.textContent = "window.owned = 1";
+            document.body.append(script);
+        })"""
+    )
+    assert blocked.startswith("script-src")
+    assert tab.evaluate("window.owned") is None
+    context.close()
+
+
+def test_every_page_has_its_own_nonce(logs: Path) -> None:
+    reader = Logs(logs / "healthy")
+    runs = reader.reload()
+    nonces = {re.findall(r"nonce-([\w-]+)'", build(reader, runs))[0] for _ in range(3)}
+    assert len(nonces) == 3
+
+
+def test_a_deep_link_opens_a_run_and_the_address_follows(browser: Browser, page: Path) -> None:
+    with opened(browser, page, "#p.gradwatch.run=recurrent&p.gradwatch.layer=net.rnn") as tab:
+        assert "Layer net.rnn" in re.sub(r"\s+", " ", tab.inner_text("body"))
+        assert "time steps" in tab.inner_text("body")
+        tab.locator("button.run").filter(has_text=re.compile("^healthy")).click()
+        tab.locator("main[aria-busy=false]").wait_for()
+        assert "p.gradwatch.run=healthy" in tab.url
+
+
+def test_three_hundred_layers_and_hundreds_of_samples_fit_a_few_megabytes(
+    browser: Browser, tmp_path: Path, capsys: Any
+) -> None:
+    layers = [f"encoder.layers.{i}.linear" for i in range(300)]
+    table = {step: [(i + 1.5) * (step + 1) / 1e5 for i in range(300)] for step in range(500)}
+    table[377][123] = float("nan")
+    write_run(tmp_path / "run", layers, table)
+    path = tmp_path / "page.html"
+    assert here(capsys, "report", tmp_path / "run", "--html", path)[0] == 0
+    assert path.stat().st_size < 4_000_000
+    with opened(browser, path) as tab:
+        assert tab.locator("canvas.heat").count() == 1

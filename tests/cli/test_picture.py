@@ -1,0 +1,73 @@
+"""The small matrix that stands for all samples: nothing that matters is lost in it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_gradwatch.cli.picture import Scale, is_seen, paint, rows_of
+from lightning_gradwatch.cli.quantities import QUANTITIES
+from lightning_gradwatch.tensorboard.store import Samples
+
+NORM = QUANTITIES["grad_norm"]
+
+
+def samples(values: np.ndarray, every: int = 10) -> Samples:
+    return Samples(np.arange(len(values)) * every, values.astype(np.float32))
+
+
+@given(num_layers=st.integers(1, 400), max_rows=st.integers(1, 50))
+def test_every_layer_is_in_one_row(num_layers: int, max_rows: int) -> None:
+    rows = rows_of(num_layers, max_rows)
+    assert [layer for first, last in rows for layer in range(first, last + 1)] == list(range(num_layers))
+    assert len(rows) == min(max_rows, num_layers)
+
+
+@given(
+    num_samples=st.integers(1, 90),
+    num_layers=st.integers(1, 40),
+    columns=st.integers(1, 60),
+    bad=st.sampled_from([np.nan, np.inf, 1e30]),
+    data=st.data(),
+)
+def test_no_spike_and_no_nan_is_lost(
+    num_samples: int, num_layers: int, columns: int, bad: float, data: st.DataObject
+) -> None:
+    values = np.full((num_samples, num_layers), 0.5)
+    place = data.draw(st.integers(0, num_samples - 1)), data.draw(st.integers(0, num_layers - 1))
+    values[place] = bad
+    picture = paint(samples(values), [f"l{i}" for i in range(num_layers)], NORM, 8, columns)
+    row = next(i for i, (first, last) in enumerate(rows_of(num_layers, 8)) if first <= place[1] <= last)
+    found = picture.values[row]
+    assert (np.isnan(found) if np.isnan(bad) else found == np.float32(bad)).any()
+    assert (np.delete(picture.values, row, axis=0) == 0.5).all()
+
+
+def test_columns_are_equally_many_steps_wide_and_gaps_show_the_sample_before() -> None:
+    sparse = Samples(np.array([0, 10, 90]), np.array([[1.0], [2.0], [3.0]], np.float32))
+    assert paint(sparse, ["a"], NORM, 8, 10).values.tolist() == [[1, 2, 2, 2, 2, 2, 2, 2, 2, 3]]
+
+
+def test_one_sample_fills_the_picture() -> None:
+    picture = paint(samples(np.array([[1.0, 2.0]])), ["a", "b"], NORM, 8, 5)
+    assert picture.values.tolist() == [[1] * 5, [2] * 5]
+    assert picture.steps == (0, 0)
+
+
+def test_a_scale_covers_the_values_in_whole_decades_and_six_at_least() -> None:
+    assert Scale.of(np.array([1e-3, 0.5]), is_log=True) == Scale(True, -6, 0)
+    assert Scale.of(np.array([2e-18, 0.5, np.nan, np.inf, 0.0, -1.0]), is_log=True) == Scale(True, -18, 0)
+    assert Scale.of(np.array([0.0, -1.0]), is_log=True) == Scale(True, -6, 0)
+    assert Scale.of(np.array([0.2]), is_log=False).ends == ("0 %", "100 %")
+
+
+@pytest.mark.parametrize(("value", "place"), [(1.0, 1.0), (1e-3, 0.5), (1e-6, 0.0), (1e-9, 0.0), (1e9, 1.0)])
+def test_a_place_lies_within_the_scale(value: float, place: float) -> None:
+    assert Scale(True, -6, 0).position(value) == pytest.approx(place)
+
+
+def test_nothing_observed_is_not_seen() -> None:
+    assert not is_seen(np.array([[-1.0, -1.0]]))
+    assert is_seen(np.array([[-1.0, np.nan]]))

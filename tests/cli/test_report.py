@@ -1,0 +1,267 @@
+"""``gradwatch report`` on the logs of real trainings."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_gradwatch import alerts_file
+from tests.cli.command import alert, gradwatch, here
+from tests.tensorboard.browser import Log, write_run
+from tests.tensorboard.logs import SICK_LAYERS
+
+TABLE = {step: [1e-9, 1e-5, 0.1] for step in range(0, 40, 2)}
+LAYERS = ["a", "b", "c"]
+
+
+def test_a_sick_run_is_told_by_verdict_cause_remedies_and_picture(logs: Path, capsys: Any) -> None:
+    status, out, err = here(capsys, "report", logs / "sick")
+    assert (status, err) == (1, "")
+    assert out.index("SICK") < out.index("Gradients vanish with depth") < out.index("Why") < out.index("Try")
+    assert "11 sigmoids" in out
+    assert "(saturating_activation)" in out
+    assert "1. ReLU, GELU or SiLU with He initialisation" in out
+    rows = [line.split() for line in out[out.index("input above") :].splitlines()[1:13]]
+    assert [next(word for word in row if word.startswith("net.")) for row in rows] == SICK_LAYERS
+    assert "12 layers" in out
+    assert "steps 1 to 39" in out
+
+
+def test_the_picture_shows_the_numbers_of_the_event_file(tmp_path: Path, capsys: Any) -> None:
+    write_run(tmp_path, LAYERS, TABLE, alert())
+    _, out, _ = here(capsys, "report", tmp_path)
+    rows = [line.split() for line in out[out.index("input above") :].splitlines()[1:4]]
+    assert [row[-2] for row in rows] == ["1.0e-09", "1.0e-05", "1.0e-01"]
+    assert rows[0][:2] == ["✖", "a"]
+    assert [set(row[-3]) for row in rows] == [{"▁"}, {"▄"}, {"█"}]
+
+
+@pytest.mark.parametrize(
+    ("run", "status"), [("sick", 1), ("healthy", 0), ("recovered", 0), ("recurrent", 0), ("gan", 0)]
+)
+def test_the_exit_status_tells_whether_an_alert_is_open(logs: Path, capsys: Any, run: str, status: int) -> None:
+    found, out, _ = here(capsys, "report", logs, "--run", run)
+    assert found == status
+    assert ("SICK" in out) == (status == 1)
+
+
+def test_of_several_runs_all_are_listed_and_the_sickest_is_shown(logs: Path, capsys: Any) -> None:
+    status, out, _ = here(capsys, "report", logs)
+    assert status == 1
+    lines = out.splitlines()
+    assert lines[1].split()[1] == "sick"
+    assert "plain" not in out  # nobody watches it
+    assert "--run NAME" in lines[-1]
+    assert {"sick", "healthy", "recovered", "recurrent", "gan", "clipped"} <= {
+        w for line in lines[1:8] for w in line.split()
+    }
+
+
+def test_every_optimizer_has_its_picture(logs: Path, capsys: Any) -> None:
+    _, out, _ = here(capsys, "report", logs / "gan")
+    assert out.count("Optimizer ") == 2
+
+
+def test_a_recurrent_layer_is_shown_along_its_time_steps(logs: Path, capsys: Any) -> None:
+    _, out, _ = here(capsys, "report", logs / "recurrent")
+    assert "Gradient norm along time" in out
+    assert "64 time steps" in out
+
+
+def test_a_nan_is_marked_in_the_picture(logs: Path, capsys: Any) -> None:
+    _, out, _ = here(capsys, "report", logs / "recovered")
+    assert "RECOVERED" in out
+    assert "✕ NaN or infinite" in out
+
+
+def test_another_quantity_is_shown_if_asked_for(logs: Path, capsys: Any) -> None:
+    _, out, _ = here(capsys, "report", logs / "clipped", "--quantity", "clipped_fraction")
+    assert "Share of clipped steps" in out
+    assert "100 %" in out
+
+
+def test_three_hundred_layers_share_two_dozen_rows(tmp_path: Path, capsys: Any) -> None:
+    layers = [f"encoder.layers.{i}.linear" for i in range(300)]
+    write_run(tmp_path, layers, {1: [1.0] * 300, 2: [1.0] * 299 + [float("nan")]})
+    status, out, _ = here(capsys, "report", tmp_path)
+    assert status == 0
+    picture = out[out.index("Gradient norm") :].splitlines()
+    assert len(picture) == 1 + 24 + 2
+    assert "nan" in picture[24]
+    assert "300 layers" in out
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80, 200])
+def test_it_fits_the_width_of_the_terminal(logs: Path, columns: int) -> None:
+    found = gradwatch("report", logs, COLUMNS=str(columns))
+    assert found.returncode == 1, found.stderr
+    assert max(map(len, found.stdout.splitlines())) <= max(columns, 44)
+
+
+def test_text_from_a_log_stays_text_and_steers_no_terminal(tmp_path: Path, capsys: Any) -> None:
+    evil = "[bold red]x[/]\x1b]0;owned\x07\x1b[2J\u202e:smile:"
+    message = f"{evil} <script>alert(1)</script>\nsecond line. Try: {evil}"
+    found = alert(layer=evil, message=message, evidence=evil, remedies=(evil,))
+    write_run(tmp_path / "[red]run[/]", [evil, "b", "c"], TABLE, found)
+    status, out, _ = here(capsys, "report", tmp_path)
+    assert status == 1
+    assert not {"\x1b", "\x07", "\u202e"} & set(out)
+    assert "[bold red]x[/]" in out
+    assert ":smile:" in out
+    assert "<script>alert(1)</script>" in out
+    assert "[red]run[/]" in out
+
+
+def test_a_terminal_that_knows_ascii_only_gets_ascii(logs: Path) -> None:
+    found = gradwatch("report", logs / "recovered", PYTHONUTF8="0", PYTHONIOENCODING="ascii")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.isascii()
+    assert "RECOVERED" in found.stdout
+    assert "x NaN or infinite" in found.stdout
+
+
+def test_names_and_lines_that_are_no_utf8_are_shown_as_far_as_they_go(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", LAYERS, TABLE)
+    (tmp_path / "run" / "alerts.jsonl").write_bytes(b"\xff\xfe\x00{\n")
+    (tmp_path / "run").rename(os.fsdecode(os.fsencode(tmp_path) + b"/r\xff\xfen"))
+    write_run(tmp_path / "healthy", LAYERS, TABLE)
+    (tmp_path / "healthy" / "alerts.jsonl").write_bytes(b"\xff\xfe\x00{\n")
+    found = gradwatch("report", tmp_path)
+    assert found.returncode == 2, found.stderr
+    assert "rename it" in found.stdout
+    assert gradwatch("report", tmp_path, "--run", "healthy").returncode == 0
+    page = gradwatch("report", tmp_path, "--html", tmp_path / "page.html", "--json")
+    assert {run["status"] for run in json.loads(page.stdout)["runs"]} == {"healthy", "unreadable"}
+
+
+def test_colours_are_there_in_a_terminal_that_has_them_and_not_where_they_are_unwanted(logs: Path) -> None:
+    coloured = gradwatch("report", logs / "sick", FORCE_COLOR="1", TERM="xterm-256color", COLORTERM="truecolor")
+    plain = gradwatch("report", logs / "sick", FORCE_COLOR="1", TERM="xterm-256color", NO_COLOR="1")
+    piped = gradwatch("report", logs / "sick")
+    assert "\x1b[48;2;" in coloured.stdout
+    assert "\x1b[48;" not in plain.stdout
+    assert "▁" in plain.stdout
+    assert "\x1b" not in piped.stdout
+
+
+def test_alerts_of_a_run_without_an_event_file_are_reported(tmp_path: Path, capsys: Any) -> None:
+    alerts_file.append(tmp_path, "opened", alert())
+    status, out, _ = here(capsys, "report", tmp_path)
+    assert status == 1
+    assert "Gradients vanish with depth" in out
+    alerts_file.append(tmp_path, "ended", alert(5, 9))
+    status, out, _ = here(capsys, "report", tmp_path)
+    assert status == 0
+    assert "RECOVERED" in out
+
+
+def test_an_alert_that_only_the_file_of_alerts_tells_of_is_not_missed(tmp_path: Path, capsys: Any) -> None:
+    write_run(tmp_path, LAYERS, TABLE)
+    assert here(capsys, "report", tmp_path)[0] == 0
+    alerts_file.append(tmp_path, "opened", alert(39))
+    status, out, _ = here(capsys, "report", tmp_path)
+    assert status == 1
+    assert "since step 39" in out
+
+
+def test_a_run_of_two_event_files_is_read_whole(tmp_path: Path, capsys: Any) -> None:
+    write_run(tmp_path, LAYERS, {0: [1.0] * 3, 10: [1.0] * 3})
+    second = Log(tmp_path, LAYERS)
+    second.write(20, [1.0] * 3)
+    second.close()
+    assert "steps 0 to 20" in here(capsys, "report", tmp_path)[1]
+
+
+def test_very_many_alerts_are_counted(tmp_path: Path, capsys: Any) -> None:
+    ended = [alert(step, step + 1) for step in range(0, 60, 2)]
+    write_run(tmp_path, LAYERS, TABLE, *ended, *(alert(step) for step in range(100, 109)))
+    status, out, _ = here(capsys, "report", tmp_path)
+    assert status == 1
+    assert out.count("Why") == 4
+    assert "and 32 more; --json lists them" in out
+    assert len(json.loads(here(capsys, "report", tmp_path, "--json")[1])["runs"][0]["alerts"]) == 39
+
+
+RUN_FIELDS = {
+    "run", "status", "headline", "num_open", "last_step", "wall_time", "alerts", "num_dropped", "optimizers", "scalars",
+    "loss_tag",
+}  # fmt: skip
+VERSION_FIELDS = {
+    "version", "layers", "first_step", "last_step", "num_samples", "quantities", "sequences", "latest",
+}  # fmt: skip
+
+
+def test_the_json_keeps_to_its_schema(logs: Path, capsys: Any) -> None:
+    status, out, _ = here(capsys, "report", logs, "--json")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    found = json.loads(out, parse_constant=refuse)
+    assert set(found) == {"schema", "directory", "exit_status", "runs"}
+    assert (found["schema"], found["exit_status"], found["directory"]) == (1, status, str(logs))
+    assert found["runs"][0]["run"] == "sick"
+    for run in found["runs"]:
+        assert set(run) == RUN_FIELDS
+        for optimizer in run["optimizers"]:
+            assert set(optimizer) == {"name", "versions"}
+            for version in optimizer["versions"]:
+                assert set(version) == VERSION_FIELDS
+                for quantity, latest in version["latest"].items():
+                    assert quantity in version["quantities"]
+                    assert len(latest["values"]) == len(version["layers"])
+    opened = found["runs"][0]["alerts"][0]
+    assert set(opened) == set(alert().__dataclass_fields__)
+
+
+def test_numbers_that_json_does_not_know_are_words(tmp_path: Path, capsys: Any) -> None:
+    write_run(tmp_path, LAYERS, {1: [float("nan"), float("inf"), -1.0]})
+    latest = json.loads(here(capsys, "report", tmp_path, "--json")[1])["runs"][0]["optimizers"][0]["versions"][0][
+        "latest"
+    ]
+    assert latest["grad_norm"] == {"step": 1, "values": ["NaN", "Infinity", -1.0]}
+
+
+def test_one_run_is_read_alone_if_it_is_asked_for(logs: Path, capsys: Any) -> None:
+    found = json.loads(here(capsys, "report", logs, "--run", "healthy/", "--json")[1])
+    assert [run["run"] for run in found["runs"]] == ["healthy"]
+
+
+def refusals(logs: Path, tmp_path: Path) -> dict[str, list[Any]]:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    return {
+        "which does not exist": [tmp_path / "nowhere"],
+        "which is a file": [tmp_path / "file"],
+        "no event file and no alerts.jsonl": [tmp_path / "empty"],
+        "1 runs that GradWatch did not watch": [logs / "group"],
+        "give one of those there are, such as": [logs, "--run", "nobody"],
+        "`--html` must be a file that can be written": [logs / "healthy", "--html", tmp_path / "no" / "page.html"],
+    }
+
+
+def test_every_refusal_names_argument_rule_what_came_and_the_cure(logs: Path, tmp_path: Path, capsys: Any) -> None:
+    for words, arguments in refusals(logs, tmp_path).items():
+        status, out, err = here(capsys, "report", *arguments)
+        assert (status, out) == (2, ""), words
+        assert words in err
+        assert err.startswith("gradwatch: `")
+        assert " must " in err
+        assert "To cure it: " in err
+        assert str(arguments[-1]) in err
+        assert len(err.splitlines()) == 1
+
+
+def test_a_run_that_is_not_watched_is_not_called_healthy(logs: Path, capsys: Any) -> None:
+    assert here(capsys, "report", logs, "--run", os.path.join("group", "plain"))[0] == 2
+
+
+def test_a_copy_of_a_run_is_the_same_report(logs: Path, tmp_path: Path, capsys: Any) -> None:
+    shutil.copytree(logs / "healthy", tmp_path / "healthy")
+    one, other = (json.loads(here(capsys, "report", d / "healthy", "--json")[1]) for d in (logs, tmp_path))
+    assert [{**r, "wall_time": 0} for r in one["runs"]] == [{**r, "wall_time": 0} for r in other["runs"]]
