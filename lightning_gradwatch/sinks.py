@@ -114,12 +114,16 @@ class Sinks:
     def open(self, loggers: Sequence[Any], optimizers: Sequence[str]) -> None:
         """Before the first step: prepare TensorBoard's dashboards, and say where the run is to be seen."""
         self._to_tensorboard(loggers, lambda writer: writer.write_layout(optimizers))
-        for writer in list(self._writers.values())[:1]:
-            _lightning.inform(where_to_look(writer.directory))
+        if self._writers:
+            self._attempt("address of the run", self._say_where_to_look)
 
     def write_alerts(self, loggers: Iterable[Any], alerts: Sequence[Alert], num_alerts: int, is_last: bool) -> None:
         """Let TensorBoard know of all alerts, and of a run that is watched and has none."""
         self._to_tensorboard(loggers, lambda writer: writer.write_alerts(alerts, num_alerts, is_last))
+
+    def _say_where_to_look(self) -> None:
+        writer = next(iter(self._writers.values()))
+        _lightning.inform(where_to_look(writer.directory))
 
     def _to_tensorboard(self, loggers: Iterable[Any], write: Callable[[Writer], None]) -> None:
         def write_if_possible(logger: Any) -> None:
@@ -162,10 +166,11 @@ def where_to_look(log_dir: str) -> str:
     """The command and the address that show a run, its siblings beside it.
 
     Args:
-        log_dir: The directory with the run's event file.
+        log_dir: The directory, or the URL of one, with the run's event file.
     """
-    here = Path(os.path.relpath(log_dir)) if Path(log_dir).is_relative_to(Path.cwd()) else Path(log_dir)
-    has_siblings = here.name and here.parent != Path()
-    logdir, run = (here.parent, here.name) if has_siblings else (here, ".")
-    command = f"tensorboard --logdir {shlex.quote(str(logdir))}"
+    is_below = os.path.isabs(log_dir) and Path(log_dir).is_relative_to(Path.cwd())
+    here = os.path.relpath(log_dir) if is_below else log_dir
+    parent, name = os.path.split(here)
+    logdir, run = (parent, name) if parent and name else (here, ".")
+    command = f"tensorboard --logdir {shlex.quote(logdir)}"
     return f"GradWatch: {command}, then http://localhost:6006/#gradwatch&run={quote(run, safe='')}"

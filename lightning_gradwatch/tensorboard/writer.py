@@ -90,6 +90,13 @@ class _Course:
             new[:, 2] = np.fmax(new[:, 2], self.norm_range[:, 2])
         self.norm_range = new
 
+    def take_range(self, last: Array) -> Array:
+        """The range, which starts anew; ``-1`` for layers that had no gradient, as their last norms say."""
+        assert self.norm_range is not None
+        found, self.norm_range = self.norm_range, None
+        found[(last < 0) & np.isnan(found[:, 0])] = MISSING
+        return found
+
 
 class Writer:
     """Writes publications and alerts into the event file of a logger.
@@ -181,9 +188,8 @@ class Writer:
         for row, norm in norms.items():
             tag = self._prefix + metrics.layer_norm_tag(row, publication.optimizer)
             summary.value.add(tag=tag, simple_value=norm)
-        if course.norm_range is not None:
-            self._add_layers(summary, course, NORM_RANGE, course.norm_range)
-        course.norm_range = None
+        norm_range = course.take_range(publication.window.last.numpy()[1:])
+        self._add_layers(summary, course, NORM_RANGE, norm_range)
         if publication.clipped_fraction is not None:
             clipped = publication.clipped_fraction.numpy()
             self._add_layers(summary, course, "clipped_fraction", clipped)

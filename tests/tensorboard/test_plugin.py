@@ -102,7 +102,8 @@ def test_a_heatmap_of_some_steps_merges_neighbours_by_their_maximum(board: Board
     header, values = board.get("heatmap", run="sick", quantity="grad_norm", first=10, to=30, columns=4).frame
     expected = {step: norms for step, norms in written(logs, "sick", "grad_norm").items() if 10 <= step <= 30}
     assert (header["steps"][0], header["last_steps"][-1]) == (11, 29)
-    assert len(expected) == 10
+    assert len(expected) == sum(header["counts"]) == 10
+    assert set(header["counts"]) == {2, 3}
     for start, end, column in zip(header["steps"], header["last_steps"], values, strict=True):
         merged = np.max([norms for step, norms in expected.items() if start <= step <= end], axis=0)
         assert np.array_equal(column, merged)

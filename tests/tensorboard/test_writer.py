@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.util.tensor_util import make_ndarray
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_gradwatch import GradWatch
@@ -58,6 +59,30 @@ def test_after_a_dense_start_details_come_with_every_tenth_publication(tmp_path:
         assert np.array_equal(ranges[step][:, 0], window.min(0))
         assert np.array_equal(ranges[step][:, 2], window.max(0))
         assert np.array_equal(ranges[step][:, 1], norms[step])
+
+
+def test_a_layer_without_a_gradient_is_told_from_one_whose_gradient_is_nan(tmp_path: Path) -> None:
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.late = small_net(), nn.Linear(10, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.body(x)
+            return logits + self.late(logits).detach()
+
+    class PoisonBody(pl.Callback):
+        def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+            pl_module.net.body[2].weight.grad.fill_(float("nan"))
+
+    train(tmp_path, Classifier(Detached()), PoisonBody(), watch(), max_steps=1, log_every_n_steps=1)
+    norms, ranges = (tensors(tmp_path, f"gradwatch/layers/{name}")[0] for name in ("grad_norm", "grad_norm_range"))
+    content = read_events(tmp_path).SummaryMetadata("gradwatch/layers/grad_norm").plugin_data.content
+    nan, gone = (json.loads(content)["layers"].index(name) for name in ("net.body.2", "net.late"))
+    assert np.isnan(norms[nan])
+    assert np.isnan(ranges[nan]).all()
+    assert norms[gone] == -1
+    assert ranges[gone].tolist() == [-1, -1, -1]
 
 
 def test_what_was_written_says_what_it_is(logs: Path) -> None:
@@ -265,6 +290,7 @@ def test_where_to_look_names_the_run_among_its_siblings(tmp_path: Path, monkeypa
     assert where_to_look("lightning_logs/version_0") == f"{start} lightning_logs, {link}version_0"
     assert where_to_look(str(tmp_path / "logs")) == f"{start} logs, {link}."
     assert where_to_look(str(tmp_path)) == f"{start} ., {link}."
+    assert where_to_look("s3://bucket/logs/run/1") == f"{start} s3://bucket/logs/run, {link}1"
     assert where_to_look("/data/a b/run & 1") == f"{start} '/data/a b', {link}run%20%26%201"
 
 
