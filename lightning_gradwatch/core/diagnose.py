@@ -319,6 +319,18 @@ def _learning_rate(evidence: Evidence) -> Diagnosis | None:
     )
 
 
+def _rate_jump(evidence: Evidence) -> Diagnosis | None:
+    """A slip in a schedule: the steps since then are too few to show growth."""
+    before, now = max(evidence.rates[:-3], default=math.inf), max(evidence.rates[-3:], default=0.0)
+    if now < 10 * before:
+        return None
+    return Diagnosis(
+        "learning_rate",
+        f"the learning rate has just risen from {before:.2g} to {now:.2g}",
+        ("a schedule without that jump", *_LR_REMEDIES),
+    )
+
+
 def _nonfinite(finding: Finding, evidence: Evidence) -> Diagnosis:
     if finding.step in evidence.bad_inputs:
         return Diagnosis(
@@ -330,6 +342,7 @@ def _nonfinite(finding: Finding, evidence: Evidence) -> Diagnosis:
     is_diverging = _growth(evidence) >= 2 or max(evidence.early_norms[:3], default=0.0) > 1e6
     return _first(
         _half_precision(evidence),
+        _rate_jump(evidence),
         _divergence(evidence) if is_diverging or (finding.step <= 1 and starts_too_large) else None,
         _other_rank(finding, evidence),
         _unstable(finding, evidence),

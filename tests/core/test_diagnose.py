@@ -282,6 +282,20 @@ def test_an_unstable_operation_is_told_by_where_it_breaks() -> None:
     assert alert.evidence.startswith("the loss was not finite before any gradient was")
 
 
+@pytest.mark.parametrize("every", [1, 10])
+def test_a_slip_in_the_schedule_is_told_from_an_unstable_operation(every: int) -> None:
+    class Slipping(torch.optim.SGD):
+        num_steps = 0
+
+        def step(self, closure: Any = None) -> Any:
+            self.num_steps += 1
+            self.param_groups[0]["lr"] = 1e9 if self.num_steps >= 30 else 0.01
+            return super().step(closure)
+
+    alert = explained(watched(relu_net(3), 60, optimizer=Slipping, every=every, lr=0.01), "nonfinite", "learning_rate")
+    assert alert.evidence == "the learning rate has just risen from 0.01 to 1e+09"
+
+
 def test_the_gates_of_a_recurrent_layer_are_not_blamed_for_what_the_layers_after_it_lose() -> None:
     class Gated(nn.Module):
         def __init__(self) -> None:
