@@ -1,10 +1,15 @@
 """Train a few steps with the installed package and nothing but its own dependencies."""
 
+import subprocess
+import sys
+import urllib.request
 from importlib.metadata import version
 from importlib.resources import files
+from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from tensorboard import program
 
 import lightning_gradwatch
 from lightning_gradwatch import GradWatch
@@ -33,4 +38,14 @@ watch = GradWatch()
 trainer = pl.Trainer(callbacks=[watch], max_steps=3, accelerator="cpu", enable_checkpointing=False)
 trainer.fit(Model(), torch.utils.data.DataLoader(torch.randn(8, 4)))
 assert trainer.callback_metrics["gradwatch/alerts"] == 0
+log_dir = trainer.log_dir
+assert log_dir is not None
+board = program.TensorBoard()
+board.configure(argv=[None, "--logdir", log_dir, "--port", "0"])
+address = board.launch()
+for path, expected in (("plugins_listing", b'"gradwatch"'), ("plugin/gradwatch/static/index.js", b"export")):
+    with urllib.request.urlopen(f"{address}data/{path}") as answer:
+        assert expected in answer.read(), path
+gradwatch = Path(sys.executable).with_name("gradwatch")
+assert subprocess.run([gradwatch, "report", log_dir, "--json"], stdout=subprocess.DEVNULL).returncode == 0
 print("the wheel works:", lightning_gradwatch.__version__)

@@ -261,8 +261,14 @@ def optimizer_names(optimizers: Iterable[Optimizer]) -> list[str]:
 
 def set_metrics(trainer: Trainer, metrics: dict[str, float]) -> None:
     """Make numbers known to ``EarlyStopping``, ``ModelCheckpoint`` and the caller of ``fit``."""
+    known = trainer.callback_metrics
     for name, value in metrics.items():
-        trainer.callback_metrics[name] = torch.tensor(value)
+        known[name] = torch.tensor(value)
+
+
+def as_on_rank_zero(trainer: Trainer, number: int) -> int:
+    """What rank zero says; all ranks must call this together."""
+    return int(trainer.strategy.broadcast(number))
 
 
 def loggers(trainer: Trainer) -> list[Any]:

@@ -6,7 +6,7 @@ import functools
 import os
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Concatenate, Literal, ParamSpec
 
 import torch
@@ -22,6 +22,7 @@ from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core._check import refuse, require, require_fraction, require_globs
 from lightning_gradwatch.core.clip import ClipPolicy, make_policies
 from lightning_gradwatch.core.clip.clippers import require_optimizer
+from lightning_gradwatch.core.cost import Cost
 from lightning_gradwatch.core.layers import check_selection
 from lightning_gradwatch.core.measure import checksum, norms
 from lightning_gradwatch.core.probe import Probe
@@ -59,6 +60,11 @@ _UNHEARD = (
     "`self.optimizers()` returns; or, for a single optimizer that keeps its own ways but steps after the backward "
     'pass, `GradWatch(sample_at="backward")`.'
 )
+_DECISION_STEPS = 50
+_THINNED = (
+    "Watching has cost {:.1f} % of the steps' time. To hold max_overhead={:g}, GradWatch takes a full sample about "
+    "every {} steps instead of every {}; the norms of every step stay."
+)
 
 P = ParamSpec("P")
 ClipName = Literal["percentile", "zscore", "agc", "adagc", "norm", "value"]
@@ -72,12 +78,16 @@ def _survives(hook: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate
     def guarded(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
         if self._run.is_off:
             return
+        cost = self._run.cost
+        start = cost.clock()
         try:
             hook(self, *args, **kwargs)
         except GradientAlertError:
             raise
         except Exception:
             self._switch_off(hook.__name__, traceback.format_exc())
+        finally:
+            cost.spent += cost.clock() - start
 
     return guarded
 
@@ -116,6 +126,10 @@ class _Run:
     num_batches: int = 0
     num_steps: int = 0
     first_weights: list[Tensor] = field(default_factory=list)
+    cost: Cost = field(default_factory=Cost)
+    num_samples: int = 0
+    num_decisions: int | None = None
+    is_thinned: bool = False
 
     @property
     def has_seen_gradients(self) -> bool:
@@ -178,6 +192,9 @@ class GradWatch(Callback):
         flight_steps: Number of steps whose norms, losses and whereabouts are written to a file beside the logs at an
             alert, an exception, a signal and the end of training; 0 for no such file.
         progress_bar: Whether the progress bar shows the score of ``vanishing`` once it is half of the threshold.
+        max_overhead: What watching may cost, as a fraction of the time of the steps: 0.01 is 1 %. Where the host's own
+            time is above it, full samples are taken less often, alike on all ranks; the dense start, and the norms of
+            every step, stay. None for no budget. On a GPU it is the host's time, not the device's.
 
     Raises:
         ValueError: If an argument is out of its range; in ``setup`` if a glob matches no layer or the Trainer's
@@ -207,6 +224,7 @@ class GradWatch(Callback):
         on_alert: OnAlert = "warn",
         flight_steps: int = 200,
         progress_bar: bool = False,
+        max_overhead: float | None = None,
     ) -> None:
         if sample_at not in ("step", "backward"):
             raise refuse("sample_at", '"step" or "backward"', sample_at, 'use "step" unless you want every micro-batch')
@@ -216,6 +234,8 @@ class GradWatch(Callback):
             require("group_by", group_by, 1, "leave it out for one row per layer or module")
         require("histogram_every", histogram_every, 0, "use 0 for no histograms")
         require_fraction("vanishing_threshold", vanishing_threshold, "0.5 is a loss of two decades, 1.0 one of four")
+        if max_overhead is not None:
+            require_fraction("max_overhead", max_overhead, "0.01 is 1 % of the time of a step; None is no budget")
         if on_nonfinite not in ("keep", "skip", "raise"):
             raise refuse("on_nonfinite", '"keep", "skip" or "raise"', on_nonfinite, "leave it out to keep the step")
         if sample_at == "backward" and (auto_clip or on_nonfinite != "keep"):
@@ -233,6 +253,7 @@ class GradWatch(Callback):
         self.sample_at = sample_at
         self.log_every_n_steps = log_every_n_steps
         self.group_by = group_by
+        self.max_overhead = max_overhead
         self.settings = Settings(
             schedule=Schedule(dense_steps, sample_every_n_steps),
             histogram_every=histogram_every,
@@ -397,6 +418,7 @@ class GradWatch(Callback):
         watcher = Watcher(pl_module, optimizer, self.settings, self._run.probe, name)
         if name in self._restored:
             watcher.load_state_dict(self._restored.pop(name))
+        watcher.thinning = max([watcher.thinning, *(post.watcher.thinning for post in self._run.posts.values())])
         self._run.posts[id(optimizer)] = post = _Post(optimizer, watcher)
         return post
 
@@ -427,6 +449,7 @@ class GradWatch(Callback):
         """Arm the probe if a step of this batch will be sampled."""
         run = self._run
         run.batch_idx = batch_idx
+        run.cost.begin_step()
         self._count_points(trainer)
         watchers = [post.watcher for post in run.posts.values()]
         further = max(run.observations_in_batch - 1, 0)
@@ -505,20 +528,51 @@ class GradWatch(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take the probe away once the optimizer has stepped, and do what alerts ask for."""
+        """Take the probe away once the optimizer has stepped, look at the cost, and do what alerts ask for."""
         self._end_batch(pl_module)
         if self._run.actions is not None:
             self._act(trainer, self._run.actions, is_before_step=False)
+        if self.max_overhead is not None:
+            try:
+                self._hold_budget(trainer, self.max_overhead)
+            except Exception:
+                self._switch_off("on_train_batch_end", traceback.format_exc())
 
     @_survives
     def _end_batch(self, pl_module: LightningModule) -> None:
-        if self._run.is_stepping:
-            self._run.detach_probe()
-        if self._run.probe is not None and self._run.probe.failure is not None and not self._run.is_blind:
-            self._run.is_blind = True
-            _lightning.warn(_BLIND + self._run.probe.failure)
-        if not self._run.is_unheard and not self._run.has_seen_gradients:
+        run = self._run
+        if run.probe is not None:
+            run.cost.spent, run.probe.seconds = run.cost.spent + run.probe.seconds, 0.0
+        num_samples = sum(post.watcher.num_samples for post in run.posts.values())
+        run.cost.end_step(num_samples > run.num_samples)
+        run.num_samples = num_samples
+        if run.is_stepping:
+            run.detach_probe()
+        if run.probe is not None and run.probe.failure is not None and not run.is_blind:
+            run.is_blind = True
+            _lightning.warn(_BLIND + run.probe.failure)
+        if not run.is_unheard and not run.has_seen_gradients:
             self._listen(pl_module)
+
+    def _hold_budget(self, trainer: Trainer, budget: float) -> None:
+        """Sample less often if it costs too much, at steps that are published: alike, and together, on all ranks.
+
+        Ranks on which the watch has failed take part, so that the others do not wait for them.
+        """
+        run = self._run
+        every = self.log_every_n_steps or getattr(trainer, "log_every_n_steps", 0) or _DECISION_STEPS
+        every *= -(-_DECISION_STEPS // every)
+        before, run.num_decisions = run.num_decisions, _lightning.num_log_points(trainer, every, with_coming_step=False)
+        if before is None or run.num_decisions == before:
+            return
+        watchers = [post.watcher for post in run.posts.values()]
+        present, every_n_steps = max((w.thinning for w in watchers), default=1), self.settings.schedule.every_n_steps
+        thinning = _lightning.as_on_rank_zero(trainer, run.cost.thinning(budget, every_n_steps, present))
+        for watcher in watchers:
+            watcher.thinning = thinning
+        if thinning > 1 and not run.is_thinned:
+            run.is_thinned = True
+            _lightning.inform(_THINNED.format(run.cost.percent or 0.0, budget, every_n_steps * thinning, every_n_steps))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look away: under accumulation a model may be validated in the middle of a step."""
@@ -632,16 +686,15 @@ class GradWatch(Callback):
             self._run.actions.note(opened)
         num_alerts = self._incidents.num_alerts
         self._run.sinks.write_alerts(_lightning.loggers(trainer), self._incidents.alerts, num_alerts, is_last)
-        scores = [post.watcher.scores for post in self._run.posts.values()]
-        monitored = metrics.monitored(scores, num_alerts)
-        _lightning.set_metrics(trainer, monitored)
+        worst = max((post.watcher.vanishing for post in self._run.posts.values()), default=0.0)
+        _lightning.set_metrics(trainer, metrics.monitored(worst, num_alerts))
         if self.progress_bar:
-            score = monitored[metrics.VANISHING]
-            matters = score >= self.settings.vanishing_threshold / 2
-            _lightning.show_in_progress_bar(trainer, "vanishing", f"{score:.2f}" if matters else None)
+            matters = worst >= self.settings.vanishing_threshold / 2
+            _lightning.show_in_progress_bar(trainer, "vanishing", f"{worst:.2f}" if matters else None)
         for publication in report.publications:
-            self._run.tally.add(publication)
-            self._run.sinks.publish(_lightning.loggers(trainer), publication, num_alerts)
+            priced = replace(publication, overhead_percent=self._run.cost.percent)
+            self._run.tally.add(priced)
+            self._run.sinks.publish(_lightning.loggers(trainer), priced, num_alerts)
 
     def _finish(self, trainer: Trainer, reason: str, together: bool = True) -> None:
         run = self._run

@@ -11,8 +11,6 @@ from lightning_gradwatch import alerts_file, flight
 from lightning_gradwatch.core.records import Alert, Publication
 
 _MAX_NAMED = 5
-COST = "overhead_percent"
-"""Short name of the score that says what watching costs."""
 
 
 @dataclass
@@ -29,7 +27,8 @@ class Tally:
         self.num_layers[publication.optimizer] = len(publication.layers)
         self.num_steps += sum(clip.num_steps for clip in publication.clips)
         self.num_clipped += sum(clip.num_clipped for clip in publication.clips)
-        self.cost_percent = publication.scores.get(COST, self.cost_percent)
+        if publication.overhead_percent is not None:
+            self.cost_percent = publication.overhead_percent
 
 
 def summarise(tally: Tally, num_steps: int, alerts: Sequence[Alert], num_alerts: int, log_dir: str | None) -> str:
@@ -48,7 +47,7 @@ def summarise(tally: Tally, num_steps: int, alerts: Sequence[Alert], num_alerts:
     if tally.num_steps:
         lines.append(f"Clipped the gradient in {tally.num_clipped / tally.num_steps:.1%} of {tally.num_steps:,} steps.")
     if tally.cost_percent is not None:
-        lines.append(f"Watching took {tally.cost_percent:.1f}% of the time.")
+        lines.append(f"Watching added {tally.cost_percent:.1f}% to the time of the last steps.")
     if log_dir is not None and (names := _names_of_files(Path(log_dir))):
         lines.append(f"See {', '.join(names)} in {log_dir}.")
     return "\n  ".join(lines)

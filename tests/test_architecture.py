@@ -14,13 +14,13 @@ import lightning_gradwatch
 
 PACKAGE = Path(lightning_gradwatch.__file__).parent
 ROOMS = {
-    "anatomy", "clip", "detect", "diagnose", "evidence", "figures", "histogram", "layers", "measure", "metrics",
-    "probe", "schedule", "shards", "transfer", "updates", "window",
+    "anatomy", "clip", "cost", "detect", "diagnose", "evidence", "figures", "histogram", "inputs", "layers", "measure",
+    "metrics", "probe", "schedule", "shards", "transfer", "updates", "window",
 }  # fmt: skip
 ALLOWED = (
     {("histogram", "measure"), ("updates", "measure"), ("updates", "figures"), ("diagnose", "evidence")}
     | {(room, "shards") for room in ("clip", "measure", "probe", "updates")}
-    | {("clip", "measure"), ("clip", "layers")}
+    | {("clip", "measure"), ("clip", "layers"), ("probe", "inputs")}
 )  # helpers of the same duty
 _OF_TRAINING = ("core.watcher", "core.measure", "core.probe", "core.clip", "sinks", "tensorboard.writer")
 

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning, alerts_file, callback
-from lightning_gradwatch.core import measure, watcher
+from lightning_gradwatch.core import watcher
 from lightning_gradwatch.core.clip import make_policies
 from lightning_gradwatch.core.detect.depth import DepthRule
 from lightning_gradwatch.core.detect.nonfinite import NonfiniteRule
 from lightning_gradwatch.core.detect.silence import SilenceRule
 from lightning_gradwatch.core.evidence import Evidence
 from lightning_gradwatch.core.figures import LayerFigures
-from lightning_gradwatch.core.measure import ParameterMeter
+from lightning_gradwatch.core.measure import Groups, ParameterMeter
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.transfer import Transfer
@@ -151,7 +151,7 @@ def test_an_ordinary_step_of_a_trainer_reads_no_number(tmp_path: Path) -> None:
 
 ROOMS = [
     (watcher, "make_plan"),
-    (measure, "norms"),
+    (Groups, "norms"),
     (LayerFigures, "weight_norms"),
     (ParameterMeter, "nonzeros"),
     (watcher, "log_histograms"),

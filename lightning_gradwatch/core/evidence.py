@@ -15,6 +15,7 @@ from lightning_gradwatch.core.records import Anatomy, Checkup, Inputs, Observati
 _OF_THE_MOMENT = ("anatomy", "dtypes", "lr", "num_ranks")
 EARLY_STEPS = 20
 RECENT_STEPS = 20
+RECENT_RATES = 10
 
 
 class Evidence:
@@ -34,6 +35,7 @@ class Evidence:
         anatomy: What the network is made of.
         dtypes: The dtypes of its parameters.
         lr: The learning rate, None if it is not known.
+        rates: Those of the last 10 observations, where they are known.
         losses: The known losses of the last 20 steps and of the first.
         norms: Total norms of the last 20 steps; those of the first 20 in ``early_norms``.
         bad_inputs: Steps whose batch held NaN or inf, the last 20 of them.
@@ -56,6 +58,7 @@ class Evidence:
         self.anatomy = Anatomy((), 0, 0)
         self.dtypes: frozenset[str] = frozenset()
         self.lr: float | None = None
+        self.rates: list[float] = []
         self.first_loss = math.nan
         self.losses: list[float] = []
         self.early_norms: list[float] = []
@@ -78,6 +81,7 @@ class Evidence:
     def add(self, observation: Observation, horizons: Mapping[str, tuple[int, int, float]]) -> None:
         """Take in an observation."""
         self.lr, self.dtypes = observation.lr, observation.dtypes
+        self.rates = [*self.rates, *([] if self.lr is None else [self.lr])][-RECENT_RATES:]
         self.anatomy = observation.anatomy or self.anatomy
         self.horizons = dict(horizons)
         self._add_steps(observation)
@@ -104,7 +108,7 @@ class Evidence:
         if not sample.is_skipped:
             self._add_gradients(named, observation, sample.output_grad_norm.tolist(), weights)
         for i, name in named:
-            first = self._first_weight.setdefault(name, weights[i])
+            first = self._first_weight.setdefault(name, weights[i]) if weights[i] >= 0 else 0.0
             if first > 0 and math.isfinite(weights[i]):
                 self.shrinkage[name] = weights[i] / first
         if sample.checkup is not None:
@@ -115,7 +119,7 @@ class Evidence:
     ) -> None:
         self.profile = {name: outputs[i] for i, name in named if outputs[i] > 0 and math.isfinite(outputs[i])}
         gradients = observation.norms[-1, 1:].tolist()
-        pushes = [weights[i] * gradients[i] for i, _ in named if gradients[i] >= 0]
+        pushes = [weights[i] * gradients[i] for i, _ in named if gradients[i] >= 0 and weights[i] >= 0]
         self.effect = max(pushes, default=math.nan) / (
             abs(self.losses[-1]) if self.losses and self.losses[-1] else math.nan
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.core.records import MISSING
+from lightning_gradwatch.core.records import MISSING, Layer
 
 
 def per_layer(values: Tensor, layer_index: Tensor, num_layers: int) -> Tensor:
@@ -59,11 +59,16 @@ class LayerFigures:
         self._num_layers = num_layers
         self._layer_index = torch.tensor(layer_index)
         self._sizes = torch.tensor([float(size) for size in sizes])
+        self._is_filled = set(range(num_layers)) <= set(layer_index)
         self._matrices = [i for i, fan in enumerate(fan_in) if fan and layer_index[i] < num_layers]
         self._gain_factor = torch.tensor([(fan_in[i] / sizes[i]) ** 0.5 for i in self._matrices])
 
     def norms(self, rows: Tensor) -> Tensor:
-        """:func:`combine` for these layers."""
+        """:func:`combine` for these layers, in half the operators where every parameter has a gradient."""
+        if self._is_filled and not bool((rows < 0).any()):
+            squares = rows.double().square_()
+            layers = per_layer(squares, self._layer_index, self._num_layers)
+            return torch.cat([squares.sum(1, keepdim=True), layers], dim=1).sqrt_().float()
         return combine(rows, self._layer_index, self._num_layers)
 
     def highest(self, values: Tensor) -> Tensor:
@@ -90,6 +95,40 @@ class LayerFigures:
         sizes = self._sizes.masked_fill(counts < 0, 0)
         sums = per_layer(torch.stack([counts.clamp(min=0), sizes]), self._layer_index, self._num_layers)
         return torch.where(sums[1] > 0, 1 - sums[0] / sums[1], MISSING)
+
+
+class Arrangement:
+    """The order in which layers ran, for tensors with one entry per layer as registered.
+
+    Args:
+        layers: The layers as registered.
+        places: Indices into them.
+
+    Attributes:
+        layers: The layers in the order in which they ran.
+    """
+
+    def __init__(self, layers: Sequence[Layer], places: Sequence[int]) -> None:
+        self.layers = tuple(layers[place] for place in places)
+        is_same = list(places) == list(range(len(layers)))
+        self._index = None if is_same else torch.tensor(places)
+        self._columns = None if is_same else torch.tensor([0, *(1 + place for place in places)])
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Bring values of shape ``(layers, ...)`` into this order."""
+        return values if self._index is None else values.index_select(0, self._index)
+
+    def columns(self, norms: Tensor) -> Tensor:
+        """Bring the layers' norms, which come after the total norm, into this order; shape ``(steps, 1 + layers)``."""
+        return norms if self._columns is None else norms.index_select(1, self._columns)
+
+
+def complement(shares: Tensor) -> Tensor:
+    """The other part of shares in [0, 1]; what is unknown stays so."""
+    return torch.where(shares < 0, MISSING, 1 - shares)
 
 
 def update_figures(sums: Tensor) -> tuple[Tensor, Tensor]:

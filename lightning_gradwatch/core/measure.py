@@ -8,10 +8,15 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.core.records import MISSING
-from lightning_gradwatch.core.shards import Shards, is_spread
+from lightning_gradwatch.core.shards import Shards, is_spread, local
 
-_WINDOW_FLOATS = 2**18
+_WINDOW_FLOATS = 2**16
 _MAX_ROWS = 1024
+_PLAIN = (torch.float32, torch.bfloat16, torch.float16)
+_MAX_STACKED = 1024
+"""Elements of a tensor up to which a CPU copies it faster than it starts a kernel for it alone."""
+_MIN_ALIKE = 64
+"""Such tensors of one shape from which on it is worth starting three other kernels instead."""
 
 
 def dense(gradient: Tensor) -> Tensor:
@@ -79,26 +84,89 @@ def fill_missing(values: Iterable[Tensor], gradients: Sequence[Tensor | None], m
     return [missing if g is None else next(following).to(missing.device, non_blocking=True) for g in gradients]
 
 
+def _are_plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether one multi-tensor kernel can take them all: strided, on one device, real, and not of double precision."""
+    device = tensors[0].device
+    return all(t.layout is torch.strided and t.dtype in _PLAIN and t.device == device for t in tensors)
+
+
+class Groups:
+    """Tensors in a fixed order, of which the small ones of one shape are measured together on a CPU.
+
+    A kernel for each bias and each normalisation weight would cost more than all the arithmetic.
+
+    Args:
+        tensors: On one device; what is measured later has their shapes.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        alike: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
+        for i, tensor in enumerate(tensors):
+            if tensor.device.type == "cpu" and tensor.numel() <= _MAX_STACKED:
+                alike.setdefault((tensor.shape, tensor.dtype), []).append(i)
+        self._alike = [places for places in alike.values() if len(places) >= _MIN_ALIKE]
+        stacked = [i for places in self._alike for i in places]
+        self._others = sorted(set(range(len(tensors))) - set(stacked))
+        order = torch.tensor([*stacked, *self._others]).argsort()
+        self._order = order.to(tensors[0].device) if stacked else None
+
+    def norms(self, tensors: Sequence[Tensor], *further: Tensor, out: Tensor | None = None) -> Tensor:
+        """L2 norms, accumulated in float32, shape ``(len(tensors),)``; of real, strided tensors up to float32.
+
+        Args:
+            tensors: To be measured.
+            further: Float32 numbers of shape ``()`` to put behind them.
+            out: Where to put all of that.
+
+        Raises:
+            RuntimeError: For tensors of other kinds; NotImplementedError, which is one, for sparse ones.
+        """
+        if not self._alike:
+            return torch.stack([*torch._foreach_norm(list(tensors), 2, torch.float32), *further], out=out)
+        parts = [torch.linalg.vector_norm(s, dim=1, dtype=torch.float32) for s in self._stacks(tensors)]
+        if self._others:
+            parts.append(torch.stack(torch._foreach_norm([tensors[i] for i in self._others], 2, torch.float32)))
+        return torch.cat([self._in_order(parts), *(number.reshape(1) for number in further)], out=out)
+
+    def nonzeros(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Number of elements of each that are not exactly zero, shape ``(len(tensors),)``, float32."""
+        parts = [s.count_nonzero(1) for s in self._stacks(tensors)]
+        if self._others:
+            parts.append(torch.stack(nonzero_counts([tensors[i] for i in self._others])))
+        return self._in_order(parts).float()
+
+    def _stacks(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.stack([tensors[i] for i in places]).view(len(places), -1) for places in self._alike]
+
+    def _in_order(self, parts: list[Tensor]) -> Tensor:
+        together = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return together if self._order is None else together.index_select(0, self._order)
+
+
 class NormWindow:
-    """Gradient norms, loss and inputs of the steps since the last copy, one row per step, in 1 MB on the device.
+    """Gradient norms, loss and inputs of the steps since the last copy, one row per step, in 256 kB on the device.
 
     Args:
         parameters: The watched parameters; their gradients are read at each :meth:`push`.
         shards: How they are spread over the ranks; the rows hold the norms of this rank's parts.
         num_extra: Numbers that each row holds besides, see :meth:`note`.
+
+    Attributes:
+        known: Whether the loss and the checksum of the last row were there: one real number on the parameters' device.
     """
 
     def __init__(self, parameters: Sequence[Tensor], shards: Shards | None = None, num_extra: int = 0) -> None:
         self._parameters = parameters
         self._shards = shards or Shards(())
         self._device = parameters[0].device
-        self._is_plain = all(p.device == self._device for p in parameters)
+        self._groups = Groups([local(p) for p in parameters]) if _are_plain(parameters) else None
         width = len(parameters) + 2 + num_extra
         rows = max(2, min(_MAX_ROWS, _WINDOW_FLOATS // width))
         self._rows = torch.empty(rows, width, dtype=torch.float32, device=self._device)
         self._missing = torch.full((), MISSING, device=self._device)
         self._unknown = torch.full((), torch.nan, device=self._device)
         self._length = 0
+        self.known = (False, False)
 
     def __len__(self) -> int:
         return self._length
@@ -122,22 +190,31 @@ class NormWindow:
         Returns:
             Whether there was a gradient at all; without one nothing is appended.
         """
-        gradients = [p.grad for p in self._parameters]
-        present = [g for g in gradients if g is not None]
+        present = [gradient for p in self._parameters if (gradient := p.grad) is not None]
         if not present:
             return False
-        values = norms(self._shards.local_parts(present))
-        if len(present) < len(gradients) or not self._is_plain:
-            values = fill_missing(values, gradients, self._missing)
-        values += [self._as_entry(loss), self._as_entry(inputs)]
-        num_norms = len(gradients)
+        self.known = (self._is_known(loss), self._is_known(inputs))
+        facts = [self._as_entry(number, known) for number, known in zip((loss, inputs), self.known, strict=True)]
+        num_norms = len(self._parameters)
         row = self._rows[self._length]
-        row = row if len(row) == num_norms + 2 else row[: num_norms + 2]
-        torch.stack(values, out=row)
+        row = row if row.shape[0] == num_norms + 2 else row[: num_norms + 2]
+        self._write(row, self._shards.local_parts(present), facts)
         if loss_scale is not None:
             (row[: num_norms + 1] if gradients_scaled else row[num_norms : num_norms + 1]).div_(loss_scale)
         self._length += 1
         return True
+
+    def _write(self, row: Tensor, gradients: Sequence[Tensor], facts: Sequence[Tensor]) -> None:
+        if self._groups is not None and len(gradients) == len(self._parameters):
+            try:
+                self._groups.norms(gradients, *facts, out=row)
+                return
+            except RuntimeError:
+                if _are_plain(gradients):
+                    raise
+                self._groups = None  # sparse gradients, or of another dtype than their parameters
+        everywhere = [p.grad for p in self._parameters]
+        torch.stack([*fill_missing(norms(gradients), everywhere, self._missing), *facts], out=row)
 
     @property
     def norms(self) -> Tensor:
@@ -158,14 +235,13 @@ class NormWindow:
         """Add numbers, shape ``(num_extra,)``, to the last row."""
         self._rows[self._length - 1, len(self._parameters) + 2 :] = extra
 
-    def _as_entry(self, number: Tensor | None) -> Tensor:
-        if number is None or not self.is_known(number):
+    def _as_entry(self, number: Tensor | None, is_known: bool) -> Tensor:
+        if number is None or not is_known:
             return self._unknown
         number = number.detach()
         return (number.reshape(()) if number.ndim else number).float()
 
-    def is_known(self, number: Tensor | None) -> bool:
-        """Whether a loss or checksum is one real number on the parameters' device."""
+    def _is_known(self, number: Tensor | None) -> bool:
         if number is None or is_spread(number):
             return False
         return number.numel() == 1 and number.device == self._device and not number.is_complex()
@@ -199,6 +275,7 @@ class ParameterMeter:
         self._parameters = parameters
         self._shards = shards
         self.missing = torch.full((), MISSING, device=parameters[0].device)
+        self._groups = Groups([local(p) for p in parameters]) if _are_plain(parameters) else None
 
     def stack(self, values: Sequence[Tensor | None]) -> Tensor:
         """Scalars to one vector on the parameters' device, ``-1`` for None; shape ``(len(values),)``."""
@@ -208,7 +285,8 @@ class ParameterMeter:
     def weight_norms(self) -> Tensor:
         """L2 norm of each parameter (of this rank's part), shape ``(parameters,)``, float32."""
         with torch.no_grad():
-            return self.stack(list(norms(self._shards.local_parts(self._parameters))))
+            parts = self._shards.local_parts(self._parameters)
+            return self.stack(norms(parts)) if self._groups is None else self._groups.norms(parts)
 
     def nonzeros(self) -> Tensor:
         """Number of gradient elements (in this rank's part) that are not exactly zero; ``-1`` for no gradient.
@@ -217,5 +295,11 @@ class ParameterMeter:
         """
         gradients = [p.grad for p in self._parameters]
         present = self._shards.local_parts([g for g in gradients if g is not None])
+        if (
+            self._groups is not None
+            and len(present) == len(gradients)
+            and all(g.layout is torch.strided for g in present)
+        ):
+            return self._groups.nonzeros(present)
         counts = iter([count.float() for count in nonzero_counts(present)])
         return self.stack([None if g is None else next(counts) for g in gradients])

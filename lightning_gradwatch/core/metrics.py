@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from lightning_gradwatch.core.records import Clip, Publication
 
@@ -35,6 +35,9 @@ CHARTS = {
 def is_own(tag: str) -> bool:
     """Whether a tag is one of ours."""
     return tag.startswith(("gradwatch/", "grad_norm/", "grad_hist/"))
+
+
+OVERHEAD = "gradwatch/overhead_percent"
 
 
 def of_optimizer(tag: str, optimizer: str) -> str:
@@ -86,7 +89,8 @@ def run_level(publication: Publication, num_alerts: int) -> dict[str, float]:
     if not numbers.get("skipped_steps"):
         numbers.pop("skipped_steps", None)
     tagged = {of_optimizer(f"gradwatch/{name}", publication.optimizer): value for name, value in numbers.items()}
-    return {**tagged, ALERTS: float(num_alerts)}
+    costs = {} if publication.overhead_percent is None else {OVERHEAD: publication.overhead_percent}
+    return {**tagged, ALERTS: float(num_alerts), **costs}
 
 
 def _clip_numbers(clip: Clip, suffix: str) -> dict[str, float]:
@@ -100,9 +104,9 @@ def _clip_numbers(clip: Clip, suffix: str) -> dict[str, float]:
     return {f"{name}{suffix}": value for name, value in numbers.items()}
 
 
-def monitored(scores: Iterable[Mapping[str, float]], num_alerts: int) -> dict[str, float]:
+def monitored(vanishing: float, num_alerts: int) -> dict[str, float]:
     """The numbers for ``EarlyStopping`` and ``ModelCheckpoint``: the worst score of all optimizers, and all alerts."""
-    return {VANISHING: max((s["vanishing"] for s in scores), default=0.0), ALERTS: float(num_alerts)}
+    return {VANISHING: vanishing, ALERTS: float(num_alerts)}
 
 
 def row_norms(norms: Sequence[float], rows: Mapping[str, Sequence[int]]) -> dict[str, float]:

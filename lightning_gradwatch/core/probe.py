@@ -7,6 +7,7 @@ import functools
 import math
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -14,15 +15,17 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
-from lightning_gradwatch.core.shards import is_spread, local, num_shards
+from lightning_gradwatch.core.inputs import InputFacts
+from lightning_gradwatch.core.shards import local, num_shards
 
 MAX_CALLS = 512
 MAX_OUTPUTS = 4
 MAX_NESTING = 6
 MIN_SEQUENCE = 8
-MAX_INPUT_ELEMENTS = 2**14
-RAIL = 0.95
-"""Beyond this magnitude a tanh unit counts as saturated; a sigmoid unit beyond it or below ``1 - RAIL``."""
+MAX_CONVERTED = 2**16
+"""Elements that a CPU may convert to float64 for their norm; more would cost memory and time."""
+SMALLEST_NORM = 1e-13
+"""Norms of up to 1e8 elements are right to 1e-4 in float32 above this; below, squares underflow."""
 
 
 def _never_fails(hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,13 +39,27 @@ def _never_fails(hook: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(self: Probe, *args: Any) -> Any:
         if torch.compiler.is_compiling() or self.failure is not None or self.is_paused:
             return None
+        start = perf_counter()
         try:
             return hook(self, *args)
         except Exception:
             self.failure = traceback.format_exc()
             return None
+        finally:
+            self.seconds += perf_counter() - start
 
     return guarded
+
+
+class _Call:
+    """The gradients at the outputs of one call of a layer, as long as nobody has read them."""
+
+    __slots__ = ("norms", "page", "session")
+
+    def __init__(self, session: int) -> None:
+        self.session = session
+        self.page = -1
+        self.norms: list[Tensor] = []
 
 
 class Probe:
@@ -60,6 +77,7 @@ class Probe:
         ran: Names of the layers that ran since :meth:`attach`.
         failure: Traceback of what ended the probe; None while all is well.
         is_paused: Whether to look away, as while a model is validated in the middle of a step.
+        seconds: Time spent in the hooks so far.
     """
 
     def __init__(
@@ -69,9 +87,12 @@ class Probe:
         self._handles: list[RemovableHandle] = []
         self._tensor_handles: list[RemovableHandle] = []
         self._is_thorough = False
+        self._page = self._session = 0
         self.order: list[str] = []
+        self._placed: set[str] = set()
         self.failure: str | None = None
         self.is_paused = False
+        self.seconds = 0.0
         self._is_backward: bool | None = None
         self._forget()
 
@@ -97,7 +118,7 @@ class Probe:
         """Put the hooks in place, unless they are, and start from nothing.
 
         Args:
-            thorough: Whether to look at the layers' inputs and count zeros in their output gradients, too.
+            thorough: Whether to look at the layers' inputs and count zeros in float16 output gradients, too.
         """
         if self._handles or self.failure is not None:
             return
@@ -113,6 +134,8 @@ class Probe:
 
     def detach(self) -> None:
         """Remove every hook and forget what was seen; safe to call at any time."""
+        if not self._handles:
+            return
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -143,16 +166,24 @@ class Probe:
         return not torch.is_grad_enabled() if self._is_backward is None else self._is_backward
 
     def norm(self, layer: str) -> Tensor | None:
-        """L2 norm of dLoss/d(output), summed in squares over calls and outputs, shape ``()``; None if unseen."""
-        calls = self._calls.get(layer)
-        return None if calls is None else _root_of_squares([norm for call in calls.values() for norm in call])
+        """L2 norm of dLoss/d(output), summed in squares over calls and outputs, shape ``()``; None if unseen.
 
-    def zero_fraction(self, layer: str) -> Tensor | None:
-        """Share of exact zeros in dLoss/d(output) of the last call, in [0, 1], shape ``()``; None if unseen."""
-        return self._zeros.get(layer)
+        Float64 where the device has it.
+        """
+        calls = self._calls.get(layer)
+        if calls is None:
+            return None
+        return _root_of_squares(calls[0].norms if len(calls) == 1 else [norm for call in calls for norm in call.norms])
+
+    def nonzero_fraction(self, layer: str) -> Tensor | None:
+        """Share of elements of dLoss/d(output) that are not exactly zero, at the last call; None if unseen.
+
+        In [0, 1], shape ``()``, float32; for float16 alone.
+        """
+        return self._nonzeros.get(layer)
 
     def inputs(self, layer: str) -> Tensor | None:
-        """:func:`describe` of the layer's input at its last call; None if unseen."""
+        """:func:`~lightning_gradwatch.core.inputs.describe` of the layer's input at its last call; None if unseen."""
         return self._inputs.get(layer)
 
     def sequences(self) -> dict[str, Tensor]:
@@ -161,67 +192,77 @@ class Probe:
         For recurrent layers the norm of dLoss/dx_t; for layers that were called repeatedly the norm at each output.
         """
         repeated = {
-            name: torch.stack([_root_of_squares(call) for call in reversed(calls.values())])
+            name: torch.stack([_root_of_squares(call.norms) for call in reversed(calls)]).float()
             for name, calls in self._calls.items()
             if len(calls) >= MIN_SEQUENCE
         }
         return {**repeated, **{name: s for name, s in self._sequences.items() if len(s) >= MIN_SEQUENCE}}
 
     def _forget(self) -> None:
-        for handle in self._tensor_handles:  # a parameter that is returned as an output would keep its hook for ever
+        self._session += 1
+        for handle in self._tensor_handles:
             handle.remove()
         self._tensor_handles = []
         self.ran: set[str] = set()
         self._previous = ""
-        self._inputs: dict[str, Tensor] = {}
+        self._inputs = InputFacts()
         self._is_read = False
         self._forget_gradients()
 
     def _forget_gradients(self) -> None:
-        self._calls: dict[str, dict[int, list[Tensor]]] = {}
-        self._zeros: dict[str, Tensor] = {}
+        self._page += 1
+        self._calls: dict[str, list[_Call]] = {}
+        self._nonzeros: dict[str, Tensor] = {}
         self._sequences: dict[str, Tensor] = {}
 
     def _turn_the_page(self) -> None:
         """Forget the gradients that have been read; forward passes tell nothing, several may precede a step."""
-        if self._is_read:
-            self._is_read = False
-            self._forget_gradients()
+        self._is_read = False
+        self._forget_gradients()
 
     @_never_fails
     def _see_output(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if name not in self.order:  # behind the layer that ran before it, also if it first runs late in training
-            place = self.order.index(self._previous) + 1 if self._previous in self.order else 0
-            self.order.insert(place, name)
-        self._previous = name
         self.ran.add(name)
+        if name not in self._placed:
+            self._place(name)
+        self._previous = name
         if name not in self._profiled:
             return
         if self._is_thorough:
             floats = (local(t.detach()) for t in tensors_in((args, kwargs)) if t.is_floating_point())
             given = next((t for t in floats if t.numel()), None)
             if given is not None:
-                self._inputs[name] = describe(given, channels_first=isinstance(module, _CONVOLUTION))
-        see = functools.partial(self._see_gradient, name, [])
-        for tensor in [t for t in tensors_in(output) if t.requires_grad][:MAX_OUTPUTS]:
-            self._tensor_handles.append(tensor.register_hook(see))
+                self._inputs.add(name, given, channels_first=isinstance(module, _CONVOLUTION))
+        see = functools.partial(self._see_gradient, name, _Call(self._session))
+        outputs = [output] if is_plain(output) else [*tensors_in(output)]
+        for tensor in [t for t in outputs if t.requires_grad][:MAX_OUTPUTS]:
+            handle = tensor.register_hook(see)
+            if tensor.is_leaf:  # a parameter that is returned would keep its hook for ever; a graph takes it along
+                self._tensor_handles.append(handle)
+
+    def _place(self, name: str) -> None:
+        """Give a layer its place in the order: behind the one that ran before it, also if it first runs late."""
+        self._placed.add(name)
+        place = self.order.index(self._previous) + 1 if self._previous in self.order else 0
+        self.order.insert(place, name)
 
     @_never_fails
-    def _see_gradient(self, name: str, call: list[Tensor], gradient: Tensor) -> None:
-        if not self._is_of_the_loss:
+    def _see_gradient(self, name: str, call: _Call, gradient: Tensor) -> None:
+        if not self._is_of_the_loss or call.session != self._session:
             return
-        self._turn_the_page()
-        norm = _norm(local(gradient)) * num_shards(gradient) ** 0.5 if is_spread(gradient) else _norm(gradient)
-        calls = self._calls.setdefault(name, {})
-        if id(call) not in calls:
+        if self._is_read:
+            self._turn_the_page()
+        part = gradient if type(gradient) is Tensor else local(gradient)
+        norm = _norm(part) if part is gradient else _norm(part) * num_shards(gradient) ** 0.5
+        if call.page != self._page:
+            calls = self._calls.setdefault(name, [])
             if len(calls) == MAX_CALLS:
                 return
-            call.clear()
-            calls[id(call)] = call
-        call.append(norm)
-        if self._is_thorough:
-            part = local(gradient)
-            self._zeros[name] = 1 - torch.count_nonzero(part).float() / max(part.numel(), 1)
+            call.page, call.norms = self._page, []
+            calls.append(call)
+        call.norms.append(norm)
+        if self._is_thorough and part.dtype is torch.float16:  # no other one loses a whole gradient to rounding
+            self._nonzeros[name] = torch.count_nonzero(part) / max(part.numel(), 1)
 
     @_never_fails
     def _see_sequence(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -245,7 +286,8 @@ class Probe:
     @_never_fails
     def _see_time(self, name: str, time: int, sizes: list[int] | None, gradient: Tensor) -> None:
         if self._is_of_the_loss:
-            self._turn_the_page()
+            if self._is_read:
+                self._turn_the_page()
             self._sequences[name] = norms_over_time(gradient.detach(), time, sizes)
 
 
@@ -260,16 +302,43 @@ def _wide(tensor: Tensor) -> torch.dtype:
 
 
 def _norm(tensor: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(tensor.detach(), dtype=_wide(tensor))
-    return norm.float()
+    """L2 norm without a host sync, shape ``()``, float64 where the device has it."""
+    if tensor.requires_grad:  # under create_graph=True
+        tensor = tensor.detach()
+    if tensor.numel() > MAX_CONVERTED and tensor.is_cpu and not tensor.is_complex():
+        return _large_norm(tensor)
+    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=_wide(tensor))
+    return norm
+
+
+def _large_norm(tensor: Tensor) -> Tensor:
+    """L2 norm at the speed of the memory, where float64 would first make a copy of twice the size.
+
+    Below what squares in float32 can hold, it is extrapolated from elements at even distances.
+    """
+    norm = torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32)).double()
+    few = _some(tensor)
+    estimate = torch.linalg.vector_norm(few, dtype=torch.float64) * (tensor.numel() / few.numel()) ** 0.5
+    return torch.where(norm < SMALLEST_NORM, estimate, norm)
+
+
+def _some(tensor: Tensor) -> Tensor:
+    """At most 65,536 elements at even distances; a view."""
+    for dim in range(tensor.ndim):
+        step = math.ceil(tensor.numel() / MAX_CONVERTED)
+        if step > 1:
+            tensor = tensor[(slice(None),) * dim + (slice(None, None, step),)]
+    return tensor
 
 
 def _root_of_squares(norms: list[Tensor]) -> Tensor:
     """L2 norm of norms."""
     if len(norms) == 1:
         return norms[0]
-    stacked = torch.stack([norm.to(norms[0].device, non_blocking=True) for norm in norms])
-    return _norm(stacked)
+    root: Tensor = torch.linalg.vector_norm(
+        torch.stack([norm.to(norms[0].device, non_blocking=True) for norm in norms])
+    )
+    return root
 
 
 def norms_over_time(gradient: Tensor, time: int, sizes: list[int] | None) -> Tensor:
@@ -284,46 +353,25 @@ def norms_over_time(gradient: Tensor, time: int, sizes: list[int] | None) -> Ten
         Shape ``(time steps,)``, float32, the first step first.
     """
     if sizes is not None:
-        return torch.stack([_norm(part) for part in gradient.split(sizes)])
+        return torch.stack([_norm(part) for part in gradient.split(sizes)]).float()
     rows = gradient.movedim(time, 0).flatten(1) if gradient.ndim > 1 else gradient[:, None]
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=_wide(rows))
     return norms.float()
 
 
-def describe(given: Tensor, channels_first: bool) -> Tensor:
-    """What the input of a layer looks like, from at most about 16,000 elements.
-
-    Args:
-        given: Any floating-point tensor with a batch dimension first.
-        channels_first: Whether units lie along dimension 1 (convolutions) instead of the last.
-
-    Returns:
-        Float32, shape ``(7,)``: smallest and largest element, standard deviation, share of exact zeros, share of units
-        that are zero throughout, share of elements beyond 0.95 in magnitude, share of elements below 0.05.
-    """
-    units = 1 if channels_first and given.ndim > 2 else given.ndim - 1
-    rows = given.movedim(units, -1) if given.ndim > 1 else given.reshape(-1, 1)
-    rows = rows.reshape(-1, rows.shape[-1])
-    rows = rows[:, :: math.ceil(rows.shape[1] / 256)]
-    rows = rows[:: math.ceil(rows.numel() / MAX_INPUT_ELEMENTS)].float()
-    is_zero = rows == 0
-    return torch.stack(
-        [
-            rows.amin(),
-            rows.amax(),
-            rows.std(correction=0),
-            is_zero.float().mean(),
-            is_zero.all(0).float().mean(),
-            (rows.abs() > RAIL).float().mean(),
-            (rows < 1 - RAIL).float().mean(),
-        ]
+def is_plain(candidate: object) -> bool:
+    """Whether it is a strided tensor, and none of ``torch.func``'s own."""
+    return (
+        isinstance(candidate, Tensor)
+        and candidate.layout is torch.strided
+        and not torch._C._functorch.is_functorch_wrapped_tensor(candidate)
     )
 
 
 def tensors_in(container: object, nesting: int = MAX_NESTING) -> Iterator[Tensor]:
     """The plain tensors in a tensor, tuple, list, dict or dataclass, depth first; none of ``torch.func``'s own."""
     if isinstance(container, Tensor):
-        if container.layout is torch.strided and not torch._C._functorch.is_functorch_wrapped_tensor(container):
+        if is_plain(container):
             yield container
         return
     for part in _parts(container) if nesting else ():

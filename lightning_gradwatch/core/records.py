@@ -166,7 +166,8 @@ class Checkup:
         below_eps: Share of elements whose root mean square gradient lies below Adam's ``eps``. Shape ``(layers,)``.
         signal: Mean squared first over second moment of Adam; low for gradients that are mostly noise.
             Shape ``(layers,)``.
-        output_zeros: Share of exact zeros in the gradient at the layer's output. Shape ``(layers,)``.
+        output_zeros: Share of exact zeros in the gradient at the layer's output, where that is float16.
+            Shape ``(layers,)``.
         inputs: What the layer's input looks like, in the order of :class:`Inputs`. Shape ``(layers, 7)``.
     """
 
@@ -188,7 +189,8 @@ class Sample:
     Attributes:
         step: The step, on the x-axis of the loggers.
         output_grad_norm: L2 norm of dLoss/d(layer output), summed in squares over repeated calls. Shape ``(layers,)``.
-        weight_norm: L2 norm of the layer's parameters before the step. Shape ``(layers,)``.
+        weight_norm: L2 norm of the layer's parameters before the step; these two are measured by thorough samples and
+            for publications alone, and otherwise the latest known. Shape ``(layers,)``.
         zero_fraction: Share of exactly zero gradient elements, in [0, 1]. Shape ``(layers,)``.
         ran: Names of the layers that ran.
         sequences: For recurrent and repeatedly called layers the gradient norm at each time step, the earliest first.
@@ -302,6 +304,7 @@ class Publication:
             ``(layers,)``; None without clipping.
         update_ratios: Size of the latest update seen relative to the weights, by the name of the layer.
         horizons: Memory horizon of recurrent and repeatedly called layers in time steps, by the name of the layer.
+        overhead_percent: What watching costs the host, in percent of the steps' own time; None if that is not known.
     """
 
     step: int
@@ -315,3 +318,4 @@ class Publication:
     clipped_fraction: Tensor | None = None
     update_ratios: Mapping[str, float] = field(default_factory=dict)
     horizons: Mapping[str, int] = field(default_factory=dict)
+    overhead_percent: float | None = None

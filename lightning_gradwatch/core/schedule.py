@@ -39,9 +39,15 @@ class Schedule:
         require("dense_steps", self.dense_steps, minimum=0, cure="use 0 for no dense start")
         require("sample_every_n_steps", self.every_n_steps, minimum=1, cure="use 1 to sample every step")
 
-    def is_due(self, step: int) -> bool:
-        """Whether ``step`` (counted from 0, per optimizer) takes a full sample."""
+    def is_due(self, step: int, thinning: int = 1) -> bool:
+        """Whether ``step`` (counted from 0, per optimizer) takes a full sample.
+
+        Args:
+            step: The step.
+            thinning: By how much the stretches are longer than asked for, 1 or more.
+        """
         if step < self.dense_steps:
             return True
-        stretch, place = divmod(step - self.dense_steps, self.every_n_steps)
-        return place == _scramble(stretch) % (self.every_n_steps // 2 + 1)
+        length = self.every_n_steps * thinning
+        stretch, place = divmod(step - self.dense_steps, length)
+        return place == _scramble(stretch) % (length // 2 + 1)

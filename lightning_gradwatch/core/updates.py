@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,23 +13,29 @@ from torch.optim import Optimizer
 
 from lightning_gradwatch.core.figures import per_layer
 from lightning_gradwatch.core.measure import dense
-from lightning_gradwatch.core.shards import Shards, local
+from lightning_gradwatch.core.shards import Shards, is_spread, local
 
 MAX_ELEMENTS = 256
 """Elements per parameter."""
+MAX_TOGETHER = 2**16
+"""Elements of all parameters: the more of these there are, the fewer elements are taken of each; 16 at least."""
 
 
-def thin(tensor: Tensor) -> Tensor:
-    """At most 256 elements at even distances, in float32 (float64 for doubles); a view where that is possible."""
-    tensor = dense(tensor.detach())
-    step = _stride(tensor.numel())
-    flat = tensor.reshape(-1) if tensor.is_contiguous() or tensor.numel() == 0 else _flat_storage(tensor)
-    return flat[::step].to(torch.promote_types(tensor.dtype, torch.float32))
+def thin(tensor: Tensor, limit: int = MAX_ELEMENTS) -> Tensor:
+    """At most ``limit`` elements at even distances, complex ones as pairs of reals; a view where that is possible."""
+    tensor = tensor.detach()
+    if tensor.layout is not torch.strided or tensor.is_complex():
+        tensor = dense(tensor)
+    step = _stride(tensor.numel(), limit)
+    if tensor.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(tensor):
+        return tensor.as_strided((-(-tensor.numel() // step),), (step,))  # so channels-last needs no copy
+    return tensor.reshape(-1)[::step]
 
 
-def _stride(num_elements: int) -> int:
-    """A distance that leaves at most 256 elements and divides no dimension, so that every row and column is met."""
-    step = max(1, math.ceil(num_elements / MAX_ELEMENTS))
+@lru_cache(maxsize=1024)
+def _stride(num_elements: int, limit: int) -> int:
+    """A distance that leaves at most ``limit`` elements and divides no dimension, so that rows and columns are met."""
+    step = max(1, math.ceil(num_elements / limit))
     while math.gcd(step, num_elements) > 1 and step > 1:
         step += 1
     return step
@@ -38,12 +45,6 @@ def _pushed_by(parameter: Tensor) -> Tensor:
     """The gradient where it lies element by element beside the weights, and otherwise nothing."""
     gradient = parameter.grad
     return torch.zeros_like(parameter) if gradient is None or gradient.layout is not torch.strided else gradient
-
-
-def _flat_storage(tensor: Tensor) -> Tensor:
-    """The elements in the order of their storage, so that channels-last weights need no copy."""
-    is_dense = torch.ops.aten.is_non_overlapping_and_dense(tensor)
-    return tensor.as_strided((tensor.numel(),), (1,)) if is_dense else tensor.reshape(-1)
 
 
 class UpdateMeter:
@@ -74,18 +75,17 @@ class UpdateMeter:
         self._parameters = [parameters[i] for i in kept]
         self._num_layers = num_layers
         self._optimizer = optimizer
-        parts = [local(p) for p in self._parameters]
-        sizes = [p.numel() * (2 if p.is_complex() else 1) for p in parts]
-        counts = [math.ceil(size / _stride(size)) for size in sizes]
-        held = [shards.shares[i] if shards else 1.0 for i in kept]
-
-        def spread(values: Sequence[float]) -> list[float]:
-            return [value for value, n in zip(values, counts, strict=True) for _ in range(n)]
-
-        self._layer = torch.tensor(spread([layer_index[i] for i in kept]), device=device, dtype=torch.int64)
-        self._holds = torch.tensor(spread(held), device=device)
-        shares = [h * size / max(n, 1) for h, size, n in zip(held, sizes, counts, strict=True)]
-        self._share = torch.tensor(spread(shares), device=device)
+        self._is_spread = any(is_spread(p) for p in self._parameters)
+        self._limit = max(min(MAX_ELEMENTS, MAX_TOGETHER // len(kept)), 16)
+        sizes = [p.numel() * (2 if p.is_complex() else 1) for p in (local(p) for p in self._parameters)]
+        counts = [math.ceil(size / _stride(size, self._limit)) for size in sizes]
+        places = [i for i, count in enumerate(counts) for _ in range(count)]
+        self._parameter = torch.tensor(places, device=device, dtype=torch.int32)
+        self._layer = torch.tensor([layer_index[i] for i in kept], device=device, dtype=torch.int64)
+        holds = torch.tensor([shards.shares[i] if shards else 1.0 for i in kept], device=device)
+        extends = torch.tensor([size / max(count, 1) for size, count in zip(sizes, counts, strict=True)], device=device)
+        self._holds = holds
+        self._weights = torch.stack([holds * extends, holds * extends, holds, holds])
         self._before: Tensor | None = None
         self._has_gradient: Tensor | None = None
         self._is_taken = torch.ones((), dtype=torch.bool, device=device)
@@ -107,15 +107,8 @@ class UpdateMeter:
             return
         change = self._gather(self._parameters) - self._before
         stuck = self._has_gradient & (change == 0)
-        sums = torch.stack(
-            [
-                self._sum(self._share * change.square()),
-                self._sum(self._share * self._before.square()),
-                self._sum(self._holds * self._has_gradient),
-                self._sum(self._holds * stuck),
-            ]
-        )
-        self.sums = torch.where(self._is_taken, sums, self.sums)
+        parts = torch.stack([change.square_(), self._before.square_(), self._has_gradient.float(), stuck.float()])
+        self.sums = torch.where(self._is_taken, self._sum(parts, self._weights), self.sums)
         self._before = self._has_gradient = None
 
     def moments(self, num_steps: int) -> Tensor:
@@ -144,7 +137,7 @@ class UpdateMeter:
         alive = second > 0
         below = alive & (second.sqrt() < float(group["eps"]))
         signal = torch.where(alive, first.square() / second, 0)
-        return torch.stack([self._sum(self._holds * numbers) for numbers in (alive, below, signal)])
+        return self._sum(torch.stack([alive.float(), below.float(), signal]), self._holds)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors that :meth:`load_state_dict` takes back; of this rank's parts where parameters are spread."""
@@ -154,14 +147,17 @@ class UpdateMeter:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken, unless the parameters have changed since."""
         device, before = self.sums.device, state["before"]
-        if state["sums"].shape != self.sums.shape or (before is not None and before.shape != self._layer.shape):
+        if state["sums"].shape != self.sums.shape or (before is not None and before.shape != self._parameter.shape):
             return
         self.sums, self._is_taken = state["sums"].to(device), state["taken"].to(device)
         if before is not None:
             self._before, self._has_gradient = before.to(device), state["has_gradient"].to(device)
 
     def _gather(self, tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat([thin(local(t)) for t in tensors]).float()
+        parts = [local(t) for t in tensors] if self._is_spread else tensors
+        return torch.cat([thin(part, self._limit) for part in parts]).float()
 
-    def _sum(self, values: Tensor) -> Tensor:
-        return per_layer(values[None], self._layer, self._num_layers)[0]
+    def _sum(self, values: Tensor, weights: Tensor) -> Tensor:
+        """Sums over the elements of each parameter, weighted, and then over those of each layer."""
+        sums = values.new_zeros(len(values), len(self._parameters)).index_add_(1, self._parameter, values)
+        return per_layer(weights * sums, self._layer, self._num_layers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,7 @@ from lightning_gradwatch.core.clip.clippers import NUM_FACTS, Clippers, ClipWind
 from lightning_gradwatch.core.detect import Detector
 from lightning_gradwatch.core.diagnose import explain
 from lightning_gradwatch.core.evidence import Evidence
-from lightning_gradwatch.core.figures import LayerFigures, moment_figures, update_figures
+from lightning_gradwatch.core.figures import Arrangement, LayerFigures, complement, moment_figures, update_figures
 from lightning_gradwatch.core.histogram import log_histograms
 from lightning_gradwatch.core.layers import (
     Plan,
@@ -52,7 +52,7 @@ _KINDS: dict[str, Kind] = {
     "outputs": "rms",
     "updates": "sum",
     "moments": "sum",
-    "output_zeros": "mean",
+    "output_nonzeros": "mean",
     "inputs": "mean",
     "histogram": "sum",
     "clips": "mean",
@@ -136,6 +136,12 @@ class Watcher:
         probe: A probe to share between several watchers of one model, attached and detached by the caller; None for one
             of its own.
         name: Name of the optimizer if there are several.
+
+    Attributes:
+        num_steps: Steps observed so far.
+        num_samples: Full samples taken so far.
+        thinning: By how much full samples lie farther apart than the schedule has it; to be set by the caller, alike on
+            all ranks.
     """
 
     def __init__(
@@ -148,6 +154,8 @@ class Watcher:
     ) -> None:
         self.name = name
         self.num_steps = 0
+        self.num_samples = 0
+        self.thinning = 1
         self._model = model
         self._optimizer = optimizer
         self._settings = settings or Settings()
@@ -165,7 +173,6 @@ class Watcher:
         self._steps: list[int] = []
         self._known: list[tuple[bool, bool]] = []
         self._step = 0
-        self._num_samples = 0
         self._burst_until = 0
         self._is_overdue = False
         self._anatomy: Anatomy | None = None
@@ -188,6 +195,11 @@ class Watcher:
         return {**self._detector.scores, **self._evidence.scores}
 
     @property
+    def vanishing(self) -> float:
+        """The vanishing score alone."""
+        return self._detector.depth.score
+
+    @property
     def profile(self) -> dict[str, float]:
         """The latest depth profile: gradient norms at layer outputs (or of weights), the input end first."""
         return dict(zip(self._detector.profile.layers, self._detector.profile.norms, strict=True))
@@ -203,8 +215,8 @@ class Watcher:
     @property
     def is_thorough(self) -> bool:
         """Whether the next full sample is a thorough one: the first, every fifth, and each one in a burst."""
-        turn = self._num_samples % THOROUGH_EVERY
-        return self._num_samples == 0 or turn == THOROUGH_EVERY - 1 or self.num_steps < self._burst_until
+        turn = self.num_samples % THOROUGH_EVERY
+        return self.num_samples == 0 or turn == THOROUGH_EVERY - 1 or self.num_steps < self._burst_until
 
     def arm(self) -> None:
         """Call before the forward pass: puts the probe in place if the coming step is sampled."""
@@ -222,7 +234,7 @@ class Watcher:
             self._anatomy = merge(self._anatomy, survey(loss, self._model))
 
     def _is_sampled(self, step: int) -> bool:
-        return self._settings.schedule.is_due(step) or step < self._burst_until
+        return self._settings.schedule.is_due(step, self.thinning) or step < self._burst_until
 
     def observe(
         self,
@@ -256,14 +268,16 @@ class Watcher:
             self.inspect(loss)
         self._step = self.num_steps if step is None else step
         self._steps.append(self._step)
-        self._known.append((self._device_window.is_known(loss), self._device_window.is_known(inputs)))
+        self._known.append(self._device_window.known)
         self._is_scaled = loss_scale is not None
         is_due = self._is_overdue or self._is_sampled(self.num_steps)
         self._is_overdue = is_due and self._probe.can_see and not self._probe.is_attached
         is_sampled = is_due and not self._is_overdue
         self._updates.compare()
         scale = loss_scale if gradients_scaled else None
-        tensors = self._take_sample(self.plan, loss_scale) if is_sampled else {}
+        tensors = self._take_state() if publish or (is_sampled and self._is_stateful) else {}
+        if is_sampled:
+            tensors.update(self._take_sample(loss_scale))
         self.num_steps += 1
         if publish and self._histogram_is_due():
             tensors["histogram"] = self._take_histogram(self.plan, scale)
@@ -352,7 +366,8 @@ class Watcher:
             "step": self._step,
             "steps": list(self._steps) if is_whole else [],
             "known": [list(pair) for pair in self._known] if is_whole else [],
-            "num_samples": self._num_samples,
+            "num_samples": self.num_samples,
+            "thinning": self.thinning,
             "burst_until": self._burst_until,
             "rows": rows.cpu().clone() if rows is not None else None,
             "clips": self._restored_clips if self.plan is None else self._clippers.state_dict(),
@@ -374,7 +389,8 @@ class Watcher:
         self._step = state["step"]
         self._steps = list(state["steps"])
         self._known = [(loss, inputs) for loss, inputs in state["known"]]
-        self._num_samples = state["num_samples"]
+        self.num_samples = state["num_samples"]
+        self.thinning = state.get("thinning", 1)
         self._burst_until = state["burst_until"]
         self._restored_rows = state["rows"]
         self._restored_updates = state["updates"]
@@ -448,6 +464,8 @@ class Watcher:
     def _set_plan(self, plan: Plan) -> None:
         self.plan = plan
         self._places = running_order(plan.layers, self._order)
+        self._arrangement: Arrangement | None = None
+        self._layer_names = [layer.name for layer in plan.layers]
         self._shards = Shards(plan.parameters)
         self._clippers = Clippers(self._policies(), plan.parameters, plan.owners)
         self._device_window = NormWindow(plan.parameters, self._shards, len(self._clippers) * NUM_FACTS)
@@ -464,37 +482,44 @@ class Watcher:
             return
         before = self._names()
         self._order = (*self._probe.order, *(name for name in self._order if name not in self._probe.order))
-        self._places = running_order(self.plan.layers, self._order)
+        self._places, self._arrangement = running_order(self.plan.layers, self._order), None
         self._keep(before)
 
     def _drop_rows(self) -> None:
         self._device_window.clear()
         self._steps, self._known = [], []
 
-    def _take_sample(self, plan: Plan, loss_scale: Tensor | None) -> dict[str, Tensor]:
-        names = [layer.name for layer in plan.layers]
+    @property
+    def _is_stateful(self) -> bool:
+        """Whether the next full sample measures weights and zeros as well: a thorough one, or if none are known yet."""
+        return self.is_thorough or self._latest is None
+
+    def _take_state(self) -> dict[str, Tensor]:
+        """What changes slowly, and is measured for publications and thorough samples alone."""
+        return {"weights": self._meter.weight_norms(), "nonzeros": self._meter.nonzeros()}
+
+    def _take_sample(self, loss_scale: Tensor | None) -> dict[str, Tensor]:
         thorough = self.is_thorough
-        self._num_samples += 1
+        self.num_samples += 1
         self._ran = frozenset(self._probe.ran) - self._frozen()
-        outputs = {"outputs": self._meter.stack([self._probe.norm(name) for name in names])}
+        outputs = {"outputs": self._meter.stack([self._probe.norm(name) for name in self._layer_names]).float()}
         if not self._shards.is_spread:  # sequences may be longer on one rank than on another
             outputs.update((f"sequence {name}", norms) for name, norms in self._probe.sequences().items())
         if loss_scale is not None:
             outputs = {name: norms / loss_scale for name, norms in outputs.items()}
-        sample = {**outputs, "weights": self._meter.weight_norms(), "nonzeros": self._meter.nonzeros()}
-        return {**sample, **self._check_up(names)} if thorough else sample
+        return {**outputs, **self._check_up()} if thorough else outputs
 
-    def _check_up(self, names: list[str]) -> dict[str, Tensor]:
+    def _check_up(self) -> dict[str, Tensor]:
         unknown = self._meter.missing.expand(NUM_INPUT_FACTS)
-        inputs = [self._probe.inputs(name) for name in names]
+        inputs = [self._probe.inputs(name) for name in self._layer_names]
         moments = self._updates.moments(self.num_steps)
         self._updates.remember(self._device_window.norms[-1].isfinite().all())
         return {
             "updates": self._updates.sums,
             "moments": moments,
-            "output_zeros": self._meter.stack([self._probe.zero_fraction(name) for name in names]),
+            "output_nonzeros": self._meter.stack([self._probe.nonzero_fraction(name) for name in self._layer_names]),
             "inputs": torch.stack([unknown if i is None else i.to(unknown.device) for i in inputs] or [unknown])[
-                : len(names)
+                : len(inputs)
             ],
         }
 
@@ -552,7 +577,7 @@ class Watcher:
             if observation.steps:
                 counted = observation.norms[observation.norms[:, 0].isfinite()] if label.skips else observation.norms
                 self._window.add(counted)
-                self._latest = observation.sample or self._fitting(self._latest, observation)
+                self._latest = observation.sample or self._refreshed(label, tensors)
                 if "clips" in tensors:
                     self._clip_window.add(tensors["clips"])
                 findings = self._detector.update(observation, label.is_scaled, label.skips)
@@ -571,31 +596,33 @@ class Watcher:
 
     def _arrange(self, label: _Label, numbers: Mapping[str, Tensor]) -> Observation:
         """The figures of the layers, in the order in which these ran."""
-        plan = label.plan
-        places = self._places_of(plan)
-        figures = self._figures_of(plan)
+        order = self._order_of(label.plan)
         facts = numbers["facts"].tolist()
         pairs = list(zip(facts, label.known, strict=True))
         histogram = numbers.get("histogram")
         return Observation(
             step=label.step,
-            layers=tuple(plan.layers[place] for place in places),
+            layers=order.layers,
             steps=label.steps,
-            norms=figures.norms(numbers["norms"])[:, [0, *(1 + place for place in places)]],
+            norms=order.columns(self._figures_of(label.plan).norms(numbers["norms"])),
             losses=tuple(loss if known else None for (loss, _), (known, _) in pairs),
             bad_inputs=tuple(not math.isfinite(inputs) if known else None for (_, inputs), (_, known) in pairs),
             lr=label.lr,
             dtypes=label.dtypes,
             anatomy=label.anatomy,
-            sample=_sample(label, numbers, figures, places) if "weights" in numbers else None,
-            histogram=None if histogram is None else histogram[places],
+            sample=self._sample(label, numbers) if "outputs" in numbers else None,
+            histogram=None if histogram is None else order.rows(histogram),
             publish=label.publish,
             optimizer=self.name,
             clips=numbers.get("clips"),
         )
 
-    def _places_of(self, plan: Plan) -> list[int]:
-        return self._places if plan is self.plan else running_order(plan.layers, self._order)
+    def _order_of(self, plan: Plan) -> Arrangement:
+        if plan is not self.plan:
+            return Arrangement(plan.layers, running_order(plan.layers, self._order))
+        if self._arrangement is None:
+            self._arrangement = Arrangement(plan.layers, self._places)
+        return self._arrangement
 
     def _figures_of(self, plan: Plan) -> LayerFigures:
         if self._figures is None or self._figures[0] is not plan:
@@ -606,6 +633,8 @@ class Watcher:
     def _frozen(self) -> frozenset[str]:
         """Layers that no gradient is asked for."""
         assert self.plan is not None
+        if False not in [p.requires_grad for p in self.plan.parameters]:
+            return frozenset()
         pairs = zip(self.plan.parameters, self.plan.layer_index, strict=True)
         trained = {i for p, i in pairs if p.requires_grad}
         return frozenset(layer.name for i, layer in enumerate(self.plan.layers) if i not in trained)
@@ -614,17 +643,49 @@ class Watcher:
         rates = [group.get("lr") for group in self._optimizer.param_groups]
         return max((float(r) for r in rates if isinstance(r, (int, float))), default=None)
 
-    @staticmethod
-    def _fitting(sample: Sample | None, observation: Observation) -> Sample | None:
-        """An earlier sample, unless the layers have changed since."""
-        return sample if sample is not None and len(sample.weight_norm) == len(observation.layers) else None
+    def _sample(self, label: _Label, numbers: Mapping[str, Tensor]) -> Sample:
+        order = self._order_of(label.plan)
+        is_skipped = _is_skipped(label, numbers)
+        weights, zeros = self._state(label, numbers)
+        return Sample(
+            step=label.step,
+            output_grad_norm=torch.full((len(order),), MISSING) if is_skipped else order.rows(numbers["outputs"]),
+            weight_norm=weights,
+            zero_fraction=zeros,
+            ran=label.ran,
+            sequences=tuple((n.removeprefix("sequence "), t) for n, t in numbers.items() if n.startswith("sequence ")),
+            checkup=_checkup(numbers, self._figures_of(label.plan), order) if "updates" in numbers else None,
+            is_skipped=is_skipped,
+        )
+
+    def _state(self, label: _Label, numbers: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Weight norms and zero fractions: as measured with these numbers, otherwise as they were last known."""
+        order, figures, latest = self._order_of(label.plan), self._figures_of(label.plan), self._latest
+        unknown = torch.full((len(order),), MISSING)
+        if "weights" in numbers:
+            is_skipped = _is_skipped(label, numbers)
+            zeros = unknown if is_skipped else order.rows(figures.zero_fractions(numbers["nonzeros"]))
+            return order.rows(figures.weight_norms(numbers["weights"])), zeros
+        if latest is None or len(latest.weight_norm) != len(order):  # or the layers have changed since
+            return unknown, unknown
+        return latest.weight_norm, latest.zero_fraction
+
+    def _refreshed(self, label: _Label, numbers: Mapping[str, Tensor]) -> Sample | None:
+        """The latest sample with what a publication has measured anew; None if the layers have changed since."""
+        latest = self._latest
+        if latest is None or len(latest.weight_norm) != len(self._order_of(label.plan)):
+            return None
+        if "weights" not in numbers:
+            return latest
+        weights, zeros = self._state(label, numbers)
+        return replace(latest, weight_norm=weights, zero_fraction=zeros)
 
     def _clipped(self, label: _Label, numbers: Mapping[str, Tensor]) -> Tensor | None:
         """Share of the window's steps in which a gradient of each layer was clipped, in the order of the layers."""
         steps = max((clip.num_steps for clip in self._clip_window.summary()), default=0)
         if "clipped" not in numbers or not steps:
             return None
-        return self._figures_of(label.plan).highest(numbers["clipped"])[self._places_of(label.plan)] / steps
+        return self._order_of(label.plan).rows(self._figures_of(label.plan).highest(numbers["clipped"])) / steps
 
     def _publish(self, observation: Observation, clipped: Tensor | None) -> tuple[Publication, ...]:
         window = self._window.summary()
@@ -675,35 +736,22 @@ def _sample_state(sample: Sample) -> dict[str, Any]:
     return {"step": sample.step, **tensors}
 
 
-def _sample(label: _Label, numbers: Mapping[str, Tensor], figures: LayerFigures, places: list[int]) -> Sample:
-    sequences = tuple((n.removeprefix("sequence "), t) for n, t in numbers.items() if n.startswith("sequence "))
-    outputs, zeros = numbers["outputs"], figures.zero_fractions(numbers["nonzeros"])
-    is_skipped = label.skips and not bool(numbers["norms"][-1].isfinite().all())
-    if is_skipped:
-        outputs, zeros = torch.full_like(outputs, MISSING), torch.full_like(zeros, MISSING)
-    return Sample(
-        step=label.step,
-        output_grad_norm=outputs[places],
-        weight_norm=figures.weight_norms(numbers["weights"])[places],
-        zero_fraction=zeros[places],
-        ran=label.ran,
-        sequences=sequences,
-        checkup=_checkup(numbers, figures, places) if "updates" in numbers else None,
-        is_skipped=is_skipped,
-    )
+def _is_skipped(label: _Label, numbers: Mapping[str, Tensor]) -> bool:
+    """Whether the step is not taken, because its gradient is not finite."""
+    return label.skips and not bool(numbers["norms"][-1].isfinite().all())
 
 
-def _checkup(numbers: Mapping[str, Tensor], figures: LayerFigures, places: list[int]) -> Checkup:
+def _checkup(numbers: Mapping[str, Tensor], figures: LayerFigures, order: Arrangement) -> Checkup:
     update_ratio, unchanged = update_figures(numbers["updates"])
     below_eps, signal = moment_figures(numbers["moments"])
     return Checkup(
-        gain=figures.gains(numbers["weights"])[places],
-        update_ratio=update_ratio[places],
-        unchanged=unchanged[places],
-        below_eps=below_eps[places],
-        signal=signal[places],
-        output_zeros=numbers["output_zeros"][places],
-        inputs=numbers["inputs"][places],
+        gain=order.rows(figures.gains(numbers["weights"])),
+        update_ratio=order.rows(update_ratio),
+        unchanged=order.rows(unchanged),
+        below_eps=order.rows(below_eps),
+        signal=order.rows(signal),
+        output_zeros=order.rows(complement(numbers["output_nonzeros"])),
+        inputs=order.rows(numbers["inputs"]),
     )
 
 

@@ -19,6 +19,8 @@ class PublicationWindow:
 
     def __init__(self) -> None:
         self._num_steps = 0
+        self._pieces: list[Tensor] = []
+        self._num_waiting = 0
         self._norms: Tensor | None = None
         self._min: Tensor | None = None
         self._max: Tensor | None = None
@@ -30,20 +32,34 @@ class PublicationWindow:
             norms: Shape ``(steps, columns)``, float32; negative for "no gradient". A change of the
                 number of columns (layers were added) starts the window anew.
         """
-        if self._norms is not None and self._norms.shape[1] != norms.shape[1]:
+        num_steps, num_columns = norms.shape
+        known = self._pieces[-1] if self._pieces else self._norms
+        if known is not None and known.shape[1] != num_columns:
             self.clear()
-        if len(norms) == 0:
+        if num_steps == 0:
             return
+        self._pieces.append(norms)
+        self._num_steps += num_steps
+        self._num_waiting += num_steps
+        if self._num_waiting > _MAX_STEPS:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Take in what waits; statistics are computed here, and not for every step that is added."""
+        if not self._pieces:
+            return
+        norms = torch.cat(self._pieces)
+        self._pieces, self._num_waiting = [], 0
         finite = norms.isfinite() & (norms >= 0)
         low = norms.masked_fill(~finite, torch.inf).amin(0)
         high = norms.masked_fill(~finite, -torch.inf).amax(0)
         self._min = low if self._min is None else torch.minimum(self._min, low)
         self._max = high if self._max is None else torch.maximum(self._max, high)
-        self._norms = norms if self._norms is None else torch.cat([self._norms, norms])[-_MAX_STEPS:]
-        self._num_steps += len(norms)
+        self._norms = (norms if self._norms is None else torch.cat([self._norms, norms]))[-_MAX_STEPS:]
 
     def summary(self) -> Window | None:
         """Last, min, median and max since the last :meth:`clear`; None if nothing was added."""
+        self._settle()
         if self._norms is None or self._min is None or self._max is None:
             return None
         counted = self._norms.masked_fill(~self._norms.isfinite() | (self._norms < 0), torch.nan)
@@ -57,6 +73,7 @@ class PublicationWindow:
 
     def rearrange(self, columns: Sequence[int | None]) -> None:
         """Put the columns into a new order, given for each new column the old one; None for one without a past."""
+        self._settle()
         if self._norms is not None and self._min is not None and self._max is not None:
             order = [-1 if column is None else column for column in columns]
             self._norms = pad(self._norms, (0, 1), value=-1.0)[:, order]
@@ -65,14 +82,17 @@ class PublicationWindow:
 
     def clear(self) -> None:
         """Start a new window."""
-        self._num_steps = 0
+        self._num_steps = self._num_waiting = 0
+        self._pieces = []
         self._norms = self._min = self._max = None
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and primitives that :meth:`load_state_dict` takes back."""
+        self._settle()
         return {"num_steps": self._num_steps, "norms": self._norms, "min": self._min, "max": self._max}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
+        self.clear()
         self._num_steps = state["num_steps"]
         self._norms, self._min, self._max = state["norms"], state["min"], state["max"]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from lightning_gradwatch.core.probe import Probe, describe
+from lightning_gradwatch.core.inputs import describe
+from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.records import Inputs
 from lightning_gradwatch.core.watcher import make_probe
 
@@ -244,18 +245,22 @@ def test_half_precision_inputs_do_not_overflow_in_their_description() -> None:
     assert facts(given).std == pytest.approx(60000.0, rel=1e-3)
 
 
-def test_a_thorough_probe_describes_what_each_layer_was_given() -> None:
-    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_thorough_probe_describes_what_each_layer_was_given(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1)).to(dtype)
     with torch.no_grad():
         model[0].get_parameter("bias").fill_(-100.0)
     probe = make_probe(model)
     probe.attach(thorough=True)
-    x = torch.randn(8, 4)
+    x = torch.randn(8, 4, dtype=dtype)
     model(x).sum().backward()
-    first, second, zeros = probe.inputs("0"), probe.inputs("2"), probe.zero_fraction("0")
+    first, second, nonzeros = probe.inputs("0"), probe.inputs("2"), probe.nonzero_fraction("0")
     assert first is not None
     assert second is not None
-    assert zeros is not None
     assert Inputs(*first.tolist()).high == x.max().item()
     assert Inputs(*second.tolist()).dead_units == 1.0
-    assert zeros.item() == 1.0
+    if dtype is torch.float16:
+        assert nonzeros is not None
+        assert nonzeros.item() == 0.0
+    else:
+        assert nonzeros is None

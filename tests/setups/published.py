@@ -7,19 +7,19 @@ from typing import Any
 
 from tensorboard.util.tensor_util import make_ndarray
 
+from lightning_gradwatch.core.metrics import OVERHEAD
 from tests.tasks import read_events
 
 Numbers = dict[tuple[str, int], Any]
 
 
 def numbers(directory: Path) -> Numbers:
-    """Every number of GradWatch by tag and step: scalars, tensors and histograms."""
+    """Every number of GradWatch by tag and step, but for the wall clock's: scalars, tensors and histograms."""
     events = read_events(directory)
     found: Numbers = {}
-    for tag in events.Tags()["scalars"]:
-        found.update(
-            {(tag, e.step): e.value for e in events.Scalars(tag) if tag.startswith(("gradwatch/", "grad_norm/"))}
-        )
+    ours = [tag for tag in events.Tags()["scalars"] if tag.startswith(("gradwatch/", "grad_norm/"))]
+    for tag in set(ours) - {OVERHEAD}:
+        found.update({(tag, e.step): e.value for e in events.Scalars(tag)})
     for tag in events.Tags()["tensors"]:
         values = {(tag, e.step): make_ndarray(e.tensor_proto) for e in events.Tensors(tag)}
         found.update({place: value.tolist() for place, value in values.items() if value.dtype != object})

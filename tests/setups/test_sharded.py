@@ -80,9 +80,9 @@ def test_norms_are_those_of_one_process(run: Any, oracle: dict[str, Any], kind: 
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_zeros_and_histograms_are_those_of_one_process(run: Any, oracle: dict[str, Any], kind: str) -> None:
     events = read_events(run[0] / kind)
-    last_sample = 3
-    assert layer_values(events, "weight_norm")[EVERY - 1] == pytest.approx(oracle["weights"][last_sample], rel=1e-5)
-    assert layer_values(events, "zero_fraction")[EVERY - 1] == pytest.approx(oracle["zeros"][last_sample], abs=1e-5)
+    at = EVERY - 1
+    assert layer_values(events, "weight_norm")[at] == pytest.approx(oracle["weights"][at], rel=1e-5)
+    assert layer_values(events, "zero_fraction")[at] == pytest.approx(oracle["zeros"][at], abs=1e-5)
     for i, name in enumerate(["net.0", "net.1", "net.3", "net.4", "net.5"]):
         shown = events.Histograms(f"grad_hist/{name}")[0]
         gradient = torch.cat([g.flatten() for g in oracle["gradients"][shown.step][i]]).abs()

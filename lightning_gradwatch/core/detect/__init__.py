@@ -75,7 +75,8 @@ class Detector:
             self._update_ratio = max(known, default=-1.0)
             self._usual_update = median(known) if known else 0.0
         changes += self.depth.update(sample.step, self.profile, self.losses.patience)
-        changes += self.time.update(sample.step, sequences, self.losses.concern)
+        if sequences or self.time.horizons:
+            changes += self.time.update(sample.step, sequences, self.losses.concern)
         if sample.checkup is not None and self.depth.incident.finding is None:
             changes += self.underflow.update(observation, sample, sample.checkup)
         if self.underflow.incident.finding is None:

@@ -87,7 +87,7 @@ class DepthRule:
             return []
         self._num_samples += 1
         self._recent = [*self._recent, decades][-MEDIAN_SAMPLES:]
-        growth = min(-decades, -slope(profile.norms) * (len(profile.norms) - 1))
+        growth = -decades if decades >= 0 else min(-decades, -slope(profile.norms) * (len(profile.norms) - 1))
         self._growth = [*self._growth, growth][-MEDIAN_SAMPLES:]
         self._full_score = FULL_SCORE_DECADES if profile.at_outputs else FALLBACK_FULL_SCORE_DECADES
         threshold = self._threshold * self._full_score

@@ -35,11 +35,9 @@ class NonfiniteRule:
     def update(self, observation: Observation, is_scaled: bool, skips: bool) -> list[Finding]:
         """Take in every step of an observation; the findings that opened or ended."""
         changes: list[Finding] = []
-        finite_norms = observation.norms[:, 0].isfinite().tolist()
-        for i, (step, is_finite, loss) in enumerate(
-            zip(observation.steps, finite_norms, observation.losses, strict=True)
-        ):
-            is_loss_finite = loss is None or math.isfinite(loss)
+        norms = observation.norms[:, 0].tolist()
+        for i, (step, norm, loss) in enumerate(zip(observation.steps, norms, observation.losses, strict=True)):
+            is_finite, is_loss_finite = math.isfinite(norm), loss is None or math.isfinite(loss)
             if is_finite and is_loss_finite:
                 changes += self._count_finite()
                 continue

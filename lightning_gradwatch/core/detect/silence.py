@@ -37,7 +37,7 @@ class SilenceRule:
     def update(self, observation: Observation, sample: Sample) -> list[Finding]:
         """Take in a sample; the findings that opened or ended."""
         norms = observation.norms[-1, 1:].tolist()
-        outputs, zeros = sample.output_grad_norm.tolist(), sample.zero_fraction.tolist()
+        outputs = sample.output_grad_norm.tolist()
         matrices, silent, never = [], [], []
         for i, layer in enumerate(observation.layers):
             if norms[i] > 0 or outputs[i] > 0 or not math.isfinite(norms[i]):
@@ -51,7 +51,7 @@ class SilenceRule:
                     never.append(layer.name)
                 continue
             matrices.append(layer.name)
-            if outputs[i] == 0 and zeros[i] in (1.0, -1.0):
+            if outputs[i] == 0 and norms[i] <= 0:  # a weight that other layers share may have a gradient from them
                 silent.append(layer.name)
         if observation.losses[-1] == 0:  # nothing is left to learn from this batch
             silent = []

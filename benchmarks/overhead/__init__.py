@@ -1,0 +1,1 @@
+"""What watching gradients costs: GradWatch beside what people use instead, in one interleaved run."""

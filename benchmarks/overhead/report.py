@@ -1,0 +1,105 @@
+"""Tables and the chart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..zoo.table import layout
+from .contestants import BARE, DEFAULTS, EVERY_STEP, ORDINARY
+from .race import Result
+
+SAMPLE_EVERY = 10
+TITLES = {
+    "watching": "Watching at the usual cadence",
+    "norms": "The norm of every tensor, published at every step",
+    "histograms": "Norms and a histogram of every tensor, published at every step",
+    "clipping": "Clipping at every step",
+}
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows with the same keys as a table."""
+    rows = list(rows)
+    return layout(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def race_table(results: Sequence[Result]) -> str:
+    """A workload, family by family, each against the bare Trainer and against the cheapest peer."""
+    bare = next(result for result in results if result.contestant == BARE.name)
+    blocks = [f"{bare.workload}: {bare.ms:.2f} ms a step in the bare Trainer"]
+    for family, title in TITLES.items():
+        own = [r for r in results if r.family == family and r.contestant != BARE.name]
+        if own:
+            header = (title, "ms a step", "longer by, %", "+-", "own hooks, %", "says of itself, %", "times ours")
+            blocks.append(layout(header, [_row(r, own) for r in own]))
+    return "\n\n".join(blocks)
+
+
+def _row(result: Result, family: Sequence[Result]) -> tuple[str, ...]:
+    told = "" if result.told_percent is None else f"{result.told_percent:.2f}"
+    ours = next((r for r in family if r.is_ours), None)
+    is_peer = ours is not None and not result.is_ours and result.family != "watching"
+    dearer = f"{result.own_percent / ours.own_percent:.1f}" if is_peer and ours and result.own_percent > 0 else ""
+    if is_peer and ours and result.contestant.startswith(("wandb", "Trainer")):  # they work outside of callbacks' hooks
+        dearer = f"{result.percent / ours.percent:.1f}" if ours.percent > 0 else ""
+    return (
+        result.contestant,
+        f"{result.ms:.2f}",
+        f"{result.percent:.2f}",
+        f"{result.spread:.2f}",
+        f"{result.own_percent:.2f}",
+        told,
+        dearer,
+    )
+
+
+def averages(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """The defaults after their dense start, added up from steps with and without a sample, by time in own hooks."""
+    rows = []
+    for workload in dict.fromkeys(result.workload for result in results):
+        found = {r.contestant: r for r in results if r.workload == workload}
+        ordinary, sampled = found[ORDINARY.name], found[EVERY_STEP.name]
+        average = ordinary.own_percent + (sampled.own_percent - ordinary.own_percent) / SAMPLE_EVERY
+        whole = found.get(DEFAULTS.name)
+        rows.append(
+            {
+                "workload": workload,
+                "bare step, ms": f"{found[BARE.name].ms:.2f}",
+                "without a sample, %": f"{ordinary.own_percent:.2f}",
+                "with one (dense start), %": f"{sampled.own_percent:.2f}",
+                "defaults on average, %": f"{average:.2f}",
+                "measured from outside, %": "" if whole is None else f"{whole.percent:.1f} +- {whole.spread:.1f}",
+            }
+        )
+    return rows
+
+
+def chart(results: Sequence[Result], path: Path) -> None:
+    """One bar for each contestant in each workload, on a logarithmic axis."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    workloads = list(dict.fromkeys(result.workload for result in results))
+    names = [n for n in dict.fromkeys(r.contestant for r in results) if n != BARE.name]
+    figure, axes = plt.subplots(1, len(workloads), figsize=(4 + 3 * len(workloads), 5.5), sharey=True, squeeze=False)
+    for axis, workload in zip(axes[0], workloads, strict=True):
+        found = {r.contestant: r for r in results if r.workload == workload}
+        for place, name in enumerate(reversed(names)):
+            result = found.get(name)
+            if result is not None:
+                colour = "#1f77b4" if result.is_ours else "#999999"
+                axis.barh(place, max(result.percent, 0.05), color=colour)
+                axis.text(max(result.percent, 0.05) * 1.15, place, f"{result.percent:.1f} %", va="center", fontsize=8)
+        axis.set_xscale("log")
+        axis.set_xlim(0.05, 20_000)
+        axis.set_title(workload, fontsize=10)
+        axis.set_xlabel("longer step, % of the bare Trainer's")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_yticks(range(len(names)), list(reversed(names)), fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
