@@ -125,7 +125,7 @@ def test_histograms_are_of_log10_and_trimmed(tmp_path: Path) -> None:
     assert histogram.bucket[0] > 0
     assert histogram.bucket[-1] > 0
     assert -12 < histogram.min < histogram.max < 2
-    assert sum(histogram.bucket) <= 64 * 64 + 64
+    assert sum(histogram.bucket) <= (64 * 64 + 64) * (1 + 1e-6)  # added up in float32
 
 
 def test_layers_come_in_the_order_in_which_they_ran(tmp_path: Path) -> None:

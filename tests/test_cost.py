@@ -350,6 +350,7 @@ def train_ranks() -> None:
     tell(told)
 
 
+@pytest.mark.slow
 def test_all_ranks_do_as_rank_zero_decides_and_none_waits_for_one_that_failed(tmp_path: Path) -> None:
     first, second = run_ranks(SCRIPT, tmp_path, NUM_RANKS)
     assert first[0] == second[0]

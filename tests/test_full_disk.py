@@ -63,6 +63,7 @@ def train(directory: Path, limit: int = 0) -> tuple[int, list[str]]:
     return steps, told
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up(small_disk: Path) -> None:
     steps, told = train(small_disk)
     assert steps == 200
@@ -72,6 +73,7 @@ def test_a_disk_that_fills_up(small_disk: Path) -> None:
     assert all(flight.read(path) for path in flight.files(small_disk))
 
 
+@pytest.mark.slow
 def test_files_that_may_not_grow(tmp_path: Path) -> None:
     steps, told = train(tmp_path, limit=12_000)
     assert steps == 200

@@ -18,6 +18,7 @@ KILLS = int(os.environ.get("GRADWATCH_KILLS", "6"))
 """``GRADWATCH_KILLS=50 pytest tests/test_killed.py`` takes two minutes."""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be forked")
 @pytest.mark.timeout(30 + 10 * KILLS)
 def test_killed_trainings_leave_what_they_had_announced_and_can_be_resumed(tmp_path: Path) -> None:

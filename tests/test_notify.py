@@ -225,6 +225,7 @@ def test_wrong_addresses_are_refused_without_being_shown(addresses: Any, came: s
         chain = chain.__cause__ or chain.__context__
 
 
+@pytest.mark.slow
 def test_without_apprise_the_cure_is_named() -> None:
     code = (
         "import sys; sys.modules['apprise'] = None\n"
@@ -258,6 +259,7 @@ LightningCLI(Model, args=["fit", "--config", sys.argv[1]])
 """
 
 
+@pytest.mark.slow
 def test_lightnings_command_line_keeps_addresses_out_of_the_configuration_that_it_saves(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(
         f"""

@@ -19,6 +19,7 @@ from tests.test_flight import observation
 resource = pytest.importorskip("resource")
 
 
+@pytest.mark.slow
 def test_ten_thousand_alerts_in_a_row_cost_bounded_files_and_memory(tmp_path: Path) -> None:
     incidents = Incidents()
     with Inbox("hanging") as inbox, warnings.catch_warnings(record=True) as caught:

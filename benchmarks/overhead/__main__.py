@@ -37,7 +37,7 @@ def plan_limits(quick: bool) -> dict[str, Callable[[], Any]]:
         ),
         "Host reads and copies of one step, 20 layers": limits.syncs,
         "Memory held between two steps": limits.memory,
-        "TensorBoard's files": lambda: limits.disk(50 if quick else 200),
+        "TensorBoard's files": lambda: limits.disk(*((210, 250) if quick else (400, 800))),
         "Soak": lambda: [limits.soak(2000 if quick else 20_000)],
         "Import": lambda: [limits.imports()],
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from math import ceil, gcd
 
 import torch
@@ -24,10 +25,26 @@ def spread(gradient: Tensor, turn: int, limit: int = MAX_ELEMENTS) -> Tensor:
     So the elements cycle through rows and columns instead of reading one of them, and ``turn`` moves the start.
     """
     flat = dense(gradient).reshape(-1)
-    step = ceil(flat.numel() / limit)
-    while step > 1 and gcd(step, gradient.numel()) > 1:
+    step = _distance(flat.numel(), limit)
+    return flat.as_strided((flat.numel() // step,), (step,), flat.storage_offset() + turn % step) if step > 1 else flat
+
+
+@lru_cache(maxsize=1024)
+def _distance(num_elements: int, limit: int) -> int:
+    step = ceil(num_elements / limit)
+    while step > 1 and gcd(step, num_elements) > 1:
         step += 1
-    return flat[turn % step :: step] if step > 1 else flat
+    return step
+
+
+@lru_cache(maxsize=8)
+def _places(
+    sizes: tuple[int, ...], owners: tuple[int, ...], factors: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """For each element of a subsample the first bin of its layer, and what it counts for."""
+    lengths = torch.tensor(sizes)
+    bases = torch.repeat_interleave(torch.tensor(owners) * (NUM_BINS + 2), lengths)
+    return bases.to(device), torch.repeat_interleave(torch.tensor(factors), lengths).to(device)
 
 
 def log_histograms(
@@ -64,13 +81,11 @@ def log_histograms(
     pieces = [spread(g, turn, MAX_ELEMENTS // min(siblings[i], 64)).detach().float() for g, i, _ in here]
     owners = [i for _, i, _ in here]
     factors = [share * g.numel() / p.numel() for p, (g, _, share) in zip(pieces, here, strict=True)]
-    weights = torch.cat([torch.full_like(p, factor) for p, factor in zip(pieces, factors, strict=True)])
-    base = torch.cat([torch.full_like(p, i * width, dtype=torch.int64) for p, i in zip(pieces, owners, strict=True)])
-    values = torch.cat(pieces).abs()
+    base, weights = _places(tuple(p.numel() for p in pieces), tuple(owners), tuple(factors), device)
+    values = torch.cat(pieces).abs_()
     if scale is not None:
         values = values / scale
-    finite = values.isfinite()
-    bins = ((values.log10() - LOWEST) * BINS_PER_DECADE).clamp(0, NUM_BINS - 1).nan_to_num_(0).long()
-    bins = torch.where(values == 0, NUM_BINS, torch.where(finite, bins, NUM_BINS + 1))
-    counts.index_add_(0, base + bins, weights)
+    bins = values.log10().sub_(LOWEST).mul_(BINS_PER_DECADE).clamp_(0, NUM_BINS - 1).nan_to_num_(0).long()
+    bins.masked_fill_(values == 0, NUM_BINS).masked_fill_(~values.isfinite(), NUM_BINS + 1)
+    counts.index_add_(0, bins.add_(base), weights)
     return counts.view(num_layers + 1, width)[:num_layers]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +39,17 @@ def add_histogram(summary: Summary, tag: str, counts: Array, edges: Sequence[flo
     histogram = summary.value.add(tag=tag).histo
     histogram.min, histogram.max = edges[first], edges[last + 1]
     histogram.num = counts.sum()
-    middles = (np.array(edges[:-1]) + np.array(edges[1:])) / 2
+    middles = _middles(tuple(edges))
     histogram.sum = counts @ middles
     histogram.sum_squares = counts @ middles**2
     histogram.bucket_limit.extend(edges[first + 1 : last + 2])
     histogram.bucket.extend(counts[first : last + 1].tolist())
+
+
+@lru_cache(maxsize=1)
+def _middles(edges: tuple[float, ...]) -> Array:
+    middles: Array = (np.array(edges[:-1]) + np.array(edges[1:])) / 2
+    return middles
 
 
 def layout(optimizers: Iterable[str], prefix: str = "") -> bytes:

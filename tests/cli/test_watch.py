@@ -50,6 +50,7 @@ def training(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
+@pytest.mark.slow
 def test_a_training_is_followed_from_before_its_first_step_to_its_alert(tmp_path: Path) -> None:
     directory = tmp_path / "not" / "yet"
     with Terminal("watch", directory, "--every", "0.2", "--until-alert") as terminal:

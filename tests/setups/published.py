@@ -18,7 +18,7 @@ def numbers(directory: Path) -> Numbers:
     events = read_events(directory)
     found: Numbers = {}
     ours = [tag for tag in events.Tags()["scalars"] if tag.startswith(("gradwatch/", "grad_norm/"))]
-    for tag in set(ours) - {OVERHEAD}:
+    for tag in [tag for tag in ours if tag != OVERHEAD]:
         found.update({(tag, e.step): e.value for e in events.Scalars(tag)})
     for tag in events.Tags()["tensors"]:
         values = {(tag, e.step): make_ndarray(e.tensor_proto) for e in events.Tensors(tag)}

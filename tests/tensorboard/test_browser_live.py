@@ -118,6 +118,7 @@ def test_nothing_is_fetched_again_while_nothing_changes(browser: Browser, tmp_pa
         assert {url.rsplit("/", 1)[1] for url in tab.requests} == {"runs"}
 
 
+@pytest.mark.slow
 def test_memory_stays_bounded_while_a_large_run_grows(browser: Browser, tmp_path: Path) -> None:
     names = [f"blocks.{i}" for i in range(1500)]
     large = [1.0] * len(names)
