@@ -68,6 +68,7 @@ print(sorted(k for k in trainer.callback_metrics))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("namespace", "absent"), list(zip(NAMESPACES, ["pytorch_lightning", "lightning"], strict=True))
 )
@@ -105,7 +106,9 @@ POLICIES = [
 @pytest.mark.parametrize(
     ("intervention", "read"),
     [
-        ({"sample_at": "backward"}, r"backward 2 5 .* policies=\(\), on_nonfinite='keep'"),
+        pytest.param(
+            {"sample_at": "backward"}, r"backward 2 5 .* policies=\(\), on_nonfinite='keep'", marks=pytest.mark.slow
+        ),
         (
             {"auto_clip": POLICIES, "on_nonfinite": "skip"},
             r"policies=\(MaxNorm\(include=\('layer',\),.*max_norm=2.5\), AdaGC\(.*beta=0.9,.*on_nonfinite='skip'",

@@ -238,6 +238,7 @@ def test_without_apprise_the_cure_is_named() -> None:
     assert "To cure it: pip install 'lightning-gradwatch[notify]'" in told
 
 
+@pytest.mark.slow
 def test_apprise_is_not_imported_unless_it_is_needed() -> None:
     code = "import sys; from lightning_gradwatch import GradWatch; GradWatch(); print('apprise' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-W", "ignore", "-c", code], text=True).strip() == "False"

@@ -296,6 +296,7 @@ def test_a_proxy_that_strips_its_prefix(browser: Browser, tmp_path: Path) -> Non
         assert tab.steps == (-5.0, 45.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("makes_link", [link, alone], ids=["TensorBoard in a frame", "the tab in a frame"])
 def test_a_frame_in_a_page_of_another_origin(browser: Browser, tmp_path: Path, makes_link: Any) -> None:
     write_run(tmp_path / "run", LAYERS, {step: norms(step) for step in range(0, 50, 10)})
