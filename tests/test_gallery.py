@@ -19,16 +19,8 @@ pytestmark = pytest.mark.slow
 GALLERY = Path(__file__).parent.parent / "examples" / "gallery"
 LIGHT = ["mlp", "cnn", "rnn", "language_model", "gan", "vae", "unet", "moe", "lora", "half_precision"]
 HEAVY = ["translation", "detector"]
-STEPS = {"gan": 48, "rnn": 80}  # two optimizers; an alert that waits until the loss is known to be flat
+STEPS = {"gan": 48, "rnn": 80, "translation": 80}  # two optimizers; alerts that wait for 60 losses
 FEW_STEPS = 24
-UNTOLD = {
-    "translation": ["tanh RNN encoder-decoder: no vanishing_through_time"],
-    "language_model": ["LSTM, SGD at 20: ['input_scale', 'recurrence'] instead of learning_rate"],
-    "lora": ["A = 0 and B = 0: ['dead_relu'] instead of unknown"],
-    "half_precision": ["autocast to float16, no loss scale: no underflow"],
-    "detector": ["sigmoids, no normalisation: ['cliff'] instead of saturating_activation"],
-}
-"""What GradWatch is known to say wrongly; whoever mends it takes the line out."""
 
 
 @pytest.fixture
@@ -47,7 +39,7 @@ def test_sick_networks_are_found_and_cured_ones_are_left_alone(name: str, common
     torch.set_num_threads(1)
     steps = STEPS.get(name, FEW_STEPS)
     outcomes = {network.name: common.train(row, network, tmp_path, steps) for network in row.networks}
-    assert [text for pair in row.pairs for text in common.objections(pair, outcomes)] == UNTOLD.get(name, [])
+    assert [text for pair in row.pairs for text in common.objections(pair, outcomes)] == []
     common.draw(row, outcomes, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
     for network in row.networks:

@@ -64,7 +64,7 @@ ROW = Row(
         Pair(
             Network("A = 0 and B = 0", lambda: task(is_zero=True)),
             "dead stalled",
-            "unknown",
+            "small_init",
             (Network("A random, B = 0", lambda: task(is_zero=False)),),
         ),
     ),

@@ -8,11 +8,13 @@ from statistics import median
 from typing import NamedTuple
 
 from lightning_gradwatch.core.evidence import Evidence, typical
-from lightning_gradwatch.core.records import Alert, AlertKind, Cause, Finding
+from lightning_gradwatch.core.records import SMALL_SHARE, Alert, AlertKind, Cause, Finding
 
 HE_GAIN = math.sqrt(2)
-SMALL_EFFECT = 1e-2
+SMALL_PUSH = 1e-2
 """Below this share of the loss at stake it is the gradient that is small, above it the learning rate."""
+BLOWN_UP = 3.0
+"""Weights that have grown by this factor are no longer those that were initialised."""
 
 
 class Diagnosis(NamedTuple):
@@ -69,9 +71,10 @@ def _what(finding: Finding, evidence: Evidence) -> str:
         )
     if finding.kind == "vanishing_through_time":
         horizon, length, _ = evidence.horizons.get(layers[0], (0, 0, 0.0))
+        when = "whatever the loss does" if _is_overlooked(finding, evidence) else "while the loss is flat"
         return (
-            f"Gradients vanish through time in {layers[0]} (step {step}) by {value:.1f} decades while the loss is "
-            f"flat: only {horizon} of {length} time steps carry at least 1 % of the largest gradient."
+            f"Gradients vanish through time in {layers[0]} (step {step}) by {value:.1f} decades {when}: only "
+            f"{horizon} of {length} time steps carry at least 1 % of the largest gradient."
         )
     if finding.kind == "exploding":
         return f"Gradients explode (step {step}): they or the loss have grown by {value:.1f} decades."
@@ -107,9 +110,13 @@ def _weight_decay(evidence: Evidence) -> Diagnosis | None:
 
 
 def _input_scale(evidence: Evidence) -> Diagnosis | None:
-    first = next((evidence.inputs[name] for name in evidence.layers if name in evidence.inputs), None)
-    if first is None or first.std < 10:
+    name = next((name for name in evidence.layers if name in evidence.inputs), "")
+    if not name or evidence.inputs[name].std < 10:
         return None
+    feeding = evidence.layers[: evidence.layers.index(name)]  # such as embeddings, which are given places
+    if evidence.first_std.get(name, math.inf) < 10 and _blown_up(evidence, feeding):
+        return None
+    first = evidence.inputs[name]
     return Diagnosis(
         "input_scale",
         f"the first layer's input is not normalised: standard deviation {first.std:.3g}, range {first.low:.3g} to "
@@ -146,9 +153,11 @@ def _cliff(evidence: Evidence) -> Diagnosis | None:
     if len(names) < 6:
         return None
     _, place = max(drops)
-    largest = median(logs[place + 1 : place + 4]) - median(logs[max(0, place - 2) : place + 1])
+    steps = [median(logs[i + 1 : i + 4]) - median(logs[max(0, i - 2) : i + 1]) for i in range(len(drops))]
+    largest = steps[place]
     rest = sum(drop for drop, _ in drops) - largest
-    if largest < 1.5 or largest < 1.5 * rest:
+    climb = -min(steps)  # where branches come one after the other: what one place loses is found again at another
+    if largest < 1.5 * max(1.0, rest, climb):
         return None
     return Diagnosis(
         "cliff",
@@ -243,21 +252,37 @@ def _vanishing(finding: Finding, evidence: Evidence) -> Diagnosis:
         _saturating(evidence),
         _small_init(finding, evidence),
         _rails(evidence),
+        _learning_rate(evidence) if typical(evidence.shrinkage, 1.0) >= BLOWN_UP else None,
         _structure(evidence),
     )
 
 
 def _through_time(finding: Finding, evidence: Evidence) -> Diagnosis:
-    length = evidence.horizons.get(finding.layers[0], (0, 0, 0.0))[1]
+    layer = finding.layers[0]
+    is_of_updates = evidence.first_growth.get(layer, -math.inf) > -finding.threshold and _blown_up(evidence, (layer,))
+    by_updates = _learning_rate(evidence) if is_of_updates else None
+    if by_updates is not None:
+        return by_updates
+    length = evidence.horizons.get(layer, (0, 0, 0.0))[1]
+    others = (
+        f"; with {100 * evidence.shares[layer]:.1g} % of the squared gradient it is not what lowers the loss"
+        if _is_overlooked(finding, evidence)
+        else ""
+    )
     return Diagnosis(
         "recurrence",
-        f"the gradient is multiplied by the same weights {length} times on its way back through {finding.layers[0]}",
+        f"the gradient is multiplied by the same weights {length} times on its way back through {layer}{others}",
         (
             f"a forget gate bias of about log({length}) = {math.log(max(length, 2)):.1f} in an LSTM or GRU",
             "an LSTM or GRU instead of a plain RNN, or an orthogonal initialisation",
             "attention, or shorter sequences",
         ),
     )
+
+
+def _is_overlooked(finding: Finding, evidence: Evidence) -> bool:
+    """Whether a layer forgets much and has so little of the gradient that a falling loss is the work of others."""
+    return finding.value >= 2 * finding.threshold and evidence.shares.get(finding.layers[0], 1.0) < SMALL_SHARE
 
 
 def _exploding(_: Finding, evidence: Evidence) -> Diagnosis:
@@ -275,7 +300,11 @@ def _divergence(evidence: Evidence) -> Diagnosis:
 
 
 def _growing_recurrence(evidence: Evidence) -> Diagnosis | None:
-    growing = [(-decades, name, length) for name, (_, length, decades) in evidence.horizons.items() if decades <= -2]
+    growing = [
+        (-decades, name, length)
+        for name, (_, length, decades) in evidence.horizons.items()
+        if decades <= -2 and (evidence.first_growth.get(name, math.inf) >= 2 or not _blown_up(evidence, (name,)))
+    ]
     if not growing:
         return None
     growth, name, length = max(growing)
@@ -295,6 +324,11 @@ def _weights_too_large(evidence: Evidence) -> Diagnosis | None:
         f"weights start at {rho:.2g} times the gain that keeps a signal's size",
         (*_INIT_REMEDIES, "clipping"),
     )
+
+
+def _blown_up(evidence: Evidence, layers: tuple[str, ...]) -> bool:
+    """Whether updates have made the weights of one of these layers several times as large as they were."""
+    return any(evidence.shrinkage.get(name, 1.0) >= BLOWN_UP for name in layers)
 
 
 def _growth(evidence: Evidence) -> float:
@@ -379,7 +413,21 @@ def _unstable(finding: Finding, evidence: Evidence) -> Diagnosis:
     )
 
 
-def _dead(_: Finding, evidence: Evidence) -> Diagnosis:
+def _zero_init(finding: Finding, evidence: Evidence) -> Diagnosis | None:
+    if len(evidence.zeroed) < 2 or not {*finding.layers} & {*evidence.zeroed}:
+        return None
+    return Diagnosis(
+        "small_init",
+        f"zero initialisation on both factors of a product: the weights of {_named(evidence.zeroed)} are exactly zero, "
+        "and each keeps the gradient of the other at zero",
+        (
+            "a random initialisation of one of them (kaiming_uniform_, as for A in LoRA); the other may start at zero",
+            *_INIT_REMEDIES[:1],
+        ),
+    )
+
+
+def _dead(finding: Finding, evidence: Evidence) -> Diagnosis:
     at_fault = [(name, i.dead_units) for name, i in evidence.inputs.items() if i.dead_units >= 0.95]
     rectifies = dict(evidence.anatomy.activations).get("relu", 0)
     relu = None
@@ -396,7 +444,8 @@ def _dead(_: Finding, evidence: Evidence) -> Diagnosis:
         ("a smaller learning rate", "a look at the activations of the named layers"),
     )
     return _first(
-        _half_precision(evidence), _input_scale(evidence), relu, _weight_decay(evidence), _rails(evidence),
+        _half_precision(evidence), _zero_init(finding, evidence), _input_scale(evidence), relu,
+        _weight_decay(evidence), _rails(evidence),
         _learning_rate(evidence), unknown,
     )  # fmt: skip
 
@@ -415,7 +464,7 @@ def _detached(*_: object) -> Diagnosis:
 
 def _stalled(_: Finding, evidence: Evidence) -> Diagnosis:
     largest = max(evidence.update_ratio.values(), default=math.nan)
-    if largest <= 3e-5 and not evidence.effect <= SMALL_EFFECT:
+    if largest <= 3e-5 and not evidence.effect <= SMALL_PUSH:
         rate = "" if evidence.lr is None else f" at a learning rate of {evidence.lr:.2g}"
         return Diagnosis(
             "learning_rate",
@@ -432,7 +481,7 @@ def _stalled(_: Finding, evidence: Evidence) -> Diagnosis:
 
 def _underflow(finding: Finding, evidence: Evidence) -> Diagnosis:
     is_eps = typical(evidence.below_eps, 0.0) >= finding.value
-    if "float16" in evidence.dtypes and not is_eps:
+    if ("float16" in evidence.dtypes or evidence.has_half_gradients) and not is_eps:
         return Diagnosis(
             "half_precision", f"{min(finding.value, 1):.0%} of the float16 gradients are exactly zero", _FP16_REMEDIES
         )

@@ -26,14 +26,19 @@ class Evidence:
         first_gain: Gain of their matrices when first seen, by layer.
         gain: The same at the latest checkup.
         shrinkage: Weight norms now relative to when they were first seen, by layer.
+        zeroed: Layers whose first matrix is exactly zero.
         inputs: What the layers' inputs look like, by layer.
+        first_std: Standard deviation of these inputs when first seen, by layer.
         profile: Gradient norms at the layers' outputs in the latest sample, by layer, the input end first.
         horizons: Memory horizon, number of time steps and decades lost on the way through them, by layer.
+        first_growth: Decades by which the gradient grew on that way when first seen, by layer.
+        shares: Part of these layers in the squared total norm.
         effect: The most that a step could change, relative to the loss: the largest ``|W| |g| / |loss|`` of any layer.
         update_ratio: Relative sizes of the latest update seen, by layer.
         signal: Squared first over second moment of Adam, by layer.
         anatomy: What the network is made of.
         dtypes: The dtypes of its parameters.
+        has_half_gradients: Whether the gradients at its layers' outputs are float16, as under autocast.
         lr: The learning rate, None if it is not known.
         rates: Those of the last 10 observations, where they are known.
         losses: The known losses of the last 20 steps and of the first.
@@ -48,15 +53,20 @@ class Evidence:
         self.first_gain: dict[str, float] = {}
         self.gain: dict[str, float] = {}
         self.shrinkage: dict[str, float] = {}
+        self.zeroed: tuple[str, ...] = ()
         self.inputs: dict[str, Inputs] = {}
+        self.first_std: dict[str, float] = {}
         self.profile: dict[str, float] = {}
         self.horizons: dict[str, tuple[int, int, float]] = {}
+        self.first_growth: dict[str, float] = {}
+        self.shares: dict[str, float] = {}
         self.effect = math.nan
         self.update_ratio: dict[str, float] = {}
         self.signal: dict[str, float] = {}
         self.below_eps: dict[str, float] = {}
         self.anatomy = Anatomy((), 0, 0)
         self.dtypes: frozenset[str] = frozenset()
+        self.has_half_gradients = False
         self.lr: float | None = None
         self.rates: list[float] = []
         self.first_loss = math.nan
@@ -84,6 +94,7 @@ class Evidence:
         self.rates = [*self.rates, *([] if self.lr is None else [self.lr])][-RECENT_RATES:]
         self.anatomy = observation.anatomy or self.anatomy
         self.horizons = dict(horizons)
+        self.first_growth = {**{name: -decades for name, (_, _, decades) in horizons.items()}, **self.first_growth}
         self._add_steps(observation)
         if observation.sample is not None:
             self._add_sample(observation, observation.sample)
@@ -118,7 +129,10 @@ class Evidence:
         self, named: list[tuple[int, str]], observation: Observation, outputs: list[float], weights: list[float]
     ) -> None:
         self.profile = {name: outputs[i] for i, name in named if outputs[i] > 0 and math.isfinite(outputs[i])}
-        gradients = observation.norms[-1, 1:].tolist()
+        total, *gradients = observation.norms[-1].tolist()
+        if 0 < total < math.inf:
+            recurrent = [(i, name) for i, name in named if name in self.horizons]
+            self.shares = {name: (max(gradients[i], 0.0) / total) ** 2 for i, name in recurrent}
         pushes = [weights[i] * gradients[i] for i, _ in named if gradients[i] >= 0 and weights[i] >= 0]
         self.effect = max(pushes, default=math.nan) / (
             abs(self.losses[-1]) if self.losses and self.losses[-1] else math.nan
@@ -128,12 +142,15 @@ class Evidence:
         gains, ratios, inputs = checkup.gain.tolist(), checkup.update_ratio.tolist(), checkup.inputs.tolist()
         self.gain = {name: gains[i] for i, name in named if gains[i] > 0 and math.isfinite(gains[i])}
         self.first_gain = {**self.gain, **self.first_gain}
+        self.zeroed = tuple(name for i, name in named if gains[i] == 0)
         self.update_ratio = {name: ratios[i] for i, name in named if ratios[i] >= 0 and math.isfinite(ratios[i])}
         below = checkup.below_eps.tolist()
         self.below_eps = {name: below[i] for i, name in named if below[i] >= 0}
         signals = checkup.signal.tolist()
         self.signal = {name: signals[i] for i, name in named if signals[i] >= 0}
+        self.has_half_gradients = bool((checkup.output_zeros >= 0).any())
         self.inputs = {name: Inputs(*inputs[i]) for i, name in named if inputs[i][2] >= 0}
+        self.first_std = {**{name: given.std for name, given in self.inputs.items()}, **self.first_std}
 
     def keep(self, layers: Collection[str]) -> None:
         """Forget every layer but these: the others are no more."""

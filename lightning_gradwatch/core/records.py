@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 MISSING = -1.0
 """Stands for "no gradient" or "not observed" in a tensor of numbers that are never negative."""
+SMALL_SHARE = 0.01
+"""Share of the squared gradient norm, which is that of what a small step of gradient descent takes off the loss, below
+which a falling loss says nothing of a layer."""
 LOWEST, HIGHEST, BINS_PER_DECADE = -45, 39, 4
 """The range of histograms of log10|g|, in decades (that of float32, denormals included), and their resolution."""
 NUM_BINS = (HIGHEST - LOWEST) * BINS_PER_DECADE
@@ -85,7 +88,8 @@ class Alert:
     Attributes:
         kind: What is wrong.
         level: ``"notice"`` (worth knowing) or ``"alert"`` (act).
-        step: Step at which it opened, on the x-axis of the loggers.
+        step: Step at which it opened, on the x-axis of the loggers. A notice that rises to an alert keeps it: the
+            trouble began then, and kind, step and optimizer are how an incident is known again.
         until_step: Last step at which it held; None while it is open.
         layer: Name of the layer that shows it most; ``""`` if it concerns the run as a whole.
         value: The measured value at opening, in the unit of the kind: decades for ``vanishing``,

@@ -86,16 +86,25 @@ def opened_at(rule: DepthRule, decades: float, at_outputs: bool = True) -> int |
     return None
 
 
-def test_the_alert_opens_with_the_tenth_sample_at_two_decades() -> None:
-    assert opened_at(DepthRule(0.5), 2.01) == 9
+def test_the_alert_opens_at_two_decades_with_the_twentieth_sample_and_with_the_tenth_at_a_quarter_more() -> None:
+    assert opened_at(DepthRule(0.5), 2.01) == 19
     assert opened_at(DepthRule(0.5), 1.99) is None
+    assert opened_at(DepthRule(0.5), 2.49) == 19
+    assert opened_at(DepthRule(0.5), 2.51) == 9
     assert opened_at(DepthRule(0.75), 2.99) is None
-    assert opened_at(DepthRule(0.75), 3.01) == 9
+    assert opened_at(DepthRule(0.75), 3.01) == 19
+    assert opened_at(DepthRule(0.75), 3.76) == 9
+
+
+def test_a_borderline_loss_that_is_shed_in_the_first_steps_is_none() -> None:
+    rule = DepthRule(0.5)
+    assert [update(rule, step, profile(2.6 - 0.05 * step)) for step in range(30)] == [None] * 30
 
 
 def test_weights_gradients_must_lose_two_and_a_half_decades() -> None:
     assert opened_at(DepthRule(0.5), 2.49, at_outputs=False) is None
-    assert opened_at(DepthRule(0.5), 2.51, at_outputs=False) == 9
+    assert opened_at(DepthRule(0.5), 2.51, at_outputs=False) == 19
+    assert opened_at(DepthRule(0.5), 3.13, at_outputs=False) == 9
 
 
 def test_one_wild_sample_opens_nothing() -> None:
@@ -211,7 +220,7 @@ def test_a_seam_between_two_towers_is_no_vanishing_but_a_cliff_in_a_small_net_is
     small = Profile(("a", "b", "c", "d", "e", "f"), (1e-5,) * 3 + (2e-3,) * 3, at_outputs=True)
     assert [update(DepthRule(0.5), step, towers) for step in range(30)] == [None] * 30
     rule = DepthRule(0.5)
-    assert [f.step for step in range(30) if (f := update(rule, step, small)) is not None] == [9]
+    assert [f.step for step in range(30) if (f := update(rule, step, small)) is not None] == [19]
 
 
 def test_a_deep_slope_is_vanishing_however_level_its_steps() -> None:

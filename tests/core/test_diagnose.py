@@ -155,7 +155,8 @@ def test_decaying_weights_are_named_with_what_is_left_of_them() -> None:
     alert = explained(watched(net, 40, lr=0.02, weight_decay=4.0), "vanishing", "weight_decay")
     left = figures(alert.evidence)[0] / 100
     assert left <= 0.5
-    assert left == pytest.approx((1 - 0.02 * 4.0) ** alert.step, abs=0.05)
+    kept = 1 - 0.02 * 4.0  # in each step; weights are measured at every fifth sample
+    assert kept**alert.step - 0.01 <= left <= kept ** (alert.step - 5) + 0.01
 
 
 def test_one_odd_layer_is_named_as_the_cliff() -> None:
@@ -402,3 +403,143 @@ def test_an_explanation_survives_a_resume() -> None:
         opened += watcher.observe(loss=loss).alerts
         optimizer.step()
     assert ("vanishing", "weight_decay") in [(a.kind, a.cause) for a in opened]
+
+
+class Letters(nn.Module):
+    """Reads pixels as letters, embedded at a scale, or as they are."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.letters, self.read, self.judge = nn.Embedding(5, 16), nn.LSTM(16, 32), nn.Linear(32, 10)
+        nn.init.normal_(self.letters.weight, std=scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        codes = (2 * x).long().clamp(0, 4).transpose(0, 1)
+        out: Tensor = self.judge(self.read(self.letters(codes))[0].mean(0))
+        return out
+
+
+@pytest.mark.parametrize("lr", [30.0, 100.0, 300.0])
+def test_what_updates_have_blown_up_is_a_matter_of_the_learning_rate_alone(lr: float) -> None:
+    alerts = watched(Letters(), 40, lr=lr)
+    assert alerts[0].kind in ("exploding", "vanishing")
+    explained(alerts, alerts[0].kind, "learning_rate")
+    assert {alert.cause for alert in alerts} == {"learning_rate"}
+
+
+def test_an_embedding_that_starts_large_is_named_by_what_it_gives() -> None:
+    alert = explained(watched(Letters(scale=1e4), 40, lr=300.0), "vanishing", "input_scale")
+    assert figures(alert.evidence)[0] == pytest.approx(1e4, rel=0.5)
+
+
+class Branches(nn.Module):
+    """Sigmoids throughout: a trunk, a branch that hardly counts, and behind it in the order the heads on the trunk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.branch = deep_net(nn.Sigmoid, 7)[:-1], deep_net(nn.Sigmoid, 6)
+        self.heads = nn.ModuleList(nn.Linear(64, 10) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.trunk(x)
+        late: Tensor = 1e-5 * self.branch(hidden)
+        return late + sum(head(hidden) for head in self.heads)
+
+
+def test_branches_that_run_one_after_the_other_make_no_cliff() -> None:
+    alert = explained(watched(Branches(), 12), "vanishing", "saturating_activation")
+    assert "11 sigmoids" in alert.evidence
+
+
+class LowRank(nn.Module):
+    """A frozen layer beside a trained product of two thin matrices."""
+
+    def __init__(self, base: nn.Linear, is_zero: bool) -> None:
+        super().__init__()
+        self.base, rows = base.requires_grad_(False), base.out_features
+        self.a, self.b = nn.Linear(base.in_features, 4, bias=False), nn.Linear(4, rows, bias=False)
+        for factor in (self.a, self.b) if is_zero else (self.b,):
+            nn.init.zeros_(factor.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.base(x) + self.b(self.a(x))
+        return out
+
+
+def test_a_product_whose_factors_both_start_at_zero_is_named_with_them() -> None:
+    def adapted(is_zero: bool) -> nn.Sequential:
+        return nn.Sequential(*(LowRank(m, is_zero) if isinstance(m, nn.Linear) else m for m in relu_net(3)))
+
+    alert = explained(watched(adapted(is_zero=True), 12), "dead", "small_init")
+    assert "0.a, 0.b, 2.a and 3 more are exactly zero" in alert.evidence
+    assert watched(adapted(is_zero=False), 12) == []  # as LoRA starts
+
+
+def test_a_network_that_starts_at_zero_is_told_from_dead_units() -> None:
+    net = relu_net(4)
+    for parameter in net.parameters():
+        nn.init.zeros_(parameter)
+    alert = explained(watched(net, 12), "dead", "small_init")
+    assert "0, 2, 4 and 1 more are exactly zero" in alert.evidence
+
+
+class Autocast(nn.Module):
+    """Float32 weights, half-precision arithmetic."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.net, self.dtype = relu_net(3), dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", self.dtype):
+            out: Tensor = self.net(x)
+        return out
+
+
+def test_gradients_that_autocast_to_float16_loses_are_named() -> None:
+    def faint(output: Tensor, digit: Tensor) -> Tensor:
+        return 1e-7 * classify(output, digit)
+
+    alert = explained(watched(Autocast(torch.float16), 12, loss_of=faint), "underflow", "half_precision")
+    assert "float16 gradients are exactly zero" in alert.evidence
+    assert watched(Autocast(torch.bfloat16), 12, loss_of=faint) == []
+    assert watched(Autocast(torch.float16), 12) == []
+
+
+class Forgetful(nn.Module):
+    """A recurrent reader that forgets, beside layers that learn without it."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.reader, self.rest = Reader(gain), relu_net(3)
+        with torch.no_grad():
+            self.reader.judge.weight.mul_(0.05)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.reader(x) + self.rest(x)
+        return out
+
+
+def test_an_encoder_that_forgets_is_found_while_other_layers_learn() -> None:
+    found = watched(Forgetful(0.3), 90, every=2, lr=0.05)
+    assert [alert.level for alert in found] == ["notice", "alert"]
+    alert = explained(found, "vanishing_through_time", "recurrence")
+    assert alert.layer == "reader.read"
+    assert "whatever the loss does" in alert.message
+    assert "it is not what lowers the loss" in alert.evidence
+    assert watched(Forgetful(0.8), 90, every=2, lr=0.05) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "grown", "cause"),
+    [(0.0, 500.0, "learning_rate"), (-5.0, 500.0, "recurrence"), (0.0, 1.5, "recurrence")],
+)
+def test_a_layer_that_updates_have_made_forgetful_is_told_from_one_that_was_so(
+    first: float, grown: float, cause: Cause
+) -> None:
+    evidence = Evidence()
+    evidence.horizons, evidence.first_growth = {"read": (3, 64, 5.0)}, {"read": first}
+    evidence.shrinkage, evidence.update_ratio, evidence.lr = {"read": grown}, {"read": 3.4}, 20.0
+    finding = Finding("vanishing_through_time", "alert", 3, None, ("read",), 5.0, 3.0)
+    assert explain(finding, evidence).cause == cause

@@ -243,6 +243,53 @@ def test_a_notice_rises_to_an_alert_and_does_not_fall_back() -> None:
     assert told == [(10, "notice", 10), (15, "alert", 10)]
 
 
+def overlook(
+    decades: float, share: float, steps: int = 12, level: AlertLevel | None = None, swings: float = 0.0
+) -> list[Finding]:
+    rule, found = TimeRule(), []
+    for step in range(steps):
+        seen = through_time(decades - swings * (step % 3))
+        found += rule.update(step, {"rnn": seen}, level, {"rnn": share}, "alert")
+    return found
+
+
+def test_six_decades_are_an_alert_whatever_the_loss_does_where_other_layers_make_it_fall() -> None:
+    (finding,) = overlook(6.1, share=0.009)
+    assert (finding.step, finding.level, finding.layers) == (4, "alert", ("rnn",))
+    assert overlook(5.9, share=0.009) == []
+    assert overlook(6.1, share=0.011) == []  # the loss falls by it, so that it may need the last steps only
+    assert overlook(6.1, share=0.009, steps=4) == []
+    assert overlook(7.0, share=0.009, swings=1.0) == []  # it may be about to remember
+
+
+def test_the_layer_whose_loss_is_overlooked_is_named_before_one_that_loses_more() -> None:
+    rule, found = TimeRule(), []
+    for step in range(12):
+        seen = {"reader": through_time(20), "encoder": through_time(8)}
+        found += rule.update(step, seen, None, {"reader": 0.9, "encoder": 0.001}, "notice" if step < 8 else "alert")
+    assert [(f.step, f.level, f.layers) for f in found] == [(4, "notice", ("encoder",)), (4, "alert", ("encoder",))]
+    assert [f.value for f in found] == pytest.approx([8.0, 8.0])
+
+
+def test_shares_go_on_after_a_resume_and_may_be_missing_from_an_old_state() -> None:
+    one, other, old = TimeRule(), TimeRule(), TimeRule()
+    for step in range(4):
+        one.update(step, {"rnn": through_time(7)}, None, {"rnn": 0.001}, "alert")
+    state = one.state_dict()
+    other.load_state_dict(saved_and_loaded(state))
+    old.load_state_dict({name: part for name, part in state.items() if name != "shares"})
+    found = [r.update(4, {"rnn": through_time(7)}, None, {"rnn": 0.001}, "alert") for r in (one, other, old)]
+    assert found[0] == found[1] != []
+    one.keep(["other"])
+    assert one.state_dict()["shares"] == {}
+
+
+def test_a_loss_tells_nothing_of_other_layers_before_it_could_be_called_flat() -> None:
+    assert history(*[1.0] * 19).concern_regardless is None
+    assert history(*[10 * 0.9**i for i in range(59)]).concern_regardless == "notice"
+    assert history(*[10 * 0.9**i for i in range(60)]).concern_regardless == "alert"
+
+
 def test_a_loss_is_a_concern_when_flat_and_worth_a_notice_before_it_has_begun_to_fall() -> None:
     assert history(*[1.0] * 10).concern is None
     assert history(*[1.0] * 30).concern == "notice"
@@ -410,6 +457,29 @@ def test_layers_that_ran_in_ten_samples_without_a_gradient_are_detached() -> Non
     assert ended.until_step is not None
 
 
+def head(*without: int) -> dict[str, Any]:
+    """Layers of six without any gradient."""
+    norms = [-1.0 if i in without else 1.0 for i in range(6)]
+    return {"outputs": norms, "gradients": norms}
+
+
+def test_what_runs_behind_all_that_is_trained_is_worth_a_notice() -> None:
+    ((_, finding),) = listen(SilenceRule(), 15, **head(4, 5))
+    assert (finding.kind, finding.level, finding.layers) == ("detached", "notice", ("l4", "l5"))
+    ((_, finding),) = listen(SilenceRule(), 15, **head(3, 5))
+    assert (finding.level, finding.layers) == ("alert", ("l3", "l5"))
+    assert listen(SilenceRule(), 15, **head(*range(6)))[0][1].level == "alert"  # nothing is trained at all
+
+
+def test_a_notice_of_a_head_rises_with_a_layer_within_the_network_and_names_it() -> None:
+    rule, found = SilenceRule(), []
+    for step in range(40):
+        observation = observed(step, **head(2, 5))
+        ran = NAMES if step >= 20 else NAMES - {"l2"}
+        found += rule.update(observation, replace(sample_of(observation), ran=ran))
+    assert [(f.step, f.level, f.layers) for f in found] == [(9, "notice", ("l5",)), (9, "alert", ("l2", "l5"))]
+
+
 def test_a_layer_that_has_had_a_gradient_once_is_not_detached() -> None:
     rule = SilenceRule()
     listen(rule, 1)
@@ -454,13 +524,13 @@ def test_training_that_has_improved_is_not_stalled() -> None:
     assert stall(StalledRule(), history(*[2.0] * 59), 1e-9, gradients=[1e-9] * 6) == []
 
 
-def underflow(dtype: str = "float32", lr: float | None = 0.1, **shares: Any) -> list[Finding]:
+def underflow(dtype: str = "float32", lr: float | None = 0.1, is_scaled: Any = False, **shares: Any) -> list[Finding]:
     rule, found = UnderflowRule(), []
     for step in range(4):
         observation = observed(step, dtype=dtype, lr=lr, **shares)
         sample = sample_of(observation)
         assert sample.checkup is not None
-        found += rule.update(observation, sample, sample.checkup)
+        found += rule.update(observation, sample, sample.checkup, is_scaled)
     return found
 
 
@@ -490,9 +560,17 @@ def test_the_value_of_an_underflow_is_the_share_that_is_lost(dtype: str, name: s
 
 
 def test_what_is_no_matter_of_rounding_is_no_underflow() -> None:
-    assert underflow("float32", output_zeros=1.0, unchanged=1.0) == []
-    assert underflow("bfloat16", output_zeros=1.0) == []
+    assert underflow("float32", unchanged=1.0) == []
     assert underflow("bfloat16", lr=0.0, unchanged=1.0) == []
+
+
+def test_zeros_under_autocast_are_rounding_unless_the_loss_is_scaled() -> None:
+    (finding,) = underflow("float32", output_zeros=0.95)  # known of float16 gradients alone
+    assert finding.kind == "underflow"
+    assert finding.value == pytest.approx(0.95)
+    assert underflow("float32", output_zeros=0.85) == []
+    assert underflow("float32", is_scaled=True, output_zeros=0.95) == []
+    assert [f.kind for f in underflow("float16", is_scaled=True, output_zeros=0.95)] == ["underflow"]
 
 
 # --- all of them together

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from statistics import median
 from typing import Any
 
@@ -57,7 +58,7 @@ class Detector:
         changes = self.nonfinite.update(observation, is_scaled, skips or is_scaled)
         sample = observation.sample
         if sample is not None and not sample.is_skipped:
-            changes += self._update_sample(observation, sample)
+            changes += self._update_sample(observation, sample, is_scaled)
         ends = outer_ends(self.profile) if len(self.profile.norms) >= 3 else ()
         if self.nonfinite.finding is None:
             changes += self.exploding.update(
@@ -65,8 +66,8 @@ class Detector:
             )
         return changes
 
-    def _update_sample(self, observation: Observation, sample: Sample) -> list[Finding]:
-        norms = observation.norms[-1, 1:].tolist()
+    def _update_sample(self, observation: Observation, sample: Sample, is_scaled: bool) -> list[Finding]:
+        total, *norms = observation.norms[-1].tolist()
         self.profile = depth_profile(observation.layers, sample.output_grad_norm.tolist(), norms)
         sequences = {name: values.tolist() for name, values in sample.sequences}
         changes: list[Finding] = []
@@ -76,9 +77,11 @@ class Detector:
             self._usual_update = median(known) if known else 0.0
         changes += self.depth.update(sample.step, self.profile, self.losses.patience)
         if sequences or self.time.horizons:
-            changes += self.time.update(sample.step, sequences, self.losses.concern)
+            shares = dict(zip((layer.name for layer in observation.layers), _shares(norms, total), strict=True))
+            levels = self.losses.concern, self.losses.concern_regardless
+            changes += self.time.update(sample.step, sequences, levels[0], shares, levels[1])
         if sample.checkup is not None and self.depth.incident.finding is None:
-            changes += self.underflow.update(observation, sample, sample.checkup)
+            changes += self.underflow.update(observation, sample, sample.checkup, is_scaled)
         if self.underflow.incident.finding is None:
             changes += self.silence.update(observation, sample)
         if not self._others_open:
@@ -134,3 +137,8 @@ class Detector:
         self.underflow.incident.load_state_dict(state["underflow"])
         self.underflow.shares = dict(state["shares"])
         self._update_ratio, self._usual_update = state["update_ratio"], state["usual_update"]
+
+
+def _shares(norms: list[float], total: float) -> list[float]:
+    """What part each layer has in the squared total norm; 1 where that is not known."""
+    return [(max(norm, 0.0) / total) ** 2 if 0 < total < math.inf else 1.0 for norm in norms]

@@ -9,12 +9,15 @@ from typing import Any
 
 from lightning_gradwatch.core.detect.incident import Incident
 from lightning_gradwatch.core.detect.profile import Profile, decades_lost, largest_jump, outer_ends, positive, slope
-from lightning_gradwatch.core.records import AlertLevel, Finding
+from lightning_gradwatch.core.records import SMALL_SHARE, AlertLevel, Finding
 
 FULL_SCORE_DECADES = 4.0
 """Decades lost between the loss end and the input end at which the vanishing score reaches 1."""
 FALLBACK_FULL_SCORE_DECADES = 5.0
 """The same where only parameter gradients are known: they separate sick from healthy less sharply."""
+EARLY_FACTOR = 1.25
+EARLY_SAMPLES = 20
+"""Until then a borderline loss waits: many a network starts with one and sheds it in its first steps."""
 SEAM_FACTOR = 1.5
 SEAM_LAYERS = 20
 """Two towers may meet at a jump, such as an encoder that is reached through attention: nothing is lost with depth."""
@@ -22,6 +25,7 @@ WARM_UP_SAMPLES = 5
 MEDIAN_SAMPLES = 5
 EXPLODING_DECADES = 3.0
 TIME_DECADES = 3.0
+GRAVE_TIME_DECADES = 2 * TIME_DECADES
 HORIZON_SHARE = 0.01
 
 
@@ -29,7 +33,7 @@ class DepthRule:
     """Vanishing gradients: the median of the last five values of :func:`decades_lost`, after five warm-up samples.
 
     It depends on neither the loss scale nor the learning rate nor the optimizer. Opens at the threshold on the score
-    ``decades / 4`` and ends below three quarters of it.
+    ``decades / 4``, in the first twenty samples at five quarters of it, and ends below three quarters of it.
 
     Args:
         threshold: Score in (0, 1] at which the alert opens; 0.5 is a loss of two decades.
@@ -91,7 +95,11 @@ class DepthRule:
         self._growth = [*self._growth, growth][-MEDIAN_SAMPLES:]
         self._full_score = FULL_SCORE_DECADES if profile.at_outputs else FALLBACK_FULL_SCORE_DECADES
         threshold = self._threshold * self._full_score
-        can_wait = patience if not _is_seam(profile.norms, decades, threshold) else max(patience, SEAM_FACTOR)
+        can_wait = max(
+            patience,
+            SEAM_FACTOR if _is_seam(profile.norms, decades, threshold) else 1.0,
+            EARLY_FACTOR if self._num_samples < EARLY_SAMPLES else 1.0,
+        )
         if self.incident.finding is None and self.decades < can_wait * threshold:
             return []
         found = self.incident.judge(step, self.decades, outer_ends(profile), threshold=threshold)
@@ -141,10 +149,15 @@ class TimeRule:
 
     Losing them is no illness as such: a task may need the last few steps only. So three decades are an alert only while
     the loss is flat, a notice before that if it has not begun to fall, and otherwise nothing.
+
+    A falling loss speaks only for layers that make it fall. One that has less than 1 % of the squared gradient and
+    loses six decades, in five samples running, is an alert as soon as a loss could be called flat, whatever it does:
+    so an encoder that forgets behind a decoder that learns without it.
     """
 
     def __init__(self) -> None:
         self._recent: dict[str, list[float]] = {}
+        self._shares: dict[str, list[float]] = {}
         self.horizons: dict[str, tuple[int, int, float]] = {}
         self.incident = Incident("vanishing_through_time", TIME_DECADES)
 
@@ -156,15 +169,39 @@ class TimeRule:
         return name, ready.get(name, 0.0)
 
     @property
+    def _overlooked(self) -> str:
+        """The layer that loses most of those whose losses the others' learning hides; ``""`` without one."""
+        ready = {name: min(d) for name, d in self._recent.items() if len(d) == MEDIAN_SAMPLES}
+        small = {name for name in ready if max(self._shares.get(name, [1.0])) < SMALL_SHARE}
+        return max((name for name in small if ready[name] >= GRAVE_TIME_DECADES), key=ready.__getitem__, default="")
+
+    @property
     def growth(self) -> tuple[str, float]:
         """The layer whose gradient grows most into the past, and by how many decades; ``("", 0)`` until ready."""
         ready = {name: -median(d) for name, d in self._recent.items() if len(d) == MEDIAN_SAMPLES}
         name = max(ready, key=ready.__getitem__, default="")
         return name, max(ready.get(name, 0.0), 0.0)
 
-    def update(self, step: int, sequences: Mapping[str, Sequence[float]], level: AlertLevel | None) -> list[Finding]:
-        """Take in a sample; the finding if it opened or ended just now."""
+    def update(
+        self,
+        step: int,
+        sequences: Mapping[str, Sequence[float]],
+        level: AlertLevel | None,
+        shares: Mapping[str, float] | None = None,
+        level_regardless: AlertLevel | None = None,
+    ) -> list[Finding]:
+        """Take in a sample; the finding if it opened or ended just now.
+
+        Args:
+            step: The step of the sample.
+            sequences: Gradient norms over time steps by layer, the earliest first.
+            level: What the loss makes of a layer that forgets.
+            shares: Each layer's share of the squared gradient norm.
+            level_regardless: The same as ``level`` for layers that the loss says nothing of.
+        """
         for name, norms in sequences.items():
+            if shares is not None and name in shares:
+                self._shares[name] = [*self._shares.get(name, []), shares[name]][-MEDIAN_SAMPLES:]
             decades = decades_lost(positive(norms))
             if decades is not None:
                 self._recent[name] = [*self._recent.get(name, []), decades][-MEDIAN_SAMPLES:]
@@ -173,6 +210,9 @@ class TimeRule:
         if not self._recent:
             return []
         layer, decades = self.worst
+        if level != "alert" and level_regardless is not None and self._overlooked:
+            layer, level = self._overlooked, level_regardless
+            decades = median(self._recent[layer])
         if self.incident.finding is None and level is None:
             return []
         found = self.incident.judge(step, decades, (layer,), level or "notice")
@@ -181,12 +221,14 @@ class TimeRule:
     def keep(self, layers: Collection[str]) -> None:
         """Forget every layer but these: the others are no more."""
         self._recent = {name: decades for name, decades in self._recent.items() if name in layers}
+        self._shares = {name: shares for name, shares in self._shares.items() if name in layers}
         self.horizons = {name: horizon for name, horizon in self.horizons.items() if name in layers}
 
     def state_dict(self) -> dict[str, Any]:
         """Primitives that :meth:`load_state_dict` takes back."""
         return {
             "recent": {name: list(d) for name, d in self._recent.items()},
+            "shares": {name: list(s) for name, s in self._shares.items()},
             "horizons": {name: list(h) for name, h in self.horizons.items()},
             "incident": self.incident.state_dict(),
         }
@@ -194,6 +236,7 @@ class TimeRule:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
         self._recent = {name: list(d) for name, d in state["recent"].items()}
+        self._shares = {name: list(s) for name, s in state.get("shares", {}).items()}
         self.horizons = {name: (h[0], h[1], h[2]) for name, h in state["horizons"].items()}
         self.incident.load_state_dict(state["incident"])
 

@@ -47,7 +47,7 @@ class Incident:
             ended, self.finding = replace(self.finding, until_step=self._held_at), None
             return ended
         if self.finding is not None and (self.finding.level, level) == ("notice", "alert") and self._above:
-            self.finding = replace(self.finding, level="alert", value=value)
+            self.finding = replace(self.finding, level="alert", value=value, layers=layers or self.finding.layers)
             return self.finding
         return None
 

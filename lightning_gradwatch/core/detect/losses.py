@@ -94,6 +94,13 @@ class LossHistory:
         return "notice" if self.num_steps >= NOTICE_STEPS and self.patience == 1.0 else None
 
     @property
+    def concern_regardless(self) -> AlertLevel | None:
+        """The same where other layers make the loss fall: as soon as it could have been told to be flat."""
+        if self.num_steps >= 2 * WINDOW:
+            return "alert"
+        return "notice" if self.num_steps >= NOTICE_STEPS else None
+
+    @property
     def first(self) -> float:
         """The very first loss; NaN without any."""
         return self._first[0] if self._first else math.nan

@@ -58,14 +58,20 @@ class UnderflowRule:
         """The largest share of lost elements."""
         return max(self.shares.values())
 
-    def update(self, observation: Observation, sample: Sample, checkup: Checkup) -> list[Finding]:
-        """Take in a thorough sample; the finding if it opened or ended just now."""
+    def update(
+        self, observation: Observation, sample: Sample, checkup: Checkup, is_scaled: bool = False
+    ) -> list[Finding]:
+        """Take in a thorough sample; the finding if it opened or ended just now.
+
+        Zeros count where weights are float16, or, under autocast, gradients at outputs are and nothing scales the loss.
+        """
+        is_autocast = not is_scaled and bool((checkup.output_zeros >= 0).any())  # known of float16 alone
         is_half = "float16" in observation.dtypes
         is_low = is_half or "bfloat16" in observation.dtypes
         is_matrix = [layer.has_matrix for layer in observation.layers]
         has_rate = observation.lr is None or observation.lr > 0
         self.shares = {
-            "zeros": middle(checkup.output_zeros, is_matrix) if is_half else 0.0,
+            "zeros": middle(checkup.output_zeros, is_matrix) if is_half or is_autocast else 0.0,
             "unchanged": middle(checkup.unchanged, is_matrix) if is_low and has_rate else 0.0,
             "below_eps": middle(checkup.below_eps, is_matrix),
         }

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from lightning_gradwatch.core.detect.incident import Incident
-from lightning_gradwatch.core.records import Finding, Observation, Sample
+from lightning_gradwatch.core.records import AlertLevel, Finding, Observation, Sample
 
 DEAD_SAMPLES = 5
 DETACHED_SAMPLES = 10
@@ -15,7 +15,8 @@ DETACHED_SAMPLES = 10
 class SilenceRule:
     """Dead: at least half of the first third of the layers with exactly zero gradient in five samples in a row.
 
-    Detached: a layer that ran in ten samples and never had a gradient.
+    Detached: a layer that ran in ten samples and never had a gradient; a mere notice if it is behind every layer that
+    had one, as a head that the loss does not use.
     """
 
     def __init__(self) -> None:
@@ -58,10 +59,16 @@ class SilenceRule:
         first_third = matrices[: math.ceil(len(matrices) / 3)]
         share = sum(name in silent for name in first_third) / len(first_third) if first_third else 0.0
         changes = [
-            self.detached.judge(sample.step, float(len(never)), tuple(never)),
+            self.detached.judge(sample.step, float(len(never)), tuple(never), self._level(observation, never)),
             self.dead.judge(sample.step, share, tuple(silent)),
         ]
         return [change for change in changes if change is not None]
+
+    def _level(self, observation: Observation, detached: list[str]) -> AlertLevel:
+        """A notice if all of them ran behind the last layer that has had a gradient."""
+        names = [layer.name for layer in observation.layers]
+        last = max((i for i, name in enumerate(names) if name in self._had_gradient), default=len(names))
+        return "notice" if {*detached} <= {*names[last + 1 :]} else "alert"
 
     def state_dict(self) -> dict[str, Any]:
         """Primitives that :meth:`load_state_dict` takes back."""
