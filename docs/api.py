@@ -1,0 +1,110 @@
+"""Make the API reference, ``docs/api.md``, from the docstrings of the public names.
+
+python docs/api.py
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from docstring_parser.common import DocstringExample, DocstringMeta, DocstringParam, DocstringRaises
+from docstring_parser.google import GoogleParser, Section, SectionType
+
+import lightning_gradwatch
+from lightning_gradwatch import GradWatch
+from lightning_gradwatch.core.records import Clip, Publication, Sample, Window
+from lightning_gradwatch.core.schedule import Schedule
+from lightning_gradwatch.core.watcher import Report, Settings, Watcher
+from lightning_gradwatch.tensorboard.writer import Writer
+
+REFERENCE = Path(__file__).parent / "api.md"
+WITHOUT_LIGHTNING = (Watcher, Settings, Schedule, Report, Publication, Window, Sample, Clip, Writer)
+OF_GRADWATCH = ("alerts", "profile")
+"""The rest is for Lightning to call."""
+PARSER = GoogleParser()
+PARSER.add_section(Section("Source", "source", SectionType.SINGULAR))
+TITLES = {"param": "Arguments", "attribute": "Attributes", "raises": "Raises", "returns": "Returns", "source": "Source"}
+INTRODUCTION = """# API reference
+
+Made from the docstrings by `python docs/api.py`. What it is for stands in the [guide](guide.md).
+"""
+
+
+def reference() -> str:
+    """The whole reference as Markdown: what the package exports, then what a loop without Lightning needs."""
+    parts = [INTRODUCTION, "## `lightning_gradwatch`\n"]
+    for name in lightning_gradwatch.__all__:
+        parts += described(name, getattr(lightning_gradwatch, name))
+    parts.append("## Without Lightning\n\nThese know torch only.\n")
+    for thing in WITHOUT_LIGHTNING:
+        parts += described(f"{thing.__module__}.{thing.__name__}", thing)
+    return "\n".join(parts)
+
+
+def described(title: str, thing: Any) -> Iterator[str]:
+    """A class or function with its arguments, then its own public methods and properties."""
+    yield f"### `{title}`\n"
+    yield from signature(thing)
+    yield from documented(thing)
+    for name, member in vars(thing).items() if inspect.isclass(thing) else ():
+        function = getattr(member, "__func__", member)
+        is_documented = (callable(function) or isinstance(function, property)) and function.__doc__
+        if is_documented and not name.startswith("_") and (thing is not GradWatch or name in OF_GRADWATCH):
+            yield f"#### `{thing.__name__}.{name}`\n"
+            yield from signature(function)
+            yield from documented(function)
+
+
+def signature(thing: Any) -> Iterator[str]:
+    """How it is called; nothing for a property, or where there is nothing to pass."""
+    if isinstance(thing, property) or (inspect.isclass(thing) and issubclass(thing, Warning)):
+        return
+    given = [p for p in inspect.signature(thing).parameters.values() if p.name not in ("self", "cls")]
+    keywords = [argument(p) for p in given if p.kind is p.KEYWORD_ONLY]
+    lines = [argument(p) for p in given if p.kind is not p.KEYWORD_ONLY] + (["*", *keywords] if keywords else [])
+    if lines:
+        yield f"```text\n{thing.__name__}(\n    " + ",\n    ".join(lines) + ",\n)\n```\n"
+
+
+def argument(parameter: inspect.Parameter) -> str:
+    """Name, type and default; a default that is made afresh each time is shown as such."""
+    default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}".replace("<factory>", "...")
+    return f"{parameter.name}: {parameter.annotation}{default}"
+
+
+def documented(thing: Any) -> Iterator[str]:
+    """The docstring, its sections as lists."""
+    docstring = PARSER.parse(inspect.getdoc(thing))
+    for text in (docstring.short_description, docstring.long_description):
+        if text:
+            yield markdown(text) + "\n"
+    for kind in dict.fromkeys(meta.args[0] for meta in docstring.meta):
+        metas = [meta for meta in docstring.meta if meta.args[0] == kind]
+        if isinstance(metas[0], DocstringExample):
+            yield f"**Example**\n\n```text\n{metas[0].description}\n```\n"
+        elif kind in ("returns", "source"):
+            yield f"**{TITLES[kind]}**: {entry(metas[0])}\n"
+        else:
+            yield f"**{TITLES[kind]}**\n\n" + "\n".join(f"- {entry(meta)}" for meta in metas) + "\n"
+
+
+def entry(meta: DocstringMeta) -> str:
+    """One argument, attribute, result or error."""
+    name = meta.arg_name if isinstance(meta, DocstringParam) else None
+    if isinstance(meta, DocstringRaises):
+        name = meta.type_name
+    text = " ".join(markdown(meta.description or "").split())
+    return f"`{name}`: {text}" if name else text
+
+
+def markdown(text: str) -> str:
+    """References and literals of docstrings in the way of Markdown."""
+    return re.sub(r"``(.+?)``", r"`\1`", re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text))
+
+
+if __name__ == "__main__":
+    REFERENCE.write_text(reference(), encoding="utf-8")

@@ -1,0 +1,204 @@
+"""Guide and README keep their word: every block of code is executed, and what it prints compared with the next block.
+
+A section (a heading with what is below it, up to the next heading) runs in a directory of its own, its Python blocks in
+one namespace with the guide's first file, ``setting.py``. A block whose first line names a file is that file, for the
+commands of the section to use.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import re
+import subprocess
+import sys
+import warnings
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from lightning_gradwatch import GradWatchWarning
+from tests.cli.command import environment
+from tests.servers import Inbox
+from tests.tensorboard.board import Board
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+GUIDE, README = (DOCS / "guide.md").read_text(), (ROOT / "README.md").read_text()
+SLACK = "slack://TokenA/TokenB/TokenC/#training"
+"""The address of a server of our own stands in for it."""
+LOGDIR = re.compile(r"^tensorboard --logdir (\S+)$", re.MULTILINE)
+SET_UP = re.compile(r"^python3 -m venv .* && \.venv/bin/(?:(python .*)|pytest .*)\n$")
+"""Commands that install, which ``.ci/run`` executes, and then train an example or run the tests."""
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+class Block(NamedTuple):
+    """A fenced block."""
+
+    language: str
+    text: str
+
+    @property
+    def file(self) -> str | None:
+        """The name of the file that it is."""
+        named = re.match(r"# (\w+\.(?:py|yaml))\n", self.text)
+        return named[1] if named else None
+
+
+def sections(document: str) -> dict[str, list[Block]]:
+    """The blocks below each heading that has any."""
+    found: dict[str, list[Block]] = {}
+    code = False
+    title, start, lines = "", 0, document.splitlines(keepends=True)
+    for number, line in enumerate([*lines, "# end\n"]):
+        code ^= line.startswith("```")
+        if line.startswith("#") and not code:
+            found[title] = [Block(*match.groups()) for match in FENCE.finditer("".join(lines[start:number]))]
+            title, start = line.strip("# \n"), number
+    return {title: blocks for title, blocks in found.items() if blocks}
+
+
+SECTIONS = sections(GUIDE) | {f"README: {title}": blocks for title, blocks in sections(README).items()}
+LONG = re.compile(r"\bpython [\w/]+\.py\b|\btorchrun |\bprescribe\b")
+"""What takes long: commands that have to import torch and Lightning again, and trials of remedies."""
+
+
+def is_slow(blocks: list[Block]) -> bool:
+    """Whether a section takes long."""
+    return any(block.language != "text" and LONG.search(block.text) for block in blocks)
+
+
+TITLES = [pytest.param(title, marks=[pytest.mark.slow] * is_slow(blocks)) for title, blocks in SECTIONS.items()]
+SETTING = next(block.text for block in SECTIONS["The network of the examples"] if block.file == "setting.py")
+
+
+class Reader:
+    """Does what somebody would who follows a section.
+
+    Args:
+        directory: Where they work.
+        slack: The address that stands in for Slack's.
+    """
+
+    def __init__(self, directory: Path, slack: str) -> None:
+        self.directory, self.slack = directory, slack
+        self.told, self.was_command = "", False
+        self.names: dict[str, Any] = {"__name__": "__guide__"}
+        (directory / "setting.py").write_text(SETTING)
+        exec(compile(SETTING, "setting.py", "exec"), self.names)
+
+    def follow(self, blocks: list[Block]) -> None:
+        """One block after the other."""
+        for block in blocks:
+            if block.file:
+                (self.directory / block.file).write_text(block.text)
+            elif block.language == "python":
+                self.execute(block.text)
+            elif block.language == "bash":
+                self.command(block.text)
+            else:
+                assert block.language == "text", block
+                self.compare(block.text)
+
+    def compare(self, text: str) -> None:
+        """Each line must have been said since the last such block: as a line by Python, within one by a command."""
+        lines = self.told.splitlines()
+        said = self.told if self.was_command else {line.strip() for line in lines}
+        assert [line for line in text.splitlines() if line.strip() not in said] == [], lines
+        self.told = ""
+
+    def execute(self, code: str) -> None:
+        """Run Python here."""
+        with redirect_stdout(io.StringIO()) as out, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "GradWatch, ", GradWatchWarning)  # its alerts
+            exec(compile(code, "guide.md", "exec"), self.names)
+        self.told, self.was_command = self.told + out.getvalue(), False
+
+    def command(self, text: str) -> None:
+        """Run commands as a shell does; a TensorBoard is started, asked for the tab, and ended."""
+        for logdir in LOGDIR.findall(text):
+            with Board(self.directory / logdir) as board:
+                is_empty = not list((self.directory / logdir).rglob("events.out.tfevents.*"))
+                board.wait(lambda board=board, is_empty=is_empty: board.get("runs").json["runs"] or is_empty)
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        variables = environment(PATH=path, OMP_NUM_THREADS="1", MPLBACKEND="agg")
+        variables["PYTHONPATH"] = os.pathsep.join([str(self.directory), variables["PYTHONPATH"]])
+        commands = LOGDIR.sub("", text).replace(SLACK, self.slack)
+        ran = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", SET_UP.sub(r"\1", commands)],
+            cwd=self.directory,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        tells_by_status = commands.startswith("gradwatch report") and ran.returncode == 1  # an alert is open
+        assert ran.returncode == 0 or tells_by_status, ran.stdout + ran.stderr
+        self.told, self.was_command = self.told + ran.stdout, True
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty place to work in, beside what the repository offers."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("title", TITLES)
+def test_a_section_does_what_it_says(title: str, directory: Path) -> None:
+    with Inbox() as inbox:
+        Reader(directory, inbox.address()).follow(SECTIONS[title])
+    is_promised = any(SLACK in block.text for block in SECTIONS[title])
+    assert bool(inbox.messages) == is_promised
+
+
+def test_a_wrong_word_is_found(directory: Path) -> None:
+    reader = Reader(directory, "")
+    reader.follow([Block("python", "print(6 * 7)"), Block("text", "42\n")])
+    with pytest.raises(AssertionError):
+        reader.follow([Block("text", "43\n")])
+    with pytest.raises(AssertionError):
+        reader.follow([Block("bash", "false\n")])
+
+
+def test_every_link_and_picture_of_the_guide_leads_somewhere() -> None:
+    anchors = {re.sub(r"[^\w\- ]", "", line.strip("# ")).lower().replace(" ", "-") for line in GUIDE.splitlines()}
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", GUIDE) if "://" not in link]
+    assert len(links) > 40
+    broken = [link for link in links if link[0] == "#" and link[1:] not in anchors]
+    broken += [link for link in links if link[0] != "#" and not (DOCS / link.split("#")[0]).exists()]
+    assert broken == []
+
+
+def test_the_pictures_are_small_and_all_shown() -> None:
+    pictures = sorted((DOCS / "pictures").glob("*.png"))
+    assert [picture.name for picture in pictures if picture.stat().st_size > 60_000] == []
+    assert [picture.name for picture in pictures if f"(pictures/{picture.name})" not in GUIDE] == []
+
+
+def test_every_network_of_the_gallery_is_in_the_table() -> None:
+    scripts = "".join(path.read_text() for path in (ROOT / "examples" / "gallery").glob("*.py"))
+    networks = re.findall(r'Network\(\s*"([^"]+)"', scripts)
+    assert len(networks) > 30
+    assert [name for name in networks if f"| {name} |" not in GUIDE] == []
+
+
+def test_every_training_setup_that_is_tested_is_named() -> None:
+    tests = sorted((ROOT / "tests" / "setups").glob("test_*.py"))
+    assert len(tests) > 5
+    assert [test.name for test in tests if f"(../tests/setups/{test.name})" not in GUIDE] == []
+
+
+def test_the_reference_is_what_the_docstrings_say() -> None:
+    spec = importlib.util.spec_from_file_location("docs_api", DOCS / "api.py")
+    assert spec is not None
+    assert spec.loader is not None
+    api = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(api)
+    assert api.REFERENCE.read_text() == api.reference(), "run `python docs/api.py`"
