@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.core.clip.policies import AGC, AdaGC, MaxNorm, MaxValue, Percentile, ZScore
     from lightning_gradwatch.core.records import Alert
     from lightning_gradwatch.errors import GradientAlertError
+    from lightning_gradwatch.prescription.prescribe import prescribe
+    from lightning_gradwatch.prescription.records import Prescription
 
 __all__ = [
     "AGC",
@@ -27,7 +29,9 @@ __all__ = [
     "MaxNorm",
     "MaxValue",
     "Percentile",
+    "Prescription",
     "ZScore",
+    "prescribe",
 ]
 
 _HOMES = {
@@ -35,6 +39,8 @@ _HOMES = {
     "GradWatch": "lightning_gradwatch.callback",
     "GradWatchWarning": "lightning_gradwatch._lightning",
     "GradientAlertError": "lightning_gradwatch.errors",
+    "Prescription": "lightning_gradwatch.prescription.records",
+    "prescribe": "lightning_gradwatch.prescription.prescribe",
     **dict.fromkeys(
         ("AGC", "AdaGC", "MaxNorm", "MaxValue", "Percentile", "ZScore"), "lightning_gradwatch.core.clip.policies"
     ),

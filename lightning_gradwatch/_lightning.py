@@ -176,6 +176,13 @@ def clips_gradients(trainer: Trainer) -> bool:
     return bool(getattr(trainer, "gradient_clip_val", None))
 
 
+def own_clipping(trainer: Trainer) -> tuple[float, bool] | None:
+    """What the Trainer itself clips at, and whether by value instead of by norm; None if it does not clip."""
+    at = getattr(trainer, "gradient_clip_val", None)
+    by = str(getattr(trainer, "gradient_clip_algorithm", None) or "norm")
+    return (float(at), by.lower().endswith("value")) if at else None
+
+
 def num_log_points(trainer: Trainer, every_n_steps: int | None, with_coming_step: bool = True) -> int:
     """How many times Lightning's loggers were due by now, the coming step included.
 
@@ -211,6 +218,12 @@ def loss_scale(trainer: Trainer) -> Tensor | None:
         return None
     scale = getattr(scaler, "_scale", None)
     return scale if isinstance(scale, Tensor) else torch.tensor(scaler.get_scale())
+
+
+def mixed_precision(trainer: Trainer) -> torch.dtype | None:
+    """The dtype under autocast; None for no mixed precision."""
+    names = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    return names.get(str(trainer.precision_plugin.precision))
 
 
 def steps_only_with_a_loss(trainer: Trainer, pl_module: LightningModule) -> bool:

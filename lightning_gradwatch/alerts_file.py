@@ -14,7 +14,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +28,9 @@ NUM_ASIDE = 2
 """Files that were put aside and are kept, ``.1`` being the newest."""
 
 
-Event = Literal["opened", "escalated", "ended", "continued"]
-"""What has become of an incident; ``continued`` repeats one that is still open at the head of a new file."""
+Event = Literal["opened", "escalated", "ended", "continued", "prescribed"]
+"""What has become of an incident; ``continued`` repeats one that is still open at the head of a new file,
+``prescribed`` says what remedies did to a copy of the model."""
 Entry = tuple[Event, str, int, str]
 
 
@@ -69,6 +70,16 @@ def entries(directory: str | Path) -> frozenset[Entry]:
     return frozenset((line["event"], *_incident(line)) for line in read(directory))
 
 
+def prescribed(directory: str | Path, alert: Alert) -> Alert | None:
+    """The alert with what was tried for it according to the file; None if it knows of nothing."""
+    for line in reversed(read(directory)):
+        if (line["event"], *_incident(line)) == entry("prescribed", alert):
+            with contextlib.suppress(KeyError, TypeError):
+                message, remedies = str(line["message"]), tuple(map(str, line["remedies"]))
+                return replace(alert, message=message, remedies=remedies, prescription=dict(line["prescription"]))
+    return None
+
+
 def _incident(line: dict[str, Any]) -> tuple[str, int, str]:
     return line["kind"], line["step"], line["optimizer"]
 
@@ -89,13 +100,17 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def _write(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     """Append whole lines in one write; a torn line before them is ended first."""
-    text = "".join(json.dumps({name: _plain(value) for name, value in line.items()}) + "\n" for line in lines)
+    text = "".join(json.dumps(_plain(line)) + "\n" for line in lines)
     with path.open("ab") as file:
         file.write((b"\n" if _is_torn(path) else b"") + text.encode())
 
 
 def _plain(value: object) -> object:
     """The value, None for a number that JSON does not know."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -34,6 +34,7 @@ from lightning_gradwatch.errors import GradientAlertError
 from lightning_gradwatch.flight import FlightRecorder
 from lightning_gradwatch.incidents import Incidents
 from lightning_gradwatch.notify import Address, Addresses, Notifier
+from lightning_gradwatch.prescribing import Prescriber, require_seconds
 from lightning_gradwatch.signals import SignalWatch
 from lightning_gradwatch.sinks import Sinks
 
@@ -114,6 +115,7 @@ class _Run:
     inputs: Tensor | None = None
     sinks: Sinks = field(default_factory=Sinks)
     actions: Actions | None = None
+    prescriber: Prescriber | None = None
     signals: SignalWatch | None = None
     rng_state: bytes | None = None
     batch_idx: int = 0
@@ -144,6 +146,7 @@ class _Run:
     def release(self) -> None:
         """Leave no hook on the model, no handler of signals, and no message behind."""
         self.detach_probe()
+        self.prescriber = None
         if self.signals is not None:
             self.signals.stop()
         self.sinks.close()
@@ -195,6 +198,9 @@ class GradWatch(Callback):
         max_overhead: What watching may cost, as a fraction of the time of the steps: 0.01 is 1 %. Where the host's own
             time is above it, full samples are taken less often, alike on all ranks; the dense start, and the norms of
             every step, stay. None for no budget. On a GPU it is the host's time, not the device's.
+        prescribe: Whether remedies are tried on a copy of the model at the first alert of the run, with its batch, as
+            :func:`~lightning_gradwatch.prescribe` does; training waits for at most 60 seconds, or the number given.
+            Rank zero does it alone, and not where the model is sharded.
 
     Raises:
         ValueError: If an argument is out of its range; in ``setup`` if a glob matches no layer or the Trainer's
@@ -225,6 +231,7 @@ class GradWatch(Callback):
         flight_steps: int = 200,
         progress_bar: bool = False,
         max_overhead: float | None = None,
+        prescribe: bool | float = False,
     ) -> None:
         if sample_at not in ("step", "backward"):
             raise refuse("sample_at", '"step" or "backward"', sample_at, 'use "step" unless you want every micro-batch')
@@ -247,6 +254,7 @@ class GradWatch(Callback):
         self.notify = Addresses("notify", notify)
         self.tensorboard_url = tensorboard_url
         self.on_alert = require_actions(on_alert)
+        self.prescribe_seconds = require_seconds(prescribe)
         self.flight_steps = flight_steps
         self.progress_bar = progress_bar
         self.compose_clipping = compose_clipping
@@ -368,6 +376,8 @@ class GradWatch(Callback):
         optimizers = list(trainer.optimizers)
         run = self._run
         run.sinks = self._make_sinks(trainer)
+        if self.prescribe_seconds and trainer.is_global_zero:
+            run.prescriber = Prescriber(self.prescribe_seconds, any(alert.prescription for alert in self.alerts))
         run.probe = Probe({}, ()) if _lightning.is_compiled(pl_module) else make_probe(pl_module)
         if not run.probe.can_see:
             _lightning.inform(_COMPILED)
@@ -462,6 +472,8 @@ class GradWatch(Callback):
         run.loss = None
         run.observations_in_batch = 0
         run.is_stepping = False
+        if run.prescriber is not None:
+            run.prescriber.begin_batch(_lightning.x_axis(trainer), pl_module, batch)
 
     @_survives
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -497,6 +509,8 @@ class GradWatch(Callback):
                 _lightning.warn(f"GradWatch can no longer clip the gradients.\n{traceback.format_exc()}")
         if self._run.actions is not None:
             self._act(trainer, self._run.actions, is_before_step=True)
+        if self._run.prescriber is not None and self._prescribe(trainer, pl_module, is_before_step=True):
+            self._run.cost.begin_step()
 
     def _act(self, trainer: Trainer, actions: Actions, is_before_step: bool) -> None:
         """Act where all ranks come by equally often, also those on which the watch has failed.
@@ -532,11 +546,33 @@ class GradWatch(Callback):
         self._end_batch(pl_module)
         if self._run.actions is not None:
             self._act(trainer, self._run.actions, is_before_step=False)
+        if self._run.prescriber is not None:
+            self._prescribe(trainer, pl_module, is_before_step=False)
+            self._run.prescriber.end_batch()
         if self.max_overhead is not None:
             try:
                 self._hold_budget(trainer, self.max_overhead)
             except Exception:
                 self._switch_off("on_train_batch_end", traceback.format_exc())
+
+    def _prescribe(self, trainer: Trainer, pl_module: LightningModule, is_before_step: bool) -> bool:
+        """Try remedies if an alert asks for it; whether it took time. A failure costs a warning, and nothing else."""
+        run, prescriber = self._run, self._run.prescriber
+        alert = prescriber.due(is_before_step) if prescriber is not None and not run.is_off else None
+        if prescriber is None or alert is None:
+            return False
+        try:
+            optimizer = next((p.optimizer for p in run.posts.values() if p.watcher.name == alert.optimizer), None)
+            treated = run.sinks.prescribed(alert) or prescriber.treat(
+                alert, trainer, pl_module, optimizer, self.settings.policies
+            )
+            if treated is not None:
+                run.sinks.tell("prescribed", self._incidents.amend(treated))
+                loggers, num_alerts = _lightning.loggers(trainer), self._incidents.num_alerts
+                run.sinks.write_alerts(loggers, self._incidents.alerts, num_alerts, is_last=False)
+        except Exception as failure:
+            _lightning.warn(f"GradWatch could not try remedies ({failure!r}); training goes on.")
+        return True
 
     @_survives
     def _end_batch(self, pl_module: LightningModule) -> None:
@@ -684,6 +720,8 @@ class GradWatch(Callback):
             self._run.sinks.tell(*change)
         if self._run.actions is not None:
             self._run.actions.note(opened)
+        if self._run.prescriber is not None:
+            self._run.prescriber.note(opened)
         num_alerts = self._incidents.num_alerts
         self._run.sinks.write_alerts(_lightning.loggers(trainer), self._incidents.alerts, num_alerts, is_last)
         worst = max((post.watcher.vanishing for post in self._run.posts.values()), default=0.0)

@@ -42,6 +42,15 @@ class Incidents:
         self.alerts[place] = replace(known, until_step=alert.until_step) if is_over else alert
         return "ended" if is_over else "escalated", self.alerts[place]
 
+    def amend(self, alert: Alert) -> Alert:
+        """Enter what was found out about an alert since: its remedies; returns it as it now stands in the book."""
+        for place, known in enumerate(self.alerts):
+            if _is_same(known, alert):
+                alert = self.alerts[place] = replace(
+                    known, message=alert.message, remedies=alert.remedies, prescription=alert.prescription
+                )
+        return alert
+
     def state_dict(self) -> dict[str, Any]:
         """Primitives that :meth:`load_state_dict` takes back."""
         return {"num_alerts": self.num_alerts, "alerts": [asdict(alert) for alert in self.alerts]}

@@ -223,7 +223,8 @@ class Notifier:
             self._troubles.put(f"at least {lost} messages could not be sent in time")
 
     def _send(self, level: str, event: str, alert: Alert, *sentences: str) -> None:
-        title = f"GradWatch: {alert.kind} {event} in {self._run} (step {alert.step})"
+        what = "remedies tried" if event == "prescribed" else event
+        title = f"GradWatch: {alert.kind} {what} in {self._run} (step {alert.step})"
         place = f"Run {self._run} on {socket.gethostname()}, step {alert.step}."
         self._put(level, title, "\n\n".join(filter(None, (*sentences, place, self._link(alert)))))
 

@@ -61,11 +61,16 @@ class Sinks:
         if alerts_file.entry(event, alert) in self._told:
             return
         self._append(event, alert)
-        if event != "ended" and alert.level == "alert":
+        if event in ("opened", "escalated") and alert.level == "alert":
             self._warn(alert)
         if self._notifier is not None:
             self._attempt("notification", functools.partial(self._notifier.tell, event, alert))
             self._report_troubles()
+
+    def prescribed(self, alert: Alert) -> Alert | None:
+        """The alert with what was tried for it before the run was resumed; None if nothing was."""
+        is_known = self._log_dir is not None and alerts_file.entry("prescribed", alert) in self._told
+        return alerts_file.prescribed(str(self._log_dir), alert) if is_known else None
 
     def repeat(self, alerts: Iterable[Alert]) -> None:
         """Enter alerts that are still open into a file that does not know of them: that of a run resumed elsewhere."""

@@ -49,6 +49,8 @@ def violations(path: str, source: str) -> list[str]:
         here, there = room.removeprefix("core.").split(".")[0], own.removeprefix("core.").split(".")[0]
         if here in ROOMS and is_own and there in ROOMS - {here} and (here, there) not in ALLOWED:
             found.append(f"{room} imports {name}: rooms do not import each other")
+        if room.startswith("prescription.") and is_own and own.split(".")[0] not in ("core", "prescription"):
+            found.append(f"{room} imports {name}: remedies are tried with torch and core alone")
         if room != "__init__" and is_own and own.split(".")[0] == "callback":
             found.append(f"{room} imports {name}: only __init__ imports callback")
         if not room.startswith("cli.") and is_own and own.split(".")[0] == "cli":
@@ -75,6 +77,8 @@ def test_every_file_keeps_to_the_plan() -> None:
         ("core/clip.py", "from lightning_gradwatch import _lightning"),
         ("alerts_file.py", "from lightning_gradwatch.callback import GradWatch"),
         ("callback.py", "import pytorch_lightning as pl"),
+        ("prescription/ward.py", "from lightning_gradwatch._lightning import Trainer"),
+        ("prescription/ward.py", "from lightning.pytorch import LightningModule"),
         ("sinks.py", "from lightning_gradwatch.cli.logs import Logs"),
         ("cli/logs.py", "import torch"),
         ("cli/page/data.py", "from lightning_gradwatch.core.watcher import Watcher"),
@@ -103,7 +107,8 @@ def test_tag_strings_stay_in_metrics() -> None:
     ("statement", "stays_out"),
     [
         ("import lightning_gradwatch", ("torch", "lightning", "pytorch_lightning", "tensorboard")),
-        ("from lightning_gradwatch import Alert", ("torch", "lightning", "pytorch_lightning")),
+        ("from lightning_gradwatch import Alert, Prescription", ("torch", "lightning", "pytorch_lightning")),
+        ("from lightning_gradwatch import prescribe", ("lightning", "pytorch_lightning", "tensorboard")),
         ("import lightning_gradwatch.core.watcher", ("lightning", "pytorch_lightning", "tensorboard")),
         ("import lightning_gradwatch.tensorboard.loader", ("torch", "lightning", "pytorch_lightning", "numpy")),
         ("import lightning_gradwatch.tensorboard.plugin", ("torch", "lightning", "pytorch_lightning")),
@@ -128,7 +133,7 @@ def test_the_import_check_can_fail() -> None:
 def test_public_names_are_the_announced_ones() -> None:
     assert lightning_gradwatch.__all__ == [
         "AGC", "AdaGC", "Alert", "GradWatch", "GradWatchWarning", "GradientAlertError", "MaxNorm", "MaxValue",
-        "Percentile", "ZScore",
+        "Percentile", "Prescription", "ZScore", "prescribe",
     ]  # fmt: skip
     assert all(hasattr(lightning_gradwatch, name) for name in lightning_gradwatch.__all__)
     assert set(lightning_gradwatch.__all__) <= set(dir(lightning_gradwatch))

@@ -42,6 +42,8 @@ class Case:
         held_out: Never used for tuning.
         onset: The step at which the trouble starts.
         note: Why the label is honest.
+        remedy: What the twin does differently, as globs over the keys of remedies, such as ``init.*``; any of them is
+            what it really used. Empty where the twin's change is one of code or data, which no copy can try.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Case:
     held_out: bool = False
     onset: int = 0
     note: str = ""
+    remedy: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Reject misspelt kinds and causes, and labels that contradict themselves."""
@@ -77,10 +80,11 @@ def sick(
     also: str = "",
     held_out: bool = False,
     onset: int = 0,
+    remedy: str = "",
 ) -> Case:
-    """A case that must raise one of `required` (kinds and causes are separated by spaces)."""
-    kinds = frozenset(required.split()), frozenset(also.split())
-    return Case(name, build, steps, "sick", *kinds, frozenset(causes.split()), twin, held_out, onset, note)
+    """A case that must raise one of `required` (kinds, causes and remedies are separated by spaces)."""
+    kinds, treated = (frozenset(required.split()), frozenset(also.split())), tuple(remedy.split())
+    return Case(name, build, steps, "sick", *kinds, frozenset(causes.split()), twin, held_out, onset, note, treated)
 
 
 def healthy(name: str, build: Callable[[], Task], steps: int, note: str, *, held_out: bool = False) -> Case:

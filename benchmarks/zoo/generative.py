@@ -180,6 +180,7 @@ CASES: list[Case] = [
         "saturating_activation",
         "autoencoder_gelu_deep",
         "reconstructs the mean image only",
+        remedy="activation.*",
         also="stalled",
     ),
     sick(
@@ -190,6 +191,7 @@ CASES: list[Case] = [
         "saturating_activation",
         "contrastive_gelu",
         "all images stay neighbours",
+        remedy="activation.*",
         also="stalled",
         held_out=True,
     ),

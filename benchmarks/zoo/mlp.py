@@ -89,6 +89,7 @@ VANISHING = [
         "saturating_activation",
         "relu_he_mlp10_sgd",
         "ten sigmoids: the loss never leaves chance level",
+        remedy="activation.*",
         also="stalled",
     ),
     sick(
@@ -99,6 +100,7 @@ VANISHING = [
         "saturating_activation",
         "relu_he_mlp20",
         "twenty sigmoids: chance level",
+        remedy="activation.*",
         also="stalled",
     ),
     sick(
@@ -109,6 +111,7 @@ VANISHING = [
         "saturating_activation",
         "relu_he_mlp30",
         "thirty sigmoids: chance level",
+        remedy="activation.*",
         also="stalled dead",
     ),
     sick(
@@ -119,6 +122,7 @@ VANISHING = [
         "saturating_activation",
         "relu_he_mlp10_adam",
         "Adam helps, yet it stays far behind its twin",
+        remedy="activation.*",
     ),
     sick(
         "sigmoid_mlp20_adam",
@@ -128,6 +132,7 @@ VANISHING = [
         "saturating_activation",
         "relu_he_mlp20_adam",
         "chance level even with Adam",
+        remedy="activation.*",
         also="stalled",
     ),
     sick(
@@ -138,6 +143,7 @@ VANISHING = [
         "small_init",
         "tanh_xavier_mlp15",
         "a fifth of the Xavier gain: chance level",
+        remedy="init.*",
         also="stalled",
     ),
     sick(
@@ -148,6 +154,7 @@ VANISHING = [
         "large_init",
         "tanh_xavier_mlp20",
         "all units at the rails, the loss stays huge",
+        remedy="init.*",
         also="exploding dead",
     ),
     sick(
@@ -158,6 +165,7 @@ VANISHING = [
         "small_init",
         "relu_he_mlp20",
         "a third of the He gain: chance level",
+        remedy="init.*",
         also="stalled",
     ),
     sick(
@@ -168,6 +176,7 @@ VANISHING = [
         "small_init",
         "relu_he_mlp20_adam",
         "chance level even with Adam",
+        remedy="init.*",
         also="stalled dead",
     ),
     sick(
@@ -178,6 +187,7 @@ VANISHING = [
         "small_init",
         "relu_he_mlp20",
         "PyTorch's default is 0.41 of the He gain: chance level",
+        remedy="init.*",
         also="stalled",
     ),
     sick(
@@ -188,6 +198,7 @@ VANISHING = [
         "small_init",
         "relu_he_nobias_mlp12",
         "weight gradients equally tiny everywhere: chance level",
+        remedy="init.*",
         also="stalled",
     ),
     sick(
@@ -198,6 +209,7 @@ VANISHING = [
         "small_init",
         "softsign_xavier_mlp16",
         "chance level",
+        remedy="init.*",
         also="stalled",
         held_out=True,
     ),
@@ -209,6 +221,7 @@ VANISHING = [
         "saturating_activation",
         "gelu_mlp12_accumulated",
         "chance level, with accumulated gradients",
+        remedy="activation.*",
         also="stalled",
         held_out=True,
     ),
@@ -220,6 +233,7 @@ VANISHING = [
         "input_scale",
         "wine_standardised_tanh",
         "one feature near 1000 pins the first layer",
+        remedy="input.*",
     ),
     sick(
         "cancer_raw_sigmoid",
@@ -229,6 +243,7 @@ VANISHING = [
         "input_scale",
         "cancer_standardised_sigmoid",
         "features up to 4000 pin the first layer",
+        remedy="input.*",
         held_out=True,
     ),
     borderline(
@@ -266,6 +281,7 @@ STALLED = [
         "saturated_output",
         "output_open_mse",
         "all outputs start near 6e-6: no gradient, though the error is full",
+        remedy="init.*",
         also="vanishing",
     ),
     sick(
@@ -276,6 +292,7 @@ STALLED = [
         "saturated_output",
         "softmax_uncertain_mse",
         "certain of the first class: no gradient, though often wrong",
+        remedy="init.*",
         also="vanishing",
         held_out=True,
     ),
@@ -290,6 +307,7 @@ EXPLODING = [
         "large_init",
         "relu_he_mlp20",
         "the loss starts at 1e9 or more and becomes NaN",
+        remedy="init.*",
     ),
     sick(
         "tanh_largeinit_mlp20",
@@ -299,6 +317,7 @@ EXPLODING = [
         "large_init",
         "tanh_xavier_mlp20",
         "gradients grow towards the input, then all units sit at the rails",
+        remedy="init.*",
     ),
     sick(
         "relu_gain5_mlp12_adam",
@@ -308,6 +327,7 @@ EXPLODING = [
         "large_init",
         "relu_he_mlp12_adam",
         "3.5 times the He gain: activations and gradients explode",
+        remedy="init.*",
         held_out=True,
     ),
     sick(
@@ -318,6 +338,7 @@ EXPLODING = [
         "learning_rate",
         "relu_he_mlp6",
         "a hundred times the right learning rate: NaN",
+        remedy="lr.*",
         also="dead",
     ),
 ]
@@ -331,6 +352,7 @@ DEAD = [
         "dead_relu cliff",
         "relu_he_mlp8",
         "no unit of the fifth layer ever fires: chance level",
+        remedy="init.*",
         also="stalled",
     ),
     sick(
@@ -341,6 +363,7 @@ DEAD = [
         "dead_relu",
         "relu_he_mlp6",
         "no unit of the second layer ever fires: chance level",
+        remedy="init.*",
         also="stalled",
         held_out=True,
     ),
@@ -352,6 +375,7 @@ DEAD = [
         "large_init saturating_activation",
         "hardtanh_mlp6",
         "every unit is clipped, so its derivative is exactly zero",
+        remedy="init.*",
         also="exploding vanishing stalled",
         held_out=True,
     ),

@@ -64,6 +64,7 @@ CASES: list[Case] = [
         "half_precision",
         "fp32_small_loss",
         "gradients below 6e-8 are zero in float16: chance level",
+        remedy="precision.*",
         also="dead stalled vanishing",
     ),
     sick(
@@ -74,6 +75,7 @@ CASES: list[Case] = [
         "half_precision",
         "fp32_faint_targets",
         "gradients of faint targets are zero in float16",
+        remedy="precision.*",
         also="dead stalled vanishing",
         held_out=True,
     ),
@@ -93,6 +95,7 @@ CASES: list[Case] = [
         "half_precision",
         "fp32_small_updates",
         "updates below half a unit in the last place are lost",
+        remedy="precision.*",
         also="stalled",
     ),
     sick(
@@ -103,6 +106,7 @@ CASES: list[Case] = [
         "half_precision",
         "fp32_lm_small_updates",
         "updates below half a unit in the last place are lost",
+        remedy="precision.*",
         also="stalled",
         held_out=True,
     ),
@@ -114,6 +118,7 @@ CASES: list[Case] = [
         "half_precision adam_eps",
         "fp32_adam",
         "an eps of 1e-8 is zero in float16: 0/0",
+        remedy="precision.*",
         also="underflow",
     ),
     sick(
@@ -124,6 +129,7 @@ CASES: list[Case] = [
         "half_precision",
         "fp32_raw_units",
         "a square beyond 65504",
+        remedy="precision.*",
         also="exploding",
         held_out=True,
     ),
@@ -135,6 +141,7 @@ CASES: list[Case] = [
         "adam_eps",
         "adam_eps_small",
         "gradients far below eps: Adam hardly moves",
+        remedy="adam_eps.*",
         also="stalled",
     ),
     sick(
@@ -145,6 +152,7 @@ CASES: list[Case] = [
         "adam_eps",
         "fp32_adam",
         "an eps of one, far above the gradients: Adam hardly moves",
+        remedy="adam_eps.*",
         also="stalled",
         held_out=True,
     ),

@@ -151,6 +151,7 @@ CASES: list[Case] = [
         "recurrence",
         "lstm_narrow_recall_T100",
         "the first step is forgotten: at or near chance level",
+        remedy="recurrent.*",
         also="stalled vanishing",
     ),
     sick(
@@ -161,6 +162,7 @@ CASES: list[Case] = [
         "recurrence",
         "lstm_recall_T100",
         "a forget gate of 1/2 per step forgets: chance level",
+        remedy="recurrent.*",
         also="stalled vanishing",
     ),
     sick(
@@ -171,6 +173,7 @@ CASES: list[Case] = [
         "recurrence",
         "lstm_adding_T100",
         "predicts the mean",
+        remedy="recurrent.*",
         also="stalled vanishing",
     ),
     sick(
@@ -181,6 +184,7 @@ CASES: list[Case] = [
         "recurrence",
         "lstm_recall_T120",
         "two layers, both forget: chance level",
+        remedy="recurrent.*",
         also="stalled vanishing",
         held_out=True,
     ),
@@ -192,6 +196,7 @@ CASES: list[Case] = [
         "recurrence",
         "lstm_cell_recall_T60",
         "one call per step: chance level",
+        remedy="recurrent.*",
         also="stalled vanishing",
         held_out=True,
     ),
@@ -203,6 +208,7 @@ CASES: list[Case] = [
         "recurrence",
         "lstm_digits_then_blank",
         "digits forgotten over 90 blank steps",
+        remedy="recurrent.*",
         also="stalled vanishing",
         held_out=True,
     ),
@@ -214,6 +220,7 @@ CASES: list[Case] = [
         "recurrence large_init",
         "rnn_identity_T60",
         "the state doubles in every step: NaN",
+        remedy="init.* recurrent.orthogonal recurrent.identity",
     ),
     sick(
         "rnn_explode_rows_T40",
@@ -223,6 +230,7 @@ CASES: list[Case] = [
         "recurrence large_init",
         "rnn_identity_rows_T40",
         "the state grows in every step; clipping keeps it finite, no more",
+        remedy="init.* recurrent.orthogonal recurrent.identity",
         also="dead",
         held_out=True,
     ),

@@ -135,6 +135,7 @@ CASES: list[Case] = [
         "normalisation_order learning_rate",
         "preln_deep",
         "post-norm, deep, full rate at once: stays at the letter frequencies",
+        remedy="prenorm",
     ),
     sick(
         "postnorm_lm_deep",
@@ -144,6 +145,7 @@ CASES: list[Case] = [
         "normalisation_order learning_rate",
         "prenorm_lm_deep",
         "post-norm, deep, full rate at once: stays at the letter frequencies",
+        remedy="prenorm",
         held_out=True,
     ),
     sick(
@@ -154,6 +156,7 @@ CASES: list[Case] = [
         "no_skip_or_norm small_init",
         "prenorm_vit",
         "neither skip nor norm in the blocks: chance level",
+        remedy="norm.* residual.*",
         also="stalled",
         held_out=True,
     ),

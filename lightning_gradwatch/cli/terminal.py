@@ -19,6 +19,7 @@ from lightning_gradwatch.cli.logs import Logs, OpenRun, Run
 from lightning_gradwatch.cli.recurrence import through_time
 from lightning_gradwatch.cli.selection import pictures
 from lightning_gradwatch.tensorboard.status import Status
+from lightning_gradwatch.tensorboard.trials import HEADER, not_tried, recipes, rows_of, summary
 
 _MAX_OPEN, _MAX_ENDED = 4, 3
 _STATUS_WIDTH, _STEP_WIDTH, _GAP = 13, 10, 2
@@ -134,7 +135,27 @@ def _in_full(alert: Incident, scene: Scene) -> RenderableType:
         table.add_row("Why", Text(reason))
     for place, remedy in enumerate(words.remedies(alert)):
         table.add_row("" if place else "Try", Text(f"{place + 1}. {remedy}"))
-    return Group(_heading(alert, scene), Padding(table, (0, 0, 0, 2)))
+    trials = [Padding(part, (0, 0, 0, 2)) for part in _tried(alert)]
+    return Group(_heading(alert, scene), Padding(table, (0, 0, 0, 2)), *trials)
+
+
+def _tried(alert: Incident) -> Iterator[RenderableType]:
+    """What remedies did to a copy of the model, and how to apply the best."""
+    prescription = alert.get("prescription")
+    if not isinstance(prescription, dict):
+        return
+    yield Text(f"{summary(prescription)}:")
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, _GAP, 0, 0))
+    for place, name in enumerate(HEADER):
+        table.add_column(name, justify="right" if place > 1 else "left", overflow="fold")
+    for row in rows_of(prescription):
+        table.add_row(*(Text(words.safe(cell)) for cell in row), style="green" if row[1] == "helps" else "")
+    yield Padding(table, (0, 0, 0, 2))
+    for _, code in recipes(prescription)[:1]:
+        yield Text("The first of them in code:")
+        yield Padding(Text("\n".join(map(words.safe, code.splitlines()))), (0, 0, 0, 2))
+    if missing := not_tried(prescription):
+        yield Text(f"Not tried: {words.safe('; '.join(missing))}.", "dim")
 
 
 def _heading(alert: Incident, scene: Scene) -> Text:

@@ -14,6 +14,8 @@ ALERT_DOCUMENT = "gradwatch/alert_document"
 """Tag of the JSON document of all alerts."""
 ALERT_TABLE = "gradwatch/alert_table"
 """Tag of the same as a table in the Text dashboard."""
+PRESCRIPTION_TABLE = "gradwatch/prescription"
+"""Tag of the remedies that were tried, as a table in the Text dashboard."""
 
 
 def margin_tags(optimizer: str = "") -> tuple[str, str, str]:

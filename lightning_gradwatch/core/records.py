@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,8 +100,9 @@ class Alert:
         message: What is wrong, why, and what to try, in plain sentences.
         cause: Why, as one of a fixed list of causes; ``"unknown"`` where the measurements do not decide.
         evidence: The measurement that names the cause, with its figure.
-        remedies: What to try, the cheapest first.
+        remedies: What to try, the cheapest first; what was tried and helped, the best first.
         optimizer: Name of the optimizer that owns the layers; ``""`` if there is only one.
+        prescription: What was tried on a copy of the model, as ``Prescription.as_dict`` has it; None where nothing was.
     """
 
     kind: AlertKind
@@ -116,6 +117,7 @@ class Alert:
     evidence: str = ""
     remedies: tuple[str, ...] = ()
     optimizer: str = ""
+    prescription: Mapping[str, Any] | None = field(default=None, hash=False)
 
 
 @dataclass(frozen=True)

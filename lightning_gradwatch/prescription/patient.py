@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_gradwatch.core.records import AlertKind, Cause
 
@@ -27,11 +27,13 @@ class Patient:
         lr_scale: What the optimizer's learning rates are multiplied by.
         warmup_steps: Steps over which the rate rises linearly from zero.
         clip: Name or policy for ``auto_clip``; None for the run's own.
-        autocast: Dtype of mixed precision; None for the run's own.
+        autocast: Dtype of mixed precision, float32 for none at all; None for the run's own.
         loss_scale: Whether a gradient scaler is used.
         adam_eps: ``eps`` of Adam; None for the run's own.
         weight_decay: Weight decay; None for the run's own.
         num_time_steps: Length of the longest sequence seen by a recurrent layer; 0 if there is none.
+        loss: Computes the loss of a model and a batch as a trial step does, without its backward pass; None if unknown.
+        code: The lines that apply the remedy to this very model, where it knows better than :attr:`Remedy.code`.
     """
 
     model: nn.Module
@@ -45,6 +47,8 @@ class Patient:
     adam_eps: float | None = None
     weight_decay: float | None = None
     num_time_steps: int = 0
+    loss: Callable[[nn.Module, Any], Tensor] | None = None
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Remedy:
     Attributes:
         key: Stable name, such as ``"activation.relu"``: family, then variant. Of one family at most one is combined.
         name: What it does, in the field's words.
-        code: The line that applies it to the user's model; ``{}`` is not used, it is shown as it stands.
+        code: The lines that apply it to any model; empty where they depend on it, see :attr:`Patient.code`.
         apply: Changes a patient; raises :class:`CannotApply` where it does not fit, and changes nothing then.
         causes: Diagnosed causes that make it plausible.
         kinds: Kinds of alerts that make it plausible whatever the cause.

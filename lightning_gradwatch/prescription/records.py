@@ -63,6 +63,8 @@ class Prescription:
         not_tried: Those that could not be tried.
         num_steps: Optimizer steps of each trial; 0 for a single backward pass.
         seconds: What all of it took.
+        kind: Kind of the alert that was found or given; ``""`` where nothing is wrong.
+        cause: Its cause, likewise.
     """
 
     diagnosis: str
@@ -71,11 +73,13 @@ class Prescription:
     not_tried: tuple[NotTried, ...] = ()
     num_steps: int = 0
     seconds: float = field(default=0.0, compare=False)
+    kind: str = ""
+    cause: str = ""
 
     @property
     def is_needed(self) -> bool:
         """Whether something is wrong."""
-        return bool(self.trials or self.not_tried)
+        return bool(self.kind)
 
     @property
     def best(self) -> Trial | None:

@@ -23,6 +23,7 @@ from lightning_gradwatch.tensorboard.schema import (
 )
 from lightning_gradwatch.tensorboard.status import SICKEST_FIRST, Verdict, judge, loss_tag
 from lightning_gradwatch.tensorboard.store import Catalogue, Document, MissingError, Samples, Series, Store
+from lightning_gradwatch.tensorboard.trials import shown
 
 Span = tuple[int | None, int | None]
 """First and last step, both included; None for an open end."""
@@ -55,7 +56,7 @@ def run(store: Store, run: str) -> dict[str, Any]:
         "run": run,
         "stamp": catalogue.stamp,
         **_verdict(catalogue)._asdict(),
-        "alerts": list(document.alerts),
+        "alerts": [shown(alert) for alert in document.alerts],
         "num_dropped": document.num_dropped,
         "optimizers": [{**o, "versions": [v for v in o["versions"] if v is not None]} for o in optimizers],
         "scalars": list(catalogue.scalars),

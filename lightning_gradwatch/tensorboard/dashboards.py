@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -15,6 +16,7 @@ from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
 from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.tensorboard.schema import Array
+from lightning_gradwatch.tensorboard.trials import HEADER, caption, not_tried, recipes, rows_of, summary
 
 MAX_ROWS = 20
 _MARKUP = {ord(c): f"&#{ord(c)};" for c in "&<>\"'|\\`*_{}[]()#+-.!~:$^="} | {ord("\n"): " ", ord("\r"): " "}
@@ -98,4 +100,20 @@ def alert_table(alerts: Sequence[Alert]) -> str:
         (f"{a.step}", "" if a.until_step is None else f"{a.until_step}", f"{a.level}: {a.kind}", a.layer, a.message)
         for a in reversed(alerts[-MAX_ROWS:])
     ]
-    return _HEAD + "".join("| " + " | ".join(cell.translate(_MARKUP) for cell in row) + " |\n" for row in rows)
+    return _HEAD + _body(rows)
+
+
+def prescription_table(prescription: Mapping[str, Any]) -> str:
+    """What was tried on a copy of the model as Markdown, the best first; every text in it stands for itself."""
+    head = f"{summary(prescription)}. {caption(prescription)}\n\n| {' | '.join(HEADER)} |\n{'|---' * len(HEADER)}|\n"
+    parts = [head + _body(rows_of(prescription))]
+    parts += [
+        f"{name.translate(_MARKUP)}:\n\n```\n{code.replace('`', ' ')}\n```\n" for name, code in recipes(prescription)
+    ]
+    if missing := not_tried(prescription):
+        parts.append(f"Not tried: {'; '.join(missing).translate(_MARKUP)}.\n")
+    return "\n".join(parts)
+
+
+def _body(rows: Iterable[Sequence[str]]) -> str:
+    return "".join("| " + " | ".join(cell.translate(_MARKUP) for cell in row) + " |\n" for row in rows)

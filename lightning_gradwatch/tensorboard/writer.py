@@ -17,7 +17,13 @@ from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core.histogram import EDGES
 from lightning_gradwatch.core.layers import roll_up
 from lightning_gradwatch.core.records import MISSING, NUM_BINS, Alert, Publication, Sample
-from lightning_gradwatch.tensorboard.dashboards import add_histogram, alert_table, has_layout, layout
+from lightning_gradwatch.tensorboard.dashboards import (
+    add_histogram,
+    alert_table,
+    has_layout,
+    layout,
+    prescription_table,
+)
 from lightning_gradwatch.tensorboard.schema import (
     GRAD_NORM,
     HISTOGRAM,
@@ -162,11 +168,16 @@ class Writer:
         is_early = self._num_documents >= DENSE_DOCUMENTS and step < self._document_step * DOCUMENT_GROWTH
         if is_early and not is_last:
             return
-        self._alerts, self._document_step = alerts, step
+        before, self._alerts, self._document_step = self._alerts or (), alerts, step
         self._num_documents += 1
         summary, document = Summary(), encode_alerts(alerts, num_alerts)
         self._add_text(summary, metrics.ALERT_DOCUMENT, metrics.PLUGIN, document.encode(), Description("alerts"))
         self._add_text(summary, metrics.ALERT_TABLE, TEXT, alert_table(alerts).encode())
+        for alert in alerts:
+            if alert.prescription is not None and not any(a.prescription == alert.prescription for a in before):
+                self._add_text(
+                    summary, metrics.PRESCRIPTION_TABLE, TEXT, prescription_table(alert.prescription).encode()
+                )
         self._experiment._get_file_writer().add_summary(summary, step)
         self._experiment.flush()
 

@@ -18,6 +18,7 @@ from lightning_gradwatch.cli.logs import Logs, OpenRun
 from lightning_gradwatch.cli.page import build
 from lightning_gradwatch.tensorboard import answers
 from tests.cli.command import alert, here
+from tests.prescriptions import prescription
 from tests.tensorboard.board import read_frame
 from tests.tensorboard.browser import chromium, write_run
 
@@ -176,13 +177,17 @@ def test_the_page_answers_what_tensorboard_would(browser: Browser, logs: Path, p
 
 def test_text_from_a_log_stays_text(browser: Browser, tmp_path: Path, capsys: Any) -> None:
     evil = "</script><script>window.owned = 1</script><img src=x onerror='window.owned = 1'>{nonce}"
-    found = alert(layer=evil, message=evil, evidence=evil, remedies=(evil,))
+    tried = prescription(remedy=evil, why=evil, code=evil)
+    found = alert(layer=evil, message=evil, evidence=evil, remedies=(evil,), prescription=tried)
     write_run(tmp_path / "logs" / "run", [evil, "b", "c"], {0: [1e-9, 1.0, 1.0], 1: [1e-9, 1.0, 1.0]}, found)
     path = tmp_path / "page.html"
     assert here(capsys, "report", tmp_path / "logs", "--html", path)[0] == 1
     assert "owned" not in path.read_text(encoding="utf-8")
     with opened(browser, path) as tab:
         assert evil in tab.inner_text("body")
+        tab.locator(".tried summary").first.click()
+        assert tab.locator(".tried th[scope=row]").all_inner_texts() == ["as it is", evil, "SiLU"]
+        assert tab.locator(".tried pre").text_content() == evil
         assert tab.evaluate("window.owned") is None
         assert tab.locator("img").count() == 0
 

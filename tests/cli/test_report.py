@@ -12,6 +12,7 @@ import pytest
 
 from lightning_gradwatch import alerts_file
 from tests.cli.command import alert, gradwatch, here
+from tests.prescriptions import prescription
 from tests.tensorboard.browser import Log, write_run
 from tests.tensorboard.logs import SICK_LAYERS
 
@@ -106,7 +107,8 @@ def test_it_fits_the_width_of_the_terminal(logs: Path, columns: int) -> None:
 def test_text_from_a_log_stays_text_and_steers_no_terminal(tmp_path: Path, capsys: Any) -> None:
     evil = "[bold red]x[/]\x1b]0;owned\x07\x1b[2J\u202e:smile:"
     message = f"{evil} <script>alert(1)</script>\nsecond line. Try: {evil}"
-    found = alert(layer=evil, message=message, evidence=evil, remedies=(evil,))
+    tried = prescription(remedy=evil, why=evil, code=f"a = 1\n{evil}")
+    found = alert(layer=evil, message=message, evidence=evil, remedies=(evil,), prescription=tried)
     write_run(tmp_path / "[red]run[/]", [evil, "b", "c"], TABLE, found)
     status, out, _ = here(capsys, "report", tmp_path)
     assert status == 1
@@ -115,6 +117,34 @@ def test_text_from_a_log_stays_text_and_steers_no_terminal(tmp_path: Path, capsy
     assert ":smile:" in out
     assert "<script>alert(1)</script>" in out
     assert "[red]run[/]" in out
+
+
+def test_what_was_tried_is_told_with_its_figures(tmp_path: Path, capsys: Any) -> None:
+    found = alert(remedies=("ReLU (tried for 20 steps: loss 0.41 instead of 2.3)",), prescription=prescription())
+    write_run(tmp_path / "run", LAYERS, TABLE, found)
+    alerts_file.append(tmp_path / "run", "opened", alert())
+    alerts_file.append(tmp_path / "run", "prescribed", found)
+    _, out, _ = here(capsys, "report", tmp_path)
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    start = lines.index("2 remedies tried on a copy of the model, 1 of them helped:")
+    assert lines[start + 1 : start + 9] == [
+        "remedy effect decades lost loss parameters time",
+        "as it is 11.1 2.3",
+        "ReLU helps 0.4 0.41 0 % 0 %",
+        "SiLU worse not finite +3 % 0 %",
+        "The first of them in code:",
+        "a = 1",
+        "b = 2",
+        "Not tried: skips (no two layers of the same shape).",
+    ]
+    _, out, _ = here(capsys, "report", tmp_path, "--json")
+    (told,) = json.loads(out, parse_constant=refuse)["runs"][0]["alerts"]
+    assert told["prescription"]["trials"][0]["loss_after"] == 0.41
+    assert told["prescription"]["trials"][1]["loss_after"] in (None, "Infinity")
+
+
+def refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
 
 
 def test_a_terminal_that_knows_ascii_only_gets_ascii(logs: Path) -> None:

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
-from lightning_gradwatch import GradWatch
+from lightning_gradwatch import GradWatch, _lightning
 from tests.setups.processes import tell
 from tests.tasks import quiet_trainer
 
@@ -171,6 +171,11 @@ def main(directory: Path) -> dict[str, Any]:
     resumed = GradWatch()
     train("sick", resumed, directory=directory / "resumed", resume=path)
     told["resumed"] = [[asdict(alert) for alert in w.alerts] for w in (watch, resumed)]
+    said: list[str] = []
+    _lightning.inform = said.append  # type: ignore[assignment]
+    watch = GradWatch(prescribe=True)
+    train("sick", watch)
+    told["prescribing"] = [[line for line in said if "remedies" in line], [a.prescription for a in watch.alerts]]
     return told
 
 

@@ -141,3 +141,11 @@ def test_a_sick_network_alerts_alike_on_all_ranks_and_once_in_spite_of_a_resume(
     assert resumed[:1] == first
     opened = [json.loads(line) for line in (directory / "resumed" / "alerts.jsonl").read_text().splitlines()]
     assert [line["event"] for line in opened] == ["opened"]
+
+
+def test_no_remedy_is_tried_where_each_rank_holds_only_a_part(run: Any) -> None:
+    (first, treated), (second, _) = (told["prescribing"] for told in run[1])
+    assert first == ["GradWatch tries no remedies: each rank holds only a part of the model."]
+    assert second == []
+    assert treated
+    assert not any(treated)

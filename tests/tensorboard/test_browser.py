@@ -16,6 +16,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, expect
 
 from lightning_gradwatch.core.records import Alert
+from tests.prescriptions import prescription
 from tests.tensorboard.browser import Log, Tab, alone, chromium, link, opened, tensorboard, write_run
 
 LAYERS = ("encoder.0", "encoder.2", "decoder.0", "decoder.2", "head")
@@ -41,6 +42,7 @@ VANISHING = Alert(
     kind="vanishing", level="alert", step=30, until_step=None, layer="encoder.0", value=7.0, threshold=2.0,
     message=f"Gradients vanish with depth (step 30): {EVIL} they shrink. Nine sigmoids. Try: ReLU; {EVIL}.",
     cause="saturating_activation", evidence="nine sigmoids", remedies=("ReLU", EVIL),
+    prescription=prescription(remedy=EVIL, why=EVIL, code=f"a = 1\n{EVIL}"),
 )  # fmt: skip
 OVER = Alert(
     kind="exploding", level="notice", step=50, until_step=70, layer="head", value=3.0, threshold=3.0,
@@ -149,6 +151,27 @@ def test_the_banner_says_what_since_when_why_and_what_to_try(tab: Tab) -> None:
     tab.settle()
     assert tab.link["layer"] == "encoder.0"
     assert tab.link["step"] == "30"
+
+
+def test_what_was_tried_is_a_table_that_opens(tab: Tab) -> None:
+    tried = tab.frame.locator(".banner .tried")
+    assert not tried.locator("table").is_visible()
+    tried.locator("summary").first.click()
+    rows = [row.locator("th, td").all_inner_texts() for row in tried.locator("tr").all()]
+    assert rows == [
+        ["remedy", "effect", "decades lost", "loss", "parameters", "time"],
+        ["as it is", "", "11.1", "2.3", "", ""],
+        [EVIL, "helps", "0.4", "0.41", "0 %", "0 %"],
+        ["SiLU", "worse", "", "not finite", "+3 %", "0 %"],
+    ]
+    assert tried.locator("summary").first.inner_text() == "2 remedies tried on a copy of the model, 1 of them helped"
+    assert "20 steps each" in tried.inner_text()
+    assert f"skips ({EVIL})" in tried.inner_text()
+    tried.locator("details summary").click()
+    assert tried.locator("pre").inner_text() == f"a = 1\n{EVIL}"
+    assert tab.evaluate("window.hacked") is None
+    assert tab.evaluate("document.querySelectorAll('main script, main img').length") == 0
+    assert Axe().run(tab.page).violations_count == 0
 
 
 def test_text_from_a_log_is_never_run_as_html(tab: Tab) -> None:

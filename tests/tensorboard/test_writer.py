@@ -23,8 +23,9 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_gradwatch import GradWatch
 from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.sinks import Sinks, where_to_look
-from lightning_gradwatch.tensorboard.dashboards import alert_table
+from lightning_gradwatch.tensorboard.dashboards import alert_table, prescription_table
 from lightning_gradwatch.tensorboard.writer import DENSE_PUBLICATIONS, DETAIL_EVERY, Writer
+from tests.prescriptions import prescription
 from tests.tasks import Classifier, fit, read_events, scalars, small_net
 from tests.tensorboard.logs import train, watch
 
@@ -183,6 +184,29 @@ def test_text_in_the_table_of_alerts_stands_for_itself(text: str) -> None:
     ]
     tags = {tag.split(" ")[0] for tag in re.findall(r"</?([^>]*)>", shown)}
     assert tags == {"table", "thead", "tbody", "tr", "th", "td"}
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_text_in_the_table_of_remedies_stands_for_itself(text: str) -> None:
+    tried = prescription(remedy=text, why=text, code=f"a = 1\n{text}")
+    shown = markdown_to_safe_html(prescription_table(tried))
+    cells = [html.unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", shown, re.DOTALL)]
+    assert cells[:6] == ["as it is", "", "11.1", "2.3", "", ""]
+    assert cells[6:12] == [text.replace("\n", " "), "helps", "0.4", "0.41", "0 %", "0 %"]
+    (code,) = re.findall(r"<code>(.*?)</code>", shown, re.DOTALL)
+    assert html.unescape(code).strip() == f"a = 1\n{text}".replace("`", " ").strip()
+    tags = {tag.split(" ")[0] for tag in re.findall(r"</?([^>]*)>", shown)}
+    assert tags == {"p", "pre", "code", "table", "thead", "tbody", "tr", "th", "td"}
+
+
+def test_the_table_of_remedies_is_written_once(tmp_path: Path) -> None:
+    writer = Writer(SummaryWriter(str(tmp_path)))
+    treated = replace(ALERT, prescription=prescription())
+    for alerts in ([ALERT], [treated], [replace(treated, until_step=20)], [replace(treated, until_step=20), ALERT]):
+        writer.write_alerts(alerts, 1)
+    (table,) = texts(tmp_path, "gradwatch/prescription")
+    assert b"| ReLU | helps |" in table[1]
+    assert read_events(tmp_path).SummaryMetadata("gradwatch/prescription").plugin_data.plugin_name == "text"
 
 
 def test_the_table_shows_the_newest_alerts_first(logs: Path) -> None:

@@ -2,6 +2,7 @@
 import { h, icon } from "./dom.js";
 import { formatStep } from "./format.js";
 import { STATUSES } from "./status.js";
+import { trialsOf } from "./trials.js";
 
 const TITLES = {
   vanishing: "Gradients vanish with depth",
@@ -76,6 +77,7 @@ function alertParts(alert, alerts, showAlert) {
       ),
       h("p", { class: "message", text: whatOf(alert) }),
       h("dl", {}, ...parts.flatMap(([term, text]) => [h("dt", { text: term }), h("dd", { text })])),
+      trialsOf(alert),
     ),
     h(
       "div",

@@ -1,0 +1,181 @@
+"""A patient in training: the steps of a trial, watched as a run is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_gradwatch.core.clip import make_policies
+from lightning_gradwatch.core.detect.profile import decades_lost, depth_profile, positive
+from lightning_gradwatch.core.records import Alert, Observation, Sample
+from lightning_gradwatch.core.schedule import Schedule
+from lightning_gradwatch.core.watcher import Report, Settings, Watcher
+from lightning_gradwatch.prescription.memory import limited
+from lightning_gradwatch.prescription.patient import Patient
+from lightning_gradwatch.prescription.state import seed_everything
+
+NUM_SAMPLES = 5
+"""As many as the detector takes the median of."""
+
+
+class Course:
+    """Trains a patient on the same few batches.
+
+    Args:
+        patient: What a remedy has made of the copy.
+        optimizer: Of the copy's parameters.
+        schedules: Of its rates, to be moved at every step.
+        batches: What the steps take in turns.
+        seed: For everything that a step draws.
+        room: Bytes that the activations of a step may take.
+        schedule: When full samples are taken.
+
+    Attributes:
+        patient: As it was given.
+        loss_before: Loss before the first step, and ``loss_after`` after the last; to be set by the caller.
+        decades: Decades lost with depth, sample by sample; ``time_decades`` those lost through time.
+        seconds: What each step without a sample took; ``sampled_seconds`` those with one.
+        alerts: What the detector raised, and ``observations`` what it was told.
+        losses: The loss of each step.
+        num_time_steps: The longest sequence seen.
+    """
+
+    def __init__(
+        self,
+        patient: Patient,
+        optimizer: Optimizer,
+        schedules: Sequence[Any],
+        batches: Sequence[Any],
+        *,
+        seed: int = 0,
+        room: float = math.inf,
+        schedule: Schedule | None = None,
+    ) -> None:
+        self.decades: list[float] = []
+        self.time_decades: list[float] = []
+        self.seconds: list[float] = []
+        self.sampled_seconds: list[float] = []
+        self.alerts: list[Alert] = []
+        self.observations: list[Observation] = []
+        self.losses: list[float] = []
+        self.num_time_steps = 0
+        self.loss_before = self.loss_after = math.nan
+        self.patient = patient
+        self._optimizer, self._schedules = optimizer, schedules
+        self._batches, self._seed, self._room = batches, seed, room
+        self._device = next((p.device for p in patient.model.parameters()), torch.device("cpu"))
+        settings = Settings(schedule or Schedule(NUM_SAMPLES, 10**9), policies=make_policies(patient.clip))
+        self._watcher = Watcher(patient.model, optimizer, settings)
+        self._scaler = torch.amp.GradScaler(self._device.type) if patient.loss_scale else None
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        self._num_steps = 0
+
+    def evaluate(self) -> float:
+        """Loss over all batches, with the same random numbers each time."""
+        seed_everything(self._seed)
+        losses = [float(self._loss(batch).detach()) for batch in self._batches]
+        seed_everything(self._seed)
+        return sum(losses) / len(losses)
+
+    def advance(self, with_update: bool = True) -> None:
+        """One step; without the optimizer's update only the backward pass of one."""
+        is_sampled = self._watcher.is_due()
+        start = perf_counter()
+        self._watcher.arm()
+        batch = self._batches[self._num_steps % len(self._batches)]
+        loss = self._loss(batch)
+        self._optimizer.zero_grad()
+        scaled = loss if self._scaler is None else self._scaler.scale(loss)
+        scaled.backward()
+        if self._scaler is not None:
+            self._scaler.unscale_(self._optimizer)
+        self._take_in(self._watcher.observe(loss=scaled, loss_scale=self._scale()))
+        if with_update:
+            self._update()
+        self._num_steps += 1
+        self.losses.append(loss.item())  # waits for the device
+        (self.sampled_seconds if is_sampled else self.seconds).append(perf_counter() - start)
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether the latest loss was not finite."""
+        return bool(self.losses) and not math.isfinite(self.losses[-1])
+
+    @property
+    def fall(self) -> float:
+        """Share of the first step's loss that is gone."""
+        first, last = self.losses[0], self.losses[-1]
+        return (first - last) / max(abs(first), 1e-30)
+
+    def end(self) -> None:
+        """Take in what is still under way, and let go of the model."""
+        self._take_in(self._watcher.flush(publish=False))
+
+    def lost(self, through_time: bool) -> float:
+        """Decades lost at the start, the median over the first samples; NaN without a profile."""
+        samples = (self.time_decades if through_time else self.decades)[:NUM_SAMPLES]
+        return median(samples) if samples else math.nan
+
+    def _loss(self, batch: Any) -> Tensor:
+        model, loss = self.patient.model, self.patient.loss
+        assert loss is not None
+        with self._precision():
+            if self._num_steps or math.isinf(self._room):
+                return loss(model, batch)
+            try:
+                with limited(self._room, model.parameters()):
+                    return loss(model, batch)
+            except RuntimeError as failure:
+                if "saved tensor hooks" not in str(failure):
+                    raise
+            self._room = math.inf  # inside torch.func nothing can be counted
+            return loss(model, batch)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        dtype = self.patient.autocast
+        if dtype is None:
+            return nullcontext()
+        return torch.autocast(self._device.type, dtype, enabled=dtype is not torch.float32)
+
+    def _scale(self) -> Tensor | None:
+        return None if self._scaler is None else torch.tensor(self._scaler.get_scale(), device=self._device)
+
+    def _update(self) -> None:
+        warmth = min(1.0, (self._num_steps + 1) / self.patient.warmup_steps) if self.patient.warmup_steps else 1.0
+        if self.patient.warmup_steps:
+            for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+                group["lr"] = rate * warmth
+        if self._scaler is None:
+            self._optimizer.step()
+        else:
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+        for schedule in self._schedules:
+            schedule.step()
+
+    def _take_in(self, report: Report) -> None:
+        self.alerts += report.alerts
+        self.observations += report.observations
+        for observation in report.observations:
+            if observation.sample is not None:
+                self._add_sample(observation, observation.sample)
+
+    def _add_sample(self, observation: Observation, sample: Sample) -> None:
+        gradients = observation.norms[-1, 1:].tolist()
+        profile = depth_profile(observation.layers, sample.output_grad_norm.tolist(), gradients)
+        with_depth = decades_lost(profile.norms)
+        if with_depth is not None:
+            self.decades.append(with_depth)
+        sequences = [norms.tolist() for _, norms in sample.sequences]
+        self.num_time_steps = max([self.num_time_steps, *map(len, sequences)])
+        through_time = [lost for norms in sequences if (lost := decades_lost(positive(norms))) is not None]
+        if through_time:
+            self.time_decades.append(max(through_time, key=abs))

@@ -1,0 +1,169 @@
+"""Where copies of one model are treated, all under the same conditions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_gradwatch.core._check import refuse
+from lightning_gradwatch.core.schedule import Schedule
+from lightning_gradwatch.prescription import optimizers
+from lightning_gradwatch.prescription.copying import copy_of
+from lightning_gradwatch.prescription.course import Course
+from lightning_gradwatch.prescription.loss import is_lightning, loss_of, on_device
+from lightning_gradwatch.prescription.memory import SHARE, free_bytes, size
+from lightning_gradwatch.prescription.patient import Patient, Remedy
+from lightning_gradwatch.prescription.state import seed_everything
+
+MAX_BATCHES = 8
+
+
+class TimeUpError(Exception):
+    """There is no time left for a trial."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What all trials have in common; the attributes are the arguments of ``prescribe``."""
+
+    loss_fn: Any
+    optimizer: Any
+    steps: int
+    max_seconds: float
+    max_memory: float | None
+    seed: int
+    precision: torch.dtype | None
+    clip: Any
+
+
+class Ward:
+    """Copies a model, treats the copies and trains them.
+
+    Args:
+        model: The user's, which nothing here changes.
+        batch: A batch or a ``DataLoader``.
+        conditions: Of the trials.
+    """
+
+    def __init__(self, model: nn.Module, batch: Any, conditions: Conditions) -> None:
+        self._start = perf_counter()
+        self._model, self._conditions = model, conditions
+        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._values = dict(model.named_parameters())
+        self._example: tuple[Any, ...] | None = None
+        self._num_time_steps = 0
+        chosen = conditions.optimizer
+        self._is_given = chosen is not None and not callable(chosen)
+        self._optimizer: Any = optimizers.check(chosen) if self._is_given else chosen
+        if conditions.loss_fn is None and is_lightning(model) and not getattr(model, "automatic_optimization", True):
+            cure = "give `loss_fn` and `optimizer` for the part that is in trouble"
+            raise refuse("model", "one that Lightning itself optimizes", "manual optimization", cure)
+        if self._is_given and not {id(p) for p in self._values.values()} & optimizers.parameters_of(self._optimizer):
+            raise refuse("optimizer", "that of the model's parameters", "one of others", "give the one that trains it")
+        seed_everything(conditions.seed)
+        given = list(itertools.islice(batch, MAX_BATCHES)) if isinstance(batch, DataLoader) else [batch]
+        self._batches = [on_device(part, self._device) for part in given]
+        self._room = self._leave_room()
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the model's parameters."""
+        return size(self._values.values())
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of elements in them."""
+        return sum(p.numel() for p in self._values.values())
+
+    def is_time_up(self, share: float = 1.0) -> bool:
+        """Whether a share of the time has passed."""
+        return perf_counter() > self._start + share * self._conditions.max_seconds
+
+    def _leave_room(self) -> float:
+        """Bytes that are left for activations beside a copy, its gradients and its optimizer's state."""
+        limit = self._conditions.max_memory
+        total = SHARE * free_bytes(self._device) if limit is None else float(limit)
+        trainable = size(p for p in self._model.parameters() if p.requires_grad)
+        state = 2 * trainable
+        if self._is_given:
+            state = size(t for entry in self._optimizer.state.values() for t in entry.values() if isinstance(t, Tensor))
+        need = self.num_bytes + size(self._model.buffers()) + trainable + state
+        if need >= total:
+            raise RuntimeError(
+                f"GradWatch: a copy of the model in training needs {need / 2**20:.0f} MiB, and a trial may take "
+                f"{total / 2**20:.0f} MiB. To cure it: free memory, or give another `max_memory`."
+            )
+        return total - need
+
+    def admit(self, remedies: Sequence[Remedy], schedule: Schedule | None = None) -> Course:
+        """A copy of the model, treated and ready to be trained."""
+        conditions = self._conditions
+        others = (self._optimizer if self._is_given else None, conditions.loss_fn, self._batches)
+        model, optimizer, loss_fn, batches = copy_of(self._model, *others)
+        if not model.training:
+            model.train()
+        if not remedies and self._example is None:
+            model.register_forward_pre_hook(self._remember)
+
+        def loss(model: nn.Module, batch: Any) -> Tensor:
+            return loss_of(model, batch, loss_fn)
+
+        patient = Patient(
+            model, batches[0], self._example, autocast=conditions.precision, loss=loss,
+            loss_scale=conditions.precision is torch.float16, num_time_steps=self._num_time_steps, clip=conditions.clip,
+        )  # fmt: skip
+        before = dict(model.named_parameters())
+        seed_everything(conditions.seed)
+        codes = [_applied(remedy, patient) for remedy in remedies]
+        patient.code = "\n".join(codes)
+        schedules: list[Any] = []
+        if self._is_given:
+            optimizers.follow(optimizer, before, self._values, patient.model)
+        else:
+            optimizer, schedules = optimizers.make(patient.model, self._optimizer)
+        optimizers.adjust(optimizer, patient)
+        batches[0] = patient.batch
+        return Course(patient, optimizer, schedules, batches, seed=conditions.seed, room=self._room, schedule=schedule)
+
+    def _remember(self, _: nn.Module, args: tuple[Any, ...]) -> None:
+        if self._example is None:
+            self._example = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
+
+    def treat(self, remedies: Sequence[Remedy]) -> Course:
+        """Train a treated copy for the steps of a trial; the untreated one for at least one step.
+
+        Raises:
+            TimeUpError: If there is no time for that.
+            Exception: Whatever a remedy, or the copy after it, fails with.
+        """
+        course, steps = self.admit(remedies), self._conditions.steps
+        course.loss_before = course.loss_after = course.evaluate()
+        for step in range(max(steps, 1)):
+            if self.is_time_up() and remedies:
+                raise TimeUpError
+            if course.has_diverged or (self.is_time_up() and step):
+                break
+            course.advance(with_update=steps > 0)
+        course.end()
+        if steps:
+            course.loss_after = math.nan if course.has_diverged else course.evaluate()
+        self._num_time_steps = self._num_time_steps or course.num_time_steps
+        if not remedies and all(p.grad is None for p in course.patient.model.parameters()):
+            rule, cure = "computed with the model that it is given", "take the model from the arguments"
+            raise refuse("loss_fn", rule, "one that reaches no parameter of the copy", cure)
+        return course
+
+
+def _applied(remedy: Remedy, patient: Patient) -> str:
+    """Apply a remedy; the lines that do it on the user's model."""
+    patient.code = ""
+    remedy.apply(patient)
+    return patient.code or remedy.code
