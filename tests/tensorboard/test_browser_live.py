@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Request, expect
 from torch import Tensor, nn
 
 from lightning_gradwatch import GradWatch
@@ -36,6 +36,8 @@ LAYERS = ("net.0", "net.2", "net.4")
 Norms = Callable[[int], list[float]]
 POLL = 5000
 """Milliseconds between two looks of the tab."""
+QUIET = 500
+"""Milliseconds without a request after which none is expected."""
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +60,25 @@ def grow(log: Log, address: str, steps: range, norms_of: Norms = norms) -> None:
 
 def look(tab: Tab) -> None:
     """Let five seconds pass for the page, and what it then asks for arrive."""
+    under_way: set[Request] = set()
+
+    def begins(request: Request) -> None:
+        under_way.add(request)
+
+    def ends(request: Request) -> None:
+        under_way.discard(request)
+
+    tab.page.on("request", begins)
+    tab.page.on("requestfinished", ends)
+    tab.page.on("requestfailed", ends)
     with tab.page.expect_response("**/runs"):
         tab.page.clock.run_for(POLL)
-    tab.page.wait_for_load_state("networkidle")
+    quiet = 0
+    while quiet < QUIET:  # Playwright's own "networkidle" comes once, and this page asks again
+        tab.page.wait_for_timeout(50)
+        quiet = 0 if under_way else quiet + 50
+    for event, note in (("request", begins), ("requestfinished", ends), ("requestfailed", ends)):
+        tab.page.remove_listener(event, note)
     tab.page.clock.run_for(500)
     tab.page.clock.resume()
     tab.settle()
