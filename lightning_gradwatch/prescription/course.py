@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ class Course:
         alerts: What the detector raised, and ``observations`` what it was told.
         losses: The loss of each step.
         num_time_steps: The longest sequence seen.
+        is_rebuilt: Whether a remedy has changed more than values; to be set by the caller.
     """
 
     def __init__(
@@ -66,12 +67,13 @@ class Course:
         self.alerts: list[Alert] = []
         self.observations: list[Observation] = []
         self.losses: list[float] = []
-        self.num_time_steps = 0
+        self.num_time_steps, self.is_rebuilt = 0, False
         self.loss_before = self.loss_after = math.nan
         self.patient = patient
         self._optimizer, self._schedules = optimizer, schedules
         self._batches, self._seed, self._room = batches, seed, room
         self._device = next((p.device for p in patient.model.parameters()), torch.device("cpu"))
+        self._clock = process_time if self._device.type == "cpu" else perf_counter  # others' work does not count
         settings = Settings(schedule or Schedule(NUM_SAMPLES, 10**9), policies=make_policies(patient.clip))
         self._watcher = Watcher(patient.model, optimizer, settings)
         self._scaler = torch.amp.GradScaler(self._device.type) if patient.loss_scale else None
@@ -88,7 +90,7 @@ class Course:
     def advance(self, with_update: bool = True) -> None:
         """One step; without the optimizer's update only the backward pass of one."""
         is_sampled = self._watcher.is_due()
-        start = perf_counter()
+        start = self._clock()
         self._watcher.arm()
         batch = self._batches[self._num_steps % len(self._batches)]
         loss = self._loss(batch)
@@ -102,7 +104,7 @@ class Course:
             self._update()
         self._num_steps += 1
         self.losses.append(loss.item())  # waits for the device
-        (self.sampled_seconds if is_sampled else self.seconds).append(perf_counter() - start)
+        (self.sampled_seconds if is_sampled else self.seconds).append(self._clock() - start)
 
     @property
     def has_diverged(self) -> bool:

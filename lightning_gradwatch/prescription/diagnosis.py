@@ -11,20 +11,25 @@ from lightning_gradwatch.core.evidence import Evidence
 from lightning_gradwatch.core.records import Alert, Observation
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.watcher import Settings
+from lightning_gradwatch.prescription.course import Course
 from lightning_gradwatch.prescription.ward import Ward
 
 MAX_STEPS, MIN_STEPS = 70, 20
 """The slowest rules hold the last thirty losses against the thirty before."""
 SHARE_OF_TIME = 0.3
+MANY_DECADES = 3.0
+"""What a recurrence may lose along time without a word."""
 LEARNED, BY_HEART = 0.75, 0.5
 """Shares of the loss: what falls by the first has learned; by the second any batch is soon learned by heart."""
 
 
-def diagnose(ward: Ward) -> Alert | None:
-    """The first alert within 70 steps; None for a network that is well."""
+def diagnose(ward: Ward) -> Alert | str:
+    """The first alert within 70 steps; without one, what was looked at, in a sentence."""
     course = ward.admit((), Schedule(every_n_steps=3))
+    is_late = False
     for step in range(MAX_STEPS):
-        if step and ward.is_time_up(SHARE_OF_TIME):
+        is_late = step > 0 and ward.is_time_up(SHARE_OF_TIME)
+        if is_late:
             break
         course.advance()
         has_learned = step >= MIN_STEPS and course.fall > LEARNED
@@ -32,7 +37,22 @@ def diagnose(ward: Ward) -> Alert | None:
             break
     course.end()
     is_slow = len(course.losses) == MAX_STEPS and course.fall < BY_HEART
-    return _loud(course.alerts) or (_loud(as_if_flat(course.observations)) if is_slow else None)
+    found = _loud(course.alerts) or (_loud(as_if_flat(course.observations)) if is_slow else None)
+    return found or _all_clear(course, len(ward.batches), is_late)
+
+
+def _all_clear(course: Course, num_batches: int, is_late: bool) -> str:
+    """What was looked at without finding anything; no all-clear if that was not enough."""
+    num_steps, lost = len(course.losses), course.lost(through_time=True)
+    where = "this batch" if num_batches == 1 else f"these {num_batches} batches"
+    if is_late:
+        seen = f"No alert in {num_steps} step{'s' * (num_steps > 1)} on {where}, when time was up"
+        return f"{seen}: too few to tell. Give more `max_seconds`: watching takes {SHARE_OF_TIME:.0%} of them."
+    clear = f"Nothing is needed: no alert in {num_steps} steps on {where}."
+    if not lost > MANY_DECADES:
+        return clear
+    along_time = f"Along its {course.num_time_steps} time steps the gradient loses {lost:.1f} decades, though"
+    return f"{clear} {along_time}: what lies far back is hardly learned from."
 
 
 def _loud(alerts: Sequence[Alert]) -> Alert | None:

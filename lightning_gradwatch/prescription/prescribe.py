@@ -28,7 +28,7 @@ from lightning_gradwatch.prescription.records import NotTried, Prescription, Tri
 from lightning_gradwatch.prescription.state import undisturbed
 from lightning_gradwatch.prescription.ward import Conditions, TimeUpError, Ward
 
-HEALTHY = "Nothing is needed: the gradients of this network are healthy."
+_SETTINGS = ("lr", "weight_decay", "clip")
 LARGE = 2**26
 """Bytes of parameters above which memory is cleared after each trial."""
 
@@ -53,8 +53,10 @@ def prescribe(
     """Find out by trial which remedy helps a network whose gradients are in trouble.
 
     Copies of the model are treated, each with one remedy and one with the best two of different families, and trained
-    for a few steps from the same state with the same random numbers. The model, the optimizer and every generator of
-    random numbers are afterwards as they were, bit for bit.
+    for a few steps from the same state with the same random numbers. Where a setting is the cause, or the untreated
+    copy diverges, the weights may be spoilt already, and neither another setting nor other weights help alone: what
+    changes a setting and does not help is tried once more together with He initialisation. The model, the optimizer
+    and every generator of random numbers are afterwards as they were, bit for bit.
 
     Args:
         model: A module or a LightningModule, at any point of its training, on the device to try it on. One that is in
@@ -108,13 +110,14 @@ def prescribe(
     with undisturbed(model):
         ward = Ward(model, batch, conditions)
         with _explained():
-            found = alert or diagnose(ward)
+            said = alert or diagnose(ward)
+            found = None if isinstance(said, str) else said
             trials = _Trials(ward, found, conditions)
-        trials.run(_plausible(remedies, found) if chosen is None else chosen, progress)
+        trials.run(_plausible(remedies, found) if chosen is None else chosen, progress, chosen or remedies)
     return Prescription(
-        diagnosis=HEALTHY if found is None else found.message.partition(" Try: ")[0],
+        diagnosis=said if isinstance(said, str) else said.message.partition(" Try: ")[0],
         untreated=trials.untreated,
-        trials=tuple(ranked(trials.untreated, trials.done)),
+        trials=tuple(trials.ranked()),
         not_tried=tuple(trials.not_tried),
         num_steps=steps,
         seconds=perf_counter() - start,
@@ -156,27 +159,53 @@ def _untreatable(failure: Exception) -> RuntimeError:
 
 
 class _Trials:
-    """The trials of one prescription: each remedy alone, then the best two of different families together."""
+    """The trials of one prescription: each remedy alone, then some together."""
 
     def __init__(self, ward: Ward, alert: Alert | None, conditions: Conditions) -> None:
         self._ward, self._conditions = ward, conditions
-        self._through_time = alert is not None and alert.kind == "vanishing_through_time"
+        self._kind, self._cause = (alert.kind, alert.cause) if alert else ("", "")
         untreated = ward.treat(())
         self._seconds = _swiftest(untreated)
         self.untreated = self._written((), untreated)
         self.done: list[Trial] = []
         self.not_tried: list[NotTried] = []
 
-    def run(self, remedies: Sequence[Remedy], progress: bool | None) -> None:
-        """Try them, as far as they fit and the time lasts."""
+    def run(self, remedies: Sequence[Remedy], progress: bool | None, known: Sequence[Remedy] = ()) -> None:
+        """Try them, as far as they fit and the time lasts.
+
+        Args:
+            remedies: What to try.
+            progress: Whether to show a bar.
+            known: Those of which one may come to the help of a setting.
+        """
         with _bar(len(remedies) + (len(remedies) > 1), progress) as advance:
             for remedy in remedies:
                 self._try((remedy,))
                 advance()
-            pair = _best_two(remedies, ranked(self.untreated, self.done))
-            if pair:
-                self._try(pair)
+            for pair in (_best_two(remedies, self.ranked()), *self._rescues(remedies, known)):
+                if pair:
+                    self._try(pair)
             advance()
+
+    def ranked(self) -> list[Trial]:
+        """What was tried so far, best first."""
+        return ranked(self.untreated, self.done, self._kind, self._cause)
+
+    def _rescues(self, remedies: Sequence[Remedy], known: Sequence[Remedy]) -> list[tuple[Remedy, ...]]:
+        """Settings that do not help alone, with new weights: where those at hand may be spoilt by a wrong setting.
+
+        Without the cause only where no new weights alone keep the loss finite, and where they could: they mend neither
+        data nor operations. Not where hardly anything has moved.
+        """
+        helpful = [trial.key for trial in self.ranked() if trial.effect == "helps"]
+        is_lost = not math.isfinite(self.untreated.loss_after) and not any(k.startswith("init.") for k in helpful)
+        is_lost = is_lost and self._cause not in ("bad_data", "unstable_op")
+        if self._kind == "stalled" or not (self._cause in ("weight_decay", "learning_rate") or is_lost):
+            return []
+        fresh = [remedy for remedy in known if remedy.key == "init.he"]
+        tried = {trial.key for trial in self.done} - {*helpful}
+        settings = [r for r in remedies if r.key in tried and r.key.split(".")[0] in _SETTINGS]
+        return [(setting, *fresh) for setting in settings if fresh]
 
     def _try(self, remedies: Sequence[Remedy]) -> None:
         why = ""
@@ -201,11 +230,11 @@ class _Trials:
             key=_join(remedies, "key"),
             remedy=_join(remedies, "name") or "untreated",
             effect="no change",
-            decades=course.lost(self._through_time),
+            decades=course.lost(self._kind == "vanishing_through_time"),
             loss_before=course.loss_before,
             loss_after=course.loss_after,
             parameters_percent=100 * (count / max(self._ward.num_parameters, 1) - 1),
-            time_percent=100 * (_swiftest(course) / self._seconds - 1),
+            time_percent=100 * (_swiftest(course) / self._seconds - 1) if course.is_rebuilt else 0.0,
             code=course.patient.code,
         )
 
@@ -225,7 +254,7 @@ def _plausible(remedies: Sequence[Remedy], alert: Alert | None) -> list[Remedy]:
 
 def _best_two(remedies: Sequence[Remedy], trials: Sequence[Trial]) -> tuple[Remedy, ...]:
     """The best two that help, of different families, in the order in which remedies are applied."""
-    helpful = [trial.key for trial in trials if trial.effect == "helps"]
+    helpful = [trial.key for trial in trials if trial.effect == "helps" and " + " not in trial.key]
     second = next((key for key in helpful if key.split(".")[0] != helpful[0].split(".")[0]), None)
     return () if second is None else tuple(r for r in remedies if r.key in (helpful[0], second))
 

@@ -22,7 +22,7 @@ class Trial:
         loss_after: Loss after the trial's steps; the same as ``loss_before`` if there were none. NaN or infinite if it
             diverged.
         parameters_percent: Change of the number of parameters, in percent.
-        time_percent: Change of the time of a step, in percent.
+        time_percent: Change of the time of a step, in percent; 0 where a step consists of the same as before.
         code: The line (or few) of code that applies it to the user's model.
     """
 
@@ -57,7 +57,7 @@ class Prescription:
     """What was tried, and what came of it.
 
     Attributes:
-        diagnosis: What is wrong, in one sentence; says that nothing is needed where nothing is wrong.
+        diagnosis: What is wrong, in a sentence or two; where nothing is, what was looked at to say so.
         untreated: The model as it is, after the same number of steps.
         trials: The remedies, best first.
         not_tried: Those that could not be tried.

@@ -8,19 +8,24 @@ from textwrap import indent, wrap
 from lightning_gradwatch.prescription.records import Prescription, Trial
 
 WIDTH = 100
+CLEAR_TIME = 10.0
+"""Percent of a step's time that are no accident."""
 _RIGHT = 2
 """Columns from here on are numbers."""
 
 
 def as_text(prescription: Prescription) -> str:
-    """Diagnosis, table, the code of what helps, and what could not be tried; 100 columns at most, but for the code."""
+    """Diagnosis, table, the code of the first remedy, and what could not be tried; 100 columns at most but for code."""
     parts = ["\n".join(wrap(prescription.diagnosis, WIDTH))]
     if prescription.kind and not prescription.trials and not prescription.not_tried:
         parts.append("No remedy is known that could be tried on a copy.")
     if prescription.trials:
         parts.append("\n".join(_table(prescription)))
-    helpful = [t for t in prescription.trials if t.effect == "helps" and t.code and " + " not in t.key]  # once each
-    parts += ["\n".join([*wrap(f"{trial.remedy}:", WIDTH), indent(trial.code, "    ")]) for trial in helpful]
+    best = prescription.best
+    if best is not None and best.code:
+        parts.append("\n".join([*wrap(f"{best.remedy}:", WIDTH), indent(best.code, "    ")]))
+        if len(prescription.trials) > 1:
+            parts.append('The code of the others: `.trials[i].code`, from 0 for the first row below "untreated".')
     why = {entry.why: [other.remedy for other in prescription.not_tried if other.why == entry.why]
            for entry in prescription.not_tried}  # fmt: skip
     lines = [wrap(f"{', '.join(names)}: {why}", WIDTH - 2, subsequent_indent="  ") for why, names in why.items()]
@@ -34,7 +39,7 @@ def _table(prescription: Prescription) -> list[str]:
     header = ("remedy", "effect", "decades lost", f"loss after {steps}" if steps else "loss", "parameters", "time")
     rows: list[tuple[str, ...]] = [
         header,
-        ("untreated", "", _number(untreated.decades), _number(untreated.loss_after), "", ""),
+        ("untreated", "", _decades(untreated.decades), _number(untreated.loss_after), "", ""),
     ]
     rows += [_row(untreated, trial) for trial in prescription.trials]
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
@@ -43,8 +48,9 @@ def _table(prescription: Prescription) -> list[str]:
 
 
 def _row(untreated: Trial, trial: Trial) -> tuple[str, ...]:
-    decades = f"{_number(untreated.decades)} -> {_number(trial.decades)}"
-    costs = (_percent(trial.parameters_percent), _percent(trial.time_percent))
+    decades = f"{_decades(untreated.decades)} -> {_decades(trial.decades)}"
+    time = _percent(trial.time_percent) if abs(trial.time_percent) >= CLEAR_TIME else ""
+    costs = (_percent(trial.parameters_percent), time)
     return (trial.remedy, trial.effect, decades, _number(trial.loss_after, "diverged"), *costs)
 
 
@@ -60,6 +66,10 @@ def _laid_out(row: tuple[str, ...], widths: list[int]) -> list[str]:
 
 def _number(value: float, unknown: str = "-") -> str:
     return unknown if math.isnan(value) else f"{value:.3g}"
+
+
+def _decades(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1f}".replace("-0.0", "0.0")
 
 
 def _percent(value: float) -> str:

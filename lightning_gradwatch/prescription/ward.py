@@ -74,6 +74,11 @@ class Ward:
         self._room = self._leave_room()
 
     @property
+    def batches(self) -> list[Any]:
+        """What the steps take in turns."""
+        return self._batches
+
+    @property
     def num_bytes(self) -> int:
         """Size of the model's parameters."""
         return size(self._values.values())
@@ -120,10 +125,11 @@ class Ward:
             model, batches[0], self._example, autocast=conditions.precision, loss=loss,
             loss_scale=conditions.precision is torch.float16, num_time_steps=self._num_time_steps, clip=conditions.clip,
         )  # fmt: skip
-        before = dict(model.named_parameters())
+        before, built = dict(model.named_parameters()), _outline(model)
         seed_everything(conditions.seed)
         codes = [_applied(remedy, patient) for remedy in remedies]
         patient.code = "\n".join(codes)
+        patient.warmup_steps = min(patient.warmup_steps, conditions.steps // 2)  # for the full rate to be seen, too
         schedules: list[Any] = []
         if self._is_given:
             optimizers.follow(optimizer, before, self._values, patient.model)
@@ -131,7 +137,11 @@ class Ward:
             optimizer, schedules = optimizers.make(patient.model, self._optimizer)
         optimizers.adjust(optimizer, patient)
         batches[0] = patient.batch
-        return Course(patient, optimizer, schedules, batches, seed=conditions.seed, room=self._room, schedule=schedule)
+        course = Course(
+            patient, optimizer, schedules, batches, seed=conditions.seed, room=self._room, schedule=schedule
+        )
+        course.is_rebuilt = _outline(patient.model) != built
+        return course
 
     def _remember(self, _: nn.Module, args: tuple[Any, ...]) -> None:
         if self._example is None:
@@ -160,6 +170,12 @@ class Ward:
             rule, cure = "computed with the model that it is given", "take the model from the arguments"
             raise refuse("loss_fn", rule, "one that reaches no parameter of the copy", cure)
         return course
+
+
+def _outline(model: nn.Module) -> list[object]:
+    """What a step of the model consists of, but for values."""
+    hooks = [(type(m), len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in vars(m)) for m in model.modules()]
+    return [*hooks, *(tuple(p.shape) for p in model.parameters())]
 
 
 def _applied(remedy: Remedy, patient: Patient) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,7 @@ from lightning_gradwatch.prescription.patient import Patient, Remedy
 from tests.tasks import Classifier, deep_net, digits, quiet_trainer, small_net
 
 from .bits import snapshot
+from .patients import LastStep, sequences
 from .remedies import HE, LOWER, RELU, REMEDIES
 
 BATCH = next(iter(digits()))
@@ -93,7 +95,93 @@ def test_a_healthy_network_needs_nothing() -> None:
     assert found.trials == ()
     assert found.not_tried == ()
     assert found.best is None
-    assert "Nothing is needed" in str(found)
+    assert re.fullmatch(r"Nothing is needed: no alert in \d\d steps on this batch\.", str(found))
+
+
+def test_an_all_clear_is_not_given_before_anything_could_be_told() -> None:
+    def slow(output: Tensor, target: Tensor) -> Tensor:
+        time.sleep(0.3)
+        return LOSS(output, target)
+
+    found = ask(deep_net(depth=6), BATCH, slow, max_seconds=0.5)
+    assert "Nothing is needed" not in found.diagnosis
+    assert re.match(r"No alert in \d steps? on this batch, when time was up: too few to tell", found.diagnosis)
+
+
+def test_a_recurrence_that_forgets_is_mentioned_without_an_alert() -> None:
+    torch.manual_seed(0)
+    batches = DataLoader(TensorDataset(*sequences(40)), batch_size=4)
+    for rnn, forgets in ((nn.RNN(4, 16, batch_first=True), True), (nn.LSTM(4, 16, batch_first=True), False)):
+        model = LastStep(rnn)
+        if not forgets:
+            nn.init.constant_(rnn.get_parameter("bias_ih_l0").data[16:32], 8.0)
+        found = ask(model, batches, LOSS, optimizer=lambda p: torch.optim.Adam(p, lr=1e-2))
+        assert not found.is_needed
+        assert "Nothing is needed: no alert in" in found.diagnosis
+        assert "on these 2 batches" in found.diagnosis
+        told = re.search(r"its 40 time steps the gradient loses (\S+) decades", found.diagnosis)
+        assert (told is not None and float(told[1]) > 3) is forgets
+
+
+def test_a_setting_that_comes_too_late_is_tried_with_new_weights() -> None:
+    model = small_net()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1e4)  # what a wrong rate has left
+    alert = Alert("exploding", "alert", 7, None, "", 1.0, 1.0, "It explodes.", cause="learning_rate")
+    options: dict[str, Any] = {"alert": alert, "optimizer": torch.optim.SGD(model.parameters(), lr=1.0)}
+    lower = replace(LOWER, causes=frozenset({"learning_rate"}))
+    found = ask(model, BATCH, LOSS, **options, remedies=(lower, HE))
+    assert [trial.key for trial in found.trials] == ["lr.tenth + init.he", "lr.tenth"]
+    assert [trial.effect == "helps" for trial in found.trials] == [True, False]
+    assert "nn.init" in found.trials[0].code
+    assert "lr" in found.trials[0].code
+    alone = ask(model, BATCH, LOSS, **options, remedies=(lower, HE), candidates="lr.*")
+    assert [trial.key for trial in alone.trials] == ["lr.tenth"]  # no more than what was asked for
+
+
+@pytest.mark.parametrize(("cause", "is_tried"), [("unknown", True), ("bad_data", False), ("unstable_op", False)])
+def test_new_weights_come_to_the_help_of_a_setting_only_where_they_could_help(cause: Any, is_tried: bool) -> None:
+    model = small_net()
+    with torch.no_grad():
+        model.get_parameter("0.weight")[0, 0] = torch.nan
+    alert = Alert("nonfinite", "alert", 7, None, "", 1.0, 1.0, "It is lost.", cause=cause)
+    found = ask(model, BATCH, LOSS, alert=alert, remedies=(LOWER, HE))
+    tried = [trial.key for trial in found.trials]
+    assert tried == (["lr.tenth + init.he", "lr.tenth"] if is_tried else ["lr.tenth"])
+
+
+def test_a_setting_that_helps_alone_is_not_tried_with_new_weights() -> None:
+    alert = Alert("exploding", "alert", 7, None, "", 1.0, 1.0, "It explodes.", cause="learning_rate")
+    found = ask(small_net(), BATCH, LOSS, alert=alert, optimizer=lambda p: torch.optim.SGD(p, lr=5.0),
+                remedies=(replace(LOWER, causes=frozenset({"learning_rate"})), HE))  # fmt: skip
+    assert [(trial.key, trial.effect) for trial in found.trials] == [("lr.tenth", "helps")]
+
+
+def test_a_warm_up_ends_within_a_trial_so_that_the_full_rate_is_seen() -> None:
+    rates: list[float] = []
+
+    class Telling(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    def warm(patient: Patient) -> None:
+        patient.warmup_steps = 100
+
+    remedy = Remedy("lr.warmup", "warm-up", "", warm)
+    for steps, rise in ((8, [0.25, 0.5, 0.75]), (1, [])):
+        rates.clear()
+        ask(small_net(), BATCH, LOSS, steps=steps, candidates="lr.*", remedies=(remedy,),
+            optimizer=lambda p: Telling(p, lr=1.0))  # fmt: skip
+        assert rates[-steps:] == [*rise, *[1.0] * (steps - len(rise))]
+
+
+def test_the_time_of_a_step_is_told_only_where_the_step_is_another() -> None:
+    found = ask(deep_net(depth=8), BATCH, LOSS, candidates=["init.*", "norm.*"])
+    by_key = {trial.key: trial.time_percent for trial in found.trials}
+    assert by_key["init.he"] == 0
+    assert by_key["norm.layer"] != 0
 
 
 def test_a_healthy_network_is_treated_all_the_same_if_that_is_asked_for() -> None:
@@ -112,7 +200,7 @@ def test_an_alert_that_is_given_is_not_found_again() -> None:
     alert = Alert("nonfinite", "alert", 7, None, "", 1.0, 1.0, "It is bad. Try: prayer.", cause="learning_rate")
     found = ask(small_net(), BATCH, LOSS, alert=alert)
     assert (found.diagnosis, found.kind, found.cause) == ("It is bad.", "nonfinite", "learning_rate")
-    assert [trial.key for trial in found.trials] == ["lr.tenth"]
+    assert sorted(trial.key for trial in found.trials) == ["lr.tenth", "lr.tenth + init.he"]
 
 
 def test_the_same_seed_gives_the_same_prescription() -> None:

@@ -42,7 +42,9 @@ def keys(trials: list[Trial]) -> list[str]:
         (2.29, 0.2, "helps"),  # the gradient arrives, and the loss falls faster
         (2.29, 5.5, "no change"),
         (2.29, 3.0, "no change"),  # better, but still lost
+        (2.34, 0.2, "worse"),  # the gradient arrives, and the loss is clearly above that without it
         (2.6, 5.5, "worse"),
+        (49.6, -0.1, "worse"),
         (math.nan, 0.2, "worse"),
     ],
 )
@@ -71,6 +73,54 @@ def test_what_gains_clearly_more_comes_first_however_much_it_changes() -> None:
     assert keys(ranked(SICK, [trial("init.he", 2.0), trial("recurrent.lstm", 0.1)])) == ["recurrent.lstm", "init.he"]
 
 
+def test_of_two_together_that_change_the_same_the_better_comes_before_what_changes_more() -> None:
+    diverged = replace(SICK, loss_after=math.nan, decades=math.nan)
+    trials = [trial(f"{key} + init.he", loss) for key, loss in {
+        "lr.tenth": 0.5, "lr.hundredth": 0.6, "clip.norm": 0.7}.items()]  # fmt: skip
+    together = keys(ranked(diverged, [*trials, trial("lr.tenth", math.nan)]))
+    assert together == ["lr.tenth + init.he", "clip.norm + init.he", "lr.hundredth + init.he", "lr.tenth"]
+
+
+@pytest.mark.parametrize(
+    ("cause", "first"),
+    [
+        ("weight_decay", "weight_decay.zero + init.he"),
+        ("no_skip_or_norm", "norm.batch"),
+        ("normalisation_order", "prenorm"),
+        ("learning_rate", "clip.norm"),
+        ("unknown", "clip.norm"),
+    ],
+)
+def test_what_takes_away_the_cause_comes_before_what_makes_up_for_it(cause: str, first: str) -> None:
+    losses = {"clip.norm": 1.4, "init.he": 1.2, "norm.batch": 1.0, "prenorm": 1.3, "weight_decay.zero + init.he": 1.5}
+    trials = [trial(key, loss) for key, loss in losses.items()]
+    assert keys(ranked(SICK, trials, "vanishing", cause))[0] == first
+    both = "clip.norm + init.he"
+    alone = ranked(SICK, [*trials, trial(both, 0.1)], "exploding", "learning_rate")
+    assert keys(alone).index("clip.norm") < keys(alone).index(both)  # one before two, if one is enough
+    hardly = [replace(t, loss_after=2.2) if t.key == first else t for t in trials]
+    assert keys(ranked(SICK, hardly, "vanishing", cause))[0] != first  # unless it gains little
+
+
+def test_where_no_loss_falls_clearly_a_cured_gradient_comes_first() -> None:
+    trials = [trial("init.he", 2.10, 5.0), trial("norm.layer", 2.15, 0.1)]
+    assert keys(ranked(SICK, trials)) == ["norm.layer", "init.he"]
+    assert keys(ranked(SICK, [*trials, trial("prenorm", 1.0, 3.0)]))[0] == "prenorm"
+
+
+def test_what_is_learned_by_heart_says_nothing_of_a_memory() -> None:
+    untreated = replace(SICK, decades=14.0, loss_after=1.97)
+    trials = [
+        trial("recurrent.identity", 1.7, 0.1), trial("recurrent.orthogonal", 1.6, 3.8),
+        trial("recurrent.lstm", 1.96, 0.7), trial("recurrent.gru", 1.98, 0.5), trial("recurrent.forget_bias", 2.3, 0.5),
+    ]  # fmt: skip
+    result = ranked(untreated, trials, "vanishing_through_time", "recurrence")
+    assert [(t.key.partition(".")[2], t.effect) for t in result] == [
+        ("gru", "helps"), ("lstm", "helps"), ("identity", "helps"), ("orthogonal", "helps"), ("forget_bias", "worse"),
+    ]  # fmt: skip
+    assert keys(ranked(untreated, trials, "vanishing"))[0] == "recurrent.orthogonal"
+
+
 def test_negative_losses_are_ranked_too() -> None:
     untreated = Trial("", "untreated", "no change", 5.0, -1.0, -1.01)
     result = ranked(untreated, [trial("a", -1.0, 5, -1.0), trial("b", -3.0, 0.1, -1.0), trial("c", -0.5, 5, -1.0)])
@@ -79,8 +129,13 @@ def test_negative_losses_are_ranked_too() -> None:
 
 def test_after_a_single_backward_pass_the_gradient_alone_decides() -> None:
     untreated = replace(SICK, loss_after=SICK.loss_before)
-    result = ranked(untreated, [trial("a", 2.4, 6.1), trial("b", 2.4, 0.1), trial("c", 2.4, -9.0)])
-    assert [(t.key, t.effect) for t in result] == [("b", "helps"), ("a", "no change"), ("c", "worse")]
+    decades = {"a": 6.1, "b": 0.1, "c": -9.0, "d": 4.5, "e": -2.9, "f": math.nan}
+    losses = [2.4 - i / 10 for i in range(len(decades))]
+    trials = [trial(key, loss, d, loss) for loss, (key, d) in zip(losses, decades.items(), strict=True)]
+    result = ranked(untreated, trials)
+    assert [(t.key, t.effect) for t in result] == [
+        ("b", "helps"), ("e", "helps"), ("d", "no change"), ("a", "no change"), ("f", "no change"), ("c", "worse"),
+    ]  # fmt: skip
 
 
 LONG = "a remedy with so long a name that it needs more than a single line of the table, as two joined ones often do"
@@ -89,7 +144,8 @@ LONG = "a remedy with so long a name that it needs more than a single line of th
 def prescription() -> Prescription:
     trials = ranked(SICK, [trial("init.he", 0.1), trial("lr.tenth", 2.29, 6.0), trial("norm", math.nan)])
     trials.insert(1, replace(trials[0], key="init.he + norm", code="use(both)"))
-    trials[0] = replace(trials[0], remedy=LONG, parameters_percent=3.2, time_percent=math.nan)
+    trials[0] = replace(trials[0], remedy=LONG, parameters_percent=3.2, time_percent=12.4)
+    trials[2] = replace(trials[2], decades=-0.04, time_percent=-9.4)
     missing = tuple(NotTried(key, key, "no room for it") for key in ("a", "b"))
     return Prescription("It is sick.", SICK, tuple(trials), missing, 20, kind="vanishing", cause="small_init")
 
@@ -100,11 +156,15 @@ def test_the_table_shows_what_helps_first_and_everything_else_as_what_it_is() ->
     assert max(map(len, lines)) <= 100
     assert lines[2].split() == ["remedy", "effect", "decades", "lost", "loss", "after", "20", "parameters", "time"]
     assert text.index("a remedy with") < text.index("lr.tenth") < text.index("diverged")
-    assert "6 -> 0.2" in text
+    assert "6.0 -> 0.2" in text
+    assert "6.0 -> 0.0" in text
     assert "+3 %" in text
+    assert "+12 %" in text
+    assert "9 %" not in text  # of a step's time: an accident
     assert "    use('init.he')" in text
     assert "use('lr.tenth')" not in text
     assert "use(both)" not in text
+    assert ".trials[i].code" in text
     assert "  a, b: no room for it" in text
     assert " ".join(LONG.split()[:6]) in text
     assert LONG.split()[-1] in text

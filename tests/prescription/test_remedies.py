@@ -209,3 +209,13 @@ def test_names_are_unique_and_say_something() -> None:
 def test_every_cause_that_a_copy_can_answer_has_a_remedy() -> None:
     answered = {cause for remedy in KEYS.values() for cause in remedy.causes}
     assert set(get_args(Cause)) - answered == {"detached", "unstable_op", "unknown"}
+
+
+def test_clipping_is_for_explosions_and_a_higher_rate_for_what_does_not_move() -> None:
+    for key, remedy in KEYS.items():
+        if key.startswith("clip."):
+            assert remedy.kinds == {"exploding", "nonfinite"}
+            assert not remedy.causes & {"normalisation_order", "no_skip_or_norm", "small_init", "input_scale"}
+        if key.startswith("lr.x"):
+            assert remedy.kinds == {"stalled"}
+            assert not remedy.causes

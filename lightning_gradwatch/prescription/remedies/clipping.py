@@ -18,7 +18,7 @@ def _clip(variant: str, name: str, policy: ClipPolicy, code: str) -> Remedy:
         name,
         code,
         apply,
-        frozenset({"learning_rate", "normalisation_order", "bad_data", "input_scale"}),
+        frozenset({"learning_rate", "bad_data"}),
         frozenset({"exploding", "nonfinite"}),
     )
 

@@ -17,7 +17,7 @@ _TOO_HIGH: tuple[frozenset[Cause], frozenset[AlertKind]] = (
     frozenset({"learning_rate", "normalisation_order", "dead_relu", "cliff", "large_init"}),
     frozenset({"exploding", "nonfinite", "dead"}),
 )
-_TOO_LOW: tuple[frozenset[Cause], frozenset[AlertKind]] = frozenset({"learning_rate"}), frozenset({"stalled"})
+_TOO_LOW: tuple[frozenset[Cause], frozenset[AlertKind]] = frozenset(), frozenset({"stalled"})
 
 
 def _set(**settings: Any) -> Callable[[Patient], None]:
