@@ -276,7 +276,7 @@ def set_metrics(trainer: Trainer, metrics: dict[str, float]) -> None:
     """Make numbers known to ``EarlyStopping``, ``ModelCheckpoint`` and the caller of ``fit``."""
     known = trainer.callback_metrics
     for name, value in metrics.items():
-        known[name] = torch.tensor(value)
+        known[name] = torch.full((), value)
 
 
 def as_on_rank_zero(trainer: Trainer, number: int) -> int:

@@ -132,6 +132,7 @@ class _Run:
     num_samples: int = 0
     num_decisions: int | None = None
     is_thinned: bool = False
+    has_counted: bool = False
 
     @property
     def has_seen_gradients(self) -> bool:
@@ -460,12 +461,13 @@ class GradWatch(Callback):
         run = self._run
         run.batch_idx = batch_idx
         run.cost.begin_step()
-        self._count_points(trainer)
-        watchers = [post.watcher for post in run.posts.values()]
+        if not run.has_counted:
+            self._count_points(trainer)
+            run.has_counted = True
         further = max(run.observations_in_batch - 1, 0)
-        is_heard = not run.is_unheard or run.has_seen_gradients
-        if run.probe is not None and is_heard and any(watcher.is_due(further) for watcher in watchers):
-            run.probe.attach(any(watcher.is_thorough for watcher in watchers))
+        due = [post for post in run.posts.values() if post.watcher.is_due(further)]
+        if due and run.probe is not None and not (run.is_unheard and not run.has_seen_gradients):
+            run.probe.attach(any(post.watcher.is_thorough for post in run.posts.values()))
         inputs = checksum(batch)
         is_first = run.is_stepping or run.inputs is None
         run.inputs = inputs if is_first or inputs is None or run.inputs is None else run.inputs + inputs
@@ -723,7 +725,8 @@ class GradWatch(Callback):
         if self._run.prescriber is not None:
             self._run.prescriber.note(opened)
         num_alerts = self._incidents.num_alerts
-        self._run.sinks.write_alerts(_lightning.loggers(trainer), self._incidents.alerts, num_alerts, is_last)
+        if changes or is_last or not report.has_news:
+            self._run.sinks.write_alerts(_lightning.loggers(trainer), self._incidents.alerts, num_alerts, is_last)
         worst = max((post.watcher.vanishing for post in self._run.posts.values()), default=0.0)
         _lightning.set_metrics(trainer, metrics.monitored(worst, num_alerts))
         if self.progress_bar:

@@ -109,8 +109,8 @@ def num_calls(kind: str, depth: int) -> int:
     return calls.seen.total()
 
 
-OPERATORS = {"ordinary": (2, 0), "published": (80, 2), "sampled": (24, 1), "thorough": (130, 4)}
-CALLS = {"ordinary": (40, 0), "published": (220, 3), "sampled": (190, 18), "thorough": (270, 50)}
+OPERATORS = {"ordinary": (10, 0), "published": (68, 1), "sampled": (34, 1), "thorough": (160, 3)}
+CALLS = {"ordinary": (36, 0), "published": (210, 4), "sampled": (150, 19), "thorough": (250, 42)}
 """At most so many in a step, and so many more for each layer."""
 
 

@@ -107,7 +107,7 @@ def test_unusual_modules_are_watched(make: Any) -> None:
 
 
 def test_a_probe_that_fails_inside_the_users_backward_is_given_up_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(tensor: Tensor) -> Tensor:
+    def broken(tensor: Tensor, is_strong: bool) -> Tensor:
         raise NotImplementedError("no norm for this tensor")
 
     monkeypatch.setattr("lightning_gradwatch.core.probe._norm", broken)

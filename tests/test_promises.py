@@ -86,14 +86,17 @@ def observe(net: nn.Module, watcher_: Watcher, publish: bool = False, **options:
 
 
 @pytest.mark.parametrize("depth", [3, 30])
-def test_an_ordinary_step_costs_two_operators_and_no_read(depth: int) -> None:
+def test_an_ordinary_step_costs_few_operators_and_no_read(depth: int) -> None:
     net = deep_net(nn.ReLU, depth)
     watcher_ = Watcher(net, torch.optim.SGD(net.parameters(), 0.1), Settings(Schedule(0, 1000)))
     observe(net, watcher_)
     operators = observe(net, watcher_)
     assert not any(operators[name] for name in READS)
-    operators.pop("aten::detach", None)
-    assert operators == {"aten::_foreach_norm": 1, "aten::stack": 1, "aten::select": 1}
+    views = {"aten::detach", "aten::select", "aten::view"}
+    kernels = {name: count for name, count in operators.items() if name not in views}
+    row = {"aten::_foreach_norm": 1, "aten::stack": 1}
+    alike = {"aten::stack": 3, "aten::linalg_vector_norm": 2, "aten::cat": 1, "aten::index_select": 1}
+    assert kernels == (row if depth == 3 else {**row, **alike})  # weights are measured together, and biases
 
 
 @pytest.mark.parametrize("policy", ["percentile", "zscore", "agc", "adagc", "norm", "value"])

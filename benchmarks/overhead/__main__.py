@@ -45,13 +45,13 @@ def plan_limits(quick: bool) -> dict[str, Callable[[], Any]]:
 
 def run_races(workloads: dict[str, Workload], contestants: list[Contestant], device: str) -> list[Result]:
     """Every workload, with a progress bar."""
-    rounds = sum(w.num_rounds + (not w.is_large) for w in workloads.values())
     results: list[Result] = []
-    with tqdm(total=rounds * (len(contestants) + 1), unit="run", disable=None) as bar:
+    with tqdm(total=len(workloads) * (len(contestants) + 1), unit="fit", disable=None) as bar:
         for workload in workloads.values():
             bar.set_description(workload.title)
-            results += race(workload, contestants, device, bar.update)
-            tqdm.write(race_table(results[-len(contestants) - 1 :]) + "\n")
+            found = race(workload, contestants, device, bar.update)
+            tqdm.write(race_table(found) + "\n")
+            results += found
     return results
 
 

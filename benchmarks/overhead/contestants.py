@@ -30,6 +30,7 @@ class Contestant:
         make: Makes the callbacks, given a directory to write to.
         trainer: Further arguments of the Trainer.
         is_dear: Whether a step takes many times as long as the training itself.
+        takes_many_steps: Whether a few steps say nothing about it.
         is_ours: Whether it is GradWatch.
     """
 
@@ -39,6 +40,7 @@ class Contestant:
     trainer: dict[str, Any] = field(default_factory=dict)
     is_dear: bool = False
     is_ours: bool = False
+    takes_many_steps: bool = False
 
 
 class Hook(pl.Callback):
@@ -88,7 +90,14 @@ class WandbWatch(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hook every parameter."""
-        self._run.watch(pl_module, log="gradients", log_freq=1)
+        self.switch(pl_module, True)
+
+    def switch(self, pl_module: pl.LightningModule, is_on: bool) -> None:
+        """Hook every parameter, or let go of them."""
+        if is_on:
+            self._run.watch(pl_module, log="gradients", log_freq=1)
+        else:
+            self._run.unwatch(pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any) -> None:
         """Write the row of the step."""
@@ -129,11 +138,21 @@ def _ours(name: str, family: Family, **arguments: Any) -> Contestant:
     return Contestant(name, family, lambda _: [GradWatch(**arguments)], is_ours=True)
 
 
-BARE = Contestant("bare Trainer", "watching", lambda _: [])
-EMPTY = Contestant("a callback that does nothing", "watching", lambda _: [pl.Callback()])
-ORDINARY = _ours("GradWatch, steps without a sample", "watching", dense_steps=0, sample_every_n_steps=NEVER)
-EVERY_STEP = _ours("GradWatch(sample_every_n_steps=1), as in its dense start", "watching", sample_every_n_steps=1)
-DEFAULTS = _ours("GradWatch(), after its dense start", "watching", dense_steps=0)
+BARE = Contestant("nothing, to show the noise", "watching", lambda _: [])
+EMPTY = Contestant("a callback that does nothing", "watching", lambda _: [pl.Callback()], takes_many_steps=True)
+ORDINARY = _ours(
+    "GradWatch, steps without a sample", "watching", dense_steps=0, sample_every_n_steps=NEVER, log_every_n_steps=NEVER
+)
+EVERY_STEP = _ours(
+    "GradWatch, every step sampled, as in its dense start", "watching", sample_every_n_steps=1, log_every_n_steps=NEVER
+)
+DEFAULTS = Contestant(
+    "GradWatch(), after its dense start",
+    "watching",  # half of the steps are not its own
+    lambda _: [GradWatch(dense_steps=0, log_every_n_steps=100)],
+    is_ours=True,
+    takes_many_steps=True,
+)
 CONTESTANTS = [
     EMPTY,
     ORDINARY,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ TITLES = {
     "histograms": "Norms and a histogram of every tensor, published at every step",
     "clipping": "Clipping at every step",
 }
+_COLUMNS = ("computes longer, %", "+-", "waits longer, %", "+-", "own hooks, %", "says of itself, %", "times ours")
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -26,32 +28,30 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def race_table(results: Sequence[Result]) -> str:
-    """A workload, family by family, each against the bare Trainer and against the cheapest peer."""
-    bare = next(result for result in results if result.contestant == BARE.name)
-    blocks = [f"{bare.workload}: {bare.ms:.2f} ms a step in the bare Trainer"]
+    """A workload, family by family, each against the bare Trainer and against ours."""
+    ms = statistics.median(result.ms for result in results)
+    blocks = [f"{results[0].workload}: {ms:.2f} ms a step in the bare Trainer"]
     for family, title in TITLES.items():
-        own = [r for r in results if r.family == family and r.contestant != BARE.name]
+        own = [r for r in results if r.family == family]
         if own:
-            header = (title, "ms a step", "longer by, %", "+-", "own hooks, %", "says of itself, %", "times ours")
+            header = (title, *_COLUMNS)
             blocks.append(layout(header, [_row(r, own) for r in own]))
     return "\n\n".join(blocks)
 
 
 def _row(result: Result, family: Sequence[Result]) -> tuple[str, ...]:
-    told = "" if result.told_percent is None else f"{result.told_percent:.2f}"
     ours = next((r for r in family if r.is_ours), None)
     is_peer = ours is not None and not result.is_ours and result.family != "watching"
-    dearer = f"{result.own_percent / ours.own_percent:.1f}" if is_peer and ours and result.own_percent > 0 else ""
-    if is_peer and ours and result.contestant.startswith(("wandb", "Trainer")):  # they work outside of callbacks' hooks
-        dearer = f"{result.percent / ours.percent:.1f}" if ours.percent > 0 else ""
+    is_told = ours is not None and ours.percent > ours.spread
     return (
         result.contestant,
-        f"{result.ms:.2f}",
         f"{result.percent:.2f}",
         f"{result.spread:.2f}",
-        f"{result.own_percent:.2f}",
-        told,
-        dearer,
+        f"{result.wall_percent:.2f}",
+        f"{result.wall_spread:.2f}",
+        "" if result.own_percent is None else f"{result.own_percent:.2f}",
+        "" if result.told_percent is None else f"{result.told_percent:.2f}",
+        f"{result.percent / ours.percent:.1f}" if is_peer and is_told and ours is not None else "",
     )
 
 
@@ -61,16 +61,19 @@ def averages(results: Sequence[Result]) -> list[dict[str, Any]]:
     for workload in dict.fromkeys(result.workload for result in results):
         found = {r.contestant: r for r in results if r.workload == workload}
         ordinary, sampled = found[ORDINARY.name], found[EVERY_STEP.name]
-        average = ordinary.own_percent + (sampled.own_percent - ordinary.own_percent) / SAMPLE_EVERY
+        without, with_one = ordinary.own_percent or 0.0, sampled.own_percent or 0.0
+        average = without + (with_one - without) / SAMPLE_EVERY
         whole = found.get(DEFAULTS.name)
         rows.append(
             {
                 "workload": workload,
-                "bare step, ms": f"{found[BARE.name].ms:.2f}",
-                "without a sample, %": f"{ordinary.own_percent:.2f}",
-                "with one (dense start), %": f"{sampled.own_percent:.2f}",
-                "defaults on average, %": f"{average:.2f}",
-                "measured from outside, %": "" if whole is None else f"{whole.percent:.1f} +- {whole.spread:.1f}",
+                "bare step, ms": f"{ordinary.ms:.2f}",
+                "without a sample, %": f"{ordinary.own_percent or 0.0:.2f}",
+                "with one (dense start), %": f"{sampled.own_percent or 0.0:.2f}",
+                "of both on average, %": f"{average:.2f}",
+                "defaults, own hooks, %": "" if whole is None else f"{whole.own_percent or 0.0:.2f}",
+                "overhead_percent": "" if whole is None else f"{whole.told_percent:.2f}",
+                "from outside, %": "" if whole is None else f"{whole.percent:.2f} +- {whole.spread:.2f}",
             }
         )
     return rows

@@ -22,9 +22,9 @@ class Workload:
         title: What it is, for the table.
         make_model: Makes the network.
         make_batch: Makes the one batch that every step trains on.
-        num_steps: Steps of one measured run.
-        num_dear_steps: The same for what takes many times as long as the training itself.
-        num_rounds: How many times all contestants take turns.
+        num_pairs: How many times a contestant and the bare Trainer take turns.
+        num_dear_steps: Steps of each turn for what takes many times as long as the training itself.
+        is_large: Whether a step takes seconds, so that each turn is of these few steps for all.
         optimizer: Makes the optimizer.
         num_threads: Threads of torch on a CPU; one where the kernels are too small for two.
     """
@@ -32,16 +32,11 @@ class Workload:
     title: str
     make_model: Callable[[], nn.Module]
     make_batch: Callable[[], Batch]
-    num_steps: int
+    num_pairs: int
     num_dear_steps: int
-    num_rounds: int
+    is_large: bool = False
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD
     num_threads: int = 1
-
-    @property
-    def is_large(self) -> bool:
-        """Whether a step takes seconds, so that only a few of them can be run."""
-        return self.num_steps < 50
 
 
 class Task(pl.LightningModule):
@@ -127,11 +122,11 @@ def _text(num_sequences: int, length: int) -> Batch:
 
 
 WORKLOADS = {
-    "mlp": Workload("20-layer MLP", mlp, lambda: _rows(128, 64), 250, 60, 5),
-    "small": Workload("1,000 small tensors", ManySmall, lambda: _rows(32, 16), 100, 8, 3),
-    "cnn": Workload("ResNet-50, 32 images of 128 px", resnet50, lambda: _images(32, 128), 4, 3, 1, num_threads=2),
+    "mlp": Workload("20-layer MLP", mlp, lambda: _rows(128, 64), 20, 5),
+    "small": Workload("1,000 small tensors", ManySmall, lambda: _rows(32, 16), 6, 1),
+    "cnn": Workload("ResNet-50, 32 images of 128 px", resnet50, lambda: _images(32, 128), 2, 1, True, num_threads=2),
     "gpt": Workload(
-        "GPT-2 small, 1,024 tokens", gpt2_small, lambda: _text(2, 512), 3, 2, 1, torch.optim.AdamW, num_threads=2
+        "GPT-2 small, 1,024 tokens", gpt2_small, lambda: _text(2, 512), 2, 1, True, torch.optim.AdamW, num_threads=2
     ),
 }
-QUICK = {"mlp": Workload("20-layer MLP", mlp, lambda: _rows(128, 64), 100, 52, 1)}
+QUICK = {"mlp": Workload("20-layer MLP", mlp, lambda: _rows(128, 64), 4, 3)}

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from lightning_gradwatch.core.records import MISSING, Layer
 
+_MAX_TABLE = 2**16
+"""Parameters times layers up to which a table says which belongs to which: 512 kB."""
+
 
 def per_layer(values: Tensor, layer_index: Tensor, num_layers: int) -> Tensor:
     """Sum values of parameters to values of layers.
@@ -59,16 +62,21 @@ class LayerFigures:
         self._num_layers = num_layers
         self._layer_index = torch.tensor(layer_index)
         self._sizes = torch.tensor([float(size) for size in sizes])
-        self._is_filled = set(range(num_layers)) <= set(layer_index)
+        is_filled = set(range(num_layers)) <= set(layer_index)
+        self._adds: Tensor | None = None
+        if is_filled and len(layer_index) * num_layers <= _MAX_TABLE:
+            owns = self._layer_index[:, None] == torch.arange(-1, num_layers)
+            owns[:, 0] = True
+            self._adds = owns.double()
         self._matrices = [i for i, fan in enumerate(fan_in) if fan and layer_index[i] < num_layers]
         self._gain_factor = torch.tensor([(fan_in[i] / sizes[i]) ** 0.5 for i in self._matrices])
 
     def norms(self, rows: Tensor) -> Tensor:
-        """:func:`combine` for these layers, in half the operators where every parameter has a gradient."""
-        if self._is_filled and not bool((rows < 0).any()):
-            squares = rows.double().square_()
-            layers = per_layer(squares, self._layer_index, self._num_layers)
-            return torch.cat([squares.sum(1, keepdim=True), layers], dim=1).sqrt_().float()
+        """:func:`combine` for these layers, as one product where every parameter has a gradient, and a finite one."""
+        if self._adds is not None and len(rows):
+            low, high = torch.aminmax(rows)
+            if low.item() >= 0 and high.item() < torch.inf:  # NaN is neither
+                return (rows.double().square_() @ self._adds).sqrt_().float()
         return combine(rows, self._layer_index, self._num_layers)
 
     def highest(self, values: Tensor) -> Tensor:

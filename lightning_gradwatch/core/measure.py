@@ -13,10 +13,13 @@ from lightning_gradwatch.core.shards import Shards, is_spread, local
 _WINDOW_FLOATS = 2**16
 _MAX_ROWS = 1024
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16)
-_MAX_STACKED = 1024
+_BITS = {2: (torch.int16, 0x7FFF), 4: (torch.int32, 0x7FFFFFFF)}
+_MAX_STACKED = 2**12
 """Elements of a tensor up to which a CPU copies it faster than it starts a kernel for it alone."""
-_MIN_ALIKE = 64
+_MIN_ALIKE = 4
 """Such tensors of one shape from which on it is worth starting three other kernels instead."""
+_MAX_TOGETHER = 2**17
+"""Elements that are copied side by side: 512 kB."""
 
 
 def dense(gradient: Tensor) -> Tensor:
@@ -53,11 +56,8 @@ def checksum(batch: object) -> Tensor | None:
     """
     found: list[Tensor] = []
     _collect_floats(batch, found, 4)
-    return (
-        sum((t.detach().sum(dtype=torch.float32) for t in found[1:]), found[0].detach().sum(dtype=torch.float32))
-        if found
-        else None
-    )
+    sums = [(t.detach() if t.requires_grad else t).sum(dtype=torch.float32) for t in found]
+    return sum(sums[1:], sums[0]) if sums else None
 
 
 def _collect_floats(container: object, found: list[Tensor], limit: int) -> None:
@@ -90,6 +90,26 @@ def _are_plain(tensors: Sequence[Tensor]) -> bool:
     return all(t.layout is torch.strided and t.dtype in _PLAIN and t.device == device for t in tensors)
 
 
+def alike(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Places of small tensors of one shape and dtype on a CPU, in bounded bunches that are worth being stacked."""
+    found: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        if tensor.device.type == "cpu" and 0 < tensor.numel() <= _MAX_STACKED:
+            found.setdefault((tensor.shape, tensor.dtype), []).append(i)
+    sizes = {shape: _MAX_TOGETHER // shape.numel() for shape, _ in found}
+    return [
+        places[start : start + sizes[shape]]
+        for (shape, _), places in found.items()
+        if len(places) >= _MIN_ALIKE
+        for start in range(0, len(places), sizes[shape])
+    ]
+
+
+def stack(tensors: Sequence[Tensor], places: Sequence[int]) -> Tensor:
+    """Those at the places as rows, shape ``(places, elements)``; a copy."""
+    return torch.stack([tensors[i] for i in places]).view(len(places), -1)
+
+
 class Groups:
     """Tensors in a fixed order, of which the small ones of one shape are measured together on a CPU.
 
@@ -100,15 +120,11 @@ class Groups:
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        alike: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
-        for i, tensor in enumerate(tensors):
-            if tensor.device.type == "cpu" and tensor.numel() <= _MAX_STACKED:
-                alike.setdefault((tensor.shape, tensor.dtype), []).append(i)
-        self._alike = [places for places in alike.values() if len(places) >= _MIN_ALIKE]
+        self._alike = alike(tensors)
         stacked = [i for places in self._alike for i in places]
         self._others = sorted(set(range(len(tensors))) - set(stacked))
-        order = torch.tensor([*stacked, *self._others]).argsort()
-        self._order = order.to(tensors[0].device) if stacked else None
+        self._order = torch.tensor([*stacked, *self._others]).argsort() if stacked else None
+        self._orders: dict[int, Tensor] = {}
 
     def norms(self, tensors: Sequence[Tensor], *further: Tensor, out: Tensor | None = None) -> Tensor:
         """L2 norms, accumulated in float32, shape ``(len(tensors),)``; of real, strided tensors up to float32.
@@ -121,26 +137,38 @@ class Groups:
         Raises:
             RuntimeError: For tensors of other kinds; NotImplementedError, which is one, for sparse ones.
         """
-        if not self._alike:
+        if self._order is None:
             return torch.stack([*torch._foreach_norm(list(tensors), 2, torch.float32), *further], out=out)
         parts = [torch.linalg.vector_norm(s, dim=1, dtype=torch.float32) for s in self._stacks(tensors)]
-        if self._others:
-            parts.append(torch.stack(torch._foreach_norm([tensors[i] for i in self._others], 2, torch.float32)))
-        return torch.cat([self._in_order(parts), *(number.reshape(1) for number in further)], out=out)
+        others = torch._foreach_norm([tensors[i] for i in self._others], 2, torch.float32) if self._others else ()
+        if others or further:
+            parts.append(torch.stack((*others, *further)))
+        return self._in_order(parts, len(further), out)
 
     def nonzeros(self, tensors: Sequence[Tensor]) -> Tensor:
         """Number of elements of each that are not exactly zero, shape ``(len(tensors),)``, float32."""
-        parts = [s.count_nonzero(1) for s in self._stacks(tensors)]
+        parts = [_count_rows(s) for s in self._stacks(tensors)]
         if self._others:
-            parts.append(torch.stack(nonzero_counts([tensors[i] for i in self._others])))
-        return self._in_order(parts).float()
+            parts.append(torch.stack(nonzero_counts([tensors[i] for i in self._others])).float())
+        return self._in_order(parts)
 
     def _stacks(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        return [torch.stack([tensors[i] for i in places]).view(len(places), -1) for places in self._alike]
+        return [stack(tensors, places) for places in self._alike]
 
-    def _in_order(self, parts: list[Tensor]) -> Tensor:
-        together = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return together if self._order is None else together.index_select(0, self._order)
+    def _in_order(self, parts: list[Tensor], num_further: int = 0, out: Tensor | None = None) -> Tensor:
+        together = torch.cat(parts)
+        if self._order is None:
+            return together
+        if num_further not in self._orders:
+            ends = torch.arange(len(self._order), len(self._order) + num_further)
+            self._orders[num_further] = torch.cat([self._order, ends])
+        return torch.index_select(together, 0, self._orders[num_further], out=out)
+
+
+def _count_rows(rows: Tensor) -> Tensor:
+    """Elements in each row that are not exactly zero, NaN among them; by their bits in a third of the time."""
+    integers, magnitude = _BITS[rows.dtype.itemsize]
+    return rows.view(integers).bitwise_and(magnitude).clamp_(max=1).sum(1, dtype=torch.int32).float()
 
 
 class NormWindow:
@@ -193,8 +221,9 @@ class NormWindow:
         present = [gradient for p in self._parameters if (gradient := p.grad) is not None]
         if not present:
             return False
-        self.known = (self._is_known(loss), self._is_known(inputs))
-        facts = [self._as_entry(number, known) for number, known in zip((loss, inputs), self.known, strict=True)]
+        loss, inputs = self._entry(loss), self._entry(inputs)
+        self.known = (loss is not None, inputs is not None)
+        facts = (self._unknown if loss is None else loss, self._unknown if inputs is None else inputs)
         num_norms = len(self._parameters)
         row = self._rows[self._length]
         row = row if row.shape[0] == num_norms + 2 else row[: num_norms + 2]
@@ -235,16 +264,14 @@ class NormWindow:
         """Add numbers, shape ``(num_extra,)``, to the last row."""
         self._rows[self._length - 1, len(self._parameters) + 2 :] = extra
 
-    def _as_entry(self, number: Tensor | None, is_known: bool) -> Tensor:
-        if number is None or not is_known:
-            return self._unknown
-        number = number.detach()
+    def _entry(self, number: Tensor | None) -> Tensor | None:
+        """A single real number of the parameters' device as an entry of a row; None for anything else."""
+        if number is None or (type(number) is not Tensor and is_spread(number)):
+            return None
+        if number.numel() != 1 or number.device != self._device or number.is_complex():
+            return None
+        number = number.detach() if number.requires_grad else number
         return (number.reshape(()) if number.ndim else number).float()
-
-    def _is_known(self, number: Tensor | None) -> bool:
-        if number is None or is_spread(number):
-            return False
-        return number.numel() == 1 and number.device == self._device and not number.is_complex()
 
     def rows(self) -> Tensor:
         """The rows since the last :meth:`clear`: a norm per parameter, loss, checksum, and what was noted besides."""
@@ -279,8 +306,10 @@ class ParameterMeter:
 
     def stack(self, values: Sequence[Tensor | None]) -> Tensor:
         """Scalars to one vector on the parameters' device, ``-1`` for None; shape ``(len(values),)``."""
-        present = fill_missing([v for v in values if v is not None], values, self.missing)
-        return torch.stack(present) if present else self.missing.new_empty(0)
+        missing, device = self.missing, self.missing.device
+        present = [missing if v is None else v for v in values]
+        present = [v if v.device == device else v.to(device, non_blocking=True) for v in present]
+        return torch.stack(present) if present else missing.new_empty(0)
 
     def weight_norms(self) -> Tensor:
         """L2 norm of each parameter (of this rank's part), shape ``(parameters,)``, float32."""

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from time import perf_counter
 from typing import Any
@@ -24,6 +25,8 @@ MAX_NESTING = 6
 MIN_SEQUENCE = 8
 MAX_CONVERTED = 2**16
 """Elements that a CPU may convert to float64 for their norm; more would cost memory and time."""
+STRONG = 1e-8
+"""A gradient whose norm was at least this does not shrink to below ``SMALLEST_NORM`` from one sample to the next."""
 SMALLEST_NORM = 1e-13
 """Norms of up to 1e8 elements are right to 1e-4 in float32 above this; below, squares underflow."""
 
@@ -52,14 +55,20 @@ def _never_fails(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Call:
-    """The gradients at the outputs of one call of a layer, as long as nobody has read them."""
+    """One call of a layer; itself the hook on its outputs, that notes their gradients until somebody has read them."""
 
-    __slots__ = ("norms", "page", "session")
+    __slots__ = ("is_strong", "name", "norms", "page", "probe", "session")
 
-    def __init__(self, session: int) -> None:
+    def __init__(self, probe: Probe, name: str, session: int, is_strong: bool) -> None:
+        self.probe = probe
+        self.name = name
+        self.is_strong = is_strong
         self.session = session
         self.page = -1
         self.norms: list[Tensor] = []
+
+    def __call__(self, gradient: Tensor) -> None:
+        self.probe._see_gradient(self, gradient)
 
 
 class Probe:
@@ -78,12 +87,18 @@ class Probe:
         failure: Traceback of what ended the probe; None while all is well.
         is_paused: Whether to look away, as while a model is validated in the middle of a step.
         seconds: Time spent in the hooks so far.
+        strong: Names of layers whose next norms are taken in float32, see :meth:`trust`.
+        repeated: Names of layers that run more than once, whose norms never are.
     """
 
     def __init__(
         self, layers: Mapping[str, nn.Module], profiled: Collection[str], recurrent: Collection[str] = ()
     ) -> None:
         self.watch(layers, profiled, recurrent)
+        self.strong: set[str] = set()
+        self.repeated: set[str] = set()
+        self._key = RemovableHandle(OrderedDict()).id
+        self._hung: list[nn.Module] = []
         self._handles: list[RemovableHandle] = []
         self._tensor_handles: list[RemovableHandle] = []
         self._is_thorough = False
@@ -103,11 +118,12 @@ class Probe:
         self._layers = {name: m for name, m in layers.items() if not isinstance(m, torch.jit.ScriptModule)}
         self._profiled = frozenset(profiled) & set(self._layers)
         self._recurrent = frozenset(recurrent) & self._profiled
+        self._hooks = {name: functools.partial(self._see_output, name) for name in self._layers}
 
     @property
     def is_attached(self) -> bool:
         """Whether the hooks are in place."""
-        return bool(self._handles)
+        return bool(self._hung)
 
     @property
     def can_see(self) -> bool:
@@ -120,26 +136,40 @@ class Probe:
         Args:
             thorough: Whether to look at the layers' inputs and count zeros in float16 output gradients, too.
         """
-        if self._handles or self.failure is not None:
+        if self._hung or self.failure is not None:
             return
         self._forget()
         self._is_thorough = thorough
         for name, module in self._layers.items():
             if name in self._profiled or not self.order:
-                see = functools.partial(self._see_output, name)
-                self._handles.append(module.register_forward_hook(see, with_kwargs=True))
+                # what `register_forward_hook` does, and `remove` undoes, but twenty times as fast
+                module._forward_hooks[self._key] = self._hooks[name]
+                module._forward_hooks_with_kwargs[self._key] = True
+                self._hung.append(module)
             if name in self._recurrent:
                 look = functools.partial(self._see_sequence, name)
                 self._handles.append(module.register_forward_pre_hook(look, with_kwargs=True))
 
     def detach(self) -> None:
         """Remove every hook and forget what was seen; safe to call at any time."""
-        if not self._handles:
+        if not self._hung:
             return
+        for module in self._hung:
+            module._forward_hooks.pop(self._key, None)
+            module._forward_hooks_with_kwargs.pop(self._key, None)
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._hung, self._handles = [], []
         self._forget()
+
+    def trust(self, norms: Mapping[str, float]) -> None:
+        """Take the next norms in float32 where the latest ones were far from what its squares can hold.
+
+        Args:
+            norms: Those at the layers' outputs; what is not in there is taken in float64.
+        """
+        strong = {name for name, norm in norms.items() if STRONG <= norm <= 1 / STRONG}
+        self.strong = (self.strong - norms.keys()) | (strong - self.repeated)
 
     def mark_read(self) -> None:
         """Say that an optimizer is about to step: the next backward pass starts a new account of gradients."""
@@ -233,12 +263,13 @@ class Probe:
             given = next((t for t in floats if t.numel()), None)
             if given is not None:
                 self._inputs.add(name, given, channels_first=isinstance(module, _CONVOLUTION))
-        see = functools.partial(self._see_gradient, name, _Call(self._session))
-        outputs = [output] if is_plain(output) else [*tensors_in(output)]
-        for tensor in [t for t in outputs if t.requires_grad][:MAX_OUTPUTS]:
-            handle = tensor.register_hook(see)
-            if tensor.is_leaf:  # a parameter that is returned would keep its hook for ever; a graph takes it along
-                self._tensor_handles.append(handle)
+        call = _Call(self, name, self._session, name in self.strong)
+        outputs = (output,) if is_plain(output) else [t for t in tensors_in(output) if t.requires_grad][:MAX_OUTPUTS]
+        for tensor in outputs:
+            if tensor.requires_grad:
+                handle = tensor.register_hook(call)
+                if tensor.is_leaf:  # a parameter that is returned would keep its hook; a graph takes it along
+                    self._tensor_handles.append(handle)
 
     def _place(self, name: str) -> None:
         """Give a layer its place in the order: behind the one that ran before it, also if it first runs late."""
@@ -247,22 +278,26 @@ class Probe:
         self.order.insert(place, name)
 
     @_never_fails
-    def _see_gradient(self, name: str, call: _Call, gradient: Tensor) -> None:
-        if not self._is_of_the_loss or call.session != self._session:
+    def _see_gradient(self, call: _Call, gradient: Tensor) -> None:
+        if call.session != self._session or not self._is_of_the_loss:
             return
         if self._is_read:
             self._turn_the_page()
         part = gradient if type(gradient) is Tensor else local(gradient)
-        norm = _norm(part) if part is gradient else _norm(part) * num_shards(gradient) ** 0.5
+        norm = _norm(part, call.is_strong)
+        if part is not gradient:
+            norm = norm * num_shards(gradient) ** 0.5
         if call.page != self._page:
-            calls = self._calls.setdefault(name, [])
+            calls = self._calls.setdefault(call.name, [])
             if len(calls) == MAX_CALLS:
                 return
             call.page, call.norms = self._page, []
             calls.append(call)
+            if len(calls) > 1:  # the first of many calls may have lost nearly all of its gradient
+                self.repeated.add(call.name)
         call.norms.append(norm)
         if self._is_thorough and part.dtype is torch.float16:  # no other one loses a whole gradient to rounding
-            self._nonzeros[name] = torch.count_nonzero(part) / max(part.numel(), 1)
+            self._nonzeros[call.name] = torch.count_nonzero(part) / max(part.numel(), 1)
 
     @_never_fails
     def _see_sequence(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -301,10 +336,13 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
-def _norm(tensor: Tensor) -> Tensor:
-    """L2 norm without a host sync, shape ``()``, float64 where the device has it."""
+def _norm(tensor: Tensor, is_strong: bool = False) -> Tensor:
+    """L2 norm without a host sync, shape ``()``, float64 where the device has it and it may be needed."""
     if tensor.requires_grad:  # under create_graph=True
         tensor = tensor.detach()
+    if is_strong and not tensor.is_complex():
+        strong: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+        return strong
     if tensor.numel() > MAX_CONVERTED and tensor.is_cpu and not tensor.is_complex():
         return _large_norm(tensor)
     norm: Tensor = torch.linalg.vector_norm(tensor, dtype=_wide(tensor))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from lightning_gradwatch.core._check import require
 
 _MASK = (1 << 64) - 1
 
 
+@lru_cache(maxsize=64)
 def _scramble(value: int) -> int:
     """A well-mixed 64-bit number for ``value`` (the finaliser of SplitMix64, Steele et al. 2014)."""
     value = (value + 0x9E3779B97F4A7C15) & _MASK

@@ -15,10 +15,12 @@ Kind = Literal["norm", "count", "sum", "rms", "mean"]
 """How the ranks' numbers become one: ``norm`` and ``count`` per parameter, weighted by what a rank holds of it; ``sum``
 of numbers already so weighted; ``rms`` and ``mean`` over the ranks that have one."""
 
+_WHOLE = (Tensor, torch.nn.Parameter)
+
 
 def is_spread(tensor: Tensor) -> bool:
     """Whether a tensor is a ``DTensor``, of which each rank holds a part (FSDP2, tensor parallelism)."""
-    return hasattr(tensor, "placements")
+    return type(tensor) not in _WHOLE and hasattr(tensor, "placements")
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ class Transfer(Generic[Label]):
     """Carries named tensors to the host in one copy, together with a label that says what they are.
 
     On a CUDA device the copy goes to pinned memory and is waited for only when the next one is sent; elsewhere it
-    arrives at once.
+    arrives at once, on a CPU without being packed.
     """
 
     def __init__(self) -> None:
@@ -32,6 +32,8 @@ class Transfer(Generic[Label]):
             What has arrived by now, oldest first.
         """
         arrived = self.receive()
+        if all(tensor.device.type == "cpu" for tensor in tensors.values()):
+            return [*arrived, (label, {name: tensor.clone() for name, tensor in tensors.items()})]
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         packed = torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
         if packed.device.type != "cuda":

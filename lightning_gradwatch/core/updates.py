@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch.core.figures import per_layer
-from lightning_gradwatch.core.measure import dense
+from lightning_gradwatch.core.measure import alike, dense
 from lightning_gradwatch.core.shards import Shards, is_spread, local
 
 MAX_ELEMENTS = 256
@@ -72,6 +73,12 @@ class UpdateMeter:
     ) -> None:
         device = parameters[0].device
         kept = [i for i, p in enumerate(parameters) if p.device == device]
+        is_plain = not any(is_spread(p) or p.is_complex() for p in parameters)
+        bunches = alike([parameters[i] for i in kept]) if is_plain else []
+        bunched = [place for places in bunches for place in places]
+        kept = [kept[i] for i in (*bunched, *sorted(set(range(len(kept))) - set(bunched)))]
+        ends = list(accumulate(len(places) for places in bunches))
+        self._bunches = list(zip([0, *ends], ends, strict=False))
         self._parameters = [parameters[i] for i in kept]
         self._num_layers = num_layers
         self._optimizer = optimizer
@@ -79,8 +86,10 @@ class UpdateMeter:
         self._limit = max(min(MAX_ELEMENTS, MAX_TOGETHER // len(kept)), 16)
         sizes = [p.numel() * (2 if p.is_complex() else 1) for p in (local(p) for p in self._parameters)]
         counts = [math.ceil(size / _stride(size, self._limit)) for size in sizes]
-        places = [i for i, count in enumerate(counts) for _ in range(count)]
-        self._parameter = torch.tensor(places, device=device, dtype=torch.int32)
+        self._counts = torch.tensor(counts, device=device)
+        self._num_elements = sum(counts)
+        is_added = device.type != "cpu"
+        self._places = torch.arange(len(counts), device=device).repeat_interleave(self._counts) if is_added else None
         self._layer = torch.tensor([layer_index[i] for i in kept], device=device, dtype=torch.int64)
         holds = torch.tensor([shards.shares[i] if shards else 1.0 for i in kept], device=device)
         extends = torch.tensor([size / max(count, 1) for size, count in zip(sizes, counts, strict=True)], device=device)
@@ -124,7 +133,7 @@ class UpdateMeter:
             ``(1 - beta1) / (1 + beta1)`` for pure noise.
         """
         state = self._optimizer.state
-        if num_steps == 0 or not any("exp_avg_sq" in state.get(p, {}) for p in self._parameters):
+        if num_steps == 0 or not state or not any("exp_avg_sq" in state.get(p, {}) for p in self._parameters):
             return torch.zeros_like(self.sums[:3])
         group = self._optimizer.param_groups[0]
         beta1, beta2 = (float(b) for b in group["betas"])
@@ -147,17 +156,27 @@ class UpdateMeter:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken, unless the parameters have changed since."""
         device, before = self.sums.device, state["before"]
-        if state["sums"].shape != self.sums.shape or (before is not None and before.shape != self._parameter.shape):
+        if state["sums"].shape != self.sums.shape or (before is not None and len(before) != self._num_elements):
             return
         self.sums, self._is_taken = state["sums"].to(device), state["taken"].to(device)
         if before is not None:
             self._before, self._has_gradient = before.to(device), state["has_gradient"].to(device)
 
-    def _gather(self, tensors: Sequence[Tensor]) -> Tensor:
+    @torch.no_grad()
+    def _gather(self, tensors: list[Tensor]) -> Tensor:
         parts = [local(t) for t in tensors] if self._is_spread else tensors
-        return torch.cat([thin(part, self._limit) for part in parts]).float()
+        pieces = []
+        for start, end in self._bunches:
+            rows = torch.stack(parts[start:end]).view(end - start, -1)
+            pieces.append(rows[:, :: _stride(rows.shape[1], self._limit)].reshape(-1))
+        done = self._bunches[-1][1] if self._bunches else 0
+        return torch.cat([*pieces, *(thin(part, self._limit) for part in parts[done:])]).float()
 
     def _sum(self, values: Tensor, weights: Tensor) -> Tensor:
         """Sums over the elements of each parameter, weighted, and then over those of each layer."""
-        sums = values.new_zeros(len(values), len(self._parameters)).index_add_(1, self._parameter, values)
+        if self._places is None:  # a CPU takes three times as long to add element by element
+            reduce = torch.segment_reduce
+            sums = torch.stack([reduce(row, "sum", lengths=self._counts, unsafe=True) for row in values.unbind()])
+        else:
+            sums = values.new_zeros(len(values), len(self._parameters)).index_add_(1, self._places, values)
         return per_layer(weights * sums, self._layer, self._num_layers)

@@ -209,8 +209,10 @@ class Watcher:
 
         The very first step counts as one: it tells in which order the layers run.
         """
-        steps = range(self.num_steps, self.num_steps + steps_ahead + 1)
-        return self.num_steps == 0 or self._is_overdue or any(self._is_sampled(step) for step in steps)
+        step = self.num_steps
+        if step == 0 or self._is_overdue or self._is_sampled(step):
+            return True
+        return steps_ahead > 0 and any(self._is_sampled(step + ahead) for ahead in range(1, steps_ahead + 1))
 
     @property
     def is_thorough(self) -> bool:
@@ -264,7 +266,7 @@ class Watcher:
         self._follow_order()
         if self.plan is None or not self._device_window.push(loss, loss_scale, gradients_scaled, inputs):
             return self.flush(publish) if publish else _NOTHING
-        if loss is not None:
+        if loss is not None and self._num_surveys < MAX_SURVEYS:
             self.inspect(loss)
         self._step = self.num_steps if step is None else step
         self._steps.append(self._step)
@@ -284,7 +286,7 @@ class Watcher:
         self._probe.mark_read()
         if self._owns_probe:
             self._probe.detach()
-        is_urgent = self._intervene(scale)
+        is_urgent = self._intervenes and self._intervene(scale)
         if is_sampled or publish or is_urgent or self._device_window.is_full:
             return self._send(tensors, publish, is_urgent)
         return _NOTHING
@@ -303,15 +305,14 @@ class Watcher:
         """Call instead of :meth:`observe` to clip and do nothing else, as after a failure that ended the watch."""
         self._follow_parameters()
         if self.plan is not None and self._device_window.push(None, loss_scale, gradients_scaled):
-            self._intervene(loss_scale if gradients_scaled else None)
+            if self._intervenes:
+                self._intervene(loss_scale if gradients_scaled else None)
             self._drop_rows()
 
     def _intervene(self, scale: Tensor | None) -> bool:
         """Clip or skip the step that was pushed last; whether it must be reported at once."""
         settings = self._settings
         leaves_alone = settings.on_nonfinite == "keep" or self._is_scaled
-        if not self._intervenes:
-            return False
         norms = self._device_window.norms[-1]
         if self._shards.is_spread:
             norms.copy_(self._shards.reduce({"norms": norms}, _KINDS)["norms"])
@@ -330,10 +331,6 @@ class Watcher:
         for flag in ("found_inf", "grad_scale"):
             if self._settings.on_nonfinite == "skip" and hasattr(self._optimizer, flag):
                 delattr(self._optimizer, flag)
-
-    @property
-    def _intervenes(self) -> bool:
-        return bool(len(self._clippers)) or self._settings.on_nonfinite != "keep"
 
     def flush(self, publish: bool = True, together: bool = True) -> Report:
         """Bring home what is still on the device, wait for it, and publish it if there is something new.
@@ -362,6 +359,8 @@ class Watcher:
         return {
             "num_steps": self.num_steps,
             "num_publications": self._num_publications,
+            "strong": sorted(self._probe.strong),
+            "repeated": sorted(self._probe.repeated),
             "order": list(self._order),
             "step": self._step,
             "steps": list(self._steps) if is_whole else [],
@@ -385,6 +384,8 @@ class Watcher:
         """Go on where :meth:`state_dict` was taken; what no longer fits the model's parameters is left behind."""
         self.num_steps = state["num_steps"]
         self._num_publications = state["num_publications"]
+        self._probe.strong.update(state.get("strong", ()))
+        self._probe.repeated.update(state.get("repeated", ()))
         self._order = tuple(state["order"])
         self._step = state["step"]
         self._steps = list(state["steps"])
@@ -468,6 +469,7 @@ class Watcher:
         self._layer_names = [layer.name for layer in plan.layers]
         self._shards = Shards(plan.parameters)
         self._clippers = Clippers(self._policies(), plan.parameters, plan.owners)
+        self._intervenes = len(self._clippers) > 0 or self._settings.on_nonfinite != "keep"
         self._device_window = NormWindow(plan.parameters, self._shards, len(self._clippers) * NUM_FACTS)
         self._meter = ParameterMeter(plan.parameters, self._shards)
         owners = (plan.layer_index, len(plan.layers))
@@ -578,6 +580,9 @@ class Watcher:
                 counted = observation.norms[observation.norms[:, 0].isfinite()] if label.skips else observation.norms
                 self._window.add(counted)
                 self._latest = observation.sample or self._refreshed(label, tensors)
+                if observation.sample is not None:
+                    names = [layer.name for layer in label.plan.layers]
+                    self._probe.trust(dict(zip(names, tensors["outputs"].tolist(), strict=True)))
                 if "clips" in tensors:
                     self._clip_window.add(tensors["clips"])
                 findings = self._detector.update(observation, label.is_scaled, label.skips)

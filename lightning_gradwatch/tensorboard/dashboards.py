@@ -23,29 +23,28 @@ _MARKUP = {ord(c): f"&#{ord(c)};" for c in "&<>\"'|\\`*_{}[]()#+-.!~:$^="} | {or
 _HEAD = "| since step | until step | what | layer | why, and what to try |\n|---|---|---|---|---|\n"
 
 
-def add_histogram(summary: Summary, tag: str, counts: Array, edges: Sequence[float]) -> None:
-    """Add a histogram without its empty ends; nothing at all if every bin is empty.
+def add_histograms(summary: Summary, tags: Sequence[str], counts: Array, edges: Sequence[float]) -> None:
+    """Add histograms without their empty ends; none where every bin is empty.
 
     TensorBoard draws 30 equal bins from the lowest to the highest edge, so empty ends would squeeze the rest into one.
 
     Args:
-        summary: What to add it to.
-        tag: Its tag.
-        counts: Shape ``(bins,)``.
+        summary: What to add them to.
+        tags: A tag for each.
+        counts: Shape ``(tags, bins)``.
         edges: One more than there are bins.
     """
-    filled = counts.nonzero()[0].tolist()
-    if not filled:
-        return
-    first, last = filled[0], filled[-1]
-    histogram = summary.value.add(tag=tag).histo
-    histogram.min, histogram.max = edges[first], edges[last + 1]
-    histogram.num = counts.sum()
-    middles = _middles(tuple(edges))
-    histogram.sum = counts @ middles
-    histogram.sum_squares = counts @ middles**2
-    histogram.bucket_limit.extend(edges[first + 1 : last + 2])
-    histogram.bucket.extend(counts[first : last + 1].tolist())
+    is_filled, middles = counts > 0, _middles(tuple(edges))
+    ends = counts.shape[1] - is_filled[:, ::-1].argmax(1)
+    sums = counts.astype(np.float64) @ np.stack([np.ones_like(middles), middles, middles**2], axis=1)
+    together = zip(tags, counts, is_filled.argmax(1).tolist(), ends.tolist(), sums.tolist(), strict=True)
+    for tag, row, first, end, (num, total, squares) in together:
+        if num:
+            histogram = summary.value.add(tag=tag).histo
+            histogram.min, histogram.max = edges[first], edges[end]
+            histogram.num, histogram.sum, histogram.sum_squares = num, total, squares
+            histogram.bucket_limit.extend(edges[first + 1 : end + 1])
+            histogram.bucket.extend(row[first:end].tolist())
 
 
 @lru_cache(maxsize=1)

@@ -108,7 +108,8 @@ def encode_histogram(counts: Array) -> Array:
         beyond them is counted in the outermost.
     """
     counts = counts[:, :NUM_BINS].astype(np.float64)
-    sums = np.pad(counts.cumsum(1), ((0, 0), (1, 0)))
+    sums = np.zeros((len(counts), NUM_BINS + 1))
+    counts.cumsum(1, out=sums[:, 1:])
     first = (sums[:, HISTOGRAM_BINS:] - sums[:, :-HISTOGRAM_BINS]).argmax(1)
     rows = np.arange(len(counts))
     held = counts[rows[:, None], first[:, None] + np.arange(HISTOGRAM_BINS)]

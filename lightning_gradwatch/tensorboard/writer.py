@@ -18,7 +18,7 @@ from lightning_gradwatch.core.histogram import EDGES
 from lightning_gradwatch.core.layers import roll_up
 from lightning_gradwatch.core.records import MISSING, NUM_BINS, Alert, Publication, Sample
 from lightning_gradwatch.tensorboard.dashboards import (
-    add_histogram,
+    add_histograms,
     alert_table,
     has_layout,
     layout,
@@ -211,9 +211,9 @@ class Writer:
                 self._add_sequence(summary, course, layer, norms_over_time)
 
     def _add_histograms(self, summary: Summary, course: _Course, counts: Array) -> None:
-        for row, indices in course.rows.items():
-            tag = self._prefix + metrics.layer_histogram_tag(row, course.optimizer)
-            add_histogram(summary, tag, counts[indices, :NUM_BINS].sum(0), EDGES)
+        tags = [self._prefix + metrics.layer_histogram_tag(row, course.optimizer) for row in course.rows]
+        rows = [counts[i[0]] if len(i) == 1 else counts[i].sum(0) for i in course.rows.values()]
+        add_histograms(summary, tags, np.array(rows).reshape(len(tags), -1)[:, :NUM_BINS], EDGES)
         nonfinite = counts[:, -1] / np.maximum(counts.sum(1), 1)
         self._add_layers(summary, course, "nonfinite_fraction", nonfinite)
         self._add_layers(summary, course, HISTOGRAM, encode_histogram(counts))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_gradwatch.core.figures import LayerFigures, combine
 from lightning_gradwatch.core.measure import (
+    Groups,
     NormWindow,
     ParameterMeter,
     checksum,
@@ -172,3 +173,18 @@ def test_memory_stays_at_a_megabyte_with_thousands_of_parameters() -> None:
     window = NormWindow(with_gradients(*[torch.ones(1)] * 5000))
     window.push(None, None, gradients_scaled=False)
     assert window.rows().untyped_storage().nbytes() <= 2**20 + 4 * 5001
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_measured_together_is_measured_as_if_alone(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    shapes = [(7, 3), (5,), (7, 3), (7, 3), (600, 600), (7, 3), (5,), (5,), (5,), (2, 2), (7, 3)]
+    tensors = [torch.randn(shape).relu().to(dtype) for shape in shapes]
+    tensors[2][0, 0], tensors[3][0, 1], tensors[5][:] = math.nan, -math.inf, -0.0
+    groups = Groups(tensors)
+    assert groups.nonzeros(tensors).tolist() == [torch.count_nonzero(t).item() for t in tensors]
+    alone = [torch.linalg.vector_norm(t.float()).item() for t in tensors]
+    assert groups.norms(tensors).tolist() == pytest.approx(alone, rel=1e-5, nan_ok=True)
+    out = torch.empty(len(tensors) + 2)
+    groups.norms(tensors, torch.tensor(7.0), torch.tensor(8.0), out=out)
+    assert out.tolist() == pytest.approx([*alone, 7.0, 8.0], rel=1e-5, nan_ok=True)

@@ -130,3 +130,40 @@ def test_an_empty_probe_is_harmless() -> None:
     probe.attach()
     assert not probe.is_attached
     assert named_layers(nn.ReLU()) == {}
+
+
+def norms_scaled_by(probe: Probe, model: nn.Module, x: Tensor, scale: float) -> dict[str, Tensor]:
+    probe.attach()
+    (model(x).square().sum() * scale).backward()
+    found = {name: norm for name in ("0", "2") if (norm := probe.norm(name)) is not None}
+    probe.mark_read()
+    probe.detach()
+    return found
+
+
+def test_norms_that_float32_holds_are_taken_in_it_and_those_that_fall_below_are_found_again() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), torch.randn(6, 4)
+    probe = make_probe(model)
+    first = norms_scaled_by(probe, model, x, 1.0)
+    probe.trust({name: norm.item() for name, norm in first.items()})
+    trusted = norms_scaled_by(probe, model, x, 1e-4)
+    assert {norm.dtype for norm in trusted.values()} == {torch.float32}
+    for name, norm in trusted.items():
+        assert norm.item() == pytest.approx(1e-4 * first[name].item(), rel=1e-5)
+    probe.trust(dict.fromkeys(trusted, 0.0))  # what a norm that fell too far reads
+    small = norms_scaled_by(probe, model, x, 1e-30)
+    for name, norm in small.items():
+        assert norm.item() == pytest.approx(1e-30 * first[name].item(), rel=1e-5)
+
+
+def test_layers_that_run_repeatedly_are_never_trusted_to_float32() -> None:
+    model = Repeated()
+    probe = backward(model, x=torch.randn(2, 3))
+    probe.trust({"cell": 1.0})
+    probe.detach()
+    probe.attach()
+    model(x=torch.randn(2, 3)).square().sum().backward()
+    norm = probe.norm("cell")
+    assert norm is not None
+    assert norm.dtype == torch.float64

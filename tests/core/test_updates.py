@@ -262,3 +262,16 @@ def test_no_copy_of_the_weights_is_held() -> None:
     assert held_bytes() - before < 10_000
     meter.compare()
     assert held_bytes() - before < 10_000
+
+
+def test_small_parameters_of_one_shape_are_compared_together_and_each_gets_its_own_ratio() -> None:
+    parameters = weights(*[(8, 8)] * 5, (3,), *[(64, 64)] * 4, (8, 8), (4,))
+    for i, parameter in enumerate(parameters):
+        parameter.grad = torch.randn_like(parameter) * 10.0 ** -(i % 4)
+    parameters[1].grad = None
+    meter, true = step_of(parameters, torch.optim.SGD(parameters, lr=0.1))
+    exact = [i for i, parameter in enumerate(parameters) if parameter.numel() <= 256]
+    assert ratio(meter)[exact].tolist() == pytest.approx([true[i] for i in exact], rel=1e-5)
+    assert ratio(meter).tolist() == pytest.approx(true, rel=0.3)
+    assert unchanged(meter).tolist() == [UNKNOWN if i == 1 else 0.0 for i in range(len(parameters))]
+    assert not meter.sums.requires_grad

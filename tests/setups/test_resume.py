@@ -409,13 +409,17 @@ def test_layers_may_be_renamed_at_a_resume(tmp_path: Path, at: int) -> None:
         old = (tag.replace("net.layer", "net."), step)
         needs_its_past = tag == "gradwatch/weight_drift" or (tag, step) == ("gradwatch/layers/grad_norm_range", first)
         assert old in expected
+        if tag == "gradwatch/layers/output_grad_norm":  # of layers that are new the first is measured in float64
+            assert list(number) == pytest.approx(list(expected[old]), rel=1e-6)
+            continue
         assert needs_its_past or tag in UPDATES or repr(number) == repr(expected[old])
     layer = "net.0" if at > 9 else "net.layer0"
     assert [(a.kind, a.step, a.layer) for a in run.alerts] == [("vanishing", 9, layer)]
     assert opened(run) == (["vanishing"] if at <= 9 else [])
     assert run.watch is not None
     assert whole.watch is not None
-    assert list(run.watch.profile.values()) == list(whole.watch.profile.values())
+    profile = list(whole.watch.profile.values())  # what is not known yet is measured in float64
+    assert list(run.watch.profile.values()) == pytest.approx(profile, rel=1e-6)
     assert all(name.startswith("net.layer") for name in run.watch.profile)
 
 

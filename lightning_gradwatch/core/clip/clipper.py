@@ -89,9 +89,10 @@ class _MaxNormRule(_TotalRule):
     def __init__(self, policy: MaxNorm, parameters: Sequence[Tensor]) -> None:
         super().__init__(parameters)
         self._max_norm = policy.max_norm
+        self._threshold = torch.full((), self._max_norm, device=parameters[0].device)
 
     def judge(self, total: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.full_like(total, self._max_norm), fixed_coefficient(total, self._max_norm)
+        return self._threshold, fixed_coefficient(total, self._max_norm)
 
 
 class _PercentileRule(_TotalRule):

@@ -61,9 +61,12 @@ class Clippers:
         for clipper, places in zip(self._clippers, self._chosen, strict=True):
             is_all = len(places) == len(norms)
             done = clipper.clip_(norms if is_all else norms[places], loss_scale)
-            is_clipped = (done.coefficients < 1).float()
-            self.clipped.index_add_(0, places, is_clipped)
-            facts += [done.threshold, _coefficient(done), done.clipped_norm]
+            is_clipped = done.coefficients < 1
+            if is_all:
+                self.clipped += is_clipped
+            else:
+                self.clipped.index_add_(0, places, is_clipped.float())
+            facts += [done.threshold, _coefficient(done, is_clipped), done.clipped_norm]
         return torch.stack(facts)
 
     def forget(self) -> None:
@@ -140,8 +143,7 @@ def _choose(policies: Sequence[ClipPolicy], owners: Sequence[str]) -> list[list[
     return chosen
 
 
-def _coefficient(done: Clipping) -> Tensor:
+def _coefficient(done: Clipping, is_clipped: Tensor) -> Tensor:
     """1 for a norm of zero, and for one that is not finite, which is left as it is."""
     ratio = done.clipped_norm / done.total_norm
-    is_clipped = (done.coefficients < 1).any()
-    return torch.where(is_clipped & ratio.isfinite(), ratio, 1.0)
+    return torch.where(is_clipped.any() & ratio.isfinite(), ratio, 1.0)

@@ -22,6 +22,8 @@ def _values(gradient: Tensor) -> Tensor:
 
 def _reals(gradient: Tensor) -> Tensor:
     """The same as real numbers: complex ones as pairs, whose imaginary parts may be negated."""
+    if type(gradient) is Tensor and gradient.layout is torch.strided and not gradient.is_complex():
+        return gradient
     values = _values(gradient)
     if not values.is_complex():
         return values
@@ -63,6 +65,9 @@ def multiply_each_(gradients: Sequence[Tensor], coefficients: Sequence[Tensor]) 
 
 def _groups(tensors: Sequence[Tensor]) -> dict[tuple[torch.device, torch.dtype], list[int]]:
     """The places of the tensors of each device and dtype."""
+    kinds = {(tensor.device, tensor.dtype) for tensor in tensors}
+    if len(kinds) == 1:
+        return {kinds.pop(): list(range(len(tensors)))}
     places: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, tensor in enumerate(tensors):
         places.setdefault((tensor.device, tensor.dtype), []).append(i)

@@ -40,7 +40,7 @@ def fixed_coefficient(total: Tensor, max_norm: float) -> Tensor:
         ``torch.nn.utils.clip_grad_norm_``; Pascanu et al., "On the difficulty of training recurrent neural networks",
         ICML 2013.
     """
-    return (max_norm / (total + _TORCH_EPS)).clamp(max=1).masked_fill(~(total < torch.inf), 1.0)
+    return torch.where(total < torch.inf, (max_norm / (total + _TORCH_EPS)).clamp(max=1), 1.0)
 
 
 def clip_coefficient(total: Tensor, target: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def clip_coefficient(total: Tensor, target: Tensor) -> Tensor:
     Returns:
         ``min(1, target / total)``; exactly 1 if ``total`` is not finite.
     """
-    return (target / total).clamp(max=1).masked_fill(~(total < torch.inf), 1.0)
+    return torch.where(total < torch.inf, (target / total).clamp(max=1), 1.0)
 
 
 def percentile_threshold(norm_history: Tensor, percentile: float) -> Tensor:
