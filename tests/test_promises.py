@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -266,3 +267,35 @@ def test_on_a_gpu_no_step_waits_for_the_device() -> None:
         torch.cuda.set_sync_debug_mode("default")
     (publication,) = watcher_.flush().publications
     assert publication.window.num_steps == 60
+
+
+@pytest.fixture
+def default_dtype() -> Iterator[Callable[[torch.dtype], None]]:
+    """Sets torch's default, until the test is over."""
+    yield torch.set_default_dtype
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("policy", ["percentile", "zscore", "agc", "adagc", "norm", "value"])
+def test_another_default_dtype_changes_nothing(policy: str, default_dtype: Callable[[torch.dtype], None]) -> None:
+    numbers = {}
+    for dtype in (torch.float32, torch.float64):
+        net = deep_net(nn.ReLU, 8)
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        inputs, seen = torch.ones(4, 64), []
+        default_dtype(dtype)
+        watcher_ = Watcher(net, optimizer, Settings(Schedule(2, 3), policies=make_policies(policy)))
+        for step in range(12):
+            watcher_.arm()
+            loss = net(inputs).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            for observation in watcher_.observe(loss=loss, publish=step % 4 == 3).observations:
+                seen += [t for t in (observation.norms, observation.clips, observation.histogram) if t is not None]
+            optimizer.step()
+        default_dtype(torch.float32)
+        numbers[dtype] = seen
+    usual, unusual = numbers.values()
+    assert len(usual) >= 10
+    assert all(number.dtype == torch.float32 for number in unusual)
+    assert all(torch.equal(a.nan_to_num(-2), b.nan_to_num(-2)) for a, b in zip(usual, unusual, strict=True))

@@ -61,7 +61,7 @@ class LayerFigures:
     ) -> None:
         self._num_layers = num_layers
         self._layer_index = torch.tensor(layer_index)
-        self._sizes = torch.tensor([float(size) for size in sizes])
+        self._sizes = torch.tensor(sizes, dtype=torch.float32)
         is_filled = set(range(num_layers)) <= set(layer_index)
         self._adds: Tensor | None = None
         if is_filled and len(layer_index) * num_layers <= _MAX_TABLE:
@@ -69,7 +69,8 @@ class LayerFigures:
             owns[:, 0] = True
             self._adds = owns.double()
         self._matrices = [i for i, fan in enumerate(fan_in) if fan and layer_index[i] < num_layers]
-        self._gain_factor = torch.tensor([(fan_in[i] / sizes[i]) ** 0.5 for i in self._matrices])
+        factors = [(fan_in[i] / sizes[i]) ** 0.5 for i in self._matrices]
+        self._gain_factor = torch.tensor(factors, dtype=torch.float32)
 
     def norms(self, rows: Tensor) -> Tensor:
         """:func:`combine` for these layers, as one product where every parameter has a gradient, and a finite one."""
@@ -90,7 +91,7 @@ class LayerFigures:
 
     def gains(self, norms: Tensor) -> Tensor:
         """Root mean square of each layer's first matrix times the root of its fan-in, ``-1`` without one."""
-        gains = torch.full((self._num_layers,), MISSING)
+        gains = torch.full((self._num_layers,), MISSING, dtype=torch.float32)
         gains[self._layer_index[self._matrices]] = norms[self._matrices] * self._gain_factor
         return gains
 

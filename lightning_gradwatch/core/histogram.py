@@ -52,7 +52,7 @@ def _places(
     """For each element of a subsample the first bin of its layer, and what it counts for."""
     lengths = torch.tensor(sizes)
     bases = torch.repeat_interleave(torch.tensor(owners) * _WIDTH, lengths)
-    return bases.to(device), torch.repeat_interleave(torch.tensor(factors), lengths).to(device)
+    return bases.to(device), torch.repeat_interleave(torch.tensor(factors, dtype=torch.float32), lengths).to(device)
 
 
 def log_histograms(

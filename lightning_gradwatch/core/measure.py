@@ -191,8 +191,8 @@ class NormWindow:
         width = len(parameters) + 2 + num_extra
         rows = max(2, min(_MAX_ROWS, _WINDOW_FLOATS // width))
         self._rows = torch.empty(rows, width, dtype=torch.float32, device=self._device)
-        self._missing = torch.full((), MISSING, device=self._device)
-        self._unknown = torch.full((), torch.nan, device=self._device)
+        self._missing = torch.full((), MISSING, dtype=torch.float32, device=self._device)
+        self._unknown = torch.full((), torch.nan, dtype=torch.float32, device=self._device)
         self._length = 0
         self.known = (False, False)
 
@@ -301,7 +301,7 @@ class ParameterMeter:
     def __init__(self, parameters: Sequence[Tensor], shards: Shards) -> None:
         self._parameters = parameters
         self._shards = shards
-        self.missing = torch.full((), MISSING, device=parameters[0].device)
+        self.missing = torch.full((), MISSING, dtype=torch.float32, device=parameters[0].device)
         self._groups = Groups([local(p) for p in parameters]) if _are_plain(parameters) else None
 
     def stack(self, values: Sequence[Tensor | None]) -> Tensor:

@@ -91,14 +91,15 @@ class UpdateMeter:
         is_added = device.type != "cpu"
         self._places = torch.arange(len(counts), device=device).repeat_interleave(self._counts) if is_added else None
         self._layer = torch.tensor([layer_index[i] for i in kept], device=device, dtype=torch.int64)
-        holds = torch.tensor([shards.shares[i] if shards else 1.0 for i in kept], device=device)
-        extends = torch.tensor([size / max(count, 1) for size, count in zip(sizes, counts, strict=True)], device=device)
+        holds = torch.tensor([shards.shares[i] if shards else 1.0 for i in kept], dtype=torch.float32, device=device)
+        factors = [size / max(count, 1) for size, count in zip(sizes, counts, strict=True)]
+        extends = torch.tensor(factors, dtype=torch.float32, device=device)
         self._holds = holds
         self._weights = torch.stack([holds * extends, holds * extends, holds, holds])
         self._before: Tensor | None = None
         self._has_gradient: Tensor | None = None
         self._is_taken = torch.ones((), dtype=torch.bool, device=device)
-        self.sums = torch.zeros(4, num_layers, device=device)
+        self.sums = torch.zeros(4, num_layers, dtype=torch.float32, device=device)
 
     def remember(self, is_taken: Tensor) -> None:
         """Call before a step: take the thinned-out weights, and where there is a gradient.

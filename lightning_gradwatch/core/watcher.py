@@ -654,7 +654,7 @@ class Watcher:
         weights, zeros = self._state(label, numbers)
         return Sample(
             step=label.step,
-            output_grad_norm=torch.full((len(order),), MISSING) if is_skipped else order.rows(numbers["outputs"]),
+            output_grad_norm=order.rows(numbers["outputs"]) if not is_skipped else torch.full_like(weights, MISSING),
             weight_norm=weights,
             zero_fraction=zeros,
             ran=label.ran,
@@ -666,7 +666,7 @@ class Watcher:
     def _state(self, label: _Label, numbers: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Weight norms and zero fractions: as measured with these numbers, otherwise as they were last known."""
         order, figures, latest = self._order_of(label.plan), self._figures_of(label.plan), self._latest
-        unknown = torch.full((len(order),), MISSING)
+        unknown = torch.full((len(order),), MISSING, dtype=torch.float32)
         if "weights" in numbers:
             is_skipped = _is_skipped(label, numbers)
             zeros = unknown if is_skipped else order.rows(figures.zero_fractions(numbers["nonzeros"]))

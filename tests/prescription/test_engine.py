@@ -383,6 +383,7 @@ def test_batches_of_a_loader_are_taken_in_turns() -> None:
     assert seen == {10.0 * i for i in range(8)}
 
 
+@pytest.mark.slow  # with the extra [gallery]
 def test_a_network_of_hugging_face_is_asked_for_its_own_loss() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(vocab_size=20, n_embd=16, n_layer=3, n_head=2, n_positions=16)

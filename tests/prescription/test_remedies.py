@@ -87,6 +87,10 @@ NETWORKS: dict[str, tuple[Any, Any]] = {
 }
 
 
+THIRD_PARTY = [pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "vit", "bert")]
+"""With transformers, which come with the extra ``[gallery]``."""
+
+
 def third_party(name: str) -> tuple[nn.Module, Any]:
     transformers = pytest.importorskip("transformers")
     small = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32}
@@ -109,7 +113,7 @@ def its_loss(model: nn.Module, batch: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("key", KEYS)
-@pytest.mark.parametrize("network", [*NETWORKS, "gpt2", "vit", "bert"])
+@pytest.mark.parametrize("network", [*NETWORKS, *THIRD_PARTY])
 def test_a_remedy_applies_or_changes_nothing(network: str, key: str) -> None:
     """Whatever it is applied to: the shapes of outputs, tied and frozen weights, dtypes, random numbers."""
     torch.manual_seed(0)

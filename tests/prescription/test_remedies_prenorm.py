@@ -166,6 +166,7 @@ def test_blocks_that_are_pre_norm_or_none_are_refused() -> None:
         assert "no block recognised" in refused("prenorm", net, batch)
 
 
+@pytest.mark.slow  # with the extra [gallery]
 def test_the_post_norm_of_a_third_party_is_recognised() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(

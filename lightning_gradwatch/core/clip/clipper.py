@@ -89,7 +89,7 @@ class _MaxNormRule(_TotalRule):
     def __init__(self, policy: MaxNorm, parameters: Sequence[Tensor]) -> None:
         super().__init__(parameters)
         self._max_norm = policy.max_norm
-        self._threshold = torch.full((), self._max_norm, device=parameters[0].device)
+        self._threshold = _numbers(parameters, self._max_norm)
 
     def judge(self, total: Tensor) -> tuple[Tensor, Tensor]:
         return self._threshold, fixed_coefficient(total, self._max_norm)
@@ -99,7 +99,7 @@ class _PercentileRule(_TotalRule):
     """The history is a ring; a step that tells nothing leaves no gap in it."""
 
     def __init__(self, policy: Percentile, parameters: Sequence[Tensor]) -> None:
-        history = torch.full((policy.window,), torch.nan, device=parameters[0].device)
+        history = _numbers(parameters, torch.nan, policy.window)
         super().__init__(parameters, history=history, count=_zero(parameters, torch.int64))
         self._policy = policy
 
@@ -140,7 +140,7 @@ class _ZScoreRule(_TotalRule):
 
 class _AdaGCRule(_Rule):
     def __init__(self, policy: AdaGC, parameters: Sequence[Tensor]) -> None:
-        running = torch.full((len(parameters),), torch.inf, device=parameters[0].device)
+        running = _numbers(parameters, torch.inf, len(parameters))
         super().__init__(parameters, running=running, count=_zero(parameters, torch.int64))
         self._policy = policy
 
@@ -212,7 +212,7 @@ class Clipper:
     def __init__(self, policy: ClipPolicy, parameters: Sequence[Tensor], shards: Shards) -> None:
         _check_spread(policy, parameters)
         self.policy = policy
-        self._unscaled = torch.ones((), device=parameters[0].device)
+        self._unscaled = _numbers(parameters, 1.0)
         self._rule = _make_rule(policy, parameters, shards)
 
     @torch.no_grad()
@@ -290,6 +290,10 @@ def _is_replicated(parameter: Any) -> bool:
 def _tells(total: Tensor) -> Tensor:
     """Whether a total norm says something about the usual size of gradients."""
     return (total > 0) & (total < torch.inf)
+
+
+def _numbers(parameters: Sequence[Tensor], value: float, *shape: int) -> Tensor:
+    return torch.full(shape, value, dtype=torch.float32, device=parameters[0].device)
 
 
 def _zero(parameters: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

@@ -41,7 +41,7 @@ class Clippers:
             if own:
                 self._clippers.append(Clipper(policy, own, Shards(own)))
         self._chosen = [places for places in self._chosen if len(places)]
-        self.clipped = torch.zeros(len(parameters), device=device)
+        self.clipped = torch.zeros(len(parameters), dtype=torch.float32, device=device)
 
     def __len__(self) -> int:
         return len(self._clippers)
