@@ -205,7 +205,7 @@ class GradWatch(Callback):
 
     Raises:
         ValueError: If an argument is out of its range; in ``setup`` if a glob matches no layer or the Trainer's
-            strategy shards gradients.
+            strategy is FSDP1, DeepSpeed or XLA.
 
     Example:
         >>> from lightning.pytorch import Trainer
