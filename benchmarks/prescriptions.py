@@ -13,12 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import multiprocessing
 import sys
 import time
 import warnings
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -28,11 +26,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.optim import Optimizer
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks.zoo import CASES, Case, Task
 from benchmarks.zoo.check_labels import Recorder, ends
-from benchmarks.zoo.run import prepare
+from benchmarks.zoo.processes import run_all
 from benchmarks.zoo.table import layout
 from lightning_gradwatch import Alert, GradWatch, prescribe
 from lightning_gradwatch.prescription.patient import CannotApply, Patient
@@ -317,18 +314,6 @@ def _rows(prescription: Any) -> tuple[Any, Any]:
     return tuple(trials), tuple((n["key"], n["why"]) for n in prescription["not_tried"])
 
 
-def run_all(names: Sequence[str], seed: int, workers: int) -> list[Outcome]:
-    """Run cases in processes of their own, with a progress bar, and return the outcomes in the order of the names."""
-    outcomes: dict[str, Outcome] = {}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=prepare) as pool:
-        runs = [pool.submit(run, name, seed) for name in names]
-        for done in tqdm(as_completed(runs), total=len(runs), unit="case", disable=None):
-            outcome = done.result()
-            outcomes[outcome.name] = outcome
-    return [outcomes[name] for name in names]
-
-
 def report(outcomes: Sequence[Outcome]) -> str:
     """A table of the sick cases, what was said of the healthy ones, and the totals."""
     sick = [outcome for outcome in outcomes if outcome.case.label != "healthy"]
@@ -416,7 +401,7 @@ def main() -> int:
         parser.error(f"no such sick or healthy case: {', '.join(unknown)}")
     if arguments.workers < 1:
         parser.error("--workers must be at least 1")
-    outcomes = run_all(names, arguments.seed, arguments.workers)
+    outcomes = run_all(run, names, arguments.seed, arguments.workers)
     print(report(outcomes))
     if arguments.json is not None:
         records = [as_record(outcome) for outcome in outcomes]

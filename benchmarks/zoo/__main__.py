@@ -9,33 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import multiprocessing
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm  # type: ignore[import-untyped]
-
 from lightning_gradwatch import Alert
 
 from . import CASES
-from .run import Outcome, prepare, run
+from .processes import run_all
+from .run import Outcome, run
 from .table import report
-
-
-def run_all(names: Sequence[str], seed: int, workers: int) -> list[Outcome]:
-    """Run cases in processes of their own, with a progress bar, and return the outcomes in the order of the names."""
-    outcomes: dict[str, Outcome] = {}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=prepare) as pool:
-        runs = [pool.submit(run, name, seed) for name in names]
-        for done in tqdm(as_completed(runs), total=len(runs), unit="case", disable=None):
-            outcome = done.result()
-            outcomes[outcome.name] = outcome
-    return [outcomes[name] for name in names]
 
 
 def is_failure(outcome: Outcome) -> bool:
@@ -72,7 +56,7 @@ def main() -> int:
         parser.error(f"no such case: {', '.join(unknown)}")
     if arguments.workers < 1:
         parser.error("--workers must be at least 1")
-    outcomes = run_all(list(dict.fromkeys(arguments.only)), arguments.seed, arguments.workers)
+    outcomes = run_all(run, list(dict.fromkeys(arguments.only)), arguments.seed, arguments.workers)
     print(report(outcomes))
     if arguments.json is not None:
         records = [as_record(outcome) for outcome in outcomes]
