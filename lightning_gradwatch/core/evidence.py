@@ -100,7 +100,7 @@ class Evidence:
             self._add_sample(observation, observation.sample)
 
     def _add_steps(self, observation: Observation) -> None:
-        finite = [n for n in observation.norms[:, 0].tolist() if math.isfinite(n)]
+        finite = [n for n in observation.total_norms if math.isfinite(n)]
         self.early_norms += finite[: EARLY_STEPS - len(self.early_norms)]
         self.norms = [*self.norms, *finite][-RECENT_STEPS:]
         for step, loss, is_bad in zip(observation.steps, observation.losses, observation.bad_inputs, strict=True):
@@ -115,9 +115,9 @@ class Evidence:
     def _add_sample(self, observation: Observation, sample: Sample) -> None:
         named = [(i, layer.name) for i, layer in enumerate(observation.layers) if layer.has_matrix]
         self.layers = tuple(name for _, name in named)
-        weights = sample.weight_norm.tolist()
+        weights = sample.weight_norms
         if not sample.is_skipped:
-            self._add_gradients(named, observation, sample.output_grad_norm.tolist(), weights)
+            self._add_gradients(named, observation, sample.output_norms, weights)
         for i, name in named:
             first = self._first_weight.setdefault(name, weights[i]) if weights[i] >= 0 else 0.0
             if first > 0 and math.isfinite(weights[i]):
@@ -129,7 +129,7 @@ class Evidence:
         self, named: list[tuple[int, str]], observation: Observation, outputs: list[float], weights: list[float]
     ) -> None:
         self.profile = {name: outputs[i] for i, name in named if outputs[i] > 0 and math.isfinite(outputs[i])}
-        total, *gradients = observation.norms[-1].tolist()
+        total, gradients = observation.total_norms[-1], observation.last_norms
         if 0 < total < math.inf:
             recurrent = [(i, name) for i, name in named if name in self.horizons]
             self.shares = {name: (max(gradients[i], 0.0) / total) ** 2 for i, name in recurrent}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, gcd
 
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.core.measure import dense
+from lightning_gradwatch.core.measure import bunches, dense, stack
 from lightning_gradwatch.core.records import BINS_PER_DECADE, LOWEST, NUM_BINS
 
 _WIDTH = NUM_BINS + 2
@@ -39,20 +40,57 @@ def spread(gradient: Tensor, turn: int, limit: int = MAX_ELEMENTS) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def _distance(num_elements: int, limit: int) -> int:
-    step = ceil(num_elements / limit)
+    step = max(ceil(num_elements / limit), 1)
     while step > 1 and gcd(step, num_elements) > 1:
         step += 1
     return step
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """Which elements of some gradients are counted, and where.
+
+    Attributes:
+        bunches: Places of small gradients of one shape on a CPU, which are thinned out together.
+        others: Places of the rest.
+        limits: At most how many elements of each gradient are taken.
+        bases: For each element of the subsample the first bin of its layer.
+        weights: What it counts for.
+    """
+
+    bunches: list[list[int]]
+    others: list[int]
+    limits: list[int]
+    bases: Tensor
+    weights: Tensor
+
+    def pieces(self, gradients: Sequence[Tensor], turn: int) -> list[Tensor]:
+        """The subsamples: those of the bunches, then the others'."""
+        together = [_spread_rows(stack(gradients, places), turn, self.limits[places[0]]) for places in self.bunches]
+        return together + [spread(gradients[i], turn, self.limits[i]) for i in self.others]
+
+
+def _spread_rows(rows: Tensor, turn: int, limit: int) -> Tensor:
+    """:func:`spread` of each row."""
+    step = _distance(rows.shape[1], limit)
+    return rows[:, turn % step :: step][:, : rows.shape[1] // step].reshape(-1)
+
+
 @lru_cache(maxsize=8)
-def _places(
-    sizes: tuple[int, ...], owners: tuple[int, ...], factors: tuple[float, ...], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """For each element of a subsample the first bin of its layer, and what it counts for."""
-    lengths = torch.tensor(sizes)
-    bases = torch.repeat_interleave(torch.tensor(owners) * _WIDTH, lengths)
-    return bases.to(device), torch.repeat_interleave(torch.tensor(factors, dtype=torch.float32), lengths).to(device)
+def _plan(
+    kinds: tuple[tuple[torch.Size, torch.dtype, int], ...], owners: tuple[tuple[int, float], ...], device: torch.device
+) -> _Plan:
+    """Shape, dtype and limit of each gradient; its layer, and what an element of it counts for."""
+    found = bunches([(shape, (dtype, limit)) for shape, dtype, limit in kinds]) if device.type == "cpu" else []
+    bunched = [i for places in found for i in places]
+    others = sorted(set(range(len(kinds))) - set(bunched))
+    order, sizes = [*bunched, *others], [shape.numel() for shape, _, _ in kinds]
+    taken = [size // _distance(size, limit) for size, (_, _, limit) in zip(sizes, kinds, strict=True)]
+    lengths = torch.tensor([taken[i] for i in order])
+    bases = torch.tensor([owners[i][0] * _WIDTH for i in order]).repeat_interleave(lengths)
+    factors = torch.tensor([owners[i][1] * sizes[i] / max(taken[i], 1) for i in order], dtype=torch.float32)
+    weights = factors.repeat_interleave(lengths)
+    return _Plan(found, others, [limit for _, _, limit in kinds], bases.to(device), weights.to(device))
 
 
 def log_histograms(
@@ -82,16 +120,16 @@ def log_histograms(
     together = zip(gradients, layer_index, shares or [1.0] * len(gradients), strict=True)
     here = [(_real(g), i, share) for g, i, share in together if g.device == device]
     siblings = Counter(i for _, i, _ in here)
-    pieces = [spread(g, turn, MAX_ELEMENTS // min(siblings[i], 64)) for g, i, _ in here]
-    factors = [share * g.numel() / max(p.numel(), 1) for p, (g, _, share) in zip(pieces, here, strict=True)]
-    owners = tuple(i for _, i, _ in here)
-    base, weights = _places(tuple(p.numel() for p in pieces), owners, tuple(factors), device)
-    values = torch.cat(pieces).detach().float().abs_()
+    kinds = tuple((g.shape, g.dtype, MAX_ELEMENTS // min(siblings[i], 64)) for g, i, _ in here)
+    plan = _plan(kinds, tuple((i, share) for _, i, share in here), device)
+    values = torch.cat(plan.pieces([g for g, _, _ in here], turn)).detach().float().abs_()
     if scale is not None:
         values /= scale
-    # exact zeros come to lie below the lowest bin, what is not finite above the highest
+    is_zero = values == 0
+    values.add_(is_zero)  # the logarithm of 0 takes five times as long as that of 1
     values.log10_().mul_(BINS_PER_DECADE).add_(1 - LOWEST * BINS_PER_DECADE)
-    bins = values.nan_to_num_(_WIDTH - 1, _WIDTH - 1, 0).long()
-    counts.index_add_(0, bins.add_(base), weights)
+    # exact zeros come to lie below the lowest bin, what is not finite above the highest
+    bins = values.nan_to_num_(_WIDTH - 1, _WIDTH - 1, 0).masked_fill_(is_zero, 0).long()
+    counts.index_add_(0, bins.add_(plan.bases), plan.weights)
     zeros, inner, nonfinite = counts.view(-1, _WIDTH)[:num_layers].split([1, NUM_BINS, 1], dim=1)
     return torch.cat([inner, zeros, nonfinite], dim=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -90,18 +90,26 @@ def _are_plain(tensors: Sequence[Tensor]) -> bool:
     return all(t.layout is torch.strided and t.dtype in _PLAIN and t.device == device for t in tensors)
 
 
+Kind = tuple[torch.Size, Hashable]
+
+
 def alike(tensors: Sequence[Tensor]) -> list[list[int]]:
     """Places of small tensors of one shape and dtype on a CPU, in bounded bunches that are worth being stacked."""
-    found: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
-    for i, tensor in enumerate(tensors):
-        if tensor.device.type == "cpu" and 0 < tensor.numel() <= _MAX_STACKED:
-            found.setdefault((tensor.shape, tensor.dtype), []).append(i)
-    sizes = {shape: _MAX_TOGETHER // shape.numel() for shape, _ in found}
+    return bunches([(t.shape, t.dtype) if t.device.type == "cpu" else None for t in tensors])
+
+
+def bunches(kinds: Sequence[Kind | None]) -> list[list[int]]:
+    """The same, given the shape of each and what else must be equal; None for what is not to be stacked."""
+    found: dict[Kind, list[int]] = {}
+    for i, kind in enumerate(kinds):
+        if kind is not None and 0 < kind[0].numel() <= _MAX_STACKED:
+            found.setdefault(kind, []).append(i)
+    sizes = {kind: _MAX_TOGETHER // kind[0].numel() for kind in found}
     return [
-        places[start : start + sizes[shape]]
-        for (shape, _), places in found.items()
+        places[start : start + sizes[kind]]
+        for kind, places in found.items()
         if len(places) >= _MIN_ALIKE
-        for start in range(0, len(places), sizes[shape])
+        for start in range(0, len(places), sizes[kind])
     ]
 
 

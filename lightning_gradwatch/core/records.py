@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -213,6 +214,16 @@ class Sample:
     checkup: Checkup | None = None
     is_skipped: bool = False
 
+    @cached_property
+    def output_norms(self) -> list[float]:
+        """``output_grad_norm`` as numbers."""
+        return self.output_grad_norm.tolist()
+
+    @cached_property
+    def weight_norms(self) -> list[float]:
+        """``weight_norm`` as numbers."""
+        return self.weight_norm.tolist()
+
 
 @dataclass(frozen=True)
 class Window:
@@ -291,6 +302,16 @@ class Observation:
     publish: bool
     optimizer: str = ""
     clips: Tensor | None = None
+
+    @cached_property
+    def total_norms(self) -> list[float]:
+        """Total norm of each step."""
+        return self.norms[:, 0].tolist()
+
+    @cached_property
+    def last_norms(self) -> list[float]:
+        """Norm of each layer at the last step."""
+        return self.norms[-1, 1:].tolist()
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ BURST_STEPS = 5
 """Steps sampled in a row when something looks wrong, so that it is confirmed or dismissed at once."""
 BURST_PAUSE = 20
 """Steps after a burst before the next one."""
+STATE_EVERY = 10
+"""Steps after which publications measure weights and zeros anew: what changes slowly."""
 MAX_SURVEYS = 4
 NUM_INPUT_FACTS = 7
 _KINDS: dict[str, Kind] = {
@@ -173,6 +175,7 @@ class Watcher:
         self._steps: list[int] = []
         self._known: list[tuple[bool, bool]] = []
         self._step = 0
+        self._state_step = -STATE_EVERY
         self._burst_until = 0
         self._is_overdue = False
         self._anatomy: Anatomy | None = None
@@ -277,7 +280,9 @@ class Watcher:
         is_sampled = is_due and not self._is_overdue
         self._updates.compare()
         scale = loss_scale if gradients_scaled else None
-        tensors = self._take_state() if publish or (is_sampled and self._is_stateful) else {}
+        is_old = self._latest is not None and self.num_steps >= self._state_step + STATE_EVERY
+        is_wanted = (publish and is_old) or (is_sampled and self._is_stateful)
+        tensors = self._take_state() if is_wanted else {}
         if is_sampled:
             tensors.update(self._take_sample(loss_scale))
         self.num_steps += 1
@@ -363,6 +368,7 @@ class Watcher:
             "repeated": sorted(self._probe.repeated),
             "order": list(self._order),
             "step": self._step,
+            "state_step": self._state_step,
             "steps": list(self._steps) if is_whole else [],
             "known": [list(pair) for pair in self._known] if is_whole else [],
             "num_samples": self.num_samples,
@@ -388,6 +394,7 @@ class Watcher:
         self._probe.repeated.update(state.get("repeated", ()))
         self._order = tuple(state["order"])
         self._step = state["step"]
+        self._state_step = state.get("state_step", -STATE_EVERY)
         self._steps = list(state["steps"])
         self._known = [(loss, inputs) for loss, inputs in state["known"]]
         self.num_samples = state["num_samples"]
@@ -444,7 +451,7 @@ class Watcher:
         if before == names:
             return
         self._window.rearrange([0, *(1 + before.index(name) if name in before else None for name in names)])
-        self._latest = None
+        self._latest, self._state_step = None, -STATE_EVERY
         self._detector.time.keep(names)
         self._evidence.keep(names)
 
@@ -498,6 +505,7 @@ class Watcher:
 
     def _take_state(self) -> dict[str, Tensor]:
         """What changes slowly, and is measured for publications and thorough samples alone."""
+        self._state_step = self.num_steps
         return {"weights": self._meter.weight_norms(), "nonzeros": self._meter.nonzeros()}
 
     def _take_sample(self, loss_scale: Tensor | None) -> dict[str, Tensor]:

@@ -171,8 +171,8 @@ class Course:
                 self._add_sample(observation, observation.sample)
 
     def _add_sample(self, observation: Observation, sample: Sample) -> None:
-        gradients = observation.norms[-1, 1:].tolist()
-        profile = depth_profile(observation.layers, sample.output_grad_norm.tolist(), gradients)
+        gradients = observation.last_norms
+        profile = depth_profile(observation.layers, sample.output_norms, gradients)
         with_depth = decades_lost(profile.norms)
         if with_depth is not None:
             self.decades.append(with_depth)

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 DENSE_PUBLICATIONS = 200
 DETAIL_EVERY = 10
 """The first 200 publications are written in full, then every tenth; of the others the run-level numbers and the norms
-of the layers. Histograms are written whenever they are due."""
+of the layers. Histograms are written whenever they are due; those of the standard dashboards, which keep 500 of them,
+no closer than every tenth publication after the first 200."""
 DENSE_DOCUMENTS = 100
 DOCUMENT_GROWTH = 1.02
 
@@ -65,6 +66,7 @@ class _Course:
         names: The present one.
         rows: Its rows in the standard dashboards.
         num_publications: Publications so far.
+        last_histogram: The one with the latest histograms for the standard dashboards.
         norm_range: Smallest, median and largest norm since they were written last, shape ``(layers, 3)``.
     """
 
@@ -73,6 +75,7 @@ class _Course:
     names: tuple[str, ...] = ()
     rows: dict[str, list[int]] = field(default_factory=dict)
     num_publications: int = 0
+    last_histogram: int = 0
     norm_range: Array | None = None
 
     @property
@@ -211,9 +214,12 @@ class Writer:
                 self._add_sequence(summary, course, layer, norms_over_time)
 
     def _add_histograms(self, summary: Summary, course: _Course, counts: Array) -> None:
-        tags = [self._prefix + metrics.layer_histogram_tag(row, course.optimizer) for row in course.rows]
-        rows = [counts[i[0]] if len(i) == 1 else counts[i].sum(0) for i in course.rows.values()]
-        add_histograms(summary, tags, np.array(rows).reshape(len(tags), -1)[:, :NUM_BINS], EDGES)
+        num = course.num_publications
+        if num < DENSE_PUBLICATIONS or num >= course.last_histogram + DETAIL_EVERY:
+            course.last_histogram = num
+            tags = [self._prefix + metrics.layer_histogram_tag(row, course.optimizer) for row in course.rows]
+            rows = [counts[i[0]] if len(i) == 1 else counts[i].sum(0) for i in course.rows.values()]
+            add_histograms(summary, tags, np.array(rows).reshape(len(tags), -1)[:, :NUM_BINS], EDGES)
         nonfinite = counts[:, -1] / np.maximum(counts.sum(1), 1)
         self._add_layers(summary, course, "nonfinite_fraction", nonfinite)
         self._add_layers(summary, course, HISTOGRAM, encode_histogram(counts))

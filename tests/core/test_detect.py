@@ -239,7 +239,7 @@ def test_one_layer_that_stands_out_is_no_jump() -> None:
 @pytest.mark.parametrize(("decades", "patience", "opens"), [(2.2, 1.25, False), (2.6, 1.25, True), (2.6, 1.5, False)])
 def test_a_borderline_loss_can_wait_while_the_loss_is_falling(decades: float, patience: float, opens: bool) -> None:
     rule = DepthRule(0.5)
-    found = [finding for step in range(20) for finding in rule.update(step, profile(decades), patience)]
+    found = [finding for step in range(20) for finding in rule.update(step, profile(decades), lambda: patience)]
     assert bool(found) is opens
 
 

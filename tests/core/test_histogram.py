@@ -39,6 +39,19 @@ def test_layers_are_kept_apart_and_unreported_ones_left_out() -> None:
     assert counts.sum(1).tolist() == [2, 8]
 
 
+def test_small_gradients_of_one_shape_are_counted_together_as_each_alone() -> None:
+    torch.manual_seed(0)
+    shapes = [(33, 3), (33, 3), (0,), (33, 3), (50, 70), (33, 3), (50, 70), (33, 3), (200, 30), (50, 70), (50, 70), ()]
+    gradients = [torch.randn(shape).relu() for shape in shapes]
+    layers = [0, 1, 1, 2, 2, 3, 4, 4, 5, 6, 7, 8]
+    together = log_histograms(gradients, layers, 8, turn=5)
+    alone = [log_histograms([gradient], [0], 1, turn=5) for gradient in gradients]
+    assert torch.equal(together[0], alone[0][0])
+    assert torch.equal(together[3], alone[5][0])
+    assert torch.equal(together[7], alone[10][0])
+    assert torch.allclose(together.sum(1), torch.tensor([99.0, 99, 3599, 99, 3599, 6000, 3500, 3500]))
+
+
 def test_the_loss_scale_is_divided_out() -> None:
     scaled = log_histograms([torch.full((4,), 1024.0)], [0], 1, 0, scale=torch.tensor(1024.0))
     plain = log_histograms([torch.full((4,), 1.0)], [0], 1, 0)

@@ -60,6 +60,27 @@ def test_parameters_added_later_are_followed() -> None:
     assert step() == 2
 
 
+def test_publications_close_together_measure_slow_numbers_every_tenth_step_also_after_a_resume() -> None:
+    net = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    watcher = Watcher(net, optimizer, Settings(Schedule(1, 10**9)))
+    told, true = [], []
+    for step in range(30):
+        if step == 14:
+            state = watcher.state_dict()
+            watcher = Watcher(net, optimizer, Settings(Schedule(1, 10**9)))
+            watcher.load_state_dict(state)
+        watcher.arm()
+        true.append(torch.stack([p.detach().norm() for p in net.parameters()]).norm().item())
+        optimizer.zero_grad()
+        net(torch.ones(1, 2)).square().sum().backward()
+        (publication,) = watcher.observe(publish=True).publications
+        told.append(publication.sample.weight_norm.item())
+        optimizer.step()
+    assert told == pytest.approx([true[step // 10 * 10] for step in range(30)])
+    assert len({round(norm, 6) for norm in told}) == 3
+
+
 def test_a_full_window_goes_home_without_being_asked() -> None:
     net = nn.Linear(2, 1)
     watcher = Watcher(net, torch.optim.SGD(net.parameters(), lr=0.0), Settings(Schedule(0, 10**9)))

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 from torch import nn
 
+from lightning_gradwatch.core.watcher import STATE_EVERY
 from tests.setups import sharded_training
 from tests.setups.processes import run_ranks
 from tests.setups.sharded_training import BATCH, EVERY, LR, MAX_NORM, NUM_STEPS, make_data, make_loss, make_net
@@ -80,7 +81,7 @@ def test_norms_are_those_of_one_process(run: Any, oracle: dict[str, Any], kind: 
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_zeros_and_histograms_are_those_of_one_process(run: Any, oracle: dict[str, Any], kind: str) -> None:
     events = read_events(run[0] / kind)
-    at = EVERY - 1
+    at = next(step for step in POINTS if step >= STATE_EVERY)  # measured at the first step, and then here
     assert layer_values(events, "weight_norm")[at] == pytest.approx(oracle["weights"][at], rel=1e-5)
     assert layer_values(events, "zero_fraction")[at] == pytest.approx(oracle["zeros"][at], abs=1e-5)
     for i, name in enumerate(["net.0", "net.1", "net.3", "net.4", "net.5"]):

@@ -62,6 +62,14 @@ def test_after_a_dense_start_details_come_with_every_tenth_publication(tmp_path:
         assert np.array_equal(ranges[step][:, 1], norms[step])
 
 
+def test_the_standard_dashboards_get_histograms_less_densely_after_a_while(tmp_path: Path) -> None:
+    steps = DENSE_PUBLICATIONS + 2 * DETAIL_EVERY + 1
+    fit(GradWatch(histogram_every=3), directory=tmp_path, log_every_n_steps=1, max_steps=steps)
+    assert list(tensors(tmp_path, "gradwatch/layers/log10_histogram")) == list(range(0, steps, 3))
+    standard = [event.step for event in read_events(tmp_path).Histograms("grad_hist/net.0")]
+    assert standard == [*range(0, DENSE_PUBLICATIONS, 3), 210]
+
+
 def test_a_layer_without_a_gradient_is_told_from_one_whose_gradient_is_nan(tmp_path: Path) -> None:
     class Detached(nn.Module):
         def __init__(self) -> None:

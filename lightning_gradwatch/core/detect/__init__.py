@@ -67,17 +67,18 @@ class Detector:
         return changes
 
     def _update_sample(self, observation: Observation, sample: Sample, is_scaled: bool) -> list[Finding]:
-        total, *norms = observation.norms[-1].tolist()
-        self.profile = depth_profile(observation.layers, sample.output_grad_norm.tolist(), norms)
+        norms = observation.last_norms
+        self.profile = depth_profile(observation.layers, sample.output_norms, norms)
         sequences = {name: values.tolist() for name, values in sample.sequences}
         changes: list[Finding] = []
         if sample.checkup is not None:
             known = [r for r in sample.checkup.update_ratio.tolist() if r >= 0]
             self._update_ratio = max(known, default=-1.0)
             self._usual_update = median(known) if known else 0.0
-        changes += self.depth.update(sample.step, self.profile, self.losses.patience)
+        changes += self.depth.update(sample.step, self.profile, lambda: self.losses.patience)
         if sequences or self.time.horizons:
-            shares = dict(zip((layer.name for layer in observation.layers), _shares(norms, total), strict=True))
+            parts = _shares(norms, observation.total_norms[-1])
+            shares = dict(zip((layer.name for layer in observation.layers), parts, strict=True))
             levels = self.losses.concern, self.losses.concern_regardless
             changes += self.time.update(sample.step, sequences, levels[0], shares, levels[1])
         if sample.checkup is not None and self.depth.incident.finding is None:

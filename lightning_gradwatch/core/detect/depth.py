@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -78,13 +78,13 @@ class DepthRule:
         is_vanishing = self._recent[-1] >= threshold > self.decades
         return is_vanishing or self._growth[-1] >= EXPLODING_DECADES > self.growth
 
-    def update(self, step: int, profile: Profile, patience: float = 1.0) -> list[Finding]:
+    def update(self, step: int, profile: Profile, patience: Callable[[], float] = lambda: 1.0) -> list[Finding]:
         """Take in a sample; the finding if it opened or ended just now.
 
         Args:
             step: The step of the sample.
             profile: The gradient along the depth.
-            patience: Multiple of the threshold below which an alert can wait, because the loss is falling.
+            patience: Tells below which multiple of the threshold an alert can wait, because the loss is falling.
         """
         decades = decades_lost(profile.norms)
         if decades is None or not self._fits(profile):
@@ -95,15 +95,20 @@ class DepthRule:
         self._growth = [*self._growth, growth][-MEDIAN_SAMPLES:]
         self._full_score = FULL_SCORE_DECADES if profile.at_outputs else FALLBACK_FULL_SCORE_DECADES
         threshold = self._threshold * self._full_score
-        can_wait = max(
-            patience,
-            SEAM_FACTOR if _is_seam(profile.norms, decades, threshold) else 1.0,
-            EARLY_FACTOR if self._num_samples < EARLY_SAMPLES else 1.0,
+        is_open, present = self.incident.finding is not None, self.decades
+        can_wait = not is_open and (
+            present < threshold or present < threshold * self._factor(profile, decades, patience())
         )
-        if self.incident.finding is None and self.decades < can_wait * threshold:
+        if can_wait:
             return []
-        found = self.incident.judge(step, self.decades, outer_ends(profile), threshold=threshold)
+        found = self.incident.judge(step, present, outer_ends(profile), threshold=threshold)
         return [] if found is None else [found]
+
+    def _factor(self, profile: Profile, decades: float, patience: float) -> float:
+        """Below which multiple of the threshold an alert that is not open can wait."""
+        is_seam = _is_seam(profile.norms, decades, self._threshold * self._full_score)
+        is_early = self._num_samples < EARLY_SAMPLES
+        return max(patience, SEAM_FACTOR if is_seam else 1.0, EARLY_FACTOR if is_early else 1.0)
 
     def _fits(self, profile: Profile) -> bool:
         """Whether a profile is of the kind seen so far; after five of the other kind that one is the rule."""

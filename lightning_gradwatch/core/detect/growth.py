@@ -61,16 +61,17 @@ class ExplodingRule:
 
     def _spike(self, observation: Observation) -> float:
         """Decades by which the norm has stayed above its usual size for three steps in a row; 0 if it has not."""
-        for norm in observation.norms[:, 0].tolist():
+        for norm in observation.total_norms:
             if not math.isfinite(norm) or norm <= 0:
                 continue
             if len(self._early) < CALM_STEPS:
                 self._early.append(norm)
-            usual = median(self._calm) if len(self._calm) == CALM_STEPS else math.inf
-            if norm >= SPIKE_FACTOR * usual:
-                self._spikes += 1
-                self._peak = math.log10(norm / usual)
-                continue
+            if len(self._calm) == CALM_STEPS and norm >= SPIKE_FACTOR * min(self._calm):
+                usual = median(self._calm)
+                if norm >= SPIKE_FACTOR * usual:
+                    self._spikes += 1
+                    self._peak = math.log10(norm / usual)
+                    continue
             self._spikes = 0
             self._calm = [*self._calm, norm][-CALM_STEPS:]
         return self._peak if self._spikes >= SPIKE_STEPS else 0.0
@@ -78,7 +79,7 @@ class ExplodingRule:
     def _divergence(self, losses: LossHistory) -> float:
         """Decades by which the loss and the norm have both left their start; 0 if either has not."""
         start, now = losses.start, losses.now
-        if losses.num_steps < CALM_STEPS or not self._calm or not start > 0 or not now > 0:
+        if losses.num_steps < CALM_STEPS or not self._calm or not now > start > 0:
             return 0.0
         rise = min(math.log10(now / start), math.log10(max(self._calm[-1] / median(self._early), 1e-9)) + 1)
         return max(rise, 0.0)

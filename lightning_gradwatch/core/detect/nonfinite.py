@@ -35,8 +35,8 @@ class NonfiniteRule:
     def update(self, observation: Observation, is_scaled: bool, skips: bool) -> list[Finding]:
         """Take in every step of an observation; the findings that opened or ended."""
         changes: list[Finding] = []
-        norms = observation.norms[:, 0].tolist()
-        for i, (step, norm, loss) in enumerate(zip(observation.steps, norms, observation.losses, strict=True)):
+        steps = zip(observation.steps, observation.total_norms, observation.losses, strict=True)
+        for i, (step, norm, loss) in enumerate(steps):
             is_finite, is_loss_finite = math.isfinite(norm), loss is None or math.isfinite(loss)
             if is_finite and is_loss_finite:
                 changes += self._count_finite()

@@ -32,13 +32,14 @@ class StalledRule:
         self, observation: Observation, sample: Sample, losses: LossHistory, update_ratio: float
     ) -> list[Finding]:
         """Take in a sample; the finding if it opened or ended just now."""
-        effects = (sample.weight_norm.clamp(min=0) * observation.norms[-1, 1:].clamp(min=0)).tolist()
+        pairs = zip(sample.weight_norms, observation.last_norms, strict=True)
+        effects = [max(weight, 0.0) * max(gradient, 0.0) for weight, gradient in pairs]
         now = abs(losses.now)
         self.effect = max(effects, default=0.0) / now if now > 0 else 0.0
         is_frozen = observation.lr is not None and observation.lr == 0.0
         has_no_push = now > 0 and 0 < self.effect <= SMALL_EFFECT
         has_no_step = 0 <= update_ratio <= SMALL_UPDATE and not is_frozen
-        is_stalled = losses.has_not_improved and (has_no_push or has_no_step)
+        is_stalled = (has_no_push or has_no_step) and losses.has_not_improved
         found = self.incident.judge(sample.step, float(is_stalled))
         return [] if found is None else [found]
 

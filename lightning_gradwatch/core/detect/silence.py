@@ -37,8 +37,7 @@ class SilenceRule:
 
     def update(self, observation: Observation, sample: Sample) -> list[Finding]:
         """Take in a sample; the findings that opened or ended."""
-        norms = observation.norms[-1, 1:].tolist()
-        outputs = sample.output_grad_norm.tolist()
+        norms, outputs = observation.last_norms, sample.output_norms
         matrices, silent, never = [], [], []
         for i, layer in enumerate(observation.layers):
             if norms[i] > 0 or outputs[i] > 0 or not math.isfinite(norms[i]):
