@@ -75,6 +75,7 @@ def test_publications_close_together_measure_slow_numbers_every_tenth_step_also_
         optimizer.zero_grad()
         net(torch.ones(1, 2)).square().sum().backward()
         (publication,) = watcher.observe(publish=True).publications
+        assert publication.sample is not None
         told.append(publication.sample.weight_norm.item())
         optimizer.step()
     assert told == pytest.approx([true[step // 10 * 10] for step in range(30)])
