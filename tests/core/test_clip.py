@@ -169,6 +169,8 @@ def test_every_container_is_clipped_as_if_it_were_dense(policy: ClipPolicy) -> N
     after = norms_of(parameters)
     assert clipping.total_norm.item() == pytest.approx(before, rel=1e-6)
     assert clipping.clipped_norm.item() == pytest.approx(float(after.clamp(min=0).norm()), rel=1e-3)
+    total = clipping.total_norm.item()
+    assert clipping.coefficient.item() == pytest.approx(clipping.clipped_norm.item() / total if total else 1.0, rel=1e-5)
     ratios = torch.where(norms > 0, after / norms, 1.0)
     torch.testing.assert_close(clipping.coefficients, ratios, rtol=5e-3, atol=0)
 
@@ -593,7 +595,7 @@ def test_numbers_that_do_not_exist_are_not_missed(policy: ClipPolicy) -> None:
         p.grad = torch.empty_like(p)
     clipper, norms = make_clipper(policy, parameters), torch.empty(3, device="meta")
     clippings = [clipper.clip_(norms, scale) for scale in (None, torch.empty((), device="meta"))]
-    assert [[tuple(number.shape) for number in clipping] for clipping in clippings] == [[(), (), (), (3,)]] * 2
+    assert [[tuple(number.shape) for number in clipping] for clipping in clippings] == [[(), (), (), (3,), ()]] * 2
 
 
 @pytest.mark.parametrize("policy", [*GLOBAL, AdaGC(lambda_abs=0.5)], ids=name_of)

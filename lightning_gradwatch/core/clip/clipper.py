@@ -35,12 +35,14 @@ class Clipping(NamedTuple):
         total_norm: Before clipping, over this clipper's parameters, unscaled; shape ``()``.
         clipped_norm: After it; shape ``()``. From the coefficients, not measured again, but for :class:`MaxValue`.
         coefficients: Norm after by norm before of each gradient, shape ``(n,)``; 1 for one untouched, zero or missing.
+        coefficient: ``clipped_norm`` by ``total_norm``, shape ``()``; 1 if nothing was clipped.
     """
 
     threshold: Tensor
     total_norm: Tensor
     clipped_norm: Tensor
     coefficients: Tensor
+    coefficient: Tensor
 
 
 class _Step(NamedTuple):
@@ -51,6 +53,14 @@ class _Step(NamedTuple):
     loss_scale: Tensor
 
 
+class _Done(NamedTuple):
+    """What a rule did: the threshold, the coefficients, and the one coefficient of a rule that has but one."""
+
+    threshold: Tensor
+    coefficients: Tensor
+    factor: Tensor | None = None
+
+
 class _Rule(ABC):
     """The arithmetic of one policy, and what it remembers between steps."""
 
@@ -59,8 +69,8 @@ class _Rule(ABC):
         self.memory = memory
 
     @abstractmethod
-    def clip_(self, step: _Step) -> tuple[Tensor, Tensor]:
-        """Change the gradients; the threshold, shape ``()``, and the coefficients, shape ``(n,)``."""
+    def clip_(self, step: _Step) -> _Done:
+        """Change the gradients."""
 
     def gradients(self) -> list[Tensor]:
         """The gradients there are."""
@@ -79,10 +89,10 @@ class _TotalRule(_Rule):
     def judge(self, total: Tensor) -> tuple[Tensor, Tensor]:
         """The threshold and the coefficient for a total norm, each of shape ``()``."""
 
-    def clip_(self, step: _Step) -> tuple[Tensor, Tensor]:
+    def clip_(self, step: _Step) -> _Done:
         threshold, factor = self.judge(step.total)
         multiply_all_(self.gradients(), factor)
-        return threshold, factor.expand_as(step.norms).masked_fill(step.norms <= 0, 1.0)
+        return _Done(threshold, factor.expand_as(step.norms).masked_fill(step.norms <= 0, 1.0), factor)
 
 
 class _MaxNormRule(_TotalRule):
@@ -144,11 +154,11 @@ class _AdaGCRule(_Rule):
         super().__init__(parameters, running=running, count=_zero(parameters, torch.int64))
         self._policy = policy
 
-    def clip_(self, step: _Step) -> tuple[Tensor, Tensor]:
+    def clip_(self, step: _Step) -> _Done:
         coefficients = self._judge(step.norms, step.total)
         present = [c for c, p in zip(coefficients.unbind(), self.parameters, strict=True) if p.grad is not None]
         multiply_each_(self.gradients(), present)
-        return torch.full_like(step.total, torch.nan), coefficients
+        return _Done(torch.full_like(step.total, torch.nan), coefficients)
 
     def _judge(self, norms: Tensor, total: Tensor) -> Tensor:
         running, count = self.memory["running"], self.memory["count"]
@@ -169,13 +179,13 @@ class _AGCRule(_Rule):
         super().__init__(parameters)
         self._policy = policy
 
-    def clip_(self, step: _Step) -> tuple[Tensor, Tensor]:
+    def clip_(self, step: _Step) -> _Done:
         gradients, is_finite = [settle_(p) for p in self.parameters], step.total < torch.inf
         present = [g for g in gradients if g is not None]
         weights = [p for g, p in zip(gradients, self.parameters, strict=True) if g is not None]
         found = clip_units_(present, weights, self._policy, step.loss_scale, is_finite) if present else []
         coefficients = torch.stack(fill_missing(found, gradients, torch.ones_like(step.total)))
-        return torch.full_like(step.total, torch.nan), coefficients
+        return _Done(torch.full_like(step.total, torch.nan), coefficients)
 
 
 class _MaxValueRule(_Rule):
@@ -183,7 +193,7 @@ class _MaxValueRule(_Rule):
         super().__init__(parameters)
         self._max_value, self._shards = policy.max_value, shards
 
-    def clip_(self, step: _Step) -> tuple[Tensor, Tensor]:
+    def clip_(self, step: _Step) -> _Done:
         threshold = torch.full_like(step.total, self._max_value)
         limit = (threshold * step.loss_scale).masked_fill(~(step.total < torch.inf), torch.inf)
         gradients = [settle_(p) for p in self.parameters]
@@ -193,7 +203,7 @@ class _MaxValueRule(_Rule):
         found = fill_missing(measure_norms(self._shards.local_parts(present)), gradients, -step.loss_scale)
         after = self._shards.reduce({"after": torch.stack(found) / step.loss_scale}, {"after": "norm"})["after"]
         is_changed = (step.total < torch.inf) & (step.norms > 0)
-        return threshold, (after / step.norms).clamp(max=1).masked_fill(~is_changed, 1.0)
+        return _Done(threshold, (after / step.norms).clamp(max=1).masked_fill(~is_changed, 1.0))
 
 
 class Clipper:
@@ -231,8 +241,13 @@ class Clipper:
         """
         total = total_norm(norms)
         step = _Step(norms, total, self._unscaled if loss_scale is None else loss_scale)
-        threshold, coefficients = self._rule.clip_(step)
-        return Clipping(threshold, total, total_norm(coefficients * norms), coefficients)
+        threshold, coefficients, factor = self._rule.clip_(step)
+        if factor is not None:
+            return Clipping(threshold, total, factor * total, coefficients, factor)
+        clipped = total_norm(coefficients * norms)
+        ratio = clipped / total
+        is_clipped = (coefficients < 1).any() & ratio.isfinite()
+        return Clipping(threshold, total, clipped, coefficients, torch.where(is_clipped, ratio, 1.0))
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and primitives that :meth:`load_state_dict` takes back; loads with ``weights_only=True``."""

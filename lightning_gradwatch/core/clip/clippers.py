@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.core._check import refuse
-from lightning_gradwatch.core.clip.clipper import Clipper, Clipping
+from lightning_gradwatch.core.clip.clipper import Clipper
 from lightning_gradwatch.core.clip.policies import ClipPolicy
 from lightning_gradwatch.core.layers import select
 from lightning_gradwatch.core.records import Clip
@@ -66,7 +66,7 @@ class Clippers:
                 self.clipped += is_clipped
             else:
                 self.clipped.index_add_(0, places, is_clipped.float())
-            facts += [done.threshold, _coefficient(done, is_clipped), done.clipped_norm]
+            facts += [done.threshold, done.coefficient, done.clipped_norm]
         return torch.stack(facts)
 
     def forget(self) -> None:
@@ -141,9 +141,3 @@ def _choose(policies: Sequence[ClipPolicy], owners: Sequence[str]) -> list[list[
         chosen.append([place for place in free if owners[place] in wanted])
         free = [place for place in free if owners[place] not in wanted]
     return chosen
-
-
-def _coefficient(done: Clipping, is_clipped: Tensor) -> Tensor:
-    """1 for a norm of zero, and for one that is not finite, which is left as it is."""
-    ratio = done.clipped_norm / done.total_norm
-    return torch.where(is_clipped.any() & ratio.isfinite(), ratio, 1.0)
