@@ -79,6 +79,41 @@ def add_histograms(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             writer.add_histogram(name, parameter.grad, trainer.global_step)
 
 
+class Norms(pl.Callback):
+    """The least that norms can cost: read every gradient once, in one call, and keep the numbers on the device."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look up the parameters."""
+        self._parameters = list(pl_module.parameters())
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        """Read them."""
+        self.norms = torch.stack(torch._foreach_norm([p.grad for p in self._parameters if p.grad is not None]))
+
+
+class OutputNorms(Norms):
+    """The least that a full sample can cost: a hook on each layer, one on its output, the norm of the gradient there.
+
+    Nothing is told apart, kept or judged.
+    """
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, i: int) -> None:
+        """Put the hooks in place."""
+        layers = [m for m in pl_module.modules() if next(m.parameters(recurse=False), None) is not None]
+        self._handles = [layer.register_forward_hook(self._see) for layer in layers]
+
+    def _see(self, layer: torch.nn.Module, inputs: Any, output: Any) -> None:
+        output.register_hook(self._measure)
+
+    def _measure(self, gradient: torch.Tensor) -> None:
+        self.norm = torch.linalg.vector_norm(gradient)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+
+
 class WandbWatch(pl.Callback):
     """``wandb.watch`` with gradients at every step, offline."""
 
@@ -155,6 +190,8 @@ DEFAULTS = Contestant(
 )
 CONTESTANTS = [
     EMPTY,
+    Contestant("at least: to read every gradient once", "watching", lambda _: [Norms()], takes_many_steps=True),
+    Contestant("at least: to read layers' outputs, too", "watching", lambda _: [OutputNorms()], takes_many_steps=True),
     ORDINARY,
     DEFAULTS,
     EVERY_STEP,

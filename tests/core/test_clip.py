@@ -170,7 +170,9 @@ def test_every_container_is_clipped_as_if_it_were_dense(policy: ClipPolicy) -> N
     assert clipping.total_norm.item() == pytest.approx(before, rel=1e-6)
     assert clipping.clipped_norm.item() == pytest.approx(float(after.clamp(min=0).norm()), rel=1e-3)
     total = clipping.total_norm.item()
-    assert clipping.coefficient.item() == pytest.approx(clipping.clipped_norm.item() / total if total else 1.0, rel=1e-5)
+    assert clipping.coefficient.item() == pytest.approx(
+        clipping.clipped_norm.item() / total if total else 1.0, rel=1e-5
+    )
     ratios = torch.where(norms > 0, after / norms, 1.0)
     torch.testing.assert_close(clipping.coefficients, ratios, rtol=5e-3, atol=0)
 
