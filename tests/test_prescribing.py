@@ -338,16 +338,18 @@ def test_an_alert_without_a_prescription_is_shown_as_ever(nothing: object) -> No
     assert "tried" not in shown({**asdict(ALERT), "prescription": nothing})
 
 
-def test_rows_of_text_show_every_figure() -> None:
+def test_rows_of_text_show_every_figure_but_times_that_may_be_accidents() -> None:
     found = prescription()
     assert rows_of(found) == [
         ("as it is", "", "11.1", "2.3", "", ""),
-        ("ReLU", "helps", "0.4", "0.41", "0 %", "0 %"),
-        ("SiLU", "worse", "", "not finite", "+3 %", "0 %"),
+        ("ReLU", "helps", "0.4", "0.41", "0 %", ""),
+        ("SiLU", "worse", "", "diverged", "+3 %", ""),
     ]
     assert recipes(found) == [("ReLU", "a = 1\nb = 2")]
     assert not_tried(found) == ["skips (no two layers of the same shape)"]
     assert summary(found) == "2 remedies tried on a copy of the model, 1 of them helped"
+    found["trials"] = [{**found["trials"][0], "time_percent": percent} for percent in (9.9, -9.9, 10.0, -12.2)]
+    assert [row[-1] for row in rows_of(found)[1:]] == ["", "", "+10 %", "-12 %"]
 
 
 class Barred(Sick):

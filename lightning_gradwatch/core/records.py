@@ -18,6 +18,8 @@ which a falling loss says nothing of a layer."""
 LOWEST, HIGHEST, BINS_PER_DECADE = -45, 39, 4
 """The range of histograms of log10|g|, in decades (that of float32, denormals included), and their resolution."""
 NUM_BINS = (HIGHEST - LOWEST) * BINS_PER_DECADE
+CLEAR_TIME = 10.0
+"""By how many percent a step must be longer or shorter, in a trial of a second, to be no accident."""
 
 AlertKind = Literal[
     "vanishing",

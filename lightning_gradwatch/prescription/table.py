@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from textwrap import indent, wrap
 
+from lightning_gradwatch.core.records import CLEAR_TIME
 from lightning_gradwatch.prescription.records import Prescription, Trial
 
 WIDTH = 100
-CLEAR_TIME = 10.0
-"""Percent of a step's time that are no accident."""
 _RIGHT = 2
 """Columns from here on are numbers."""
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_gradwatch.core.records import CLEAR_TIME
+
 HEADER = ("remedy", "effect", "decades lost", "loss", "parameters", "time")
 MAX_RECIPES = 3
-_CHANGES = ("parameters_percent", "time_percent")
 Row = tuple[str, ...]
 
 
@@ -69,13 +70,14 @@ def _items(found: object) -> list[Mapping[str, Any]]:
 
 
 def _row(trial: Mapping[str, Any]) -> Row:
-    loss, decades = trial.get("loss_after"), trial.get("decades")
+    loss, decades, time = trial.get("loss_after"), trial.get("decades"), trial.get("time_percent")
     return (
         str(trial.get("remedy")),
         str(trial.get("effect")),
         f"{decades:.1f}" if _is_finite(decades) else "",
-        f"{loss:.3g}" if _is_finite(loss) else "not finite",
-        *(_change(trial.get(name)) for name in _CHANGES),
+        f"{loss:.3g}" if _is_finite(loss) else "diverged",
+        _change(trial.get("parameters_percent")),
+        _change(time) if _is_finite(time) and abs(time) >= CLEAR_TIME else "",
     )
 
 

@@ -130,8 +130,8 @@ def test_what_was_tried_is_told_with_its_figures(tmp_path: Path, capsys: Any) ->
     assert lines[start + 1 : start + 9] == [
         "remedy effect decades lost loss parameters time",
         "as it is 11.1 2.3",
-        "ReLU helps 0.4 0.41 0 % 0 %",
-        "SiLU worse not finite +3 % 0 %",
+        "ReLU helps 0.4 0.41 0 %",
+        "SiLU worse diverged +3 %",
         "The first of them in code:",
         "a = 1",
         "b = 2",
