@@ -20,6 +20,9 @@ _MIN_ALIKE = 4
 """Such tensors of one shape from which on it is worth starting three other kernels instead."""
 _MAX_TOGETHER = 2**17
 """Elements that are copied side by side: 512 kB."""
+_LARGE = 2**20
+"""Elements from which on a norm is taken row by row: in one piece, float32 loses three digits on the way."""
+_ROWS = (4096, 2048, 1024, 512, 256)
 
 
 def dense(gradient: Tensor) -> Tensor:
@@ -115,7 +118,7 @@ def bunches(kinds: Sequence[Kind | None]) -> list[list[int]]:
 
 def stack(tensors: Sequence[Tensor], places: Sequence[int]) -> Tensor:
     """Those at the places as rows, shape ``(places, elements)``; a copy."""
-    return torch.stack([tensors[i] for i in places]).view(len(places), -1)
+    return torch.stack([tensors[i] for i in places]).reshape(len(places), -1)
 
 
 class Groups:
@@ -132,6 +135,7 @@ class Groups:
         stacked = [i for places in self._alike for i in places]
         self._others = sorted(set(range(len(tensors))) - set(stacked))
         self._order = torch.tensor([*stacked, *self._others]).argsort() if stacked else None
+        self._rows = [_row(t) for t in tensors]
         self._orders: dict[int, Tensor] = {}
 
     def norms(self, tensors: Sequence[Tensor], *further: Tensor, out: Tensor | None = None) -> Tensor:
@@ -146,9 +150,11 @@ class Groups:
             RuntimeError: For tensors of other kinds; NotImplementedError, which is one, for sparse ones.
         """
         if self._order is None:
-            return torch.stack([*torch._foreach_norm(list(tensors), 2, torch.float32), *further], out=out)
+            parts = [_in_rows(t, row) if row else t for t, row in zip(tensors, self._rows, strict=True)]
+            return torch.stack([*torch._foreach_norm(parts, 2, torch.float32), *further], out=out)
         parts = [torch.linalg.vector_norm(s, dim=1, dtype=torch.float32) for s in self._stacks(tensors)]
-        others = torch._foreach_norm([tensors[i] for i in self._others], 2, torch.float32) if self._others else ()
+        single = [_in_rows(tensors[i], row) if (row := self._rows[i]) else tensors[i] for i in self._others]
+        others = torch._foreach_norm(single, 2, torch.float32) if single else ()
         if others or further:
             parts.append(torch.stack((*others, *further)))
         return self._in_order(parts, len(further), out)
@@ -171,6 +177,20 @@ class Groups:
             ends = torch.arange(len(self._order), len(self._order) + num_further)
             self._orders[num_further] = torch.cat([self._order, ends])
         return torch.index_select(together, 0, self._orders[num_further], out=out)
+
+
+def _row(tensor: Tensor) -> int:
+    """Elements of a row of a large float32 tensor on a CPU; 0 for what is measured in one piece."""
+    is_large = tensor.device.type == "cpu" and tensor.dtype is torch.float32 and tensor.numel() >= _LARGE
+    return next((row for row in _ROWS if tensor.numel() % row == 0), 0) if is_large else 0
+
+
+def _in_rows(tensor: Tensor, row: int) -> Tensor:
+    """Norms of its rows, whose norm is that of the tensor; the tensor itself if it does not lie in one piece."""
+    if not tensor.is_contiguous() or tensor.dtype is not torch.float32:
+        return tensor
+    norms: Tensor = torch.linalg.vector_norm(tensor.view(-1, row), dim=1)
+    return norms
 
 
 def _count_rows(rows: Tensor) -> Tensor:

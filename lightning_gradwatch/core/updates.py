@@ -168,7 +168,7 @@ class UpdateMeter:
         parts = [local(t) for t in tensors] if self._is_spread else tensors
         pieces = []
         for start, end in self._bunches:
-            rows = torch.stack(parts[start:end]).view(end - start, -1)
+            rows = torch.stack(parts[start:end]).reshape(end - start, -1)
             pieces.append(rows[:, :: _stride(rows.shape[1], self._limit)].reshape(-1))
         done = self._bunches[-1][1] if self._bunches else 0
         return torch.cat([*pieces, *(thin(part, self._limit) for part in parts[done:])]).float()

@@ -33,6 +33,20 @@ def with_gradients(*gradients: Tensor | None) -> list[nn.Parameter]:
     return parameters
 
 
+@pytest.mark.parametrize("shape", [(2**12, 2**12), (1025, 1025), (512, 512, 3, 3)])
+def test_norms_of_large_gradients_are_right_to_six_digits(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    gradient = 1e-3 * torch.rand(shape)
+    last = gradient.to(memory_format=torch.channels_last) if len(shape) == 4 else gradient.t()
+    expected = gradient.double().norm().item()
+    digits = 1e-6 if gradient.numel() % 256 == 0 else 1e-3
+    assert Groups([gradient]).norms([gradient]).item() == pytest.approx(expected, rel=digits)
+    assert Groups([gradient]).norms([last]).item() == pytest.approx(expected, rel=1e-3)
+    many = [torch.ones(3) for _ in range(5)]
+    norms_of_all = Groups([*many, gradient]).norms([*many, gradient]).tolist()
+    assert norms_of_all == pytest.approx([3**0.5] * 5 + [expected], rel=digits)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64])
 def test_norms_accumulate_in_float32_or_better(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
