@@ -501,18 +501,26 @@ class GradWatch(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Observe the complete, unscaled, unclipped gradient, and clip it; clip also after the watch has failed."""
         self._observe_step(trainer, pl_module, optimizer)
-        post = self._run.posts.get(id(optimizer))
-        if self._run.is_off and self._run.is_clipping and post is not None and self.settings.policies:
-            try:
-                scaled = _lightning.unscales_itself(optimizer)
-                post.watcher.clip_only(loss_scale=_lightning.loss_scale(trainer), gradients_scaled=scaled)
-            except Exception:
-                self._run.is_clipping = False
-                _lightning.warn(f"GradWatch can no longer clip the gradients.\n{traceback.format_exc()}")
+        run, post = self._run, self._run.posts.get(id(optimizer))
+        intervenes = bool(self.settings.policies) or self.settings.on_nonfinite != "keep"
+        if run.is_off and run.is_clipping and post is not None and intervenes:
+            self._intervene_alone(trainer, post)
         if self._run.actions is not None:
             self._act(trainer, self._run.actions, is_before_step=True)
         if self._run.prescriber is not None and self._prescribe(trainer, pl_module, is_before_step=True):
             self._run.cost.begin_step()
+
+    def _intervene_alone(self, trainer: Trainer, post: _Post) -> None:
+        """Clip or skip though the watch has failed."""
+        is_fatal, scale = False, _lightning.loss_scale(trainer)
+        scaled = scale is not None and _lightning.unscales_itself(post.optimizer)
+        try:
+            is_fatal = post.watcher.clip_only(loss_scale=scale, gradients_scaled=scaled)
+        except Exception:
+            self._run.is_clipping = False
+            _lightning.warn(f"GradWatch can no longer clip the gradients.\n{traceback.format_exc()}")
+        if is_fatal and self.settings.on_nonfinite == "raise":
+            raise GradientAlertError([])
 
     def _act(self, trainer: Trainer, actions: Actions, is_before_step: bool) -> None:
         """Act where all ranks come by equally often, also those on which the watch has failed.

@@ -11,7 +11,7 @@ class GradientAlertError(RuntimeError):
     """Ends a training whose gradients ail, as ``on_nonfinite="raise"`` asks for.
 
     Attributes:
-        alerts: The alerts that are the reason.
+        alerts: The alerts that are the reason; none if the watch had failed before.
     """
 
     def __init__(self, alerts: Sequence[Alert]) -> None:
@@ -19,4 +19,4 @@ class GradientAlertError(RuntimeError):
         self.alerts = tuple(alerts)
 
     def __str__(self) -> str:
-        return "GradWatch: " + " ".join(alert.message for alert in self.alerts)
+        return "GradWatch: " + (" ".join(alert.message for alert in self.alerts) or "the gradient is not finite.")

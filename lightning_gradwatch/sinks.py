@@ -50,8 +50,8 @@ class Sinks:
         self._told = alerts_file.entries(log_dir) if log_dir is not None and is_resumed else frozenset()
         self._writers: dict[int, Writer] = {}
         self._broken: set[str] = set()
-        self._next_warning: dict[str, int] = {}
-        self._warnings: Counter[str] = Counter()
+        self._next_warning: dict[tuple[str, str], int] = {}
+        self._warnings: Counter[tuple[str, str]] = Counter()
 
     def tell(self, event: alerts_file.Event, alert: Alert) -> None:
         """Tell what has become of an alert, unless that was told before the run was resumed.
@@ -139,11 +139,12 @@ class Sinks:
             self._attempt(f"{type(logger).__name__} {place}", functools.partial(write_if_possible, logger))
 
     def _warn(self, alert: Alert) -> None:
-        """One warning per kind, then pauses that double: an alert that comes and goes must not flood the console."""
-        if alert.step < self._next_warning.get(alert.kind, alert.step):
+        """One warning per kind and optimizer, then pauses that double: alerts must not flood the console."""
+        key = alert.kind, alert.optimizer
+        if alert.step < self._next_warning.get(key, alert.step):
             return
-        self._next_warning[alert.kind] = alert.step + _WARNING_PAUSE_STEPS * 2 ** self._warnings[alert.kind]
-        self._warnings[alert.kind] += 1
+        self._next_warning[key] = alert.step + _WARNING_PAUSE_STEPS * 2 ** self._warnings[key]
+        self._warnings[key] += 1
         _lightning.warn(f"GradWatch, {alert.kind}: {alert.message}")
 
     def _publish(self, logger: Any, publication: Publication, num_alerts: int) -> None:

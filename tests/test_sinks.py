@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,17 @@ from tests.test_alerts_file import alert
 from tests.test_flight import observation
 
 resource = pytest.importorskip("resource")
+
+
+def test_each_optimizer_has_its_own_warnings() -> None:
+    incidents, sinks = Incidents(), Sinks()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in (0, 1):
+            for optimizer in ("first", "second"):
+                for until in (None, step):
+                    sinks.tell(*incidents.record(replace(alert(step, until=until), optimizer=optimizer)))
+    assert len(caught) == 2
 
 
 @pytest.mark.slow

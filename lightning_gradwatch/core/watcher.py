@@ -306,13 +306,19 @@ class Watcher:
         if plan is not None and plan.parameters:
             Clippers(self._policies(), plan.parameters, plan.owners)
 
-    def clip_only(self, *, loss_scale: Tensor | None = None, gradients_scaled: bool = False) -> None:
-        """Call instead of :meth:`observe` to clip and do nothing else, as after a failure that ended the watch."""
+    def clip_only(self, *, loss_scale: Tensor | None = None, gradients_scaled: bool = False) -> bool:
+        """Call instead of :meth:`observe` to clip or skip and do nothing else, as after a failure that ended the watch.
+
+        Returns:
+            Whether the gradient is not finite where that is to be raised.
+        """
         self._follow_parameters()
+        self._is_scaled = loss_scale is not None
+        is_fatal = False
         if self.plan is not None and self._device_window.push(None, loss_scale, gradients_scaled):
-            if self._intervenes:
-                self._intervene(loss_scale if gradients_scaled else None)
+            is_fatal = self._intervenes and self._intervene(loss_scale if gradients_scaled else None)
             self._drop_rows()
+        return is_fatal
 
     def _intervene(self, scale: Tensor | None) -> bool:
         """Clip or skip the step that was pushed last; whether it must be reported at once."""
@@ -674,14 +680,14 @@ class Watcher:
     def _state(self, label: _Label, numbers: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Weight norms and zero fractions: as measured with these numbers, otherwise as they were last known."""
         order, figures, latest = self._order_of(label.plan), self._figures_of(label.plan), self._latest
-        unknown = torch.full((len(order),), MISSING, dtype=torch.float32)
+        known_weights = known_zeros = torch.full((len(order),), MISSING, dtype=torch.float32)
+        if latest is not None and len(latest.weight_norm) == len(order):  # else the layers have changed since
+            known_weights, known_zeros = latest.weight_norm, latest.zero_fraction
         if "weights" in numbers:
-            is_skipped = _is_skipped(label, numbers)
-            zeros = unknown if is_skipped else order.rows(figures.zero_fractions(numbers["nonzeros"]))
-            return order.rows(figures.weight_norms(numbers["weights"])), zeros
-        if latest is None or len(latest.weight_norm) != len(order):  # or the layers have changed since
-            return unknown, unknown
-        return latest.weight_norm, latest.zero_fraction
+            if not _is_skipped(label, numbers):
+                known_zeros = order.rows(figures.zero_fractions(numbers["nonzeros"]))
+            return order.rows(figures.weight_norms(numbers["weights"])), known_zeros
+        return known_weights, known_zeros
 
     def _refreshed(self, label: _Label, numbers: Mapping[str, Tensor]) -> Sample | None:
         """The latest sample with what a publication has measured anew; None if the layers have changed since."""

@@ -50,7 +50,7 @@ def _row(untreated: Trial, trial: Trial) -> tuple[str, ...]:
     decades = f"{_decades(untreated.decades)} -> {_decades(trial.decades)}"
     time = _percent(trial.time_percent) if abs(trial.time_percent) >= CLEAR_TIME else ""
     costs = (_percent(trial.parameters_percent), time)
-    return (trial.remedy, trial.effect, decades, _number(trial.loss_after, "diverged"), *costs)
+    return (trial.remedy, trial.effect, decades, _number(trial.loss_after), *costs)
 
 
 def _laid_out(row: tuple[str, ...], widths: list[int]) -> list[str]:
@@ -63,8 +63,8 @@ def _laid_out(row: tuple[str, ...], widths: list[int]) -> list[str]:
     return ["  ".join(aligned).rstrip(), *further]
 
 
-def _number(value: float, unknown: str = "-") -> str:
-    return unknown if math.isnan(value) else f"{value:.3g}"
+def _number(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "diverged"
 
 
 def _decades(value: float) -> str:

@@ -70,15 +70,21 @@ def _items(found: object) -> list[Mapping[str, Any]]:
 
 
 def _row(trial: Mapping[str, Any]) -> Row:
-    loss, decades, time = trial.get("loss_after"), trial.get("decades"), trial.get("time_percent")
+    decades, time = trial.get("decades"), trial.get("time_percent")
     return (
         str(trial.get("remedy")),
         str(trial.get("effect")),
         f"{decades:.1f}" if _is_finite(decades) else "",
-        f"{loss:.3g}" if _is_finite(loss) else "diverged",
+        _loss(trial.get("loss_after", "")),
         _change(trial.get("parameters_percent")),
-        _change(time) if _is_finite(time) and abs(time) >= CLEAR_TIME else "",
+        _change(time) if isinstance(time, (int, float)) and abs(time) >= CLEAR_TIME else "",
     )
+
+
+def _loss(value: Any) -> str:
+    if _is_finite(value):
+        return f"{value:.3g}"
+    return "diverged" if value in (None, "NaN", "Infinity") or isinstance(value, float) else ""
 
 
 def _change(percent: Any) -> str:

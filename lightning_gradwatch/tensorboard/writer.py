@@ -145,11 +145,12 @@ class Writer:
         course.widen_range(publication)
         for tag, number in metrics.run_level(publication, num_alerts).items():
             summary.value.add(tag=self._prefix + tag, simple_value=number)
-        self._add_layers(summary, course, GRAD_NORM, publication.window.last.numpy()[1:])
-        if course.num_publications < DENSE_PUBLICATIONS or course.num_publications % DETAIL_EVERY == 0:
-            self._add_details(summary, course, publication)
-        if publication.histogram is not None:
-            self._add_histograms(summary, course, publication.histogram.numpy())
+        if course.names:  # there are none where `include` wants no layer of this optimizer
+            self._add_layers(summary, course, GRAD_NORM, publication.window.last.numpy()[1:])
+            if course.num_publications < DENSE_PUBLICATIONS or course.num_publications % DETAIL_EVERY == 0:
+                self._add_details(summary, course, publication)
+            if publication.histogram is not None:
+                self._add_histograms(summary, course, publication.histogram.numpy())
         course.num_publications += 1
         self._experiment._get_file_writer().add_summary(summary, publication.step)
 

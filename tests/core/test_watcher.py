@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from lightning_gradwatch import GradWatch, GradWatchWarning
+from lightning_gradwatch.core.clip import make_policies
 from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.watcher import Settings, Watcher
@@ -80,6 +81,29 @@ def test_publications_close_together_measure_slow_numbers_every_tenth_step_also_
         optimizer.step()
     assert told == pytest.approx([true[step // 10 * 10] for step in range(30)])
     assert len({round(norm, 6) for norm in told}) == 3
+
+
+def test_many_convolutions_whose_channels_come_last_are_watched_and_clipped() -> None:
+    torch.manual_seed(0)
+    convolutions = [part for _ in range(5) for part in (nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())]
+    net: nn.Module = nn.Sequential(*convolutions).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    settings = Settings(Schedule(20, 1), histogram_every=1, policies=make_policies(1e-4))
+    watcher = Watcher(net, optimizer, settings)
+    images = torch.randn(4, 8, 6, 6).to(memory_format=torch.channels_last)
+    for _ in range(12):
+        watcher.arm()
+        optimizer.zero_grad()
+        net(images).square().mean().backward()
+        gradients = [p.grad.clone() for p in net.parameters() if p.grad is not None]
+        assert not gradients[0].is_contiguous()
+        (publication,) = watcher.observe(publish=True).publications
+        norms = [torch.cat([g.flatten() for g in gradients[i : i + 2]]).norm().item() for i in range(0, 10, 2)]
+        assert publication.window.last[1:].tolist() == pytest.approx(norms, rel=1e-5)
+        assert publication.histogram is not None
+        assert publication.histogram.sum(1).tolist() == pytest.approx([8 * 8 * 9 + 8] * 5)
+        optimizer.step()
+    assert publication.update_ratios
 
 
 def test_a_full_window_goes_home_without_being_asked() -> None:

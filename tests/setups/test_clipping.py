@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,32 @@ def test_clipping_goes_on_when_the_watch_fails(monkeypatch: pytest.MonkeyPatch) 
         model, after = clipped(watch)
     assert after.norms == pytest.approx([LIMIT] * STEPS, rel=1e-3)
     assert close(weights(model), train_by_hand())
+
+
+@pytest.mark.parametrize("on_nonfinite", ["skip", "raise"])
+def test_steps_that_are_not_finite_are_kept_away_when_the_watch_fails(
+    monkeypatch: pytest.MonkeyPatch, on_nonfinite: Any
+) -> None:
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr(watcher.Watcher, "_take_sample", broken)
+    model = Classifier(small_net())
+    trainer = quiet_trainer(Poison(4), GradWatch(on_nonfinite=on_nonfinite))
+    error = pytest.raises(GradientAlertError, match="not finite") if on_nonfinite == "raise" else nullcontext()
+    with pytest.warns(GradWatchWarning, match="has switched itself off"), error:
+        trainer.fit(model, digits())
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert trainer.global_step == (10 if on_nonfinite == "skip" else 4)
+
+
+def test_a_skipped_step_says_nothing_of_zeros_and_hides_nothing(tmp_path: Path) -> None:
+    watch = GradWatch(on_nonfinite="skip", log_every_n_steps=1, dense_steps=1, sample_every_n_steps=1000)
+    trainer = quiet_trainer(Poison(watcher.STATE_EVERY), watch, directory=tmp_path, max_steps=15)
+    trainer.fit(Classifier(small_net()), digits())
+    zeros = [make_ndarray(e.tensor_proto) for e in read_events(tmp_path).Tensors("gradwatch/layers/zero_fraction")]
+    assert len(zeros) > watcher.STATE_EVERY + 1
+    assert all(shares.min() >= 0 for shares in zeros)
 
 
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [

@@ -264,6 +264,16 @@ class Three(pl.LightningModule):
         return [torch.optim.SGD(net.parameters(), 1e-3) for net in self.nets]
 
 
+def test_optimizers_of_whose_layers_none_is_wanted_are_watched_as_a_whole(tmp_path: Path) -> None:
+    model = Three()
+    fit(GradWatch(include="nets.1", histogram_every=1), model, directory=tmp_path, max_steps=5, log_every_n_steps=1)
+    events = read_events(tmp_path)
+    for name, truth in zip(("SGD", "SGD-1", "SGD-2"), model.truths, strict=True):
+        assert list(scalars(events, f"gradwatch/{name}/total_norm").values()) == pytest.approx(truth.totals, rel=1e-4)
+        tags = [tag for tag in events.Tags()["tensors"] if tag.startswith(f"gradwatch/{name}/layers/")]
+        assert bool(tags) == (name == "SGD-1")
+
+
 def test_three_optimizers_of_a_kind_are_numbered_and_may_share_a_backward_pass(tmp_path: Path) -> None:
     model = Three()
     fit(GradWatch(), model, directory=tmp_path, max_steps=45, log_every_n_steps=1)
