@@ -1,4 +1,4 @@
-"""GradWatch without a Trainer: six lines in a hand-written training loop, here on scikit-learn's handwritten digits.
+"""GradWatch without a Trainer, in a hand-written training loop, here on scikit-learn's handwritten digits.
 
 A network of twenty sigmoid layers, whose gradients vanish, is trained for a few steps (seconds on a CPU):
 
@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_gradwatch.core.records import Alert
-from lightning_gradwatch.core.watcher import Watcher
+from lightning_gradwatch.core.watcher import Report, Watcher
+from lightning_gradwatch.incidents import Incidents
 from lightning_gradwatch.tensorboard.writer import Writer
 
 STEPS = 60
@@ -39,22 +40,28 @@ def train(net: nn.Module, directory: Path) -> list[Alert]:
     loader = DataLoader(TensorDataset(pixels, torch.tensor(data.target)), batch_size=32, shuffle=True)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     batches = (batch for _ in range(STEPS) for batch in loader)
-    alerts: list[Alert] = []
+    incidents = Incidents()
 
     watcher = Watcher(net, optimizer)
     with SummaryWriter(directory) as experiment:
         writer = Writer(experiment)
+
+        def take_in(report: Report) -> None:
+            for alert in report.alerts:
+                incidents.record(alert)
+            for publication in report.publications:
+                writer.write(publication, incidents.num_alerts)
+            writer.write_alerts(incidents.alerts, incidents.num_alerts)
+
         for step, (inputs, targets) in zip(range(STEPS), batches, strict=False):
             watcher.arm()  # before the forward pass
             loss = nn.functional.cross_entropy(net(inputs), targets)
             optimizer.zero_grad()
             loss.backward()
-            report = watcher.observe(loss=loss, publish=(step + 1) % LOG_EVERY == 0)  # before the optimizer's step
+            take_in(watcher.observe(loss=loss, publish=(step + 1) % LOG_EVERY == 0))  # before the optimizer's step
             optimizer.step()
-            alerts += report.alerts
-            for publication in report.publications:
-                writer.write(publication, len(alerts))
-    return alerts
+        take_in(watcher.flush())
+    return incidents.alerts
 
 
 if __name__ == "__main__":

@@ -72,3 +72,5 @@ def test_a_hand_written_loop_sees_what_the_trainer_sees(tmp_path: Path) -> None:
     events = read_events(tmp_path)
     assert set(events.Tags()["scalars"]) >= RUN_LEVEL
     assert list(scalars(events, "gradwatch/total_norm")) == list(range(9, 60, 10))
+    documents = [event.tensor_proto.string_val[0] for event in events.Tensors("gradwatch/alert_document")]
+    assert b'"kind": "vanishing"' in documents[-1]
