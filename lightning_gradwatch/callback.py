@@ -166,7 +166,7 @@ class GradWatch(Callback):
             every backward pass instead: under gradient accumulation the running sum of the micro-batches so far, under
             DDP before the ranks are averaged if the backward pass did not synchronise. It needs a single optimizer.
         dense_steps: Number of steps at the start of training of which each takes a full sample (gradients at layer
-            outputs, weight norms, zero fractions).
+            outputs; the first and every fifth one also weight norms, zero fractions, updates and inputs).
         sample_every_n_steps: Average distance of full samples after that, with jitter that is equal on all ranks.
         log_every_n_steps: Steps between two publications to the loggers; None for the Trainer's own.
         histogram_every: Every how many publications a histogram of log10|g| per layer is written; 0 for never.
@@ -189,7 +189,8 @@ class GradWatch(Callback):
             besides those in the environment variable ``GRADWATCH_NOTIFY``: better there, where no secret is in code.
         tensorboard_url: Address of a TensorBoard that shows the run, for a link in messages.
         on_alert: What to do when an alert opens, notices apart: ``"warn"``, ``"checkpoint"`` (saves one before the
-            optimizer steps, or after the step under accumulation and in manual optimization), ``"stop"`` (the end of
+            optimizer step at which the alert is noticed, or after it under accumulation and in manual optimization; NaN
+            may have spoilt the weights by then, unless ``on_nonfinite`` is ``"skip"``), ``"stop"`` (the end of
             training after the batch), ``"raise"`` (a :class:`GradientAlertError`), a function that takes the
             :class:`Alert`, or a dict of these by ``alert.kind``. What rank zero saw is done on all ranks, on several at
             the next step at which a sample is scheduled.
@@ -199,13 +200,17 @@ class GradWatch(Callback):
         max_overhead: What watching may cost, as a fraction of the time of the steps: 0.01 is 1 %. Where the host's own
             time is above it, full samples are taken less often, alike on all ranks; the dense start, and the norms of
             every step, stay. None for no budget. On a GPU it is the host's time, not the device's.
-        prescribe: Whether remedies are tried on a copy of the model at the first alert of the run, with its batch, as
-            :func:`~lightning_gradwatch.prescribe` does; training waits for at most 60 seconds, or the number given.
-            Rank zero does it alone, and not where the model is sharded.
+        prescribe: Whether remedies are tried on a copy of the model when the first alert of the run is noticed, with
+            the batch at hand, as :func:`~lightning_gradwatch.prescribe` does; training waits for at most 60 seconds, or
+            the number given. Rank zero does it alone, and not where the model is sharded.
 
     Raises:
-        ValueError: If an argument is out of its range; in ``setup`` if a glob matches no layer or the Trainer's
-            strategy is FSDP1, DeepSpeed or XLA.
+        ValueError: If an argument is out of its range, or ``sample_at="backward"`` is combined with ``auto_clip`` or
+            ``on_nonfinite``. When training starts, if a glob of ``include`` matches no layer or no layer is left to
+            watch; if the Trainer's strategy is none of a single device, DDP and ModelParallelStrategy (FSDP1, DeepSpeed
+            and XLA, for example); if ``auto_clip`` meets ``gradient_clip_val`` without ``compose_clipping``, or LBFGS;
+            if a policy is for an optimizer that is not there, or cannot clip sharded parameters; or if there are
+            several optimizers with ``sample_at="backward"``.
 
     Example:
         >>> from lightning.pytorch import Trainer

@@ -379,6 +379,7 @@ def train_on_a_rank(directory: str) -> None:
     tell(told)
 
 
+@pytest.mark.slow
 def test_under_ddp_rank_zero_tries_alone_and_nobody_notices(tmp_path: Path) -> None:
     first, second = run_ranks(RANKS, tmp_path)
     for told in (first, second):

@@ -85,6 +85,7 @@ def chart(results: Sequence[Result], path: Path) -> None:
     What drowns in the noise is not drawn; of GradWatch its time in its own hooks is drawn instead.
     """
     import matplotlib as mpl
+    from PIL import Image
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
@@ -107,8 +108,11 @@ def chart(results: Sequence[Result], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_yticks(range(len(names)), list(reversed(names)), fontsize=9)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
+    with Image.open(path) as drawn:
+        few_colours = drawn.convert("RGB").quantize(32, dither=Image.Dither.NONE)
+    few_colours.save(path, optimize=True)
 
 
 def _drawn(result: Result, noise: float) -> tuple[float, str]:

@@ -198,13 +198,14 @@ class Sample:
     Attributes:
         step: The step, on the x-axis of the loggers.
         output_grad_norm: L2 norm of dLoss/d(layer output), summed in squares over repeated calls. Shape ``(layers,)``.
-        weight_norm: L2 norm of the layer's parameters before the step; these two are measured by thorough samples and
-            for publications alone, and otherwise the latest known. Shape ``(layers,)``.
+        weight_norm: L2 norm of the layer's parameters before the step. Shape ``(layers,)``. This and ``zero_fraction``
+            are measured by thorough samples, and for publications if they are ten steps old; else the latest known.
         zero_fraction: Share of exactly zero gradient elements, in [0, 1]. Shape ``(layers,)``.
         ran: Names of the layers that ran.
         sequences: For recurrent and repeatedly called layers the gradient norm at each time step, the earliest first.
         checkup: What a thorough sample saw besides; None on the other samples.
-        is_skipped: Whether the loss scaler skips the step: then nothing is said of its gradients.
+        is_skipped: Whether the step is not taken, by a loss scaler or ``on_nonfinite="skip"``: then nothing is said of
+            its gradients.
     """
 
     step: int

@@ -179,6 +179,7 @@ def test_a_server_that_goes_away_is_told_in_a_sentence_and_can_come_back(browser
     context.close()
 
 
+@pytest.mark.slow
 def test_500_layers_times_2000_samples_are_drawn_within_a_second(browser: Browser, tmp_path: Path) -> None:
     names = [f"blocks.{i // 10}.layer{i % 10}" for i in range(500)]
     log = Log(tmp_path / "large", names)

@@ -214,7 +214,7 @@ class MaxNorm(_Selective):
 class MaxValue(_Selective):
     """Clips every element to ``[-max_value, max_value]``, as ``torch.nn.utils.clip_grad_value_`` does.
 
-    The only policy here that turns the gradient. Real and imaginary parts are clipped each by itself.
+    The only policy that turns the gradient even within a unit. Real and imaginary parts are clipped each by itself.
 
     Attributes:
         max_value: Largest absolute value of an element; positive.

@@ -22,7 +22,7 @@ RISE = 1.2
 class ExplodingRule:
     """Any of: three decades of growth with depth or time; a norm 100 times its median; a diverging loss.
 
-    The value is in decades throughout, so that one threshold holds for all.
+    The value is in decades throughout. All but the growth must be seen in two observations running.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class ExplodingRule:
         return [change for change in changes if change is not None]
 
     def _spike(self, observation: Observation) -> float:
-        """Decades by which the norm has stayed above its usual size for three steps in a row; 0 if it has not."""
+        """Decades by which the norm is above its usual size if it has been so in the last three steps; otherwise 0."""
         for norm in observation.total_norms:
             if not math.isfinite(norm) or norm <= 0:
                 continue
@@ -77,7 +77,10 @@ class ExplodingRule:
         return self._peak if self._spikes >= SPIKE_STEPS else 0.0
 
     def _divergence(self, losses: LossHistory) -> float:
-        """Decades by which the loss and the norm have both left their start; 0 if either has not."""
+        """Decades by which the loss has left its start, at most one more than the norm has; 0 if it has not.
+
+        So a loss of ten times its start reaches the threshold if the norm is no smaller than at the start.
+        """
         start, now = losses.start, losses.now
         if losses.num_steps < CALM_STEPS or not self._calm or not now > start > 0:
             return 0.0

@@ -18,7 +18,7 @@ BELOW_EPS_SHARE = 0.9
 
 
 class StalledRule:
-    """The loss is no better than at the start, and neither gradients nor updates can change that.
+    """The loss is no better than at the start, and the gradients, or the updates, are too small to change that.
 
     Either the largest ``|W| |g| / |loss|`` of any layer (what a step could change at most) is at most 1e-3, or the
     largest ``|dW| / |W|`` is at most 3e-5.
