@@ -36,7 +36,10 @@ def spread(gradient: Tensor, turn: int, limit: int = MAX_ELEMENTS) -> Tensor:
     """
     flat = gradient.reshape(-1)
     step = _distance(flat.numel(), limit)
-    return flat.as_strided((flat.numel() // step,), (step,), flat.storage_offset() + turn % step) if step > 1 else flat
+    if step == 1:
+        return flat
+    stride, start = flat.stride(0), turn % step
+    return flat.as_strided((flat.numel() // step,), (step * stride,), flat.storage_offset() + start * stride)
 
 
 @lru_cache(maxsize=1024)

@@ -52,6 +52,12 @@ def test_small_gradients_of_one_shape_are_counted_together_as_each_alone() -> No
     assert torch.allclose(together.sum(1), torch.tensor([99.0, 99, 3599, 99, 3599, 6000, 3500, 3500]))
 
 
+def test_a_gradient_with_gaps_is_read_where_it_lies() -> None:
+    index = torch.arange(10_000.0)
+    assert torch.equal(spread(index.repeat_interleave(2)[::2], turn=3), spread(index, turn=3))
+    assert spread(torch.ones(1).expand(5000), turn=3).sum() > 300
+
+
 def test_the_loss_scale_is_divided_out() -> None:
     scaled = log_histograms([torch.full((4,), 1024.0)], [0], 1, 0, scale=torch.tensor(1024.0))
     plain = log_histograms([torch.full((4,), 1.0)], [0], 1, 0)
