@@ -186,10 +186,12 @@ def _row(tensor: Tensor) -> int:
 
 
 def _in_rows(tensor: Tensor, row: int) -> Tensor:
-    """Norms of its rows, whose norm is that of the tensor; the tensor itself if it does not lie in one piece."""
-    if not tensor.is_contiguous() or tensor.dtype is not torch.float32:
+    """Norms of its elements row by row as they lie, whose norm is that of the tensor."""
+    if tensor.dtype is not torch.float32:
         return tensor
-    norms: Tensor = torch.linalg.vector_norm(tensor.view(-1, row), dim=1)
+    if torch.ops.aten.is_non_overlapping_and_dense(tensor):
+        tensor = tensor.as_strided((tensor.numel() // row, row), (row, 1))
+    norms: Tensor = torch.linalg.vector_norm(tensor, dim=-1)
     return norms
 
 
