@@ -125,6 +125,7 @@ def test_imports_stay_light(statement: str, stays_out: tuple[str, ...]) -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
+@pytest.mark.slow
 def test_the_import_check_can_fail() -> None:
     code = "from lightning_gradwatch import GradWatch; import sys; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "True"

@@ -102,7 +102,7 @@ POLICIES = [
 ]
 
 
-@pytest.mark.parametrize("namespace", NAMESPACES)
+@pytest.mark.parametrize("namespace", [NAMESPACES[0], pytest.param(NAMESPACES[1], marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("intervention", "read"),
     [
@@ -148,6 +148,7 @@ def test_the_command_line_interface_takes_every_argument(
     assert re.search("steps 2 .*" + read, result.stdout), result.stdout
 
 
+@pytest.mark.slow
 def test_the_command_line_interface_refuses_a_wrong_type(tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -238,6 +238,7 @@ def test_a_deep_link_opens_a_run_and_the_address_follows(browser: Browser, page:
         assert "p.gradwatch.run=healthy" in tab.url
 
 
+@pytest.mark.slow
 def test_three_hundred_layers_and_hundreds_of_samples_fit_a_few_megabytes(
     browser: Browser, tmp_path: Path, capsys: Any
 ) -> None:

@@ -100,7 +100,7 @@ def test_a_final_norm_comes_where_none_is(make: Callable[..., Reader]) -> None:
     torch.testing.assert_close(model(tokens()[0]), pre(tokens()[0]))
 
 
-@pytest.mark.parametrize("make", [own, stock])
+@pytest.mark.parametrize("make", [own, pytest.param(stock, marks=pytest.mark.slow)])
 def test_a_deep_stack_that_does_not_learn_at_its_full_rate_learns(make: Callable[..., Reader]) -> None:
     post = make(False, False, depth=12)
     assert last_loss(post) > 0.7 > 0.1 > last_loss(treated("prenorm", make(False, False, depth=12), tokens()).model)
