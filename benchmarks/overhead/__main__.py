@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -79,6 +80,7 @@ def main() -> None:
     print("GradWatch() by the kind of step, in percent of a bare step\n" + table(averages(results)) + "\n")
     record: dict[str, Any] = {"left out": left_out, "races": [asdict(result) for result in results], "limits": {}}
     if not arguments.skip_limits:
+        torch.set_num_threads(os.cpu_count() or 1)  # the last race may have taken fewer
         for title, measure in plan_limits(arguments.quick).items():
             rows = measure()
             record["limits"][title] = rows
