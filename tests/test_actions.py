@@ -288,6 +288,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], Path, li
         return run_ranks(SCRIPT, directory), directory, inbox.messages
 
 
+@pytest.mark.slow
 def test_ranks_stop_together_and_one_message_is_sent(ranks: Any) -> None:
     (zero, one), _, messages = ranks
     assert [alert["kind"] for alert in zero["stop"]["alerts"]] == ["vanishing"]
@@ -296,12 +297,14 @@ def test_ranks_stop_together_and_one_message_is_sent(ranks: Any) -> None:
     assert [message["title"].split(" in ")[0] for message in messages] == ["GradWatch: vanishing opened"]
 
 
+@pytest.mark.slow
 def test_ranks_raise_together(ranks: Any) -> None:
     (zero, one), _, _ = ranks
     assert zero["raise"]["error"] == one["raise"]["error"] == "vanishing"
     assert zero["raise"]["step"] == one["raise"]["step"] < 70
 
 
+@pytest.mark.slow
 def test_ranks_save_together(ranks: Any) -> None:
     (zero, one), directory, _ = ranks
     assert zero["checkpoint"]["step"] == one["checkpoint"]["step"] == 90
@@ -310,22 +313,26 @@ def test_ranks_save_together(ranks: Any) -> None:
     assert "state_dict" in torch.load(directory / "checkpoint/checkpoints" / name, weights_only=True)
 
 
+@pytest.mark.slow
 def test_no_rank_waits_for_a_checkpoint_that_cannot_be_saved(ranks: Any) -> None:
     (zero, one), _, _ = ranks
     assert zero["unsaved"]["step"] == one["unsaved"]["step"] == 90
 
 
+@pytest.mark.slow
 def test_a_function_is_called_on_every_rank_with_what_rank_zero_saw(ranks: Any) -> None:
     (zero, one), _, _ = ranks
     assert zero["function"]["heard"] == one["function"]["heard"] == zero["function"]["alerts"]
 
 
+@pytest.mark.slow
 def test_ranks_stop_together_though_the_watch_has_failed_on_one(ranks: Any) -> None:
     (zero, one), _, _ = ranks
     assert (zero["broken"]["is_off"], one["broken"]["is_off"]) == (False, True)
     assert zero["broken"]["step"] == one["broken"]["step"] < 70
 
 
+@pytest.mark.slow
 def test_what_was_announced_is_in_the_file(ranks: Any) -> None:
     (zero, _), directory, _ = ranks
     lines = [json.loads(line) for line in (directory / "stop/alerts.jsonl").read_text().splitlines()]

@@ -173,7 +173,7 @@ def test_an_ordinary_step_of_a_trainer_runs_three_operators_of_ours(tmp_path: Pa
     assert seen[2:] == [3] * 18  # the checksum of the batch, the norms, and the row they are written to
 
 
-@pytest.mark.parametrize("kind", ["ordinary", "sampled"])
+@pytest.mark.parametrize("kind", ["ordinary", pytest.param("sampled", marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_the_steps(kind: str) -> None:
     net, watcher = step_of(kind, 10)
     held = []

@@ -206,9 +206,8 @@ quiet_trainer(GradWatch(), Ready(), directory=sys.argv[1], max_steps=60).fit(Cla
 """
 
 
-@pytest.mark.parametrize(
-    "name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGHUP", "SIGUSR1"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
 def test_a_signal_leaves_a_record_and_does_what_it_does_anyway(tmp_path: Path, name: str) -> None:
     number = getattr(signal, name)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}

@@ -732,6 +732,7 @@ def rank_gradients(step: int) -> list[Tensor]:
     return [size * torch.randn(s, generator=random) for s in ((4, 3), (5,), (3, 2), (1, 2))]
 
 
+@pytest.mark.slow
 def test_gradients_spread_over_ranks_are_clipped_as_a_whole_and_alike(tmp_path: Path) -> None:
     first, second = run_ranks(ON_RANKS, tmp_path)
     assert first == second
