@@ -517,14 +517,14 @@ class GradWatch(Callback):
 
     def _intervene_alone(self, trainer: Trainer, post: _Post) -> None:
         """Clip or skip though the watch has failed."""
-        is_fatal, scale = False, _lightning.loss_scale(trainer)
-        scaled = scale is not None and _lightning.unscales_itself(post.optimizer)
+        is_fatal = False
         try:
-            is_fatal = post.watcher.clip_only(loss_scale=scale, gradients_scaled=scaled)
+            scaled = _lightning.unscales_itself(post.optimizer)
+            is_fatal = post.watcher.clip_only(loss_scale=_lightning.loss_scale(trainer), gradients_scaled=scaled)
         except Exception:
             self._run.is_clipping = False
             _lightning.warn(f"GradWatch can no longer clip the gradients.\n{traceback.format_exc()}")
-        if is_fatal and self.settings.on_nonfinite == "raise":
+        if is_fatal:
             raise GradientAlertError([])
 
     def _act(self, trainer: Trainer, actions: Actions, is_before_step: bool) -> None:

@@ -19,6 +19,6 @@ def run_all(run: Callable[[str, int], T], names: Sequence[str], seed: int, worke
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=prepare) as pool:
         runs = [pool.submit(run, name, seed) for name in names]
-        for _ in tqdm(as_completed(runs), total=len(runs), unit="case", disable=None):
-            pass
-    return [done.result() for done in runs]
+        for done in tqdm(as_completed(runs), total=len(runs), unit="case", disable=None):
+            done.result()  # what went wrong is raised at once
+    return [each.result() for each in runs]

@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil, gcd
 
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.core.measure import bunches, dense, stack
+from lightning_gradwatch.core.measure import bunches, dense, distance, stack
 from lightning_gradwatch.core.records import BINS_PER_DECADE, LOWEST, NUM_BINS
 
 _WIDTH = NUM_BINS + 2
@@ -35,19 +34,11 @@ def spread(gradient: Tensor, turn: int, limit: int = MAX_ELEMENTS) -> Tensor:
     So the elements cycle through rows and columns instead of reading one of them, and ``turn`` moves the start.
     """
     flat = gradient.reshape(-1)
-    step = _distance(flat.numel(), limit)
+    step = distance(flat.numel(), limit)
     if step == 1:
         return flat
     stride, start = flat.stride(0), turn % step
     return flat.as_strided((flat.numel() // step,), (step * stride,), flat.storage_offset() + start * stride)
-
-
-@lru_cache(maxsize=1024)
-def _distance(num_elements: int, limit: int) -> int:
-    step = max(ceil(num_elements / limit), 1)
-    while step > 1 and gcd(step, num_elements) > 1:
-        step += 1
-    return step
 
 
 @dataclass(frozen=True)
@@ -76,7 +67,7 @@ class _Plan:
 
 def _spread_rows(rows: Tensor, turn: int, limit: int) -> Tensor:
     """:func:`spread` of each row."""
-    step = _distance(rows.shape[1], limit)
+    step = distance(rows.shape[1], limit)
     return rows[:, turn % step :: step][:, : rows.shape[1] // step].reshape(-1)
 
 
@@ -89,7 +80,7 @@ def _plan(
     bunched = [i for places in found for i in places]
     others = sorted(set(range(len(kinds))) - set(bunched))
     order, sizes = [*bunched, *others], [shape.numel() for shape, _, _ in kinds]
-    taken = [size // _distance(size, limit) for size, (_, _, limit) in zip(sizes, kinds, strict=True)]
+    taken = [size // distance(size, limit) for size, (_, _, limit) in zip(sizes, kinds, strict=True)]
     lengths = torch.tensor([taken[i] for i in order])
     bases = torch.tensor([owners[i][0] * _WIDTH for i in order]).repeat_interleave(lengths)
     factors = torch.tensor([owners[i][1] * sizes[i] / max(taken[i], 1) for i in order], dtype=torch.float32)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -116,6 +118,15 @@ def bunches(kinds: Sequence[Kind | None]) -> list[list[int]]:
     ]
 
 
+@lru_cache(maxsize=1024)
+def distance(num_elements: int, limit: int) -> int:
+    """From one element to the next so that at most ``limit`` are met; it divides no dimension, so all rows are met."""
+    step = max(math.ceil(num_elements / limit), 1)
+    while step > 1 and math.gcd(step, num_elements) > 1:
+        step += 1
+    return step
+
+
 def stack(tensors: Sequence[Tensor], places: Sequence[int]) -> Tensor:
     """Those at the places as rows, shape ``(places, elements)``; a copy."""
     return torch.stack([tensors[i] for i in places]).reshape(len(places), -1)
@@ -149,12 +160,11 @@ class Groups:
         Raises:
             RuntimeError: For tensors of other kinds; NotImplementedError, which is one, for sparse ones.
         """
-        if self._order is None:
-            parts = [_in_rows(t, row) if row else t for t, row in zip(tensors, self._rows, strict=True)]
-            return torch.stack([*torch._foreach_norm(parts, 2, torch.float32), *further], out=out)
-        parts = [torch.linalg.vector_norm(s, dim=1, dtype=torch.float32) for s in self._stacks(tensors)]
         single = [_in_rows(tensors[i], row) if (row := self._rows[i]) else tensors[i] for i in self._others]
         others = torch._foreach_norm(single, 2, torch.float32) if single else ()
+        if self._order is None:
+            return torch.stack((*others, *further), out=out)
+        parts = [torch.linalg.vector_norm(s, dim=1, dtype=torch.float32) for s in self._stacks(tensors)]
         if others or further:
             parts.append(torch.stack((*others, *further)))
         return self._in_order(parts, len(further), out)

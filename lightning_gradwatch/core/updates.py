@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch.core.figures import per_layer
-from lightning_gradwatch.core.measure import alike, dense
+from lightning_gradwatch.core.measure import alike, dense, distance, stack
 from lightning_gradwatch.core.shards import Shards, is_spread, local
 
 MAX_ELEMENTS = 256
@@ -27,19 +26,10 @@ def thin(tensor: Tensor, limit: int = MAX_ELEMENTS) -> Tensor:
     tensor = tensor.detach()
     if tensor.layout is not torch.strided or tensor.is_complex():
         tensor = dense(tensor)
-    step = _stride(tensor.numel(), limit)
+    step = distance(tensor.numel(), limit)
     if tensor.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(tensor):
         return tensor.as_strided((-(-tensor.numel() // step),), (step,))  # so channels-last needs no copy
     return tensor.reshape(-1)[::step]
-
-
-@lru_cache(maxsize=1024)
-def _stride(num_elements: int, limit: int) -> int:
-    """A distance that leaves at most ``limit`` elements and divides no dimension, so that rows and columns are met."""
-    step = max(1, math.ceil(num_elements / limit))
-    while math.gcd(step, num_elements) > 1 and step > 1:
-        step += 1
-    return step
 
 
 def _pushed_by(parameter: Tensor) -> Tensor:
@@ -85,7 +75,7 @@ class UpdateMeter:
         self._is_spread = any(is_spread(p) for p in self._parameters)
         self._limit = max(min(MAX_ELEMENTS, MAX_TOGETHER // len(kept)), 16)
         sizes = [p.numel() * (2 if p.is_complex() else 1) for p in (local(p) for p in self._parameters)]
-        counts = [math.ceil(size / _stride(size, self._limit)) for size in sizes]
+        counts = [math.ceil(size / distance(size, self._limit)) for size in sizes]
         self._counts = torch.tensor(counts, device=device)
         self._num_elements = sum(counts)
         is_added = device.type != "cpu"
@@ -168,8 +158,8 @@ class UpdateMeter:
         parts = [local(t) for t in tensors] if self._is_spread else tensors
         pieces = []
         for start, end in self._bunches:
-            rows = torch.stack(parts[start:end]).reshape(end - start, -1)
-            pieces.append(rows[:, :: _stride(rows.shape[1], self._limit)].reshape(-1))
+            rows = stack(parts, range(start, end))
+            pieces.append(rows[:, :: distance(rows.shape[1], self._limit)].reshape(-1))
         done = self._bunches[-1][1] if self._bunches else 0
         return torch.cat([*pieces, *(thin(part, self._limit) for part in parts[done:])]).float()
 

@@ -269,7 +269,7 @@ class Watcher:
         self._follow_order()
         if self.plan is None or not self._device_window.push(loss, loss_scale, gradients_scaled, inputs):
             return self.flush(publish) if publish else _NOTHING
-        if loss is not None and self._num_surveys < MAX_SURVEYS:
+        if loss is not None:
             self.inspect(loss)
         self._step = self.num_steps if step is None else step
         self._steps.append(self._step)
