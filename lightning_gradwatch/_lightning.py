@@ -195,9 +195,9 @@ def num_log_points(trainer: Trainer, every_n_steps: int | None, with_coming_step
     return (x_axis(trainer) + with_coming_step) // every if every else 0
 
 
-def is_repeated_call(trainer: Trainer, optimizer: Optimizer, last_step: int | None) -> bool:
-    """Whether this is a further evaluation of the same step: LBFGS evaluates its closure many times in one."""
-    return isinstance(optimizer, LBFGS) and x_axis(trainer) == last_step
+def num_finished_steps(trainer: Trainer) -> int:
+    """Optimizer steps that have ended, those of all optimizers together; evaluations within a step do not count."""
+    return int(trainer.global_step)
 
 
 def steps_once_per_batch(trainer: Trainer) -> bool:

@@ -100,7 +100,12 @@ class _Post:
     optimizer: Optimizer
     watcher: Watcher
     num_points: int | None = None
-    last_step: int | None = None
+    last_finished: int | None = None
+
+    def is_observed(self, num_finished: int) -> bool:
+        """Whether this is a further evaluation within a step that has been observed: SAM and LBFGS make several."""
+        is_same, self.last_finished = num_finished == self.last_finished, num_finished
+        return is_same
 
 
 @dataclass
@@ -549,10 +554,18 @@ class GradWatch(Callback):
         if run.loss is None and _lightning.steps_only_with_a_loss(trainer, pl_module):
             return
         post = self._post_of(trainer, pl_module, optimizer) if self.sample_at == "step" else None
-        if post is None or _lightning.is_repeated_call(trainer, optimizer, post.last_step):
+        if post is None:
             return
-        post.last_step = _lightning.x_axis(trainer)
+        if post.is_observed(_lightning.num_finished_steps(trainer)):
+            self._intervene_again(trainer, post)
+            return
         self._observe(trainer, post, self._is_log_point(trainer, post), _lightning.unscales_itself(optimizer))
+
+    def _intervene_again(self, trainer: Trainer, post: _Post) -> None:
+        """Clip or skip a further evaluation within a step: what the optimizer is given last is what it applies."""
+        scale, scaled = _lightning.loss_scale(trainer), _lightning.unscales_itself(post.optimizer)
+        if post.watcher.intervene_again(loss_scale=scale, gradients_scaled=scaled and scale is not None):
+            raise GradientAlertError([])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -325,6 +325,10 @@ class NormWindow:
         self._length = len(rows)
         return True
 
+    def drop_last(self) -> None:
+        """Forget the last row."""
+        self._length -= 1
+
     def clear(self) -> None:
         """Forget the rows; memory is kept."""
         self._length = 0

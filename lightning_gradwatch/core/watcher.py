@@ -320,6 +320,23 @@ class Watcher:
             self._drop_rows()
         return is_fatal
 
+    def intervene_again(self, *, loss_scale: Tensor | None = None, gradients_scaled: bool = False) -> bool:
+        """Call instead of :meth:`observe` at a further evaluation of the loss within the step observed last.
+
+        Clips or skips as there. Nothing is counted, and no policy remembers it: it is one step.
+
+        Returns:
+            Whether the gradient is not finite where that is to be raised.
+        """
+        if self.plan is None or not self._intervenes:
+            return False
+        if not self._device_window.push(None, loss_scale, gradients_scaled):
+            return False
+        with self._clippers.without_memory():
+            is_fatal = self._intervene(loss_scale if gradients_scaled else None)
+        self._device_window.drop_last()
+        return is_fatal
+
     def _intervene(self, scale: Tensor | None) -> bool:
         """Clip or skip the step that was pushed last; whether it must be reported at once."""
         settings = self._settings

@@ -21,7 +21,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor, nn
 
-from lightning_gradwatch import GradWatch, GradWatchWarning
+from lightning_gradwatch import GradientAlertError, GradWatch, GradWatchWarning
 from tests.tasks import Classifier, digits, fit, quiet_trainer, read_events, scalars, small_net
 
 cross_entropy = nn.functional.cross_entropy
@@ -338,6 +338,101 @@ def test_lbfgs_is_observed_once_per_step_at_its_first_evaluation(tmp_path: Path,
     found = scalars(read_events(tmp_path), "gradwatch/total_norm")
     assert list(found) == [0, 1, 2, 3, 4]
     assert list(found.values()) == pytest.approx(expected, rel=1e-4)
+
+
+class SAM(torch.optim.SGD):
+    """Evaluates its closure twice: at the weights, and uphill from there (Foret et al. 2021)."""
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        with torch.enable_grad():
+            loss = closure()
+        pushes = [(p, 0.05 * p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        with torch.no_grad():
+            for p, push in pushes:
+                p.add_(push)
+        with torch.enable_grad():
+            closure()
+        with torch.no_grad():
+            for p, push in pushes:
+                p.sub_(push)
+        super().step()
+        return loss
+
+
+class ManualSAM(ManualLBFGS):
+    """The same, with a closure of one's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make_optimizer = lambda: SAM(self.parameters(), lr=0.1)
+
+
+def sam_by_hand(num_steps: int, limit: float = math.inf) -> tuple[Any, list[float]]:
+    """The weights after some steps of SAM in plain torch, and the norm of each first evaluation, before clipping."""
+    net, norms = small_net(), []
+    optimizer = SAM(net.parameters(), lr=0.1)
+    for inputs, targets in list(digits())[:num_steps]:
+        evaluations: list[float] = []
+
+        def closure(inputs: Tensor = inputs, targets: Tensor = targets, seen: list[float] = evaluations) -> Tensor:
+            optimizer.zero_grad()
+            loss = cross_entropy(net(inputs), targets)
+            loss.backward()  # type: ignore[no-untyped-call]
+            seen.append(norm_of(p.grad for p in net.parameters()))
+            torch.nn.utils.clip_grad_norm_(net.parameters(), limit)
+            return loss
+
+        optimizer.step(closure)
+        norms.append(evaluations[0])
+    return list(net.parameters()), norms
+
+
+@pytest.mark.parametrize("limit", [None, 0.5], ids=["unclipped", "clipped"])
+@pytest.mark.parametrize("by_hand", [False, True], ids=["automatic", "manual"])
+def test_an_optimizer_that_evaluates_twice_is_one_step_of_which_each_evaluation_is_clipped(
+    tmp_path: Path, by_hand: bool, limit: float | None
+) -> None:
+    weights, norms = sam_by_hand(12, math.inf if limit is None else limit)
+    model = ManualSAM() if by_hand else Classifier(small_net(), optimizer=SAM)
+    watch = GradWatch(auto_clip=limit)
+    fit(watch, model, directory=tmp_path, max_steps=12, log_every_n_steps=1)
+    found = scalars(read_events(tmp_path), "gradwatch/total_norm")
+    assert list(found) == list(range(12))
+    assert list(found.values()) == pytest.approx(norms, rel=1e-4)
+    (post,) = watch._run.posts.values()
+    assert post.watcher.num_steps == 12
+    assert all(
+        torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+        for ours, theirs in zip(model.parameters(), weights, strict=True)
+    )
+
+
+@pytest.mark.parametrize("policy", ["percentile", "zscore", "adagc"])
+def test_what_a_policy_remembers_counts_steps_and_not_evaluations(tmp_path: Path, policy: Any) -> None:
+    watch = GradWatch(auto_clip=policy)
+    fit(watch, Classifier(small_net(), optimizer=SAM), directory=tmp_path, max_steps=9)
+    (post,) = watch._run.posts.values()
+    (clipper,) = post.watcher._clippers._clippers
+    assert clipper.memory["count"].item() == 9
+
+
+def test_an_evaluation_that_is_not_finite_is_kept_from_the_weights_whichever_it_is(tmp_path: Path) -> None:
+    class Late(pl.Callback):
+        """NaN in the second evaluation of one step."""
+
+        num_passes = 0
+
+        def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+            self.num_passes += 1
+            if self.num_passes == 10:
+                pl_module.net[2].weight.grad[0, 0] = math.nan
+
+    model = Classifier(small_net(), optimizer=SAM)
+    fit(GradWatch(on_nonfinite="skip"), model, max_steps=12, callbacks=[Late()])
+    assert all(p.isfinite().all() for p in model.parameters())
+    model = Classifier(small_net(), optimizer=SAM)
+    with pytest.raises(GradientAlertError):
+        fit(GradWatch(on_nonfinite="raise"), model, max_steps=12, callbacks=[Late()])
 
 
 @pytest.mark.filterwarnings("ignore:.*returned `None`")

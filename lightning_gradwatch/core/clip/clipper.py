@@ -225,6 +225,11 @@ class Clipper:
         self._unscaled = _numbers(parameters, 1.0)
         self._rule = _make_rule(policy, parameters, shards)
 
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """What the policy remembers between steps, on the device."""
+        return self._rule.memory
+
     @torch.no_grad()
     def clip_(self, norms: Tensor, loss_scale: Tensor | None = None) -> Clipping:
         """Clip the gradients in place, once they are complete. No host sync (but to add up a sparse gradient's parts).

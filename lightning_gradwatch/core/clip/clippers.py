@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -68,6 +69,17 @@ class Clippers:
                 self.clipped.index_add_(0, places, is_clipped.float())
             facts += [done.threshold, done.coefficient, done.clipped_norm]
         return torch.stack(facts)
+
+    @contextmanager
+    def without_memory(self) -> Iterator[None]:
+        """Leave counts and what policies remember as they are, whatever is clipped meanwhile. No host sync."""
+        kept = [self.clipped, *(value for clipper in self._clippers for value in clipper.memory.values())]
+        before = [value.clone() for value in kept]
+        try:
+            yield
+        finally:
+            for value, was in zip(kept, before, strict=True):
+                value.copy_(was)
 
     def forget(self) -> None:
         """Start to count anew."""
