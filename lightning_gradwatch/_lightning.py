@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -229,6 +229,56 @@ def mixed_precision(trainer: Trainer) -> torch.dtype | None:
 def steps_only_with_a_loss(trainer: Trainer, pl_module: LightningModule) -> bool:
     """Whether Lightning takes no step, and leaves the loss scale in the gradients, if ``training_step`` has no loss."""
     return bool(pl_module.automatic_optimization) and loss_scale(trainer) is not None
+
+
+def still_scaled(trainer: Trainer, optimizer: Optimizer) -> bool:
+    """Whether a loss scaler is at work that has not yet unscaled this optimizer's gradients in the present step."""
+    if loss_scale(trainer) is None:
+        return False
+    states = getattr(trainer.precision_plugin.scaler, "_per_optimizer_states", {})
+    stage = states[id(optimizer)].get("stage") if id(optimizer) in states else None
+    return getattr(stage, "name", "READY") == "READY"
+
+
+def before_clipping_by_hand(trainer: Trainer, call: Callable[[Optimizer], None]) -> Callable[[], None]:
+    """Hear of each ``self.clip_gradients(...)`` of a LightningModule in manual optimization before it clips.
+
+    Args:
+        trainer: The Trainer.
+        call: Called with the optimizer whose gradients are about to be clipped.
+
+    Returns:
+        What undoes it.
+    """
+    plugin = trainer.precision_plugin
+    own, clip = vars(plugin).get("clip_gradients"), plugin.clip_gradients
+
+    def clip_gradients(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        wrapped = getattr(optimizer, "optimizer", None)  # of Lightning's own wrapper
+        for known in trainer.optimizers:
+            if known is optimizer or known is wrapped:
+                call(known)
+        return clip(optimizer, *args, **kwargs)
+
+    def undo() -> None:
+        if vars(plugin).get("clip_gradients") is clip_gradients:
+            del plugin.clip_gradients
+            if own is not None:
+                plugin.clip_gradients = own
+
+    plugin.clip_gradients = clip_gradients
+    return undo
+
+
+def is_manual(pl_module: LightningModule) -> bool:
+    """Whether the LightningModule itself calls backward and step."""
+    return not pl_module.automatic_optimization
+
+
+def may_change_gradients(pl_module: LightningModule) -> bool:
+    """Whether the user's own code runs between the backward pass and the optimizer's step."""
+    is_overridden = any("on_after_backward" in vars(base) for base in _own_classes(pl_module))
+    return is_manual(pl_module) or is_overridden
 
 
 def unscales_itself(optimizer: Optimizer) -> bool:

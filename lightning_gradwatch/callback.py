@@ -61,6 +61,16 @@ _UNHEARD = (
     "`self.optimizers()` returns; or, for a single optimizer that keeps its own ways but steps after the backward "
     'pass, `GradWatch(sample_at="backward")`.'
 )
+_CLIPPED_TWICE = (
+    "GradWatch: `auto_clip` clips each gradient before `self.clip_gradients(...)` of the model clips it once more. To "
+    "cure it: leave one of them out."
+)
+_CHANGED = (
+    "GradWatch: the gradient changes between the backward pass and the optimizer's step ({before:.3g} became "
+    "{after:.3g} at step {step}), so the model's own code clips or edits it. All norms are those after that. To see "
+    "them before: in manual optimization, clip with `self.clip_gradients(...)`; otherwise let the Trainer, or "
+    "`auto_clip`, do it."
+)
 _DECISION_STEPS = 50
 _THINNED = (
     "Watching has cost {:.1f} % of the steps' time. To hold max_overhead={:g}, GradWatch takes a full sample about "
@@ -101,6 +111,7 @@ class _Post:
     watcher: Watcher
     num_points: int | None = None
     last_finished: int | None = None
+    is_early: bool = False
 
     def is_observed(self, num_finished: int) -> bool:
         """Whether this is a further evaluation within a step that has been observed: SAM and LBFGS make several."""
@@ -138,6 +149,9 @@ class _Run:
     num_decisions: int | None = None
     is_thinned: bool = False
     has_counted: bool = False
+    forget_clipping: Callable[[], None] | None = None
+    compares: bool = False
+    has_told_twice: bool = False
 
     @property
     def has_seen_gradients(self) -> bool:
@@ -153,6 +167,8 @@ class _Run:
         """Leave no hook on the model, no handler of signals, and no message behind."""
         self.detach_probe()
         self.prescriber = None
+        if self.forget_clipping is not None:
+            self.forget_clipping()
         if self.signals is not None:
             self.signals.stop()
         self.sinks.close()
@@ -396,6 +412,11 @@ class GradWatch(Callback):
         run.sinks.open(_lightning.loggers(trainer), names)
         for optimizer, name in zip(optimizers, names, strict=True):
             self._watch(pl_module, optimizer, name)
+        if self.sample_at == "step":
+            run.compares = _lightning.may_change_gradients(pl_module)
+            if _lightning.is_manual(pl_module):
+                look = functools.partial(self._observe_early, trainer, pl_module)
+                run.forget_clipping = _lightning.before_clipping_by_hand(trainer, look)
         self._handle(trainer, Report())
 
     def _make_sinks(self, trainer: Trainer) -> Sinks:
@@ -502,6 +523,9 @@ class GradWatch(Callback):
         """Observe, if every backward pass is to be observed."""
         if self._run.probe is not None:
             self._run.probe.end_backward()
+        if self._run.compares:
+            for post in self._run.posts.values():
+                post.watcher.note_backward()
         if self.sample_at == "backward" and self._run.posts:
             (post,) = self._run.posts.values()
             self._run.is_stepping = _lightning.completes_a_step(trainer)
@@ -556,14 +580,33 @@ class GradWatch(Callback):
         post = self._post_of(trainer, pl_module, optimizer) if self.sample_at == "step" else None
         if post is None:
             return
-        if post.is_observed(_lightning.num_finished_steps(trainer)):
-            self._intervene_again(trainer, post)
+        if post.is_early:  # the model has clipped it since
+            post.is_early = False
             return
-        self._observe(trainer, post, self._is_log_point(trainer, post), _lightning.unscales_itself(optimizer))
+        self._look_at(trainer, post, _lightning.unscales_itself(optimizer))
 
-    def _intervene_again(self, trainer: Trainer, post: _Post) -> None:
+    @_survives
+    def _observe_early(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Observe the gradient of the coming step before the model clips it by hand."""
+        post = self._post_of(trainer, pl_module, optimizer)
+        if post is None:
+            return
+        if self.settings.policies and not self._run.has_told_twice:
+            self._run.has_told_twice = True
+            _lightning.warn(_CLIPPED_TWICE)
+        self._look_at(trainer, post, _lightning.still_scaled(trainer, optimizer))
+        post.is_early = True
+
+    def _look_at(self, trainer: Trainer, post: _Post, scaled: bool) -> None:
+        """Observe a step at its first evaluation; clip or skip at the further ones."""
+        if post.is_observed(_lightning.num_finished_steps(trainer)):
+            self._intervene_again(trainer, post, scaled)
+        else:
+            self._observe(trainer, post, self._is_log_point(trainer, post), scaled)
+
+    def _intervene_again(self, trainer: Trainer, post: _Post, scaled: bool) -> None:
         """Clip or skip a further evaluation within a step: what the optimizer is given last is what it applies."""
-        scale, scaled = _lightning.loss_scale(trainer), _lightning.unscales_itself(post.optimizer)
+        scale = _lightning.loss_scale(trainer)
         if post.watcher.intervene_again(loss_scale=scale, gradients_scaled=scaled and scale is not None):
             raise GradientAlertError([])
 
@@ -741,6 +784,9 @@ class GradWatch(Callback):
             raise GradientAlertError(fatal)
 
     def _handle(self, trainer: Trainer, report: Report, is_last: bool = False) -> None:
+        if report.change is not None and self._run.compares:
+            self._run.compares = False
+            _lightning.warn(_CHANGED.format(**report.change._asdict()))
         changes = [self._incidents.record(change) for change in report.alerts]
         opened = [alert for event, alert in changes if event != "ended" and alert.level == "alert"]
         self._run.sinks.remember(report.observations, opened, self._incidents.alerts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from lightning_gradwatch.core.layers import (
     running_order,
     uncompiled_layers,
 )
-from lightning_gradwatch.core.measure import NormWindow, ParameterMeter
+from lightning_gradwatch.core.measure import NormWindow, ParameterMeter, norms
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.records import MISSING, Alert, Anatomy, Checkup, Observation, Publication, Sample
 from lightning_gradwatch.core.schedule import Schedule
@@ -45,6 +45,10 @@ BURST_PAUSE = 20
 STATE_EVERY = 10
 """Steps after which publications measure weights and zeros anew: what changes slowly."""
 MAX_SURVEYS = 4
+MAX_COMPARISONS = 5
+"""Samples at which the gradient after the backward pass is compared with that at the step."""
+CHANGED = 0.01
+"""By which part a total norm must differ between them to tell of somebody's hand, and not of rounding."""
 NUM_INPUT_FACTS = 7
 _KINDS: dict[str, Kind] = {
     "norms": "norm",
@@ -59,6 +63,7 @@ _KINDS: dict[str, Kind] = {
     "histogram": "sum",
     "clips": "mean",
     "clipped": "mean",
+    "after_backward": "mean",
 }
 """What is carried from the device to the host, and how ranks that hold parts of it add it up."""
 
@@ -88,6 +93,14 @@ class Settings:
     on_nonfinite: Literal["keep", "skip", "raise"] = "keep"
 
 
+class Change(NamedTuple):
+    """A gradient that somebody has changed between the backward pass and the step: its total norm on either side."""
+
+    step: int
+    before: float
+    after: float
+
+
 @dataclass(frozen=True)
 class Report:
     """What a watcher has to say after a step: mostly nothing.
@@ -97,12 +110,14 @@ class Report:
         publications: What is to be written to the loggers.
         has_news: Whether anything has arrived from the device, so that scores may have changed.
         observations: What has arrived.
+        change: How somebody has changed a gradient before it was observed; None where nobody did, as far as is known.
     """
 
     alerts: tuple[Alert, ...] = ()
     publications: tuple[Publication, ...] = ()
     has_news: bool = False
     observations: tuple[Observation, ...] = ()
+    change: Change | None = None
 
 
 @dataclass(frozen=True)
@@ -190,6 +205,7 @@ class Watcher:
         self._ran: frozenset[str] = frozenset()
         self._groups: list[tuple[int, ...]] = []
         self._figures: tuple[Plan, LayerFigures] | None = None
+        self._after_backward: Tensor | None = None
         self.plan: Plan | None = None
 
     @property
@@ -238,6 +254,17 @@ class Watcher:
             self._num_surveys += 1
             self._anatomy = merge(self._anatomy, survey(loss, self._model))
 
+    def note_backward(self) -> None:
+        """Call after a backward pass where somebody may change the gradients before the step.
+
+        On the first few sampled steps alone, a total norm is kept, which :meth:`observe` compares with its own.
+        """
+        if self.plan is None or self.num_samples >= MAX_COMPARISONS or self._shards.is_spread:
+            return
+        present = [p.grad for p in self.plan.parameters if p.grad is not None]
+        if present and self._is_sampled(self.num_steps):
+            self._after_backward = torch.linalg.vector_norm(self._meter.stack(norms(present)))
+
     def _is_sampled(self, step: int) -> bool:
         return self._settings.schedule.is_due(step, self.thinning) or step < self._burst_until
 
@@ -285,6 +312,9 @@ class Watcher:
         tensors = self._take_state() if is_wanted else {}
         if is_sampled:
             tensors.update(self._take_sample(loss_scale))
+        if self._after_backward is not None:
+            unscaled = self._after_backward if loss_scale is None else self._after_backward / loss_scale
+            tensors["after_backward"], self._after_backward = unscaled.view(1), None
         self.num_steps += 1
         if publish and self._histogram_is_due():
             tensors["histogram"] = self._take_histogram(self.plan, scale)
@@ -621,7 +651,8 @@ class Watcher:
                 self._look_closer()
                 alerts = tuple(explain(finding, self._evidence, self.name) for finding in findings)
             publications = self._publish(observation, self._clipped(label, tensors)) if label.publish else ()
-            report = _join(report, Report(alerts, publications, True, (observation,)))
+            change = _change(observation, tensors)
+            report = _join(report, Report(alerts, publications, True, (observation,), change))
         return report
 
     def _look_closer(self) -> None:
@@ -772,6 +803,15 @@ def _sample_state(sample: Sample) -> dict[str, Any]:
     return {"step": sample.step, **tensors}
 
 
+def _change(observation: Observation, numbers: Mapping[str, Tensor]) -> Change | None:
+    """What has become of the gradient since the backward pass; None if it is the same, or not known."""
+    if "after_backward" not in numbers or not observation.steps:
+        return None
+    before, after = numbers["after_backward"].item(), observation.total_norms[-1]
+    is_same = not (math.isfinite(before) and math.isfinite(after)) or abs(after - before) <= CHANGED * before
+    return None if is_same else Change(observation.step, before, after)
+
+
 def _is_skipped(label: _Label, numbers: Mapping[str, Tensor]) -> bool:
     """Whether the step is not taken, because its gradient is not finite."""
     return label.skips and not bool(numbers["norms"][-1].isfinite().all())
@@ -816,4 +856,5 @@ def _join(first: Report, second: Report) -> Report:
         first.publications + second.publications,
         first.has_news or second.has_news,
         first.observations + second.observations,
+        first.change or second.change,
     )

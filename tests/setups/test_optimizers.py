@@ -682,3 +682,84 @@ def test_a_gradient_that_comes_after_the_warning_is_watched_all_the_same() -> No
     assert post.watcher.num_steps == 56
     assert len(watch.profile) == 3
     assert all(math.isfinite(norm) for norm in watch.profile.values())
+
+
+class ClippedByHand(Classifier):  # type: ignore[misc, valid-type]
+    """Manual optimization; ``clip`` is what it does before the step."""
+
+    def __init__(self, clip: Callable[[Any, Any], None]) -> None:
+        super().__init__(small_net())
+        self.automatic_optimization, self.clip = False, clip
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(cross_entropy(self.net(batch[0]), batch[1]))
+        self.clip(self, optimizer)
+        optimizer.step()
+
+
+def by_lightning(module: Any, optimizer: Any) -> None:
+    module.clip_gradients(optimizer, gradient_clip_val=0.1, gradient_clip_algorithm="norm")
+
+
+def by_torch(module: Any, optimizer: Any) -> None:
+    torch.nn.utils.clip_grad_norm_(module.parameters(), 0.1)
+
+
+def clipped_in_a_loop(num_steps: int) -> tuple[list[Tensor], list[float]]:
+    """Weights after some steps clipped at 0.1 by torch, and the norms before clipping."""
+    net, norms = small_net(), []
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for inputs, targets in list(digits())[:num_steps]:
+        optimizer.zero_grad()
+        cross_entropy(net(inputs), targets).backward()  # type: ignore[no-untyped-call]
+        norms.append(torch.nn.utils.clip_grad_norm_(net.parameters(), 0.1).item())
+        optimizer.step()
+    return list(net.parameters()), norms
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["unscaled", "scaled"])
+def test_what_the_model_clips_by_hand_is_observed_before(tmp_path: Path, scaled: bool) -> None:
+    def by_scaled_norm(module: Any, optimizer: Any) -> None:
+        module.clip_gradients(optimizer, gradient_clip_val=64 * 0.1, gradient_clip_algorithm="norm")
+
+    weights, norms = clipped_in_a_loop(8)
+    model = ClippedByHand(by_scaled_norm if scaled else by_lightning)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    plugins = [MixedPrecision("16-mixed", "cpu", scaler)] if scaled else []
+    watch = GradWatch()
+    trainer = fit(watch, model, directory=tmp_path, max_steps=8, log_every_n_steps=1, plugins=plugins)
+    found = scalars(read_events(tmp_path), "gradwatch/total_norm")
+    tolerance = 2e-2 if scaled else 1e-5  # half precision
+    assert list(found.values()) == pytest.approx(norms, rel=tolerance)
+    assert all(torch.allclose(a, b, atol=tolerance) for a, b in zip(model.parameters(), weights, strict=True))
+    assert "clip_gradients" not in vars(trainer.precision_plugin)
+
+
+def test_what_is_changed_behind_our_back_is_said_once(tmp_path: Path) -> None:
+    class InHook(Classifier):  # type: ignore[misc, valid-type]
+        def on_after_backward(self) -> None:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), 0.1)
+
+    for model in (ClippedByHand(by_torch), InHook(small_net())):
+        with pytest.warns(
+            GradWatchWarning, match="changes between the backward pass and the optimizer's step"
+        ) as caught:
+            fit(GradWatch(), model, max_steps=12)
+        assert [w.category for w in caught].count(GradWatchWarning) == 1
+
+
+def test_nothing_is_said_where_the_gradient_stays_as_it_is() -> None:
+    class Looking(Classifier):  # type: ignore[misc, valid-type]
+        def on_after_backward(self) -> None:
+            self.norm = norm_of(p.grad for p in self.parameters())
+
+    for model in (ClippedByHand(lambda *_: None), Looking(small_net())):
+        fit(GradWatch(), model, max_steps=12)  # a warning would be an error here
+
+
+def test_clipping_by_hand_and_by_us_is_said_once() -> None:
+    with pytest.warns(GradWatchWarning, match="once more. To cure it: leave one of them out") as caught:
+        fit(GradWatch(auto_clip=0.05), ClippedByHand(by_lightning), max_steps=6)
+    assert [w.category for w in caught].count(GradWatchWarning) == 1
