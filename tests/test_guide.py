@@ -1,4 +1,6 @@
-"""Guide and README keep their word: every block of code is executed, and what it prints compared with the next block.
+"""The guide keeps its word: every block of code is executed, and what it prints compared with the next block.
+
+So are the README's snippets; its commands install things, and are executed by ``.ci/readme.py``.
 
 A section (a heading with what is below it, up to the next heading) runs in a directory of its own, its Python blocks in
 one namespace with the guide's first file, ``setting.py``. A block whose first line names a file is that file, for the
@@ -31,8 +33,6 @@ GUIDE, README = (DOCS / "guide.md").read_text(), (ROOT / "README.md").read_text(
 SLACK = "slack://TokenA/TokenB/TokenC/#training"
 """The address of a server of our own stands in for it."""
 LOGDIR = re.compile(r"^tensorboard --logdir (\S+)$", re.MULTILINE)
-SET_UP = re.compile(r"^python3 -m venv .* && \.venv/bin/(?:(python .*)|pytest .*)\n$")
-"""Commands that install, which ``.ci/run`` executes, and then train an example or run the tests."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -62,7 +62,8 @@ def sections(document: str) -> dict[str, list[Block]]:
     return {title: blocks for title, blocks in found.items() if blocks}
 
 
-SECTIONS = sections(GUIDE) | {f"README: {title}": blocks for title, blocks in sections(README).items()}
+SNIPPETS = [block for blocks in sections(README).values() for block in blocks if block.language == "python"]
+SECTIONS = sections(GUIDE) | {"README": SNIPPETS}
 LONG = re.compile(r"\bpython [\w/]+\.py\b|\btorchrun |\bprescribe\b")
 """What takes long: commands that have to import torch and Lightning again, and trials of remedies."""
 
@@ -74,8 +75,6 @@ def is_slow(blocks: list[Block]) -> bool:
 
 TITLES = [pytest.param(title, marks=[pytest.mark.slow] * is_slow(blocks)) for title, blocks in SECTIONS.items()]
 SETTING = next(block.text for block in SECTIONS["The network of the examples"] if block.file == "setting.py")
-OWN = "model, batch = Classifier(network(nn.Sigmoid, he_init=False)), next(iter(digits))"
-"""What the reader of the README brings along."""
 
 
 class Reader:
@@ -131,7 +130,7 @@ class Reader:
         variables["PYTHONPATH"] = os.pathsep.join([str(self.directory), variables["PYTHONPATH"]])
         commands = LOGDIR.sub("", text).replace(SLACK, self.slack)
         ran = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", SET_UP.sub(r"\1", commands)],
+            ["bash", "-euo", "pipefail", "-c", commands],
             cwd=self.directory,
             env=variables,
             capture_output=True,
@@ -156,8 +155,6 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_section_does_what_it_says(title: str, directory: Path) -> None:
     with Inbox() as inbox:
         reader = Reader(directory, inbox.address())
-        if title.startswith("README"):
-            reader.execute(OWN)
         reader.follow(SECTIONS[title])
     is_promised = any(SLACK in block.text for block in SECTIONS[title])
     assert bool(inbox.messages) == is_promised

@@ -1,4 +1,7 @@
-"""The README keeps its word, and stays short: the rest is in the guide. Its code is executed by ``test_guide``."""
+"""The README keeps its word, and stays short: the rest is in the guide.
+
+Its snippets are executed by ``test_guide``; ``.ci/readme.py`` follows all of it, as a stranger would.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,18 @@ def test_every_heading_of_the_guide_that_is_linked_is_there() -> None:
     assert [anchor for anchor in anchors if anchor not in headings] == []
 
 
-def test_every_argument_is_told() -> None:
+def test_every_argument_is_told_in_the_guide() -> None:
     arguments = list(inspect.signature(GradWatch).parameters)
     assert len(arguments) > 10
-    assert [name for name in arguments if f"`{name}`" not in README] == []
+    table = GUIDE.partition("\n## Arguments\n")[2].partition("\n## ")[0]
+    assert [name for name in arguments if f"`{name}`" not in table] == []
 
 
 def test_a_stranger_need_not_read_long() -> None:
-    assert len(README.splitlines()) <= 240
+    assert len(README.splitlines()) <= 130
+
+
+def test_there_are_two_commands_that_set_everything_up() -> None:
+    commands = re.findall(r"^python3 -m venv .+$", README, re.MULTILINE)
+    assert [command.rpartition(" && ")[2] for command in commands] == ["python examples/quickstart.py", "pytest -n auto"]
+    assert all(" && . .venv/bin/activate && pip install -c constraints.txt " in command for command in commands)
