@@ -1,0 +1,103 @@
+"""A piece of work with a budget of its own, and the order in which pieces are done."""
+
+from __future__ import annotations
+
+import gc
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+if TYPE_CHECKING:
+    from .report import Report
+
+Status = Literal["right", "WRONG", "measured", "not run"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how large.
+
+    Attributes:
+        device: ``"cuda"``, or ``"cpu"`` for a dry run.
+        is_dry: Whether everything is small, to see that it runs.
+    """
+
+    device: str
+    is_dry: bool
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether there is a GPU, so that what is said about it means something."""
+        return self.device == "cuda"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the result.
+
+    Attributes:
+        name: What was checked or measured.
+        status: How it came out.
+        figures: Numbers by their name, with the unit in it.
+        note: A sentence, or the failure.
+    """
+
+    name: str
+    status: Status
+    figures: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows that belong together.
+
+    Attributes:
+        name: For ``--only``.
+        title: For the table.
+        seconds: What it may take: it begins no further row afterwards, and is left out where less than a third is left.
+        rows: Makes them one by one.
+    """
+
+    name: str
+    title: str
+    seconds: float
+    rows: Callable[[Setting], Iterator[Row]]
+
+
+def run(pieces: Sequence[Piece], setting: Setting, budget: float, report: Report) -> None:
+    """One piece after the other; a failure costs the rest of its piece."""
+    end = time.monotonic() + budget
+    for piece in pieces:
+        left = end - time.monotonic()
+        if left < piece.seconds / 3:
+            report.add(piece, Row("everything", "not run", note=f"{left:.0f} s were left of {budget:.0f}"), 0.0)
+            continue
+        _run_one(piece, setting, min(left, piece.seconds), report)
+        release(setting)
+
+
+def _run_one(piece: Piece, setting: Setting, seconds: float, report: Report) -> None:
+    start = before = time.monotonic()
+    try:
+        for row in piece.rows(setting):
+            now = time.monotonic()
+            report.add(piece, row, now - before)
+            before = now
+            if now - start > seconds:
+                report.add(piece, Row("the rest", "not run", note=f"{seconds:.0f} s were over"), 0.0)
+                return
+    except Exception:
+        report.add(piece, Row("the rest", "WRONG", note=traceback.format_exc()), time.monotonic() - before)
+
+
+def release(setting: Setting) -> None:
+    """Give memory back that nobody holds any more."""
+    gc.collect()
+    if setting.is_gpu:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()

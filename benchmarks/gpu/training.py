@@ -1,0 +1,131 @@
+"""A hand-written training loop of which each part can be watched: what GradWatch's hooks do, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_gradwatch.core.clip import make_policies
+from lightning_gradwatch.core.records import Observation
+from lightning_gradwatch.core.schedule import Schedule
+from lightning_gradwatch.core.watcher import Report, Settings, Watcher
+
+from .models import Batch
+
+NEVER = 10**6
+
+
+def settings(dense_steps: int = 0, every: int = NEVER, clip: Any = None, **options: Any) -> Settings:
+    """What to watch; no full sample unless asked for."""
+    return Settings(Schedule(dense_steps, every), policies=make_policies(clip), **options)
+
+
+class Training:
+    """One model, one batch, one optimizer, and perhaps a watcher.
+
+    Args:
+        model: The network, on its device.
+        batch: What every step trains on.
+        watch: What to watch; None for nobody.
+        dtype: Of autocast; None for none.
+        optimizer: Makes the optimizer.
+        scaler: A loss scaler, or None.
+        before_step: Called between the backward pass and the optimizer's step: what people use instead.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        watch: Settings | None = None,
+        dtype: torch.dtype | None = None,
+        optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
+        scaler: Any = None,
+        before_step: Callable[[], object] | None = None,
+    ) -> None:
+        self.model, self.batch, self.dtype, self.scaler = model, batch, dtype, scaler
+        self.optimizer = optimizer(model.parameters(), lr=1e-3)
+        self.watcher = None if watch is None else Watcher(model, self.optimizer, watch)
+        self.before_step = before_step
+        self.guard: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self.observations: list[Observation] = []
+        self.alerts: list[str] = []
+        self.num_steps = 0
+
+    def step(self, publish: bool = False, spoil: Callable[[nn.Module], None] | None = None) -> None:
+        """One step; ``spoil`` may change the gradients after the backward pass."""
+        if self.watcher is not None:
+            with self.guard():
+                self.watcher.arm()
+        with self._autocast():
+            output = self.model(self.batch[0])
+            loss = F.cross_entropy(output.flatten(0, -2).float(), self.batch[1].flatten())
+        self.optimizer.zero_grad()
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        if spoil is not None:
+            spoil(self.model)
+        self._unscale()
+        if self.watcher is not None:
+            with self.guard():
+                report = self._observe(loss, publish)
+            self._take_in(report)
+        if self.before_step is not None:
+            self.before_step()
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.num_steps += 1
+
+    def finish(self) -> None:
+        """Bring home what is still on the device."""
+        if self.watcher is not None:
+            self._take_in(self.watcher.flush(publish=False))
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether gradients still carry the loss scale when they are observed."""
+        return bool(getattr(self.optimizer, "_step_supports_amp_scaling", False))
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(self.batch[0].device.type, self.dtype)
+
+    def _unscale(self) -> None:
+        if self.scaler is not None and not self.is_fused:
+            self.scaler.unscale_(self.optimizer)
+
+    def _observe(self, loss: Tensor, publish: bool) -> Report:
+        assert self.watcher is not None
+        scale = None if self.scaler is None else self.scaler._scale
+        scaled = None if scale is None else loss.detach() * scale
+        return self.watcher.observe(
+            loss=loss.detach() if scaled is None else scaled,
+            loss_scale=scale,
+            gradients_scaled=scale is not None and self.is_fused,
+            publish=publish,
+        )
+
+    def _take_in(self, report: Report) -> None:
+        self.observations += report.observations
+        self.alerts += [alert.kind for alert in report.alerts]
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Whatever waits for the GPU in here raises; on a CPU nothing is checked."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
