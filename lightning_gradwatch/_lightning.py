@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     class Callback(lightning.pytorch.Callback, pytorch_lightning.Callback):  # type: ignore[misc]
         """A callback for the Trainers of both namespaces; the hooks of one take the Trainer of that one only."""
 else:
+    from lightning_gradwatch._namespaces import Callback as Callback
+
     Trainer = LightningModule = Any
 
 T = TypeVar("T")
@@ -30,37 +31,17 @@ _RIGHT = {"SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy"}
 _WRONG = {"DeepSpeedStrategy", "FSDPStrategy", "XLAStrategy", "SingleDeviceXLAStrategy"}
 
 
-def _callback_bases() -> tuple[type, ...]:
-    """The Callback class of each namespace that can be imported: they are strangers to each other."""
-    bases, failures = [], []
-    for namespace in ("lightning.pytorch", "pytorch_lightning"):
-        try:
-            bases.append(importlib.import_module(namespace).Callback)
-        except Exception as failure:  # a broken package must not spoil the other one
-            failures.append(f"{namespace}: {failure}")
-    if not bases:
-        raise ModuleNotFoundError(
-            "GradWatch needs `lightning` or `pytorch-lightning`, and neither can be imported "
-            f"({'; '.join(failures)}). To cure it: pip install pytorch-lightning."
-        )
-    return tuple(bases)
-
-
-if not TYPE_CHECKING:
-    Callback = type("Callback", _callback_bases(), {"__doc__": "A callback for the Trainers of both namespaces."})
-
-
 class GradWatchWarning(UserWarning):
     """What GradWatch says about a run: an alert, or trouble of its own."""
 
 
 def warn(message: str) -> None:
-    """Warn once, on rank zero; where warnings are errors the message goes to the log, so that training goes on."""
+    """Warn once, on rank zero; what cannot be a warning goes to the log, so that nothing of the user's fails."""
     from lightning_utilities.core.rank_zero import rank_zero_warn
 
     try:
         rank_zero_warn(message, category=GradWatchWarning, stacklevel=7)
-    except Warning:
+    except Exception:  # warnings may be errors, and without Lightning nobody knows the rank
         logging.getLogger("lightning_gradwatch").warning(message)
 
 

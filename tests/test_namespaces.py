@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import json
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_gradwatch import GradWatch
+from lightning_gradwatch import GradWatch, _namespaces
 from tests.tasks import digits, make_classifier_class, small_net
 
 NAMESPACES = ["lightning.pytorch", "pytorch_lightning"]
@@ -83,6 +86,100 @@ def test_with_neither_the_error_says_what_to_install() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "GradWatch needs `lightning` or `pytorch-lightning`" in result.stderr
     assert "pip install pytorch-lightning" in result.stderr
+
+
+US = "lightning_gradwatch"
+ORDERS = [[US], [US, "pytorch_lightning"], ["lightning.pytorch", US, "pytorch_lightning"]]
+MORE_ORDERS = [["lightning.pytorch", US], [US, "lightning.pytorch"], [US, "pytorch_lightning", "lightning.pytorch"]]
+
+IMPORTED = f"""
+import json, os, sys
+import torch, torchmetrics, lightning_utilities.core.rank_zero as rank_zero
+
+def report(order):
+    classes = []
+    for name in order:
+        module = __import__(name)
+        if name == {US!r}:
+            watch = module.GradWatch()
+            classes = [module.GradWatch, type("Mine", (module.GradWatch,), {{}}), type(watch)]
+    used = [name for name in {NAMESPACES} if name in sys.modules]
+    bases = [sys.modules[name].Callback for name in used]
+    return [rank_zero.log.name, rank_zero.rank_zero_deprecation_category.__module__, used,
+            all(issubclass(one, base) for one in classes for base in bases)]
+
+def settle(order):  # in a process of its own: what is imported stays
+    ours, theirs = os.pipe()
+    if not os.fork():
+        os.write(theirs, json.dumps(report(order)).encode())
+        os._exit(0)
+    os.wait()
+    return json.loads(os.read(ours, 10_000))
+
+print(json.dumps([[settle(order), settle([n for n in order if n != {US!r}])] for order in json.loads(sys.argv[1])]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be forked")
+@pytest.mark.parametrize("orders", [ORDERS, pytest.param(MORE_ORDERS, marks=pytest.mark.slow)])
+def test_in_any_order_lightning_is_as_without_us_and_we_are_callbacks_of_all_that_is_in_use(
+    orders: list[list[str]],
+) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", IMPORTED, json.dumps(orders)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    for order, (with_us, without_us) in zip(orders, json.loads(result.stdout), strict=True):
+        assert with_us == without_us, order
+        assert with_us[2:] == [[name for name in NAMESPACES if name in order], True], order
+
+
+BROKEN = """
+import sys
+from lightning_gradwatch import GradWatch
+
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pytorch_lightning.trainer":
+            raise ImportError("broken on purpose")
+
+broken = Broken()
+sys.meta_path.insert(0, broken)
+try:
+    import pytorch_lightning
+except ImportError as failure:
+    print(failure)
+sys.meta_path.remove(broken)
+import pytorch_lightning
+assert issubclass(GradWatch, pytorch_lightning.Callback)
+assert GradWatch.__mro__.count(pytorch_lightning.Callback) == 1
+"""
+
+AT_ONCE = """
+import threading
+from lightning_gradwatch import GradWatch
+threads = [threading.Thread(target=__import__, args=(name,)) for name in ("lightning.pytorch", "pytorch_lightning")]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+import lightning.pytorch, pytorch_lightning
+print(all(issubclass(GradWatch, namespace.Callback) for namespace in (lightning.pytorch, pytorch_lightning)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("code", "said"), [(BROKEN, "broken on purpose"), (AT_ONCE, "True")])
+def test_a_namespace_may_fail_to_import_at_first_and_both_may_come_at_once(code: str, said: str) -> None:
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout.strip()) == (0, said), result.stderr
+
+
+def test_an_import_does_not_fail_because_of_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise TypeError("on purpose")
+
+    monkeypatch.setattr(_namespaces, "adopt", fails)
+    monkeypatch.delitem(sys.modules, "this", raising=False)
+    with contextlib.redirect_stdout(None):
+        importlib.import_module("this")
 
 
 CLI = """
