@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
@@ -27,6 +27,7 @@ else:
 
 T = TypeVar("T")
 
+_UNKNOWN = object()
 _RIGHT = {"SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy"}
 _WRONG = {"DeepSpeedStrategy", "FSDPStrategy", "XLAStrategy", "SingleDeviceXLAStrategy"}
 
@@ -69,22 +70,37 @@ def refuse_unsupported(trainer: Trainer) -> None:
         )
 
 
+def _ask(owner: object, name: str, default: Any = None) -> Any:
+    """An attribute of something that users may have written: what cannot be had is not known, and nothing fails."""
+    try:
+        return getattr(owner, name, default)
+    except Exception:
+        return default
+
+
 def callbacks(trainer: Trainer) -> list[Any]:
     """The Trainer's callbacks."""
     return list(trainer.callbacks)  # type: ignore[union-attr]
 
 
 def log_dir(trainer: Trainer) -> str | None:
-    """Directory of the run in the first logger, None without one; meant for rank zero."""
+    """Directory of the run in the first logger; None if it has none, or none that is a path; meant for rank zero."""
     if not trainer.loggers or is_dev_run(trainer):
         return None
     logger = trainer.loggers[0]
-    own = getattr(logger, "log_dir", None)
-    if own or not logger.save_dir:
-        return str(own) if own else None
-    return str(
-        Path(logger.save_dir) / str(logger.name or "") / str(logger.version if logger.version is not None else "")
-    )
+    if own := _ask(logger, "log_dir"):
+        return _path(own)
+    if not (root := _ask(logger, "save_dir")):
+        return None
+    name, version = _ask(logger, "name", _UNKNOWN), _ask(logger, "version", _UNKNOWN)
+    known = [root, name or "", str(version) if isinstance(version, int) else version or ""]
+    parts = [part for part in map(_path, known) if part is not None]
+    return str(Path(*parts)) if len(parts) == len(known) else None
+
+
+def _path(part: object) -> str | None:
+    """A path, or a part of one, as text; None for any other object, though its ``str`` would make a file name, too."""
+    return str(part) if isinstance(part, (str, PurePath)) else None
 
 
 def run_name(trainer: Trainer) -> str:
@@ -126,7 +142,7 @@ def save_checkpoint(trainer: Trainer, path: Path) -> None:
 
 def show_in_progress_bar(trainer: Trainer, name: str, text: str | None) -> None:
     """Show a number beside the progress bar; None takes it away."""
-    shown: dict[str, Any] = trainer.progress_bar_metrics
+    shown = _known_metrics(trainer, "progress_bar_metrics")
     if text is None:
         shown.pop(name, None)
     else:
@@ -140,10 +156,10 @@ def about_batches(trainer: Trainer) -> list[dict[str, Any]]:
 
 
 def _drawing(loader: Any) -> dict[str, Any]:
-    sampler = getattr(loader, "sampler", None)
-    known = {name: getattr(sampler, name, None) for name in ("seed", "shuffle", "num_replicas", "drop_last")}
+    sampler = _ask(loader, "sampler")
+    known = {name: _ask(sampler, name) for name in ("seed", "shuffle", "num_replicas", "drop_last")}
     plain = {name: value for name, value in known.items() if isinstance(value, (int, float, str))}
-    facts = {"batch_size": getattr(loader, "batch_size", None), "num_workers": getattr(loader, "num_workers", None)}
+    facts = {name: _ask(loader, name) for name in ("batch_size", "num_workers")}
     return {**facts, "sampler": None if sampler is None else type(sampler).__name__, **plain}
 
 
@@ -287,7 +303,7 @@ def _own_classes(pl_module: LightningModule) -> list[type]:
 
 def is_compiled(pl_module: LightningModule) -> bool:
     """Whether the whole LightningModule was given to the Trainer through torch.compile."""
-    return getattr(pl_module, "_compiler_ctx", None) is not None
+    return _ask(pl_module, "_compiler_ctx") is not None
 
 
 def optimizer_names(optimizers: Iterable[Optimizer]) -> list[str]:
@@ -305,7 +321,7 @@ def optimizer_names(optimizers: Iterable[Optimizer]) -> list[str]:
 
 def set_metrics(trainer: Trainer, metrics: dict[str, float]) -> None:
     """Make numbers known to ``EarlyStopping``, ``ModelCheckpoint`` and the caller of ``fit``."""
-    known = trainer.callback_metrics
+    known = _known_metrics(trainer, "callback_metrics")
     for name, value in metrics.items():
         known[name] = torch.full((), value)
 
@@ -321,9 +337,19 @@ def loggers(trainer: Trainer) -> list[Any]:
 
 
 def tag_prefix(logger: Any) -> str:
+def _known_metrics(trainer: Trainer, kind: str) -> dict[str, Any]:
+    """Lightning's own dict behind a property of the Trainer, to be changed in place.
+
+    The property would first compute every metric that the user has logged: it may raise, wait for other ranks, or take
+    a mean before its time.
+    """
+    known = getattr(getattr(trainer, "_logger_connector", None), f"_{kind}", None)
+    return known if isinstance(known, dict) else getattr(trainer, kind)
+
+
     """What a logger puts before the tags of its metrics, such as ``TensorBoardLogger(prefix=...)``."""
-    prefix = getattr(logger, "_prefix", "")
-    return f"{prefix}{getattr(logger, 'LOGGER_JOIN_CHAR', '-')}" if prefix else ""
+    prefix = _ask(logger, "_prefix")
+    return f"{prefix}{_ask(logger, 'LOGGER_JOIN_CHAR', '-')}" if prefix and isinstance(prefix, str) else ""
 
 
 def is_dev_run(trainer: Trainer) -> bool:

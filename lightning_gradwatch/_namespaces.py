@@ -2,7 +2,7 @@
 
 ``lightning.pytorch`` and ``pytorch_lightning`` share global state: whichever is imported last owns the logger and the
 deprecation category of both. So we import neither. Our class takes in a namespace's own Callback as soon as somebody
-else has imported that namespace, whichever comes first, it or we.
+else has imported that namespace, whichever comes first.
 """
 
 from __future__ import annotations

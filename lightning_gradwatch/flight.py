@@ -179,7 +179,7 @@ class FlightRecorder:
         with unfinished.open("wb") as file:
             with gzip.open(file, "wt", compresslevel=1, encoding="utf-8") as text:
                 for line in [self._first_line(reason, alerts), *self._lines(may_wait)]:
-                    text.write(json.dumps(line) + "\n")
+                    text.write(json.dumps(line, default=_not_known) + "\n")
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
@@ -274,6 +274,10 @@ def _plain(value: object) -> object:
     if not isinstance(value, float):
         return value
     return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else str(value)
+
+
+def _not_known(_: object) -> None:
+    """What JSON cannot hold, such as somebody's own kind of batch size, does not cost the record."""
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

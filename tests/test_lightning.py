@@ -1,0 +1,133 @@
+"""What is asked of Lightning and of what users have written for it: an odd answer costs that answer, and no more."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.logger import Logger
+from torch.utils.data import DataLoader, RandomSampler
+from torchmetrics import MeanMetric
+
+from lightning_gradwatch import GradWatch, _lightning, flight
+from tests.tasks import Classifier, digits, fit, quiet_trainer, small_net
+
+
+class OwnLogger(Logger):
+    """A logger of somebody's own, with a property that is made to order."""
+
+    save_dir, log_dir, version = "logs", None, 3
+    name: Any = "own"
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+
+
+def own_logger(**properties: Any) -> Logger:
+    """A logger whose properties are these; functions are called each time."""
+    made = {name: property(value) if isinstance(value, Callable) else value for name, value in properties.items()}
+    return type("OwnLogger", (OwnLogger,), made)()
+
+
+def refuse(self: Any) -> Any:
+    raise ConnectionError("no server")
+
+
+def mock(self: Any) -> Any:
+    return MagicMock()
+
+
+@pytest.mark.parametrize(
+    ("properties", "expected"),
+    [
+        ({}, "logs/own/3"),
+        ({"version": "v"}, "logs/own/v"),
+        ({"name": None, "version": None}, "logs"),
+        ({"log_dir": Path("elsewhere")}, "elsewhere"),
+        ({"log_dir": "elsewhere"}, "elsewhere"),
+        ({"save_dir": None}, None),
+        *(({name: mock}, None) for name in ("log_dir", "save_dir", "name", "version")),
+        ({"log_dir": refuse}, "logs/own/3"),
+        ({"name": refuse}, None),
+        ({"version": refuse}, None),
+    ],
+)
+def test_only_a_path_is_a_directory(
+    properties: dict[str, Any], expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trainer = fit(GradWatch(), logger=own_logger(**properties), max_steps=3)
+    assert _lightning.log_dir(trainer) == expected
+    files = [str(path.parent) for path in Path().rglob("*") if path.is_file()]
+    assert files == ([] if expected is None else [expected])
+
+
+class OddSampler(RandomSampler):
+    @property
+    def seed(self) -> int:
+        raise RuntimeError("asked too early")
+
+
+def test_a_sampler_and_a_batch_size_that_json_does_not_know_cost_no_record(tmp_path: Path) -> None:
+    data = digits().dataset
+    loader = DataLoader(data, batch_size=64, sampler=OddSampler(data), drop_last=True)  # type: ignore[arg-type]
+    loader.__dict__["batch_size"] = torch.tensor(64)
+    fit(GradWatch(), data=loader, directory=tmp_path, max_steps=5)
+    first, steps = flight.read(flight.files(tmp_path)[-1])
+    assert first["batches"] == [{"batch_size": None, "num_workers": 0, "sampler": "OddSampler"}]
+    assert len(steps) == 5
+
+
+class Counted(MeanMetric):
+    """Counts how often somebody wants to know it."""
+
+    num_computed = 0
+
+    def compute(self) -> torch.Tensor:
+        type(self).num_computed += 1
+        return super().compute()  # type: ignore[no-any-return]
+
+
+class Measured(Classifier):  # type: ignore[misc, valid-type]
+    def __init__(self, breaks: bool) -> None:
+        super().__init__(small_net())
+        self.mean, self.breaks = Counted(), breaks
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.mean(loss.detach())
+        self.log("mean", self.mean, on_step=True, on_epoch=True, prog_bar=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        if self.breaks:
+            raise KeyError("before Lightning computes the epoch's mean")
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_metrics_of_the_user_are_computed_as_often_as_without_us(breaks: bool, tmp_path: Path) -> None:
+    """Under DDP every such computation waits for the other ranks, which may be far away when one breaks off."""
+    counts = []
+    for watch in (None, GradWatch(progress_bar=True, log_every_n_steps=1)):
+        Counted.num_computed = 0
+        with pytest.raises(KeyError) if breaks else contextlib.nullcontext():
+            fit(watch, Measured(breaks), logger=CSVLogger(tmp_path), max_epochs=2, max_steps=-1, limit_train_batches=5)
+        counts.append(Counted.num_computed)
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("kind", ["callback_metrics", "progress_bar_metrics"])
+def test_lightning_keeps_the_numbers_where_we_put_them(kind: Any) -> None:
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            assert _lightning._known_metrics(trainer, kind) is getattr(trainer, kind)
+
+    quiet_trainer(Look(), max_steps=3).fit(Classifier(small_net()), digits())
