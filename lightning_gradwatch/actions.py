@@ -132,4 +132,4 @@ class Actions:
     def _report(self, what: str, failure: str) -> None:
         if what not in self._failed:
             self._failed.add(what)
-            _lightning.warn(f"{failure}; training goes on, and nothing is said if it happens again.")
+            _lightning.warn(f"{failure}; the training itself is not affected. Nothing is said if it happens again.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import traceback
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Concatenate, Literal, ParamSpec
@@ -17,6 +18,7 @@ from torch.optim import LBFGS, Optimizer
 from lightning_gradwatch import _lightning
 from lightning_gradwatch._lightning import Callback, LightningModule, Trainer
 from lightning_gradwatch.actions import Actions, OnAlert, require_actions
+from lightning_gradwatch.alerts_file import Event
 from lightning_gradwatch.closing import Tally, summarise
 from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core._check import refuse, require, require_fraction, require_globs
@@ -83,6 +85,7 @@ AutoClip = bool | float | ClipName | ClipPolicy | Sequence[float | ClipName | Cl
 
 
 def _survives(hook: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
+Changes = list[tuple[Event, Alert]]
     """The training run always survives us: a failure becomes one warning, and GradWatch switches itself off."""
 
     @functools.wraps(hook)
@@ -128,6 +131,8 @@ class _Run:
     probe: Probe | None = None
     posts: dict[int, _Post] = field(default_factory=dict)
     loss: Tensor | None = None
+    trainer: weakref.ref[Trainer] | None = None
+    pid: int = field(default_factory=os.getpid)
     inputs: Tensor | None = None
     sinks: Sinks = field(default_factory=Sinks)
     actions: Actions | None = None
@@ -144,6 +149,7 @@ class _Run:
     num_batches: int = 0
     num_steps: int = 0
     first_weights: list[Tensor] = field(default_factory=list)
+    ending: str | None = None
     cost: Cost = field(default_factory=Cost)
     num_samples: int = 0
     num_decisions: int | None = None
@@ -157,6 +163,10 @@ class _Run:
     def has_seen_gradients(self) -> bool:
         """Whether any optimizer's gradients have come by."""
         return any(post.watcher.num_steps for post in self.posts.values())
+    def belongs_to(self, trainer: Trainer) -> bool:
+        """Whether it is this Trainer's, and not that of another one nearby, nor of the parent of a forked process."""
+        return self.trainer is not None and self.trainer() is trainer and self.pid == os.getpid()
+
 
     def detach_probe(self) -> None:
         """Leave no hook on the model."""
@@ -342,7 +352,7 @@ class GradWatch(Callback):
         if stage != "fit":
             return
         is_another = self._run.model is not pl_module
-        self._run = _Run(model=pl_module)
+        self._run = _Run(trainer=weakref.ref(trainer), model=pl_module)
         if is_another or trainer.global_step == 0:
             self._incidents, self._restored = Incidents(), {}
         others = [c for c in _lightning.callbacks(trainer) if isinstance(c, GradWatch) and c is not self]
@@ -689,6 +699,8 @@ class GradWatch(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look again."""
         if self._run.probe is not None:
+        if not self._run.belongs_to(trainer):
+            return
             self._run.probe.is_paused = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -704,16 +716,27 @@ class GradWatch(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Publish what is left and remove every hook: ``teardown`` is not called when ``fit`` raises."""
-        self._break_off(trainer, exception)
-        self._run.release()
+        if self._run.belongs_to(trainer):
+            self._break_off(trainer, exception)
+            self._release()
 
     @_survives
     def _break_off(self, trainer: Trainer, exception: BaseException) -> None:
-        self._finish(trainer, type(exception).__name__, together=False)
+        """Keep the flight record before anything else: what broke the run may break us, and the device, too."""
+        self._run.ending = reason = type(exception).__name__
+        self._run.sinks.dump(reason, self.alerts, may_wait=False)
+        self._finish(trainer, reason, together=False)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove every hook."""
-        self._run.release()
+        if self._run.belongs_to(trainer):
+            self._release()
+
+    def _release(self) -> None:
+        try:
+            self._run.release()
+        except Exception:
+            self._switch_off("teardown", traceback.format_exc())
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, windows, detectors and alerts: tensors and primitives, so it loads with ``weights_only=True``."""
@@ -783,13 +806,21 @@ class GradWatch(Callback):
         if fatal and scale is None and self.settings.on_nonfinite == "raise":
             raise GradientAlertError(fatal)
 
-    def _handle(self, trainer: Trainer, report: Report, is_last: bool = False) -> None:
+    def _handle(self, trainer: Trainer, report: Report) -> None:
+        self._tell(trainer, report, self._take_in(report))
+
+    def _take_in(self, report: Report) -> Changes:
+        """Remember what a report says; what has become of the alerts in it."""
+        changes = [self._incidents.record(change) for change in report.alerts]
+        self._run.sinks.remember(report.observations, _opened(changes), self._incidents.alerts)
+        return changes
+
+    def _tell(self, trainer: Trainer, report: Report, changes: Changes, is_last: bool = False) -> None:
+        """Tell all who want to know."""
         if report.change is not None and self._run.compares:
             self._run.compares = False
             _lightning.warn(_CHANGED.format(**report.change._asdict()))
-        changes = [self._incidents.record(change) for change in report.alerts]
-        opened = [alert for event, alert in changes if event != "ended" and alert.level == "alert"]
-        self._run.sinks.remember(report.observations, opened, self._incidents.alerts)
+        opened = _opened(changes)
         for change in changes:
             self._run.sinks.tell(*change)
         if self._run.actions is not None:
@@ -806,6 +837,7 @@ class GradWatch(Callback):
             _lightning.show_in_progress_bar(trainer, "vanishing", f"{worst:.2f}" if matters else None)
         for publication in report.publications:
             priced = replace(publication, overhead_percent=self._run.cost.percent)
+        run.ending = reason
             self._run.tally.add(priced)
             self._run.sinks.publish(_lightning.loggers(trainer), priced, num_alerts)
 
@@ -813,10 +845,13 @@ class GradWatch(Callback):
         run = self._run
         run.detach_probe()
         is_logging = bool(self.log_every_n_steps or getattr(trainer, "log_every_n_steps", 0))
-        for post in self._run.posts.values():
-            self._handle(trainer, post.watcher.flush(is_logging, together), is_last=True)
+        reports = [post.watcher.flush(is_logging, together) for post in run.posts.values()]
+        changes = [self._take_in(report) for report in reports]
+        run.sinks.dump(reason, self.alerts)  # before others hear of it: their code may fail
+        for report, changed in zip(reports, changes, strict=True):
+            self._tell(trainer, report, changed, is_last=True)
+        for post in run.posts.values():
             post.watcher.let_go()
-        run.sinks.dump(reason, self.alerts)
         if run.posts:
             log_dir = _lightning.log_dir(trainer) if trainer.is_global_zero else None
             num_steps = max(post.watcher.num_steps for post in run.posts.values())
@@ -827,11 +862,21 @@ class GradWatch(Callback):
         return {post.watcher.name: post.watcher.state_dict() for post in self._run.posts.values()}
 
     def _switch_off(self, hook: str, trace: str) -> None:
-        self._run.is_off = True
-        self._run.detach_probe()
-        if self._run.signals is not None:
-            self._run.signals.stop()
-        _lightning.warn(f"GradWatch failed in {hook} and has switched itself off; training goes on.\n{trace}")
+        run = self._run
+        run.is_off = True
+        # what made us fail, such as an error of the device, may be about to end the run
+        run.sinks.dump(run.ending or "GradWatch failed", self.alerts, may_wait=False)
+        run.detach_probe()
+        if run.signals is not None:
+            run.signals.stop()
+        _lightning.warn(
+            f"GradWatch failed in {hook} and has switched itself off; the training itself is not affected.\n{trace}"
+        )
+
+
+def _opened(changes: Changes) -> list[Alert]:
+    """Alerts that are new, or have risen from a notice."""
+    return [alert for event, alert in changes if event != "ended" and alert.level == "alert"]
 
 
 def _rng_state() -> bytes:

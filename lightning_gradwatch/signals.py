@@ -18,6 +18,8 @@ _ASKING = ("SIGUSR1", "SIGUSR2")
 class SignalWatch:
     """Calls back once a signal comes, before the handlers that stood there already.
 
+    A forked child inherits the handlers: there a signal does what it would do without us, and nothing else.
+
     Args:
         act: Called with the name of the signal; must not fail.
     """
@@ -25,6 +27,7 @@ class SignalWatch:
     def __init__(self, act: Callable[[str], None]) -> None:
         self._act = act
         self._previous: dict[int, Any] = {}
+        self._pid = os.getpid()
 
     def start(self) -> None:
         """Listen, if this is the main thread; elsewhere Python allows no handlers."""
@@ -48,7 +51,8 @@ class SignalWatch:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         previous = self._previous.get(number, signal.SIG_DFL)
-        self._act(signal.Signals(number).name)
+        if os.getpid() == self._pid:
+            self._act(signal.Signals(number).name)
         if callable(previous):
             previous(number, frame)
         else:

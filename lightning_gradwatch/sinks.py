@@ -24,6 +24,8 @@ _WARNING_PAUSE_STEPS = 50
 class Sinks:
     """The sinks of one ``fit``. One that fails is named once and left alone; the others go on.
 
+    They belong to the process that made them: from a forked child nothing goes out.
+
     Args:
         log_dir: The logger's directory, where the alerts file lies; None for no file, as on all ranks but zero.
         is_resumed: Whether the run went on from a checkpoint, so that the file may know of some alerts already.
@@ -42,6 +44,7 @@ class Sinks:
         notifier: Notifier | None = None,
         flight: FlightRecorder | None = None,
     ) -> None:
+        self._pid = os.getpid()
         self._log_dir = log_dir
         self._group_by = group_by
         self._run = run
@@ -114,7 +117,7 @@ class Sinks:
 
     def _report_troubles(self) -> None:
         for trouble in self._notifier.troubles() if self._notifier is not None else ():
-            _lightning.warn(f"GradWatch: {trouble}; training goes on.")
+            _lightning.warn(f"GradWatch: {trouble}; the training itself is not affected.")
 
     def open(self, loggers: Sequence[Any], optimizers: Sequence[str]) -> None:
         """Before the first step: prepare TensorBoard's dashboards, and say where the run is to be seen."""
@@ -159,7 +162,7 @@ class Sinks:
         return self._writers[id(logger)]
 
     def _attempt(self, sink: str, write: Callable[[], object]) -> None:
-        if sink in self._broken:
+        if sink in self._broken or os.getpid() != self._pid:
             return
         try:
             write()

@@ -21,12 +21,17 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torchmetrics import Metric
 
-from lightning_gradwatch import GradWatch, GradWatchWarning, flight
+from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning, alerts_file, flight
 from lightning_gradwatch.core.records import Alert, Layer, Observation
+from lightning_gradwatch.core.watcher import Watcher
 from lightning_gradwatch.flight import FlightRecorder
+from lightning_gradwatch.incidents import Incidents
+from lightning_gradwatch.sinks import Sinks
+from tests.servers import Inbox
 from tests.setups.test_resume import Oracle
-from tests.tasks import Classifier, Poison, Sponge, deep_net, digits, fit, quiet_trainer, small_net
+from tests.tasks import Classifier, Poison, Sponge, deep_net, digits, fit, quiet_trainer, read_events, small_net
 
 Steps = list[dict[str, Any]]
 
@@ -186,6 +191,137 @@ def test_an_exception_leaves_a_record_up_to_its_step(tmp_path: Path) -> None:
     assert (first["reason"], first["step"]) == ("KeyError", 26)
     assert [step["step"] for step in steps] == list(range(27))
     assert all(step["total_norm"] > 0 for step in steps)
+
+
+def broken(*args: Any, **kwargs: Any) -> Any:
+    raise RuntimeError("broken by the same cause")
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [(Watcher, "flush"), (Incidents, "record"), (Sinks, "write_alerts"), (_lightning, "set_metrics")],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_the_record_of_a_crash_comes_before_all_that_may_break_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Any, name: str
+) -> None:
+    class BreakingUs(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            if trainer.global_step == 27:
+                monkeypatch.setattr(place, name, broken)
+                raise KeyError("the training's own")
+
+    callbacks = (BreakingUs(), Poison(25), Sponge())
+    with pytest.raises(KeyError), pytest.warns(GradWatchWarning) as caught:
+        fit(GradWatch(), directory=tmp_path, callbacks=callbacks, max_steps=60)
+    assert sum("switched itself off" in str(w.message) for w in caught) == 1
+    first, steps = last(tmp_path)
+    assert (first["reason"], first["step"]) == ("KeyError", 26)
+    assert [step["step"] for step in steps] == list(range(27))
+    assert not any("goes on" in str(w.message) for w in caught)  # it does not
+
+
+class Pair(Metric):  # type: ignore[misc]
+    """Computes what Lightning refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("value", torch.tensor(0.0))
+
+    def update(self, value: float) -> None:
+        self.value += value
+
+    def compute(self) -> Any:
+        return self.value, self.value
+
+
+class Refused(Classifier):  # type: ignore[misc, valid-type]
+    def __init__(self) -> None:
+        super().__init__(small_net())
+        self.pair = Pair()
+
+    def on_train_epoch_end(self) -> None:
+        self.pair.update(1.0)
+        self.log("pair", self.pair)
+
+
+def test_a_metric_that_lightning_refuses_leaves_a_record_and_no_word_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must be a tensor"):
+        fit(GradWatch(), Refused(), directory=tmp_path, limit_train_batches=5)
+    first, steps = last(tmp_path)
+    assert (first["reason"], len(steps)) == ("ValueError", 5)
+
+
+def test_a_failure_of_ours_leaves_a_record_up_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be an error of the device, of which the training will die, too."""
+
+    class BreakingUs(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            if trainer.global_step == 12:
+                monkeypatch.setattr(Watcher, "observe", broken)
+
+    with pytest.warns(GradWatchWarning, match="switched itself off"):
+        fit(GradWatch(), directory=tmp_path, callbacks=(BreakingUs(),), max_steps=20)
+    (path,) = flight.files(tmp_path)
+    first, steps = flight.read(path)
+    assert (first["reason"], steps[-1]["step"]) == ("GradWatch failed", 12)
+
+
+FORKED = """
+import os, signal, sys, time, warnings
+import lightning.pytorch as pl
+import torch
+from lightning_gradwatch import GradWatch
+from tests.tasks import Classifier, Poison, Sponge, digits, fit, small_net
+
+torch.set_num_threads(1)  # torch's own threads do not come along
+warnings.simplefilter("ignore")
+parent, ends = os.getpid(), []
+
+class Forking(Classifier):
+    def training_step(self, batch, batch_idx):
+        if os.getpid() == parent and batch_idx in (12, 13, 14, 15):
+            child = os.fork()
+            if child and batch_idx in (12, 13):
+                time.sleep(0.3)
+                os.kill(child, {12: signal.SIGTERM, 13: signal.SIGHUP}[batch_idx])
+                time.sleep(0.3)
+                os.kill(child, signal.SIGKILL)
+            if child:
+                ends.append(os.waitpid(child, 0)[1])
+            elif batch_idx in (12, 13):
+                time.sleep(60)
+            elif batch_idx == 14:
+                raise SystemExit  # comes by on_exception
+        elif os.getpid() != parent and batch_idx == 27:
+            os._exit(8)  # has trained on so far, through an alert
+        return super().training_step(batch, batch_idx)
+
+class Leave(pl.Callback):  # before Lightning waits for the thread of TensorBoard's writer, which a child lacks
+    def on_exception(self, *args):
+        os._exit(7)
+
+fit(GradWatch(log_every_n_steps=1), Forking(small_net()), callbacks=(Poison(20), Sponge(), Leave()),
+    directory=sys.argv[1], max_steps=28, log_every_n_steps=10**6)
+print(ends)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be forked")
+def test_a_forked_child_writes_and_sends_nothing_and_ends_as_without_us(tmp_path: Path) -> None:
+    with Inbox() as inbox:
+        environment = {**os.environ, "GRADWATCH_NOTIFY": inbox.address(), "PYTHONPATH": str(Path(__file__).parents[1])}
+        command = [sys.executable, "-c", FORKED, str(tmp_path)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout) == [signal.SIGKILL, signal.SIGHUP, 7 << 8, 8 << 8]  # Lightning survives SIGTERM
+    assert {flight.read(path)[0]["reason"] for path in flight.files(tmp_path)} == {"alert", "end"}
+    assert [line["event"] for line in alerts_file.read(tmp_path)] == ["opened"]
+    assert done.stderr.count("GradWatch watched") == 1
+    assert len(inbox.messages) == 1
+    points = read_events(tmp_path).Scalars("gradwatch/total_norm")
+    assert [point.step for point in points] == list(range(28))
 
 
 SIGNALLED = """
