@@ -6,13 +6,13 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightning_gradwatch import GradWatch
+    from lightning_gradwatch.guest import GradWatchGuest
 
 VARIABLE = "GRADWATCH"
 _ON, _OFF = {"1", "true", "yes", "on"}, {"", "0", "false", "no", "off"}
 
 
-def callbacks() -> list[GradWatch]:
+def callbacks() -> list[GradWatchGuest]:
     """What Lightning calls whenever a Trainer is made: a GradWatch if the environment asks for one.
 
     A Trainer never fails because of it: trouble becomes one warning, and the list stays empty.
@@ -21,7 +21,8 @@ def callbacks() -> list[GradWatch]:
     if value in _OFF:
         return []
     try:
-        from lightning_gradwatch import GradWatch, _lightning
+        from lightning_gradwatch import _lightning
+        from lightning_gradwatch.guest import GradWatchGuest
 
         if value not in _ON:
             _lightning.warn(
@@ -29,7 +30,7 @@ def callbacks() -> list[GradWatch]:
                 f"stays out. To cure it: {VARIABLE}=1."
             )
             return []
-        return [GradWatch.from_environment()]
+        return [GradWatchGuest()]
     except Exception as failure:
         import logging
 

@@ -83,6 +83,17 @@ def callbacks(trainer: Trainer) -> list[Any]:
     return list(trainer.callbacks)  # type: ignore[union-attr]
 
 
+def set_callbacks(trainer: Trainer, chosen: list[Any]) -> None:
+    """Let the Trainer call these callbacks from now on; a list that the caller has made stays as it is."""
+    trainer.callbacks = chosen  # type: ignore[assignment]
+
+
+def is_fitting(trainer: Trainer | None) -> bool:
+    """Whether a ``fit`` is under way."""
+    state = _ask(trainer, "state")
+    return bool(_ask(state, "fn") == "fit" and _ask(state, "status") == "running")
+
+
 def log_dir(trainer: Trainer) -> str | None:
     """Directory of the run in the first logger; None if it has none, or none that is a path; meant for rank zero."""
     if not trainer.loggers or is_dev_run(trainer):
@@ -326,6 +337,16 @@ def set_metrics(trainer: Trainer, metrics: dict[str, float]) -> None:
         known[name] = torch.full((), value)
 
 
+def _known_metrics(trainer: Trainer, kind: str) -> dict[str, Any]:
+    """Lightning's own dict behind a property of the Trainer, to be changed in place.
+
+    The property would first compute every metric that the user has logged: it may raise, wait for other ranks, or take
+    a mean before its time.
+    """
+    known = getattr(getattr(trainer, "_logger_connector", None), f"_{kind}", None)
+    return known if isinstance(known, dict) else getattr(trainer, kind)
+
+
 def as_on_rank_zero(trainer: Trainer, number: int) -> int:
     """What rank zero says; all ranks must call this together."""
     return int(trainer.strategy.broadcast(number))
@@ -337,16 +358,6 @@ def loggers(trainer: Trainer) -> list[Any]:
 
 
 def tag_prefix(logger: Any) -> str:
-def _known_metrics(trainer: Trainer, kind: str) -> dict[str, Any]:
-    """Lightning's own dict behind a property of the Trainer, to be changed in place.
-
-    The property would first compute every metric that the user has logged: it may raise, wait for other ranks, or take
-    a mean before its time.
-    """
-    known = getattr(getattr(trainer, "_logger_connector", None), f"_{kind}", None)
-    return known if isinstance(known, dict) else getattr(trainer, kind)
-
-
     """What a logger puts before the tags of its metrics, such as ``TensorBoardLogger(prefix=...)``."""
     prefix = _ask(logger, "_prefix")
     return f"{prefix}{_ask(logger, 'LOGGER_JOIN_CHAR', '-')}" if prefix and isinstance(prefix, str) else ""

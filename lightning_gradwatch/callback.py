@@ -41,10 +41,14 @@ from lightning_gradwatch.signals import SignalWatch
 from lightning_gradwatch.sinks import Sinks
 
 _STATE_VERSION = 1
-_KEY, _GUEST_KEY = "GradWatch", "GradWatch from the environment"
+_KEY, GUEST_KEY = "GradWatch", "GradWatch from the environment"
 _COMPILED = (
     "GradWatch judges the gradients of the weights in this model: the layers' outputs cannot be observed inside "
     "torch.compile or TorchScript."
+)
+_BUSY = (
+    "GradWatch stays out of this Trainer: the same object is watching another one, whose `fit` is still under way. To "
+    "cure it: give each Trainer its own, GradWatch()."
 )
 _BLIND = (
     "GradWatch cannot look at the layers' outputs in this model and goes on with the gradients of the weights alone. "
@@ -81,11 +85,11 @@ _THINNED = (
 
 P = ParamSpec("P")
 ClipName = Literal["percentile", "zscore", "agc", "adagc", "norm", "value"]
+Changes = list[tuple[Event, Alert]]
 AutoClip = bool | float | ClipName | ClipPolicy | Sequence[float | ClipName | ClipPolicy] | None
 
 
 def _survives(hook: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
-Changes = list[tuple[Event, Alert]]
     """The training run always survives us: a failure becomes one warning, and GradWatch switches itself off."""
 
     @functools.wraps(hook)
@@ -127,12 +131,12 @@ class _Run:
     """What belongs to one ``fit`` and must not outlive it."""
 
     is_off: bool = False
+    trainer: weakref.ref[Trainer] | None = None
+    pid: int = field(default_factory=os.getpid)
     model: LightningModule | None = None
     probe: Probe | None = None
     posts: dict[int, _Post] = field(default_factory=dict)
     loss: Tensor | None = None
-    trainer: weakref.ref[Trainer] | None = None
-    pid: int = field(default_factory=os.getpid)
     inputs: Tensor | None = None
     sinks: Sinks = field(default_factory=Sinks)
     actions: Actions | None = None
@@ -145,11 +149,11 @@ class _Run:
     is_blind: bool = False
     is_unheard: bool = False
     is_clipping: bool = True
+    ending: str | None = None
     tally: Tally = field(default_factory=Tally)
     num_batches: int = 0
     num_steps: int = 0
     first_weights: list[Tensor] = field(default_factory=list)
-    ending: str | None = None
     cost: Cost = field(default_factory=Cost)
     num_samples: int = 0
     num_decisions: int | None = None
@@ -159,14 +163,14 @@ class _Run:
     compares: bool = False
     has_told_twice: bool = False
 
-    @property
-    def has_seen_gradients(self) -> bool:
-        """Whether any optimizer's gradients have come by."""
-        return any(post.watcher.num_steps for post in self.posts.values())
     def belongs_to(self, trainer: Trainer) -> bool:
         """Whether it is this Trainer's, and not that of another one nearby, nor of the parent of a forked process."""
         return self.trainer is not None and self.trainer() is trainer and self.pid == os.getpid()
 
+    @property
+    def has_seen_gradients(self) -> bool:
+        """Whether any optimizer's gradients have come by."""
+        return any(post.watcher.num_steps for post in self.posts.values())
 
     def detach_probe(self) -> None:
         """Leave no hook on the model."""
@@ -310,18 +314,7 @@ class GradWatch(Callback):
         )
         self._incidents = Incidents()
         self._restored: dict[str, Any] = {}
-        self._is_guest = False
         self._run = _Run()
-
-    @classmethod
-    def from_environment(cls) -> GradWatch:
-        """A GradWatch with the defaults that joins Trainers unasked.
-
-        It steps back where there is another one, and where it cannot be right it stays silent instead of refusing.
-        """
-        watch = cls()
-        watch._is_guest = True
-        return watch
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a pickle takes arguments and alerts along, not the run (nor the Trainer's own additions)."""
@@ -345,27 +338,30 @@ class GradWatch(Callback):
     @property
     def state_key(self) -> str:
         """Key of the state in a checkpoint; a Trainer takes no two callbacks of the same key."""
-        return _GUEST_KEY if self._is_guest else _KEY
+        return _KEY
+
+    def is_busy(self, trainer: Trainer) -> bool:
+        """Whether it is watching another Trainer, which may have called this one in a hook or a thread."""
+        other = self._run.trainer() if self._run.trainer is not None else None
+        return other is not trainer and self._run.pid == os.getpid() and _lightning.is_fitting(other)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot be watched correctly, before anything has been spent on it."""
         if stage != "fit":
             return
+        if self.is_busy(trainer):
+            _lightning.set_callbacks(trainer, [c for c in _lightning.callbacks(trainer) if c is not self])
+            _lightning.warn(_BUSY)
+            return
         is_another = self._run.model is not pl_module
         self._run = _Run(trainer=weakref.ref(trainer), model=pl_module)
         if is_another or trainer.global_step == 0:
             self._incidents, self._restored = Incidents(), {}
-        others = [c for c in _lightning.callbacks(trainer) if isinstance(c, GradWatch) and c is not self]
-        if self._is_guest and others:
-            self._run.is_off = True
-            return
-        try:
-            _lightning.refuse_unsupported(trainer)
-        except ValueError as refusal:
-            if not self._is_guest:
-                raise
-            self._run.is_off = True
-            _lightning.warn(str(refusal))
+        twins = [c for c in _lightning.callbacks(trainer) if isinstance(c, GradWatch) and c.state_key == self.state_key]
+        if len(twins) > 1:
+            cure = "leave the others out, in the Trainer or in `configure_callbacks`"
+            raise refuse("callbacks", "a list with one GradWatch", f"{len(twins)} of them", cure)
+        _lightning.refuse_unsupported(trainer)
         if self.settings.policies and _lightning.clips_gradients(trainer) and not self.compose_clipping:
             rule = "None where the Trainer clips by its own `gradient_clip_val`"
             cure = "leave one of them out, or set compose_clipping=True to clip twice, GradWatch first"
@@ -699,12 +695,12 @@ class GradWatch(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look again."""
         if self._run.probe is not None:
-        if not self._run.belongs_to(trainer):
-            return
             self._run.probe.is_paused = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Publish what is left, and do what its alerts ask for."""
+        if not self._run.belongs_to(trainer):
+            return
         self._complete(trainer)
         if self._run.actions is not None:
             self._run.actions.decide(trainer, is_last=True)
@@ -740,8 +736,6 @@ class GradWatch(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, windows, detectors and alerts: tensors and primitives, so it loads with ``weights_only=True``."""
-        if self._run.is_off and self._is_guest:
-            return {}
         state: dict[str, Any] = {"version": _STATE_VERSION, **self._incidents.state_dict()}
         try:
             state["watchers"] = {**self._restored, **self._watcher_states()}
@@ -751,9 +745,10 @@ class GradWatch(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on, too, where a GradWatch from the environment has watched so far, or the other way round."""
-        states = checkpoint.get("callbacks", {})
-        if self.state_key not in states:
-            for state in [states[key] for key in (_KEY, _GUEST_KEY) if key in states]:
+        states = checkpoint.get("callbacks") or {}
+        others = [checkpoint.get(GUEST_KEY), *(states.get(key) for key in (_KEY, GUEST_KEY))]
+        if self.state_key not in states:  # otherwise Lightning hands it over
+            for state in [state for state in others if state][:1]:
                 self.load_state_dict(state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -837,12 +832,12 @@ class GradWatch(Callback):
             _lightning.show_in_progress_bar(trainer, "vanishing", f"{worst:.2f}" if matters else None)
         for publication in report.publications:
             priced = replace(publication, overhead_percent=self._run.cost.percent)
-        run.ending = reason
             self._run.tally.add(priced)
             self._run.sinks.publish(_lightning.loggers(trainer), priced, num_alerts)
 
     def _finish(self, trainer: Trainer, reason: str, together: bool = True) -> None:
         run = self._run
+        run.ending = reason
         run.detach_probe()
         is_logging = bool(self.log_every_n_steps or getattr(trainer, "log_every_n_steps", 0))
         reports = [post.watcher.flush(is_logging, together) for post in run.posts.values()]
