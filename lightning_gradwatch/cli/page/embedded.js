@@ -18,16 +18,23 @@ function placeOf(steps, step) {
   return Math.max((after < 0 ? steps.length : after) - 1, 0);
 }
 
+/** The places of what began by step `to` and ended no earlier than step `from`. */
+function placesWithin(begins, ends, from, to) {
+  const isInside = (i) => ends[i] >= (from ?? -Infinity) && begins[i] <= (to ?? Infinity);
+  return begins.map((_, i) => i).filter(isInside);
+}
+
 /** The larger one; NaN is larger than anything. */
 const larger = (a, b) => (Number.isNaN(a) || a > b ? a : b);
 
 /** The columns of a frame from step `from` to step `to`, merged by maximum if they are more than `columns`. */
 function part(frame, { from, to, columns = Infinity }) {
-  const inside = frame.steps.map((_, i) => i).filter((i) => frame.lastSteps[i] >= (from ?? -Infinity) && frame.steps[i] <= (to ?? Infinity));
+  const inside = placesWithin(frame.steps, frame.lastSteps, from, to);
   const count = Math.min(columns, inside.length);
   const starts = Array.from({ length: count }, (_, i) => Math.floor((i * inside.length) / count));
   const ends = starts.map((_, i) => starts[i + 1] ?? inside.length);
   const { rows } = frame;
+  const shape = [count, rows];
   const values = new frame.values.constructor(count * rows);
   starts.forEach((start, column) => {
     for (let row = 0; row < rows; row += 1) {
@@ -37,12 +44,13 @@ function part(frame, { from, to, columns = Infinity }) {
     }
   });
   const steps = starts.map((start) => frame.steps[inside[start]]);
-  return { ...frame, steps, lastSteps: ends.map((end) => frame.lastSteps[inside[end - 1]]), columns: count, shape: [count, rows], values };
+  const lastSteps = ends.map((end) => frame.lastSteps[inside[end - 1]]);
+  return { ...frame, steps, lastSteps, columns: count, shape, values };
 }
 
-function columnOf(frame, step) {
-  const place = placeOf(frame.steps, step);
-  return { step: frame.steps[place], values: Array.from(frame.values.subarray(place * frame.rows, (place + 1) * frame.rows)) };
+function columnOf({ steps, values, rows }, step) {
+  const place = placeOf(steps, step);
+  return { step: steps[place], values: Array.from(values.subarray(place * rows, (place + 1) * rows)) };
 }
 
 function found(what, name) {
@@ -70,7 +78,10 @@ export function embeddedSource({ runs }) {
     run: async (query) => runOf(query).document,
     heatmap: async (query) => part(heatmapOf(query), query),
     column: async (query) => columnOf(heatmapOf(query), query.step),
-    distribution: async (query) => part(frameOf(found(versionOf(query).distributions[query.layer], "this histogram")), query),
+    distribution: async (query) => {
+      const { distributions } = versionOf(query);
+      return part(frameOf(found(distributions[query.layer], "this histogram")), query);
+    },
     sequence: async (query) => {
       const samples = found(versionOf(query).sequences[query.layer], "this sequence");
       const sample = samples[placeOf(samples.map(({ step }) => step), query.step)];
@@ -82,11 +93,12 @@ export function embeddedSource({ runs }) {
       const columns = Object.entries(heatmaps).map(([name, text]) => [name, columnOf(frameOf(text), query.step)]);
       const range = ranges ? columnOf(frameOf(ranges), query.step).values.slice(3 * row, 3 * row + 3) : null;
       const { step } = (columns.find(([name]) => name === "grad_norm") ?? columns[0])[1];
-      return { step, numbers: Object.fromEntries(columns.map(([name, { values }]) => [name, values[row]])), grad_norm_range: range };
+      const numbers = Object.fromEntries(columns.map(([name, { values }]) => [name, values[row]]));
+      return { step, numbers, grad_norm_range: range };
     },
     scalars: async (query) => {
       const { steps, values } = found(runOf(query).scalars[query.tag], query.tag);
-      const inside = steps.map((_, i) => i).filter((i) => steps[i] >= (query.from ?? -Infinity) && steps[i] <= (query.to ?? Infinity));
+      const inside = placesWithin(steps, steps, query.from, query.to);
       return { steps: inside.map((i) => steps[i]), values: toNumbers(inside.map((i) => values[i])) };
     },
   };

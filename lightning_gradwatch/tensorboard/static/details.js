@@ -46,8 +46,8 @@ export async function overlaysOf(ask, model, others) {
   const chosen = (alike.length ? alike : able).slice(0, OVERLAYS);
   return Promise.all(
     chosen.map(async (other, i) => {
-      const query = { run: other.run, optimizer: other.optimizer, version: other.version, quantity, step: stepOf(model) };
-      const { values } = await ask("column", query, other.stamp);
+      const { run, optimizer, version, stamp } = other;
+      const { values } = await ask("column", { run, optimizer, version, quantity, step: stepOf(model) }, stamp);
       return {
         name: other.run,
         cells: toPlaces(values, scale),

@@ -34,6 +34,9 @@ export function icon(path, className = "icon") {
   return svg;
 }
 
+/** A canvas whose content is told in words elsewhere. */
+export const drawing = (className) => h("canvas", { class: className, "aria-hidden": "true" });
+
 /** Fit a canvas to its size on the page; returns its context, scaled to CSS pixels and cleared, and that size. */
 export function prepare(canvas) {
   const ratio = window.devicePixelRatio || 1;

@@ -18,7 +18,7 @@ const RATIO = 2;
  * @param {Object} sizes `gutter`, `plot`, `side`, `height` in CSS pixels.
  * @param {{canvas: HTMLCanvasElement, height: number, label: string}[]} lines Pictures of the lines.
  */
-export function toCanvas(model, sizes, lines, headline) {
+function toCanvas(model, sizes, lines, headline) {
   const lanes = model.lanes.length * LANE;
   const width = sizes.gutter + sizes.plot + sizes.side + 2 * MARGIN;
   const height = 64 + sizes.height + 32 + lanes + lines.reduce((sum, line) => sum + line.height + 14, 0) + 2 * MARGIN;
@@ -67,15 +67,17 @@ function drawTitle(context, model, headline, width) {
   context.font = font(12);
   context.fillStyle = model.palette.muted;
   const profile = `profile at ${formatSteps(model.frame.steps[model.column], model.frame.lastSteps[model.column])}`;
-  context.fillText(shorten(context, [headline, profile].filter(Boolean).join("  ·  "), width - 2 * MARGIN), MARGIN, MARGIN + 24);
+  const below = [headline, profile].filter(Boolean).join("  ·  ");
+  context.fillText(shorten(context, below, width - 2 * MARGIN), MARGIN, MARGIN + 24);
 }
 
 const quoted = (text) => (/[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
-const number = (value) => (value === NOT_COMPARED || value === -1 ? "" : Number.isFinite(value) ? String(value) : Number.isNaN(value) ? "NaN" : value > 0 ? "Infinity" : "-Infinity");
+/** `NaN`, `Infinity` and `-Infinity` are how JavaScript writes them, too. */
+const number = (value) => (value === NOT_COMPARED || value === -1 ? "" : String(value));
 const difference = (value) => (value === NOT_COMPARED ? "" : value === -1 ? "-1" : number(value));
 
 /** The cells that are seen: one line per column of the heatmap, one field per row, in full precision. */
-export function toCsv(model) {
+function toCsv(model) {
   const { frame, rows, domain, spans } = model;
   const write = model.compare ? difference : number;
   const lines = [["step", "last_step", ...rows.map(({ label }) => quoted(label))].join(",")];
@@ -87,8 +89,19 @@ export function toCsv(model) {
   return `${lines.join("\r\n")}\r\n`;
 }
 
+/** Save the picture of a model; the rest as for `toCanvas`. */
+export function savePicture(model, sizes, lines) {
+  const canvas = toCanvas(model, sizes, lines, model.rowOfRun.headline);
+  canvas.toBlob((blob) => save(blob, fileName(model, "png")));
+}
+
+/** Save the numbers of a model. */
+export function saveNumbers(model) {
+  save(new Blob([toCsv(model)], { type: "text/csv" }), fileName(model, "csv"));
+}
+
 /** Offer a blob as a file. */
-export function save(blob, name) {
+function save(blob, name) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
   link.download = name;
@@ -97,5 +110,5 @@ export function save(blob, name) {
 }
 
 /** A name for the file. */
-export const fileName = (model, extension) =>
+const fileName = (model, extension) =>
   `gradwatch-${[model.run.run, model.quantity].join("-").replace(/[^\w.-]+/g, "_")}.${extension}`;

@@ -14,13 +14,16 @@ const KEYS = [
   ["Ctrl + wheel", "zoom around the pointer"],
   ["double click", "all steps"],
 ];
+const INTRODUCTION =
+  "The keys work while the heatmap has the focus. Rows are layers, the one next to the input on top; the gradient " +
+  "flows from the bottom to the top.";
 
 export function createHelp() {
   const dialog = h(
     "dialog",
     { class: "help", "aria-labelledby": "gw-help" },
     h("h2", { id: "gw-help", text: "Keyboard and mouse" }),
-    h("p", { class: "muted", text: "The keys work while the heatmap has the focus. Rows are layers, the one next to the input on top; the gradient flows from the bottom to the top." }),
+    h("p", { class: "muted", text: INTRODUCTION }),
     h("dl", {}, ...KEYS.map(([key, text]) => h("div", {}, h("dt", { text: key }), h("dd", { text })))),
     h("form", { method: "dialog" }, h("button", { class: "button", text: "Close" })),
   );

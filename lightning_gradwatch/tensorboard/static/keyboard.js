@@ -1,23 +1,26 @@
 /** The keys of the heatmap. */
 
-/** @param {Object} actions `moveRow(by)`, `moveColumn(by)`, `toEnd(isLast)`, `zoom(factor)`, `reset()`, `cycle(by)`, `fold()`, `help()`. */
+/**
+ * @param {Object} actions `move(rows)`, `moveColumn(by)`, `toEnd(isLast)`, `zoomHere(factor)`, `reset()`, `cycle(by)`,
+ *   `foldHere()`, `help()`.
+ */
 export function keysOf(actions) {
   const keys = {
-    ArrowUp: () => actions.moveRow(-1),
-    ArrowDown: () => actions.moveRow(1),
-    PageUp: () => actions.moveRow(-10),
-    PageDown: () => actions.moveRow(10),
+    ArrowUp: () => actions.move(-1),
+    ArrowDown: () => actions.move(1),
+    PageUp: () => actions.move(-10),
+    PageDown: () => actions.move(10),
     ArrowLeft: () => actions.moveColumn(-1),
     ArrowRight: () => actions.moveColumn(1),
     Home: () => actions.toEnd(false),
     End: () => actions.toEnd(true),
-    "+": () => actions.zoom(0.5),
-    "=": () => actions.zoom(0.5),
-    "-": () => actions.zoom(2),
+    "+": () => actions.zoomHere(0.5),
+    "=": () => actions.zoomHere(0.5),
+    "-": () => actions.zoomHere(2),
     Escape: () => actions.reset(),
     q: () => actions.cycle(1),
     Q: () => actions.cycle(-1),
-    f: () => actions.fold(),
+    f: () => actions.foldHere(),
     "?": () => actions.help(),
   };
   return (event) => {

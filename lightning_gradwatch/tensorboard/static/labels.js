@@ -51,8 +51,8 @@ export function brackets(groups, rows) {
     if (!own.length) continue;
     const folded = own.length === 1 && own[0].path === group.path;
     if (own.length === 1 && !folded) continue;
-    const last = own[own.length - 1];
-    found.push({ ...group, folded, x: group.level * LEVEL, top: own[0].top, height: last.top + last.height - own[0].top });
+    const [{ top }, last] = [own[0], own[own.length - 1]];
+    found.push({ ...group, folded, x: group.level * LEVEL, top, height: last.top + last.height - top });
   }
   return found;
 }

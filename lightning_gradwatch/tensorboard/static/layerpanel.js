@@ -1,18 +1,20 @@
-/** One layer: the distribution of its gradients over time, its numbers, its alerts; and the past, if it is recurrent. */
+/** One layer: the distribution of its gradients over time, its numbers and its alerts; its past, if it is recurrent. */
 import { whatOf } from "./banner.js";
 import { drawDecades, drawDistribution, usedBins } from "./distribution.js";
 import { h, prepare } from "./dom.js";
-import { formatDecade, formatKind, formatNumber, formatStep, formatValue } from "./format.js";
-import { drawLine } from "./lines.js";
+import { formatKind, formatNumber, formatStep, formatValue } from "./format.js";
 import { createCrosshair, listen } from "./plot.js";
 import { QUANTITIES } from "./quantities.js";
+import { createSequence } from "./sequence.js";
+
+const NO_HISTOGRAM = "No histogram of this layer has been logged yet (histogram_every).";
 
 /** @param {Object} actions `zoom`, `wheel`, `reset`, `hover(step)`, `move(rows)`. */
 export function createLayerPanel(actions) {
   const title = h("h2", { id: "gw-layer" });
   const decades = h("canvas", { class: "decades", "aria-hidden": "true" });
   const canvas = h("canvas", { class: "distribution", "aria-hidden": "true" });
-  const empty = h("p", { class: "empty-note", text: "No histogram of this layer has been logged yet (histogram_every)." });
+  const empty = h("p", { class: "empty-note", text: NO_HISTOGRAM });
   const plot = h("div", { class: "plot low", role: "img" }, canvas, empty);
   const crosshair = createCrosshair();
   plot.append(...crosshair.elements);
@@ -20,12 +22,19 @@ export function createLayerPanel(actions) {
   const numbers = h("dl");
   const alerts = h("ul", { class: "alerts" });
   const sequence = createSequence();
-  const button = (text, label, by) => h("button", { type: "button", class: "button square", "aria-label": label, text, onclick: () => actions.move(by) });
   const element = h(
     "section",
     { class: "card layer", "aria-labelledby": "gw-layer" },
-    h("header", {}, title, button("↑", "Previous layer", -1), button("↓", "Next layer", 1)),
-    h("div", { class: "grid" }, h("div", { class: "gutter" }, h("span", { class: "gutter-title", text: "gradient elements |g|" }), decades), plot, h("div", { class: "numbers" }, numbersTitle, numbers), sequence.element, alerts),
+    h(
+      "header", {}, title,
+      button("↑", "Previous layer", () => actions.move(-1)), button("↓", "Next layer", () => actions.move(1)),
+    ),
+    h(
+      "div",
+      { class: "grid" },
+      h("div", { class: "gutter" }, h("span", { class: "gutter-title", text: "gradient elements |g|" }), decades),
+      plot, h("div", { class: "numbers" }, numbersTitle, numbers), sequence.element, alerts,
+    ),
   );
   let view = null;
   listen(plot, () => view?.domain ?? [0, 1], {
@@ -59,12 +68,16 @@ export function createLayerPanel(actions) {
   return { element, update, hover: (step) => view && crosshair.hover(step, view.domain, plot.clientWidth) };
 }
 
+const button = (text, label, onclick) =>
+  h("button", { type: "button", class: "button square", "aria-label": label, text, onclick });
+
 function numberRows({ numbers, range }) {
   const rows = Object.keys(QUANTITIES)
     .filter((name) => name in numbers && (name === "grad_norm" || !(numbers[name] < 0)))
     .map((name) => [QUANTITIES[name].label, formatValue(numbers[name], name)]);
   if (range && range[2] >= 0) {
-    rows.splice(1, 0, ["lowest to highest since the last point", `${formatNumber(range[0], 3)} to ${formatNumber(range[2], 3)}`]);
+    const [low, high] = [range[0], range[2]].map((value) => formatNumber(value, 3));
+    rows.splice(1, 0, ["lowest to highest since the last point", `${low} to ${high}`]);
   }
   return rows.map(([term, text]) => h("div", { class: "number" }, h("dt", { text: term }), h("dd", { text })));
 }
@@ -81,34 +94,3 @@ function alertItem(alert) {
     alert.remedies?.length ? h("p", {}, h("b", { text: "Try " }), alert.remedies.join("; ")) : null,
   );
 }
-
-/** Gradient against time steps back, with the horizon behind which less than 1 % of it arrives. */
-function createSequence() {
-  const holder = h("div", { class: "holder", role: "img" });
-  const title = h("h3");
-  const side = h("p", { class: "sequence-side muted" });
-  const element = h("div", { class: "sequence", hidden: true }, title, holder, side);
-  let plot = null;
-  function update(sequence, { width, gutter, palette }) {
-    plot?.destroy();
-    plot = null;
-    element.hidden = !sequence?.steps_back.length;
-    if (element.hidden) return;
-    const order = sequence.steps_back.map((_, i) => i).sort((a, b) => sequence.steps_back[a] - sequence.steps_back[b]);
-    const x = order.map((i) => sequence.steps_back[i]);
-    const y = order.map((i) => Math.log10(sequence.norms[i]));
-    const farthest = Math.max(x.at(-1), 1);
-    title.textContent = `Gradient against time steps back, at step ${formatStep(sequence.step)}`;
-    const horizon = Number.isFinite(sequence.horizon) ? sequence.horizon : null;
-    side.textContent = horizon === null ? "" : `Memory horizon: ${formatNumber(horizon, 3)} of ${farthest + 1} time steps`;
-    holder.setAttribute("aria-label", `${title.textContent}. ${side.textContent}`);
-    const view = { width, gutter, palette, height: 140, domain: [0, farthest], showSteps: true, label: "gradient norm" };
-    plot = drawLine(holder, { x, y }, { ...view, format: (value) => (Number.isInteger(value) ? formatDecade(value) : "") });
-    if (horizon === null) return;
-    const mark = h("div", { class: horizon > 0.8 * farthest ? "horizon late" : "horizon" });
-    mark.style.left = `${(100 * Math.min(horizon, farthest)) / farthest}%`;
-    plot.over.append(mark);
-  }
-  return { element, update };
-}
-

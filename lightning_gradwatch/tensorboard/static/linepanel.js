@@ -34,9 +34,13 @@ export function createLinePanel(actions) {
 function createPanel({ key }, actions) {
   const holder = h("div", { class: "holder" });
   const value = h("span", { class: "reading" });
-  const select = key === "loss" ? h("select", { "aria-label": "Scalar below the heatmap", onchange: () => actions.chooseLoss(select.value) }) : null;
+  const select = key === "loss" ? createChoice(actions.chooseLoss) : null;
   const name = h("span", { class: "line-name" });
-  const element = h("div", { class: "line" }, h("div", { class: "line-label" }, select ?? name), holder, h("div", { class: "line-side" }, value));
+  const element = h(
+    "div",
+    { class: "line" },
+    h("div", { class: "line-label" }, select ?? name), holder, h("div", { class: "line-side" }, value),
+  );
   const crosshair = createCrosshair();
   let plot = null;
   let signature = null;
@@ -48,17 +52,24 @@ function createPanel({ key }, actions) {
     if (select) setOptions(select, line.tags.map((tag) => [tag, tag]), line.tag);
     else name.textContent = line.label;
     const { steps, values } = line.data;
-    const now = JSON.stringify([line.tag, view.domain, view.width, view.gutter, view.palette.ink, steps.length, steps.at(-1), values.at(-1)]);
+    const { domain, width, gutter, palette } = view;
+    const data = [line.tag, steps.length, steps.at(-1), values.at(-1)];
+    const now = JSON.stringify([...data, domain, width, gutter, palette.ink]);
     if (now !== signature) {
       signature = now;
       destroy();
-      plot = drawLine(holder, { x: steps, y: values }, { ...view, height: HEIGHT, label: line.label, range: line.range, onZoom: actions.zoom, onReset: actions.reset });
-      plot.over.append(...crosshair.elements);
-      plot.over.addEventListener("pointermove", ({ offsetX }) => actions.hover(plot.posToVal(offsetX, "x")));
-      plot.over.addEventListener("pointerleave", () => actions.hover(null));
-      plot.root.setAttribute("aria-hidden", "true");
+      draw(steps, values);
     }
     choose(view.step);
+  }
+  function draw(steps, values) {
+    const { label, range } = line;
+    const how = { ...view, height: HEIGHT, label, range, onZoom: actions.zoom, onReset: actions.reset };
+    plot = drawLine(holder, { x: steps, y: values }, how);
+    plot.over.append(...crosshair.elements);
+    plot.over.addEventListener("pointermove", ({ offsetX }) => actions.hover(plot.posToVal(offsetX, "x")));
+    plot.over.addEventListener("pointerleave", () => actions.hover(null));
+    plot.root.setAttribute("aria-hidden", "true");
   }
   function destroy() {
     plot?.destroy();
@@ -83,4 +94,9 @@ function createPanel({ key }, actions) {
   }
   const picture = () => plot && { canvas: plot.ctx.canvas, label: line.label, height: HEIGHT };
   return { element, update, choose, hover, destroy, picture };
+}
+
+function createChoice(choose) {
+  const select = h("select", { "aria-label": "Scalar below the heatmap", onchange: () => choose(select.value) });
+  return select;
 }

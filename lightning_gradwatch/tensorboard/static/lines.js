@@ -21,7 +21,8 @@ function drawGaps(plot, values, colour) {
 }
 
 function options({ width, height, gutter, domain, palette, label, onZoom, showSteps, range, format }, values) {
-  const axis = { font: font(), stroke: palette.muted, grid: { stroke: palette.grid, width: 1 }, ticks: { show: false } };
+  const grid = { stroke: palette.grid, width: 1 };
+  const axis = { font: font(), stroke: palette.muted, grid, ticks: { show: false } };
   return {
     width: width + gutter,
     height,

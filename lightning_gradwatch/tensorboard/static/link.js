@@ -43,7 +43,8 @@ function decode(text) {
 
 /** The hash with the state in it; what belongs to others stays. */
 export function formatHash(hash, state) {
-  const others = hash.replace(/^#/, "").split("&").filter((part) => part && !(plain(decode(part.split("=")[0])) in INITIAL));
+  const isOther = (part) => part && !(plain(decode(part.split("=")[0])) in INITIAL);
+  const others = hash.replace(/^#/, "").split("&").filter(isOther);
   const own = Object.keys(INITIAL)
     .filter((name) => state[name] !== null && state[name].length !== 0)
     .map((name) => {

@@ -76,12 +76,13 @@ export async function loadView(ask, runs, row, state, columns, before) {
 }
 
 async function compared(ask, view, partner, part, columns) {
-  const query = { run: partner.run, optimizer: partner.optimizer, version: partner.version, quantity: view.quantity, columns };
-  const there = await ask("heatmap", query, partner.stamp);
-  const closer = view.zoom ? await ask("heatmap", { ...query, ...part }, partner.stamp) : there;
+  const { run, optimizer, version, stamp } = partner;
+  const query = { run, optimizer, version, quantity: view.quantity, columns };
+  const there = await ask("heatmap", query, stamp);
+  const closer = view.zoom ? await ask("heatmap", { ...query, ...part }, stamp) : there;
   return {
     ...view,
-    compare: partner.run,
+    compare: run,
     overview: differenceFrame(view.overview, there, view.quantity),
     frame: differenceFrame(view.frame, closer, view.quantity),
   };
@@ -96,19 +97,23 @@ function coloured(view) {
 
 /** What another run has to offer for comparing: the layers of the same optimizer. */
 export function partnerOf(doc, row, optimizer) {
-  const found = doc.optimizers.find(({ name }) => name === optimizer) ?? (doc.optimizers.length === 1 ? doc.optimizers[0] : null);
+  const { run, stamp } = row;
+  const only = doc.optimizers.length === 1 ? doc.optimizers[0] : null;
+  const found = doc.optimizers.find(({ name }) => name === optimizer) ?? only;
   if (!found) return null;
-  const { version, layers, quantities, last_step: lastStep } = newest(found);
-  return { run: row.run, status: row.status, stamp: row.stamp, optimizer: found.name, version, layers, quantities, lastStep };
+  const { version, layers, quantities } = newest(found);
+  return { run, stamp, optimizer: found.name, version, layers, quantities };
 }
 
 /** The view with the cursor in it and the colours of the theme. */
 export function toModel(view, state, palette, others) {
-  const { frame, layers, groups, alerts, quantity } = view;
+  const { frame, layers, groups, alerts, quantity, domain } = view;
   const rows = rowsOf(layers, groups, new Set(state.folded));
   const suggested = foremost(alerts)?.layer;
   const layer = layers.includes(state.layer) ? state.layer : layers.includes(suggested) ? suggested : layers[0];
   const stops = stopsOf(view.compare !== null, palette.neutral);
+  const comparable = others.filter((other) => other.run !== view.run.run && isComparable(layers, other.layers));
+  const span = `the steps ${Math.ceil(domain[0])} to ${Math.floor(domain[1])}`;
   return {
     ...view, rows, palette, stops, layer,
     lookup: lookup(stops),
@@ -117,13 +122,13 @@ export function toModel(view, state, palette, others) {
     lanes: lanesOf(alerts),
     isZoomed: view.zoom !== null,
     isFolded: groups.some(({ path }) => state.folded.includes(path)),
-    comparable: others.filter((other) => other.run !== view.run.run && isComparable(layers, other.layers)).map(({ run }) => run),
-    label: `${QUANTITIES[quantity].label} of ${layers.length} layers over the steps ${Math.ceil(view.domain[0])} to ${Math.floor(view.domain[1])}. Use the arrow keys.`,
+    comparable: comparable.map(({ run }) => run),
+    label: `${QUANTITIES[quantity].label} of ${layers.length} layers over ${span}. Use the arrow keys.`,
   };
 }
 
 /** The thumbnail of a run: its own small heatmap, coloured by its own scale. */
 export function thumbnailOf(frame, quantity) {
-  const scale = scaleOf(quantity, frame.values);
-  return { frame, spans: spansOf(frame), domain: domainOf(frame), cells: toCells(frame.values, scale), lookup: lookup(stopsOf(false)) };
+  const cells = toCells(frame.values, scaleOf(quantity, frame.values));
+  return { frame, spans: spansOf(frame), domain: domainOf(frame), cells, lookup: lookup(stopsOf(false)) };
 }

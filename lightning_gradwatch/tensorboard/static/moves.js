@@ -51,4 +51,5 @@ export function showAlert({ zoom }, state, { optimizer, layer, step }) {
 }
 
 /** Another optimizer has other layers. */
-export const chooseView = (patch) => ("optimizer" in patch ? { ...patch, layer: null, folded: [], compare: null } : patch);
+export const chooseView = (patch) =>
+  "optimizer" in patch ? { ...patch, layer: null, folded: [], compare: null } : patch;

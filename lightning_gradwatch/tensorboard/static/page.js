@@ -4,21 +4,26 @@ import { createChart } from "./chart.js";
 import { h } from "./dom.js";
 import { createTrouble, emptyState } from "./empty.js";
 import { createHelp } from "./help.js";
+import { keysOf } from "./keyboard.js";
 import { createLayerPanel } from "./layerpanel.js";
 import { createLinePanel } from "./linepanel.js";
 import { createRunStrip } from "./runstrip.js";
 import { createToolbar } from "./toolbar.js";
 import { createTooltip } from "./tooltip.js";
 
-/** @param {Object} actions What the parts call; see each of them. */
-export function createPage(actions) {
+/** Pixels of the page beside the heatmap. */
+const BESIDE = 520;
+
+/** @param {Object} given What the parts call; see each of them. What concerns two parts of the page is added here. */
+export function createPage(given) {
   const tooltip = createTooltip();
   const help = createHelp();
+  const actions = { ...given, tooltip, help: help.open, hover, showAlert };
   const trouble = createTrouble(actions.retry);
   const strip = createRunStrip(actions.chooseRun);
   const banner = createBanner(actions);
-  const toolbar = createToolbar({ ...actions, help: help.open });
-  const chart = createChart({ ...actions, tooltip });
+  const toolbar = createToolbar(actions);
+  const chart = createChart({ ...actions, key: keysOf(actions) });
   const lines = createLinePanel(actions);
   const layerPanel = createLayerPanel(actions);
   const cell = h("p", { id: "gw-cell", class: "visually-hidden", role: "status", "aria-live": "polite" });
@@ -34,11 +39,20 @@ export function createPage(actions) {
     h("h1", { class: "visually-hidden", text: "GradWatch" }),
     trouble.element, strip.element, body, cell, tooltip.element, help.element,
   );
-  const place = (...parts) => {
-    if (parts.length !== body.children.length || parts.some((part, i) => part !== body.children[i])) body.replaceChildren(...parts);
-  };
+
+  function place(...parts) {
+    const isThere = parts.length === body.children.length && parts.every((part, i) => part === body.children[i]);
+    if (!isThere) body.replaceChildren(...parts);
+  }
+  function hover(step) {
+    for (const part of [lines, layerPanel, chart]) part.hover(step);
+  }
+  function showAlert(alert) {
+    given.showAlert(alert);
+    chart.plot.focus();
+  }
   return {
-    element, strip, banner, toolbar, chart, lines, layerPanel, trouble, help,
+    element, strip, banner, toolbar, chart, lines, layerPanel, trouble,
     showView: () => place(banner.element, panel, layerPanel.element),
     /** Nothing to draw: of a run that is watched the banner says why. */
     showEmpty(run, isAnyWatched) {
@@ -48,9 +62,10 @@ export function createPage(actions) {
     },
     say: (text) => (cell.textContent = text),
     setBusy: (isBusy) => element.setAttribute("aria-busy", String(isBusy)),
-    hover(step) {
-      for (const part of [lines, layerPanel]) part.hover(step);
-      chart.markHover(step);
+    /** One for each pixel of the heatmap, or of what it is going to be, in hundreds. */
+    columns() {
+      const width = chart.boxes().plot || document.documentElement.clientWidth - BESIDE;
+      return Math.min(Math.max(Math.ceil(width / 100) * 100, 200), 2000);
     },
   };
 }

@@ -1,4 +1,4 @@
-/** What all plots over steps share: the pointer, the brush, the wheel, and the two lines at the chosen and hovered step. */
+/** What all plots over steps share: pointer, brush and wheel, and the two lines at the chosen and the hovered step. */
 import { h } from "./dom.js";
 import { toStep, toX } from "./steps.js";
 

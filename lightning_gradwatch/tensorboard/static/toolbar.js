@@ -17,13 +17,16 @@ export function createToolbar(actions) {
   const fold = button("Fold groups", () => actions.foldAll(fold.textContent === "Fold groups"));
   const reset = button("All steps", actions.reset, "Escape, or double click");
   const live = h("span", { class: "live" });
+  const help = h("button", {
+    type: "button", class: "button square", text: "?", "aria-label": "Keyboard and mouse", onclick: actions.help,
+  });
   const element = h(
     "div",
     { class: "toolbar", role: "group", "aria-label": "View" },
     optimizerField, field("Show", quantity), field("Compare with", compare), fold, reset,
     h("span", { class: "push" }), live,
     button("PNG", actions.png, "Save the picture"), button("CSV", actions.csv, "Save the numbers"),
-    h("button", { type: "button", class: "button square", text: "?", "aria-label": "Keyboard and mouse", onclick: actions.help }),
+    help,
   );
 
   function update(model) {

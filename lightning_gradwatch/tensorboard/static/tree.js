@@ -28,9 +28,10 @@ function gather(paths, first, last, depth, level, groups) {
 /** A group that holds all there is says nothing and is passed through. */
 function enter(paths, first, last, depth, level, groups, isWhole) {
   let deepest = depth;
+  const own = paths.slice(first, last + 1);
   const shares = (at) => {
     const name = paths[first][at];
-    return name !== undefined && paths.slice(first, last + 1).every((path) => path[at] === name && path.length > at + 1);
+    return name !== undefined && own.every((path) => path[at] === name && path.length > at + 1);
   };
   while (shares(deepest + 1)) deepest += 1;
   if (!isWhole) groups.push({ path: paths[first].slice(0, deepest + 1).join("."), first, last, level });
@@ -57,6 +58,9 @@ export function rowsOf(layers, groups, folded) {
 
 /** The row that shows a layer. */
 export const rowOf = (rows, layer) => rows.findIndex(({ first, last }) => layer >= first && layer <= last);
+
+/** The laid out row at a height. */
+export const rowAt = (rows, y) => rows.find(({ top, height }) => y >= top && y < top + height);
 
 /** Heights: folded rows stay readable, and layers share the rest. */
 export function layOut(rows, height, least = 15) {

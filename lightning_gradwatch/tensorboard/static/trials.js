@@ -2,11 +2,19 @@
 import { h } from "./dom.js";
 
 const row = ([remedy, effect, ...rest]) =>
-  h("tr", { "data-effect": effect }, h("th", { scope: "row", text: remedy }), ...[effect, ...rest].map((text) => h("td", { text })));
+  h(
+    "tr",
+    { "data-effect": effect },
+    h("th", { scope: "row", text: remedy }), ...[effect, ...rest].map((text) => h("td", { text })),
+  );
 
-const recipe = ([remedy, code]) => h("details", {}, h("summary", { text: `Code: ${remedy}` }), h("pre", { tabindex: 0, text: code }));
+const recipe = ([remedy, code]) =>
+  h("details", {}, h("summary", { text: `Code: ${remedy}` }), h("pre", { tabindex: 0, text: code }));
 
-/** @param {Object} alert What was tried for it is its `tried`: `title`, `caption`, `header`, `rows`, `recipes`, `not_tried`. */
+/**
+ * @param {Object} alert What was tried for it is its `tried`: `title`, `caption`, `header`, `rows`, `recipes`, and
+ *   `not_tried`.
+ */
 export function trialsOf({ tried }) {
   if (!tried) return null;
   const head = tried.header.map((text) => h("th", { scope: "col", text }));

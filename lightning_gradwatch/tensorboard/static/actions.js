@@ -1,0 +1,37 @@
+/** What a person does, as changes of the state. Nothing here draws. */
+import * as moves from "./moves.js";
+import { INITIAL } from "./state.js";
+import { zoomed } from "./steps.js";
+
+/**
+ * @param {Object} store See `createStore`.
+ * @param {Object} scene What is drawn: where nothing is, most actions do nothing.
+ */
+export function actionsOf(store, scene) {
+  const { get, set } = store;
+  const where = (move) => (...values) => scene.model && set(move(scene.model, ...values));
+  const zoom = where(({ full }, [from, to]) => ({ zoom: zoomed([from, to], full, 1, (from + to) / 2) }));
+  const wheel = (factor, step) => scene.model && zoom(zoomed(scene.model.domain, scene.model.full, factor, step));
+  return {
+    choose: set,
+    chooseLoss: (loss) => set({ loss }),
+    chooseRun: (run) => set({ ...INITIAL, run, quantity: get().quantity }),
+    set: (patch) => set(moves.chooseView(patch)),
+    move: where(moves.moveRow),
+    moveColumn: where((model, by) => moves.moveColumn(model, get().step, by)),
+    toEnd: where((model, isLast) => moves.moveToEnd(model, get().step, isLast)),
+    cycle: where(moves.cycle),
+    fold: (path) => set(moves.toggle(get().folded, path)),
+    foldHere: where((model) => moves.toggleHere(model, get().folded)),
+    foldAll: where(moves.foldAll),
+    showAlert: where((model, alert) => moves.showAlert(model, get(), alert)),
+    zoom,
+    wheel,
+    zoomHere(factor) {
+      if (!scene.model) return;
+      const { domain: [low, high], frame, column } = scene.model;
+      wheel(factor, Math.min(Math.max(frame.steps[column], low), high));
+    },
+    reset: () => set({ zoom: null }),
+  };
+}

@@ -1,0 +1,44 @@
+/** What follows the heatmap as soon as the cursor rests: the lines, the chosen layer, what the profile still lacks. */
+import { exactCells, layerOf, linesOf, overlaysOf } from "./details.js";
+
+/** Milliseconds that the cursor rests before details are asked for. */
+const REST = 60;
+
+/**
+ * @param {Object} parts `ask` (see `remember`), `store`, `scene`, `page`, and `fail`, called with an error.
+ * @returns {{rest: function}} `rest` is to be called whenever something was drawn.
+ */
+export function createFollowUp({ ask, store, scene, page, fail }) {
+  let timer = 0;
+
+  function rest() {
+    clearTimeout(timer);
+    timer = setTimeout(follow, REST);
+  }
+
+  async function follow() {
+    const current = scene.model;
+    if (!current) return;
+    const whenCurrent = (use) => (found) => current === scene.model && use(found);
+    const { gutter, plot } = page.chart.boxes();
+    const step = current.frame.steps[current.column] ?? null;
+    const dress = { width: plot, gutter, domain: current.domain, palette: current.palette, step };
+    const tasks = await Promise.allSettled([
+      linesOf(ask, current, store.get().loss).then(whenCurrent((found) => page.lines.update(found, dress))),
+      layerOf(ask, current, page.columns()).then(whenCurrent((found) => page.layerPanel.update(found, dress))),
+      exactCells(ask, current).then(whenCurrent((exact) => redrawSide(current, { exact }))),
+      overlaysOf(ask, current, scene.others).then(whenCurrent((overlays) => redrawSide(current, { overlays }))),
+    ]);
+    if (current !== scene.model) return;
+    const failed = tasks.find(({ status }) => status === "rejected");
+    if (failed) fail(failed.reason);
+    else if (!scene.isLoading) page.setBusy(false);
+  }
+
+  function redrawSide(current, found) {
+    Object.assign(current, found);
+    page.chart.redrawSide();
+  }
+
+  return { rest };
+}

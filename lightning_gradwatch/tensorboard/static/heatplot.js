@@ -1,0 +1,70 @@
+/** The heatmap that takes the focus and the pointer, with the marks over it. */
+import { drawing, h, prepare } from "./dom.js";
+import { drawHeatmap } from "./heatmap.js";
+import { createCrosshair, listen } from "./plot.js";
+import { columnAt } from "./steps.js";
+import { layOut, rowAt } from "./tree.js";
+
+/**
+ * @param {Object} actions `choose({layer, step})`, `zoom([from, to])`, `wheel(factor, step)`, `reset()`, `key(event)`,
+ *   and `point({row, column} or null, event)`, called wherever the pointer goes.
+ */
+export function createHeatPlot(actions) {
+  const heat = drawing("heat");
+  const rowMark = h("div", { class: "rowmark", hidden: true });
+  const crosshair = createCrosshair();
+  const element = h(
+    "div",
+    {
+      class: "plot", tabindex: "0", role: "application", "aria-roledescription": "heatmap",
+      "aria-describedby": "gw-cell", onkeydown: actions.key,
+    },
+    heat, rowMark, ...crosshair.elements,
+  );
+  let model = null;
+  let rows = [];
+  const domainOf = () => model?.domain ?? [0, 1];
+
+  listen(element, domainOf, {
+    hover: (step, y, event) => actions.point(placeAt(step, y), event),
+    leave: () => actions.point(null),
+    click(step, y) {
+      element.focus({ preventScroll: true });
+      const place = placeAt(step, y);
+      if (place) actions.choose({ layer: model.layers[place.row.first], step: model.frame.steps[place.column] });
+    },
+    zoom: actions.zoom, wheel: actions.wheel, reset: actions.reset,
+  });
+
+  function placeAt(step, y) {
+    if (!model) return null;
+    const row = rowAt(rows, y);
+    const column = columnAt(model.spans, step);
+    return row && column >= 0 ? { row, column } : null;
+  }
+
+  /** Draw a model; returns its rows with their places, or null if there is no room. */
+  function draw(next) {
+    model = next;
+    element.setAttribute("aria-label", model.label);
+    const { context, width, height } = prepare(heat);
+    if (!width) return null;
+    rows = layOut(model.rows, height);
+    drawHeatmap(context, { x: 0, y: 0, width, height }, { ...model, rows }, model.palette, devicePixelRatio || 1);
+    [heat.dataset.from, heat.dataset.to] = model.domain;
+    crosshair.choose(model.frame.steps[model.column] ?? null, model.domain, width);
+    markRow(rows[model.row]);
+    return rows;
+  }
+
+  function markRow(row) {
+    rowMark.hidden = !row;
+    if (!row) return;
+    rowMark.style.top = `${row.top}px`;
+    rowMark.style.height = `${row.height}px`;
+  }
+
+  /** The line at a step that is hovered, here or somewhere else. */
+  const hover = (step) => crosshair.hover(step, domainOf(), element.clientWidth);
+  return { element, heat, draw, hover };
+}

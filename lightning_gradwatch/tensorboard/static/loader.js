@@ -1,0 +1,98 @@
+/** From the state to a page: look for news, load what is asked for, hand it to the painter. */
+import { formatStep } from "./format.js";
+import { chosenRun, loadView } from "./model.js";
+import { createOthers } from "./others.js";
+
+/**
+ * @param {Object} parts `source`, `ask` (see `remember`), `store`, `scene`, `page` and `painter`.
+ */
+export function createLoader({ source, ask, store, scene, page, painter }) {
+  const about = createOthers(source);
+  let signature = null;
+  /** Answers that come after the next question are dropped. */
+  let turn = 0;
+
+  /** Look for news; load again only if there are any, or if `isForced`. */
+  async function look(isForced = false) {
+    try {
+      scene.runs = await source.runs();
+      const now = JSON.stringify(scene.runs);
+      if (now !== signature || isForced === true) {
+        signature = now;
+        await update();
+      }
+      page.toolbar.setLive(liveText());
+    } catch (error) {
+      fail(error);
+    }
+  }
+
+  function liveText() {
+    const step = chosenRun(scene.runs, store.get().run)?.last_step ?? null;
+    return step === null ? "live" : `live · step ${formatStep(step)}`;
+  }
+
+  function fail(error) {
+    page.trouble.show(error.message);
+    page.toolbar.setLive("not up to date");
+    signature = null;
+    scene.isLoading = false;
+    page.setBusy(false);
+  }
+
+  /** Load and draw what the state asks for. */
+  async function update() {
+    turn += 1;
+    const isStale = staleness();
+    scene.isLoading = true;
+    page.setBusy(true);
+    markStart();
+    const row = chosenRun(scene.runs, store.get().run);
+    try {
+      const next = row ? await loadView(ask, scene.runs, row, store.get(), page.columns(), scene.view) : null;
+      if (isStale()) return;
+      show(next);
+      await thumbnails();
+      const found = scene.view ? await about.partners(scene.runs, row.run, scene.view.optimizer) : [];
+      if (isStale()) return;
+      [scene.others, scene.isLoading] = [found, false];
+      if (scene.view) painter.draw();
+      else page.setBusy(false);
+    } catch (error) {
+      if (!isStale()) fail(error);
+    }
+  }
+
+  /** Whether somebody has asked for something else since now. */
+  function staleness() {
+    const mine = turn;
+    return () => mine !== turn;
+  }
+
+  function show(next) {
+    scene.view = next && !next.isEmpty ? next : null;
+    page.trouble.hide();
+    page.strip.update(scene.runs, next?.run.run ?? null);
+    if (!scene.view) {
+      scene.model = null;
+      page.showEmpty(next?.run ?? null, scene.runs.some(({ status }) => status !== "not_watched"));
+      return;
+    }
+    page.showView();
+    painter.draw();
+    performance.measure("gradwatch-drawn", "gradwatch-load");
+    const { zoom } = scene.view;
+    if (JSON.stringify(zoom) !== JSON.stringify(store.get().zoom)) store.set({ zoom });
+  }
+
+  const thumbnails = () => about.thumbnails(scene.runs, staleness(), painter.drawThumbnail);
+
+  return { look, update, fail, thumbnails };
+}
+
+/** How long loading takes can be read from the browser's own timeline. */
+function markStart() {
+  performance.clearMarks("gradwatch-load");
+  performance.clearMeasures("gradwatch-drawn");
+  performance.mark("gradwatch-load");
+}

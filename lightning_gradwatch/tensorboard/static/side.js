@@ -1,0 +1,56 @@
+/** What stands to the right of the heatmap: the depth profile with its title, its legend and the names of its lines. */
+import { css } from "./colours.js";
+import { drawing, h, prepare } from "./dom.js";
+import { formatSteps } from "./format.js";
+import { drawLegend, drawProfile } from "./profile.js";
+
+/** Pixels that stay free on either side. */
+const MARGIN = 10;
+
+export function createSide() {
+  const title = h("span", { class: "profile-title" });
+  const profile = drawing("profile");
+  const legend = drawing("legend");
+  const overlays = h("div", { class: "overlays" });
+
+  /** @param {number|null} hovered The column under the pointer, whose profile is shown instead of the chosen one's. */
+  function draw(model, rows, hovered) {
+    const { frame, palette } = model;
+    const { context, width, height } = prepare(profile);
+    if (!width) return;
+    const column = hovered ?? model.column;
+    const isChosen = hovered === null;
+    const cells = (isChosen && model.exact) || model.cells.subarray(column * frame.rows, (column + 1) * frame.rows);
+    const shown = {
+      ...model, rows, cells, overlays: isChosen ? model.overlays : [], layers: model.layers.length, chosen: model.row,
+    };
+    drawProfile(context, { x: MARGIN, y: 0, width: width - 2 * MARGIN, height }, shown, palette);
+    const what = model.compare ? "Difference" : "Depth profile";
+    title.textContent = `${what} at ${formatSteps(frame.steps[column], frame.lastSteps[column])}`;
+    overlays.replaceChildren(...overlayChips(model));
+    const under = prepare(legend);
+    drawLegend(under.context, { x: MARGIN, y: 4, width: under.width - 2 * MARGIN }, model, palette);
+  }
+  return { title, profile, legend, overlays, draw };
+}
+
+/** Who is who in the profile; or, of a comparison, what the colours mean. */
+function overlayChips({ run, compare, overlays, palette, stops }) {
+  if (compare) {
+    const [less, more] = [stops[1], stops.at(-2)].map(css);
+    return [
+      chip(run.run, `6px solid ${more}`, `more in ${run.run}`),
+      chip(compare, `6px solid ${less}`, `more in ${compare}`),
+    ];
+  }
+  if (!overlays.length) return [];
+  const style = (dash) => (dash.length ? "dashed" : "solid");
+  const others = overlays.map(({ name, colour, dash }) => chip(name, `2px ${style(dash)} ${colour}`));
+  return [chip(run.run, `2px solid ${palette.ink}`), ...others];
+}
+
+function chip(name, border, text = name) {
+  const line = h("i", { class: "stroke" });
+  line.style.borderTop = border;
+  return h("span", { class: "chip", title: name }, line, h("span", { text }));
+}
