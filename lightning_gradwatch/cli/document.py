@@ -8,9 +8,9 @@ from typing import Any
 
 from lightning_gradwatch.cli.choice import exit_status
 from lightning_gradwatch.cli.logs import Logs, OpenRun, Run
-from lightning_gradwatch.cli.quantities import QUANTITIES
 from lightning_gradwatch.tensorboard import answers
 from lightning_gradwatch.tensorboard.schema import SCHEMA_VERSION, plain
+from lightning_gradwatch.tensorboard.tables import QUANTITIES
 
 
 def encode(logs: Logs, runs: Sequence[Run], directory: Path) -> dict[str, Any]:

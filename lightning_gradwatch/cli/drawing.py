@@ -20,13 +20,14 @@ from lightning_gradwatch.cli.glyphs import (
     has_colours,
 )
 from lightning_gradwatch.cli.picture import Picture, Scale
-from lightning_gradwatch.cli.quantities import Quantity
 from lightning_gradwatch.cli.words import safe
 from lightning_gradwatch.core.records import MISSING
+from lightning_gradwatch.tensorboard.tables import CELLS, Quantity
 
 MAX_ROWS = 24
 _NUMBER_WIDTH = 9
 _KEY_WIDTH = 16
+_FORMATS = {"log": ".1e", "fraction": ".0%", "linear": ".3g"}
 _MARK = 2
 """Columns before a name, for the mark of a layer with an open alert."""
 
@@ -137,11 +138,12 @@ def number(value: float, quantity: Quantity) -> str:
         return "-"
     if not math.isfinite(value) or value == 0:
         return f"{value:g}"
-    return f"{value:.1e}" if quantity.is_log else f"{value:.0%}"
+    return format(value, _FORMATS[quantity.scale])
 
 
 def _title(picture: Picture, canvas: Canvas) -> Text:
-    text = Text(picture.quantity.label, style="bold")
+    quantity = picture.quantity
+    text = Text(f"{quantity.label}, in {quantity.unit}" if quantity.unit else quantity.label, style="bold")
     width = _MARK + canvas.name_width + 1 + canvas.columns
     text.append("  input above, loss below", style="dim")
     text.append(" " * max(width - len(text) + 1, 2))
@@ -170,8 +172,8 @@ def _legend(canvas: Canvas, picture: Picture) -> Text:
     text.append_text(canvas.key(picture.scale))
     shown = picture.values
     specials = (
-        ((shown == 0).any(), 0.0, "exactly zero"),
-        ((~np.isfinite(shown)).any(), math.nan, "NaN or infinite"),
+        ((shown == 0).any(), 0.0, CELLS["zero"]),
+        ((~np.isfinite(shown)).any(), math.nan, CELLS["nonfinite"]),
         ((shown == MISSING).any(), MISSING, picture.quantity.missing),
     )
     for is_there, value, words in specials:

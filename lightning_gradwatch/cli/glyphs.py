@@ -8,14 +8,8 @@ from rich.color import Color
 from rich.console import Console
 from rich.style import Style
 
-from lightning_gradwatch.tensorboard.status import Status
+from lightning_gradwatch.tensorboard.tables import VIRIDIS, Status
 
-_VIRIDIS = (
-    (68, 1, 84), (72, 24, 106), (71, 45, 123), (66, 64, 134), (59, 82, 139), (51, 99, 141), (44, 114, 142),
-    (38, 130, 142), (33, 145, 140), (31, 160, 136), (40, 174, 128), (63, 188, 115), (94, 201, 98), (132, 212, 75),
-    (173, 220, 48), (216, 226, 25), (253, 231, 37),
-)  # fmt: skip
-"""17 even points of viridis (Nathaniel Smith and Stefan van der Walt, CC0), which colour-blind people read as well."""
 STYLES: dict[Status, str] = {
     "sick": "bold red",
     "notice": "bold yellow",
@@ -90,10 +84,10 @@ def has_colours(console: Console) -> bool:
 
 def colour(position: float) -> Color:
     """The colour at a place from 0 to 1."""
-    place = position * (len(_VIRIDIS) - 1)
-    index = min(int(place), len(_VIRIDIS) - 2)
+    place = position * (len(VIRIDIS) - 1)
+    index = min(int(place), len(VIRIDIS) - 2)
     share = place - index
-    ends = zip(_VIRIDIS[index], _VIRIDIS[index + 1], strict=True)
+    ends = zip(VIRIDIS[index], VIRIDIS[index + 1], strict=True)
     return Color.from_rgb(*(round(low + share * (high - low)) for low, high in ends))
 
 

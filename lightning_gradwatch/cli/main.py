@@ -13,7 +13,7 @@ from typing import Any
 
 from lightning_gradwatch import __version__
 from lightning_gradwatch.cli.errors import CommandError
-from lightning_gradwatch.cli.quantities import QUANTITIES
+from lightning_gradwatch.tensorboard.tables import QUANTITIES
 
 ERROR = 2
 _EXIT = "Exit status: 1 if an alert is open, 0 if none is, 2 if that cannot be told."

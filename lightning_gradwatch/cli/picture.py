@@ -8,13 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_gradwatch.cli.quantities import Quantity
 from lightning_gradwatch.core.records import MISSING
 from lightning_gradwatch.tensorboard.schema import Array
 from lightning_gradwatch.tensorboard.store import Samples
-
-LEAST_DECADES = 6
-"""A healthy network spans a decade or two; with six decades it looks calm, and a dying one does not."""
+from lightning_gradwatch.tensorboard.tables import LEAST_DECADES, Quantity, ScaleKind
 
 
 @dataclass(frozen=True)
@@ -22,34 +19,36 @@ class Scale:
     """From values to positions.
 
     Attributes:
-        is_log: Whether low and high are decades.
-        low: Where 0 lies.
+        kind: As in the table of the quantities.
+        low: Where 0 lies; decades if the kind is ``"log"``.
         high: Where 1 lies.
     """
 
-    is_log: bool
+    kind: ScaleKind
     low: float
     high: float
 
     @classmethod
-    def of(cls, values: Array, is_log: bool) -> Scale:
-        """The scale of a quantity over the values of a run: whole decades, six at least; or from 0 to 1."""
+    def of(cls, values: Array, kind: ScaleKind) -> Scale:
+        """The scale of a quantity over the values of a run: whole decades, six at least; or from 0 to 1 or more."""
         real = values[np.isfinite(values) & (values > 0)]
-        if not is_log:
-            return cls(False, 0.0, 1.0)
+        if kind != "log":
+            return cls(kind, 0.0, max(float(real.max(initial=1.0)), 1.0) if kind == "linear" else 1.0)
         high = math.ceil(math.log10(real.max()) - 1e-9) if real.size else 0
         low = math.floor(math.log10(real.min()) + 1e-9) if real.size else high
-        return cls(True, min(low, high - LEAST_DECADES), high)
+        return cls(kind, min(low, high - LEAST_DECADES), high)
 
     def position(self, value: float) -> float:
         """A value's place from 0 to 1; it must be finite and positive."""
-        place = (math.log10(value) if self.is_log else value) - self.low
+        place = (math.log10(value) if self.kind == "log" else value) - self.low
         return min(max(place / (self.high - self.low), 0.0), 1.0)
 
     @property
     def ends(self) -> tuple[str, str]:
         """What stands at either end."""
-        return (f"1e{self.low:.0f}", f"1e{self.high:.0f}") if self.is_log else ("0 %", "100 %")
+        if self.kind == "log":
+            return f"1e{self.low:.0f}", f"1e{self.high:.0f}"
+        return ("0 %", "100 %") if self.kind == "fraction" else ("0", f"{self.high:.3g}")
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def paint(samples: Samples, layers: Sequence[str], quantity: Quantity, max_rows:
         values=np.stack(cells, axis=1),
         latest=by_row[-1],
         steps=(first, last),
-        scale=Scale.of(samples.values, quantity.is_log),
+        scale=Scale.of(samples.values, quantity.scale),
     )
 
 

@@ -43,7 +43,7 @@ def _lines(run: OpenRun, console: Console) -> Iterator[Text]:
 
 def _line(head: str, found: dict[str, Any], console: Console) -> Text:
     norms = np.array(found["norms"])
-    scale = Scale.of(norms, is_log=True)
+    scale = Scale.of(norms, "log")
     horizon = "" if found["horizon"] is None else f", memory {found['horizon']:.0f}"
     tail = f" {' to '.join(scale.ends)}, {int(max(found['steps_back'], default=0)) + 1:,} time steps{horizon}"
     columns = max(console.width - len(head) - len(tail), 8)

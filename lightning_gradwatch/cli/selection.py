@@ -11,7 +11,7 @@ from lightning_gradwatch.cli.drawing import canvas_for
 from lightning_gradwatch.cli.incidents import worst_first
 from lightning_gradwatch.cli.logs import OpenRun
 from lightning_gradwatch.cli.picture import Picture, is_seen, names_of, paint, rows_of
-from lightning_gradwatch.cli.quantities import QUANTITIES
+from lightning_gradwatch.tensorboard.tables import QUANTITIES
 
 _TOLD_BY_OUTPUTS = frozenset({"vanishing", "exploding"})
 

@@ -18,7 +18,7 @@ from lightning_gradwatch.cli.incidents import Incident, worst_first
 from lightning_gradwatch.cli.logs import Logs, OpenRun, Run
 from lightning_gradwatch.cli.recurrence import through_time
 from lightning_gradwatch.cli.selection import pictures
-from lightning_gradwatch.tensorboard.status import Status
+from lightning_gradwatch.tensorboard.tables import STATUSES, Status
 from lightning_gradwatch.tensorboard.trials import HEADER, not_tried, recipes, rows_of, summary
 
 _MAX_OPEN, _MAX_ENDED = 4, 3
@@ -59,7 +59,7 @@ def overview(runs: Sequence[Run], scene: Scene) -> RenderableType:
     table.add_column("last step", no_wrap=True, justify="right", width=_STEP_WIDTH)
     for run, name in zip(runs, names, strict=True):
         status = run.verdict.status
-        sign = Text(f"{glyphs_for(scene.console).status[status]} {status.replace('_', ' ')}", STYLES[status])
+        sign = Text(f"{glyphs_for(scene.console).status[status]} {STATUSES[status]}", STYLES[status])
         step = "" if run.last_step is None else f"{run.last_step:,}"
         table.add_row(
             sign,
@@ -87,8 +87,7 @@ def report(run: Run, scene: Scene, max_rows: int = MAX_ROWS) -> RenderableType:
 def _verdict(whole: OpenRun, scene: Scene) -> RenderableType:
     run = whole.run
     status, glyphs = run.verdict.status, glyphs_for(scene.console)
-    word = status.replace("_", " ").upper()
-    text = Text(f"{glyphs.status[status]} {word}  ", STYLES[status])
+    text = Text(f"{glyphs.status[status]} {STATUSES[status].upper()}  ", STYLES[status])
     text.append(words.safe(run.verdict.headline), "bold")
     facts = glyphs.dot.join([scene.name(run), *_facts(whole, scene)])
     colour = STYLES[status].split()[-1]

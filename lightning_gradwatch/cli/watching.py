@@ -20,6 +20,7 @@ from lightning_gradwatch.cli.errors import CommandError
 from lightning_gradwatch.cli.logs import Logs, Run
 from lightning_gradwatch.cli.terminal import Scene, overview, report
 from lightning_gradwatch.cli.words import safe
+from lightning_gradwatch.tensorboard.tables import STATUSES
 
 _TICK_SECONDS = 0.25
 """How soon a window of another size is noticed."""
@@ -119,7 +120,7 @@ def _lines(scene: Scene) -> Iterator[Show]:
             judged = run.verdict.status, run.verdict.num_open
             if said.get(run.name) != judged:
                 said[run.name] = judged
-                now, status = datetime.now().strftime("%H:%M:%S"), run.verdict.status.replace("_", " ")
+                now, status = datetime.now().strftime("%H:%M:%S"), STATUSES[run.verdict.status]
                 line = f"{now} {status}: {scene.name(run)}: {safe(run.verdict.headline)}\n"
                 scene.console.file.write(line)
                 scene.console.file.flush()

@@ -15,7 +15,7 @@ from tensorboard.plugins import base_plugin
 from werkzeug.wrappers import Request, Response
 
 from lightning_gradwatch.core.metrics import PLUGIN
-from lightning_gradwatch.tensorboard import answers
+from lightning_gradwatch.tensorboard import answers, tables
 from lightning_gradwatch.tensorboard.schema import HISTOGRAM, UnreadableError, plain
 from lightning_gradwatch.tensorboard.store import Cache, Catalogue, MissingError, Series, Store
 
@@ -128,6 +128,7 @@ def _series(store: Store, query: Query, quantity: str) -> Series:
 
 
 ANSWERS: dict[str, Answer] = {
+    "tables": lambda *_: tables.encode(),
     "runs": lambda store, _: answers.runs(store),
     "run": lambda store, query: answers.run(store, query.text("run")),
     "heatmap": _heatmap,

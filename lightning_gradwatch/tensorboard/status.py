@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from lightning_gradwatch.core.metrics import is_own
+from lightning_gradwatch.tensorboard.tables import KINDS, STATUSES, Status
 
-Status = Literal["sick", "notice", "unreadable", "recovered", "healthy", "not_watched"]
-SICKEST_FIRST: tuple[Status, ...] = ("sick", "notice", "unreadable", "recovered", "healthy", "not_watched")
-
-_SYMPTOMS = {
-    "vanishing": "Gradients vanish with depth",
-    "vanishing_through_time": "Gradients vanish through time",
-    "exploding": "Gradients explode",
-    "nonfinite": "NaN or infinite values",
-    "dead": "Layers without any gradient",
-    "detached": "Layers that no gradient reaches",
-    "stalled": "The loss does not fall",
-    "underflow": "Gradients or updates are rounded away",
-}
+SICKEST_FIRST = tuple(STATUSES)
 _NOT_TRAINING = frozenset({"val", "valid", "validation", "test", "testing", "eval", "evaluation", "dev", "holdout"})
 
 
@@ -63,9 +52,9 @@ def judge(alerts: Sequence[Mapping[str, Any]] | None, is_watched: bool, problem:
 
 
 def symptom(alert: Mapping[str, Any]) -> str:
-    """What is wrong, in a few words."""
+    """What is wrong, in a few words; of a kind that is not known, as in the log of a newer version, its name."""
     kind = str(alert["kind"])
-    return _SYMPTOMS.get(kind, kind)
+    return KINDS[kind].title if kind in KINDS else kind
 
 
 def _since(alert: Mapping[str, Any]) -> str:

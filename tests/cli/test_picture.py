@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_gradwatch.cli.picture import Scale, is_seen, paint, rows_of
-from lightning_gradwatch.cli.quantities import QUANTITIES
 from lightning_gradwatch.tensorboard.store import Samples
+from lightning_gradwatch.tensorboard.tables import QUANTITIES
 
 NORM = QUANTITIES["grad_norm"]
 
@@ -57,15 +57,17 @@ def test_one_sample_fills_the_picture() -> None:
 
 
 def test_a_scale_covers_the_values_in_whole_decades_and_six_at_least() -> None:
-    assert Scale.of(np.array([1e-3, 0.5]), is_log=True) == Scale(True, -6, 0)
-    assert Scale.of(np.array([2e-18, 0.5, np.nan, np.inf, 0.0, -1.0]), is_log=True) == Scale(True, -18, 0)
-    assert Scale.of(np.array([0.0, -1.0]), is_log=True) == Scale(True, -6, 0)
-    assert Scale.of(np.array([0.2]), is_log=False).ends == ("0 %", "100 %")
+    assert Scale.of(np.array([1e-3, 0.5]), "log") == Scale("log", -6, 0)
+    assert Scale.of(np.array([2e-18, 0.5, np.nan, np.inf, 0.0, -1.0]), "log") == Scale("log", -18, 0)
+    assert Scale.of(np.array([0.0, -1.0]), "log") == Scale("log", -6, 0)
+    assert Scale.of(np.array([0.2]), "fraction").ends == ("0 %", "100 %")
+    assert Scale.of(np.array([0.2, np.nan, -1.0]), "linear").ends == ("0", "1")
+    assert Scale.of(np.array([7.0, 12.0, np.inf]), "linear") == Scale("linear", 0, 12)
 
 
 @pytest.mark.parametrize(("value", "place"), [(1.0, 1.0), (1e-3, 0.5), (1e-6, 0.0), (1e-9, 0.0), (1e9, 1.0)])
 def test_a_place_lies_within_the_scale(value: float, place: float) -> None:
-    assert Scale(True, -6, 0).position(value) == pytest.approx(place)
+    assert Scale("log", -6, 0).position(value) == pytest.approx(place)
 
 
 def test_nothing_observed_is_not_seen() -> None:

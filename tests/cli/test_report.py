@@ -77,13 +77,24 @@ def test_a_recurrent_layer_is_shown_along_its_time_steps(logs: Path, capsys: Any
 def test_a_nan_is_marked_in_the_picture(logs: Path, capsys: Any) -> None:
     _, out, _ = here(capsys, "report", logs / "recovered")
     assert "RECOVERED" in out
-    assert "✕ NaN or infinite" in out
+    assert "✕ NaN or Inf" in out
 
 
 def test_another_quantity_is_shown_if_asked_for(logs: Path, capsys: Any) -> None:
     _, out, _ = here(capsys, "report", logs / "clipped", "--quantity", "clipped_fraction")
-    assert "Share of clipped steps" in out
+    assert "Clipped steps" in out
     assert "100 %" in out
+
+
+def test_every_quantity_of_the_tab_can_be_asked_for(logs: Path, capsys: Any) -> None:
+    _, out, _ = here(capsys, "report", logs / "recurrent", "--quantity", "memory_horizon")
+    _, *rows = out[out.index("Memory horizon, in steps") :].splitlines()
+    found = json.loads(here(capsys, "report", logs / "recurrent", "--json")[1])
+    version = found["runs"][0]["optimizers"][0]["versions"][0]
+    horizons = dict(zip(version["layers"], version["latest"]["memory_horizon"]["values"], strict=True))
+    assert horizons["net.rnn"] > 1
+    assert f" {horizons['net.rnn']:.3g} " in next(row for row in rows if "net.rnn" in row)
+    assert "not recurrent" in out
 
 
 def test_three_hundred_layers_share_two_dozen_rows(tmp_path: Path, capsys: Any) -> None:
@@ -152,7 +163,7 @@ def test_a_terminal_that_knows_ascii_only_gets_ascii(logs: Path) -> None:
     assert found.returncode == 0, found.stderr
     assert found.stdout.isascii()
     assert "RECOVERED" in found.stdout
-    assert "x NaN or infinite" in found.stdout
+    assert "x NaN or Inf" in found.stdout
 
 
 def test_names_and_lines_that_are_no_utf8_are_shown_as_far_as_they_go(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_gradwatch.tensorboard import plugin
+from lightning_gradwatch.tensorboard import plugin, tables
 from lightning_gradwatch.tensorboard.status import SICKEST_FIRST
 from tests.tasks import read_events, scalars
 from tests.tensorboard.board import Board
@@ -50,6 +50,10 @@ def test_the_tab_is_listed_and_shown_once_there_is_data(board: Board) -> None:
     listing = board.ask("data/plugins_listing").json["gradwatch"]
     assert (listing["enabled"], listing["tab_name"]) == (True, "GradWatch")
     assert listing["loading_mechanism"]["module_path"].endswith("/data/plugin/gradwatch/static/index.js")
+
+
+def test_labels_and_titles_come_from_the_tables(board: Board) -> None:
+    assert board.get("tables").json == json.loads(json.dumps(tables.encode()))
 
 
 def test_runs_come_the_sickest_first_and_a_run_that_is_not_watched_is_not_called_healthy(board: Board) -> None:

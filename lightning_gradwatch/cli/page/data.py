@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lightning_gradwatch.cli.logs import Logs, OpenRun, Run
-from lightning_gradwatch.tensorboard import answers
+from lightning_gradwatch.tensorboard import answers, tables
 from lightning_gradwatch.tensorboard.schema import HISTOGRAM, NORM_RANGE, Array, encode_frame, plain
 from lightning_gradwatch.tensorboard.store import Samples, Series
 from lightning_gradwatch.tensorboard.trials import shown
@@ -24,7 +24,7 @@ _ALL: answers.Span = (None, None)
 
 def gather(logs: Logs, runs: Sequence[Run]) -> dict[str, Any]:
     """Plain JSON for the page; matrices are frames in base64."""
-    return dict(plain({"runs": [_run(logs.open(run), logs.title(run)) for run in runs]}))
+    return dict(plain({"tables": tables.encode(), "runs": [_run(logs.open(run), logs.title(run)) for run in runs]}))
 
 
 def _run(whole: OpenRun, title: str) -> dict[str, Any]:

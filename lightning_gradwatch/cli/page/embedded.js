@@ -58,8 +58,8 @@ function found(what, name) {
   return what;
 }
 
-/** @param {{runs: Object[]}} data See `page/data.py`. */
-export function embeddedSource({ runs }) {
+/** @param {{tables: Object, runs: Object[]}} data See `page/data.py`. */
+export function embeddedSource({ tables, runs }) {
   const runOf = ({ run }) => found(runs.find(({ row }) => row.run === run), `the run ${run}`);
   const versionOf = (query) => {
     const { versions } = runOf(query);
@@ -74,6 +74,7 @@ export function embeddedSource({ runs }) {
   };
   const heatmapOf = (query) => frameOf(found(versionOf(query).heatmaps[query.quantity], query.quantity));
   return {
+    tables: async () => tables,
     runs: async () => runs.map(({ row }) => row),
     run: async (query) => runOf(query).document,
     heatmap: async (query) => part(heatmapOf(query), query),

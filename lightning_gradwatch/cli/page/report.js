@@ -4,11 +4,11 @@ import { followLink, readLink, writeLink } from "../../tensorboard/static/link.j
 import { followTheme } from "../../tensorboard/static/theme.js";
 import { embeddedSource, unpack } from "./embedded.js";
 
-const { runs } = await unpack(document.getElementById("gradwatch-data").textContent);
-const app = createApp(embeddedSource({ runs }), readLink(), writeLink);
+const data = await unpack(document.getElementById("gradwatch-data").textContent);
+const app = createApp(embeddedSource(data), readLink(), writeLink);
 document.body.replaceChildren(app.element);
 followTheme(app.repaint);
 followLink(app.open);
 await app.look();
-const written = Math.max(...runs.map(({ row }) => row.wall_time));
+const written = Math.max(...data.runs.map(({ row }) => row.wall_time));
 app.element.querySelector(".live").textContent = `as of ${new Date(1000 * written).toLocaleString("en-GB")}`;

@@ -1,19 +1,9 @@
 /** The one banner: what is wrong, since when, why, and what to try. All of it is text from a log, and stays text. */
 import { h, icon } from "./dom.js";
 import { formatStep } from "./format.js";
-import { STATUSES } from "./status.js";
+import { shapeOf } from "./status.js";
+import { kindOf } from "./tables.js";
 import { trialsOf } from "./trials.js";
-
-const TITLES = {
-  vanishing: "Gradients vanish with depth",
-  vanishing_through_time: "Gradients vanish through time",
-  exploding: "Gradients explode",
-  nonfinite: "NaN or infinite gradients",
-  dead: "Layers get no gradient at all",
-  detached: "Layers that no gradient reaches",
-  stalled: "The loss does not fall",
-  underflow: "Gradients or updates are rounded away",
-};
 
 /** The alert that matters most: open before ended, alert before notice, then the earliest. */
 export function foremost(alerts) {
@@ -50,13 +40,12 @@ export function createBanner({ showAlert }) {
 }
 
 function quietParts({ status, headline }) {
-  const { shape } = STATUSES[status] ?? STATUSES.healthy;
-  return [icon(shape, "mark"), h("div", { class: "what" }, h("h2", { text: headline }))];
+  return [icon(shapeOf(status), "mark"), h("div", { class: "what" }, h("h2", { text: headline }))];
 }
 
 function alertParts(alert, alerts, showAlert) {
   const isOver = alert.until_step !== null;
-  const { shape } = STATUSES[isOver ? "recovered" : alert.level === "alert" ? "sick" : "notice"];
+  const status = isOver ? "recovered" : alert.level === "alert" ? "sick" : "notice";
   const where = alert.layer ? ` · ${alert.layer}` : "";
   const whose = alert.optimizer ? ` · ${alert.optimizer}` : "";
   const others = alerts.length - 1;
@@ -65,14 +54,14 @@ function alertParts(alert, alerts, showAlert) {
     ["Try", (alert.remedies ?? []).join("; ")],
   ].filter(([, text]) => text);
   return [
-    icon(shape, "mark"),
+    icon(shapeOf(status), "mark"),
     h(
       "div",
       { class: "what" },
       h(
         "h2",
         {},
-        h("span", { text: TITLES[alert.kind] ?? alert.kind }),
+        h("span", { text: kindOf(alert.kind).title }),
         h("span", { class: "when", text: `${since(alert)}${where}${whose}` }),
       ),
       h("p", { class: "message", text: whatOf(alert) }),

@@ -21,6 +21,7 @@ export function createChart(actions) {
   const plot = createHeatPlot({ ...actions, point });
   const side = createSide();
   const lanes = createLaneBox(actions);
+  const key = createKey();
   const steps = drawing("steps");
   const element = h(
     "div",
@@ -28,7 +29,7 @@ export function createChart(actions) {
     h("div", { class: "corner", text: "input side" }), h("div", { class: "spacer" }), side.title,
     gutter.element, plot.element, h("div", { class: "side" }, side.profile),
     h("div", { class: "ends" }, h("span", { text: "loss side" })), steps, side.legend,
-    h("div", { class: "lanes-box" }, lanes.element, createKey()), side.overlays,
+    h("div", { class: "lanes-box" }, lanes.element, key.element), side.overlays,
   );
   let model = null;
   /** The rows with their places, and the column under the pointer. */
@@ -62,6 +63,7 @@ export function createChart(actions) {
     if (!drawn) return false;
     rows = drawn;
     gutter.draw(model, rows);
+    key.update();
     const { context, width } = prepare(steps);
     drawSteps(context, { x: 0, y: 0, width }, model, model.palette);
     lanes.draw(model, { x: gutter.element.clientWidth, y: 4, width: plot.element.clientWidth });

@@ -1,11 +1,6 @@
 /** From values to colours: perceptually even, readable for colour-blind people, with patterns for what is no number. */
+import { viridis } from "./tables.js";
 
-/** 17 even points of viridis (Nathaniel Smith and Stefan van der Walt, CC0). */
-const VIRIDIS = [
-  [68, 1, 84], [72, 24, 106], [71, 45, 123], [66, 64, 134], [59, 82, 139], [51, 99, 141], [44, 114, 142],
-  [38, 130, 142], [33, 145, 140], [31, 160, 136], [40, 174, 128], [63, 188, 115], [94, 201, 98], [132, 212, 75],
-  [173, 220, 48], [216, 226, 25], [253, 231, 37],
-];
 /** Blue for less, orange for more, which all common kinds of colour blindness tell apart. */
 const LESS = [[17, 66, 138], [88, 142, 206]];
 const MORE = [[222, 140, 58], [148, 62, 0]];
@@ -30,7 +25,7 @@ export function between(stops, position) {
 }
 
 /** The stops of a map: viridis, or one that runs through a neutral `middle`. */
-export const stopsOf = (isDiverging, middle) => (isDiverging ? [...LESS, middle, ...MORE] : VIRIDIS);
+export const stopsOf = (isDiverging, middle) => (isDiverging ? [...LESS, middle, ...MORE] : viridis());
 
 /** 256 packed colours of a map. */
 export function lookup(stops) {

@@ -1,6 +1,6 @@
 /** Two runs of the same architecture: the difference, layer by layer and step by step. */
-import { QUANTITIES } from "./quantities.js";
 import { columnAt, spansOf } from "./steps.js";
+import { quantityOf } from "./tables.js";
 
 /** Stands for a cell that only one of the runs has. */
 export const NOT_COMPARED = 2 ** 127;
@@ -9,7 +9,7 @@ export const NOT_COMPARED = 2 ** 127;
 export function difference(here, there, quantity) {
   if (here === -1 || there === -1 || here === undefined || there === undefined) return NOT_COMPARED;
   if (!Number.isFinite(here) || !Number.isFinite(there)) return NaN;
-  if (QUANTITIES[quantity].scale !== "log") return here - there;
+  if (quantityOf(quantity).scale !== "log") return here - there;
   return here === there ? 0 : Math.log10(here) - Math.log10(there);
 }
 

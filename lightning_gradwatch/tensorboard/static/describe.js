@@ -1,7 +1,7 @@
 /** One cell of the heatmap in words, for the tooltip, for screen readers and for the CSV. */
 import { NOT_COMPARED } from "./compare.js";
 import { formatNumber, formatSteps, formatValue } from "./format.js";
-import { QUANTITIES } from "./quantities.js";
+import { cellWords, quantityOf } from "./tables.js";
 
 /** The value that stands for a row of layers: a NaN wins, then the largest. */
 export function valueOfRow(values, row, start) {
@@ -17,8 +17,8 @@ export function valueOfRow(values, row, start) {
 
 function differenceText(value, quantity) {
   if (value === NOT_COMPARED) return "only in one of the runs";
-  if (Number.isNaN(value)) return "NaN or Inf in one of the runs";
-  const { scale } = QUANTITIES[quantity];
+  if (Number.isNaN(value)) return `${cellWords().nonfinite} in one of the runs`;
+  const { scale } = quantityOf(quantity);
   if (scale === "fraction") return `${formatNumber(100 * value)} percentage points`;
   if (scale !== "log") return formatNumber(value);
   const factor = Number.isFinite(value) ? `×${formatNumber(10 ** value)} ` : "";
@@ -55,7 +55,7 @@ export function describe(model, row, column) {
   return {
     name: row.label,
     when: formatSteps(frame.steps[column], frame.lastSteps[column]),
-    label: QUANTITIES[quantity].label.toLowerCase(),
+    label: quantityOf(quantity).label.toLowerCase(),
     value: valueText(model, row, column),
     notes: notes.filter(Boolean),
   };

@@ -2,6 +2,7 @@
 import { ZERO } from "./colours.js";
 import { isComparable } from "./compare.js";
 import { toCells } from "./scale.js";
+import { lineTable } from "./tables.js";
 
 const OVERLAYS = 4;
 const DASHES = [[], [6, 3], [2, 3], [8, 3, 2, 3]];
@@ -67,8 +68,7 @@ export async function linesOf(ask, model, lossTag) {
   const loss = tags.includes(lossTag) ? lossTag : (run.loss_tag ?? tags[0]);
   const wanted = [
     { key: "loss", label: loss, tag: loss, tags },
-    { key: "coefficient", label: "clip coefficient", tag: own("clip_coefficient"), range: [0, 1.05] },
-    { key: "percent", label: "clipped percent", tag: own("clipped_percent"), range: [0, 105] },
+    ...lineTable().map(({ name, label, range }) => ({ key: name, label, range, tag: own(name) })),
   ].filter(({ tag }) => tag);
   const margin = domain[1] - domain[0];
   const isWhole = domain[0] === full[0] && domain[1] === full[1];

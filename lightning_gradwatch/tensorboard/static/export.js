@@ -7,7 +7,7 @@ import { drawHeatmap } from "./heatmap.js";
 import { drawLabels, font, shorten } from "./labels.js";
 import { LANE, drawLanes } from "./lanes.js";
 import { drawLegend, drawProfile } from "./profile.js";
-import { QUANTITIES } from "./quantities.js";
+import { quantityOf } from "./tables.js";
 import { layOut } from "./tree.js";
 
 const MARGIN = 20;
@@ -63,7 +63,7 @@ function drawTitle(context, model, headline, width) {
   context.textAlign = "left";
   context.fillStyle = model.palette.ink;
   context.font = font(15, 600);
-  context.fillText(`${model.run.run}${compared} · ${QUANTITIES[model.quantity].label}`, MARGIN, MARGIN);
+  context.fillText(`${model.run.run}${compared} · ${quantityOf(model.quantity).label}`, MARGIN, MARGIN);
   context.font = font(12);
   context.fillStyle = model.palette.muted;
   const profile = `profile at ${formatSteps(model.frame.steps[model.column], model.frame.lastSteps[model.column])}`;

@@ -1,5 +1,5 @@
 /** Numbers as text. */
-import { QUANTITIES } from "./quantities.js";
+import { quantityOf } from "./tables.js";
 
 const DIGITS = 4;
 
@@ -16,8 +16,8 @@ export function formatNumber(value, digits = DIGITS) {
 
 /** A value of a quantity, with its unit. */
 export function formatValue(value, quantity) {
-  const { scale, unit } = QUANTITIES[quantity];
-  if (value < 0) return QUANTITIES[quantity].missing;
+  const { scale, unit, missing } = quantityOf(quantity);
+  if (value < 0) return missing;
   if (!Number.isFinite(value)) return formatNumber(value);
   if (scale === "fraction") return `${formatNumber(100 * value)} %`;
   if (value === 0 && scale === "log") return "exactly 0";
@@ -38,10 +38,4 @@ export function formatDecade(exponent) {
 /** "step 20", or "steps 20 to 40" for samples that share a cell. */
 export function formatSteps(first, last) {
   return first === last ? `step ${formatStep(first)}` : `steps ${formatStep(first)} to ${formatStep(last)}`;
-}
-
-/** The words of an alert kind: `vanishing_through_time` as "Vanishing through time". */
-export function formatKind(kind) {
-  const text = kind === "nonfinite" ? "NaN or Inf" : kind.replaceAll("_", " ");
-  return text.charAt(0).toUpperCase() + text.slice(1);
 }

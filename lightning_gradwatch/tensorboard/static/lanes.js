@@ -1,7 +1,8 @@
 /** Alert lanes: one lane per kind, from the step at which an alert opened to the step at which it ended. */
-import { formatKind, formatStep } from "./format.js";
+import { formatStep } from "./format.js";
 import { font } from "./labels.js";
 import { toX } from "./steps.js";
+import { kindOf } from "./tables.js";
 
 export const LANE = 18;
 
@@ -38,7 +39,7 @@ export function drawLanes(context, box, { lanes, domain, gutter }, palette) {
     context.font = font();
     context.textAlign = "right";
     context.fillStyle = palette.muted;
-    if (gutter) context.fillText(formatKind(lane.kind), box.x - 14, y + LANE / 2);
+    if (gutter) context.fillText(kindOf(lane.kind).label, box.x - 14, y + LANE / 2);
     context.fillStyle = palette.grid;
     context.fillRect(box.x, y + LANE / 2 - 0.5, box.width, 1);
     for (const alert of lane.alerts) drawAlert(context, box, y, alert, domain, palette);

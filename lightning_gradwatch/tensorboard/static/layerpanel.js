@@ -2,10 +2,10 @@
 import { whatOf } from "./banner.js";
 import { drawDecades, drawDistribution, usedBins } from "./distribution.js";
 import { h, prepare } from "./dom.js";
-import { formatKind, formatNumber, formatStep, formatValue } from "./format.js";
+import { formatNumber, formatStep, formatValue } from "./format.js";
 import { createCrosshair, listen } from "./plot.js";
-import { QUANTITIES } from "./quantities.js";
 import { createSequence } from "./sequence.js";
+import { kindOf, quantityOf, shown } from "./tables.js";
 
 const NO_HISTOGRAM = "No histogram of this layer has been logged yet (histogram_every).";
 
@@ -72,9 +72,9 @@ const button = (text, label, onclick) =>
   h("button", { type: "button", class: "button square", "aria-label": label, text, onclick });
 
 function numberRows({ numbers, range }) {
-  const rows = Object.keys(QUANTITIES)
-    .filter((name) => name in numbers && (name === "grad_norm" || !(numbers[name] < 0)))
-    .map((name) => [QUANTITIES[name].label, formatValue(numbers[name], name)]);
+  const rows = shown(Object.keys(numbers))
+    .filter((name) => name === "grad_norm" || !(numbers[name] < 0))
+    .map((name) => [quantityOf(name).label, formatValue(numbers[name], name)]);
   if (range && range[2] >= 0) {
     const [low, high] = [range[0], range[2]].map((value) => formatNumber(value, 3));
     rows.splice(1, 0, ["lowest to highest since the last point", `${low} to ${high}`]);
@@ -88,7 +88,7 @@ function alertItem(alert) {
   return h(
     "li",
     { "data-level": level, "data-open": String(until === null) },
-    h("strong", { text: formatKind(kind) }), h("span", { class: "when", text: when }),
+    h("strong", { text: kindOf(kind).label }), h("span", { class: "when", text: when }),
     h("p", { text: whatOf(alert) }),
     alert.evidence ? h("p", { class: "muted", text: alert.evidence }) : null,
     alert.remedies?.length ? h("p", {}, h("b", { text: "Try " }), alert.remedies.join("; ")) : null,

@@ -2,6 +2,7 @@
 import { formatStep } from "./format.js";
 import { chosenRun, loadView } from "./model.js";
 import { createOthers } from "./others.js";
+import { adopt } from "./tables.js";
 
 /**
  * @param {Object} parts `source`, `ask` (see `remember`), `store`, `scene`, `page` and `painter`.
@@ -9,12 +10,15 @@ import { createOthers } from "./others.js";
 export function createLoader({ source, ask, store, scene, page, painter }) {
   const about = createOthers(source);
   let signature = null;
+  let isTaught = false;
   /** Answers that come after the next question are dropped. */
   let turn = 0;
 
   /** Look for news; load again only if there are any, or if `isForced`. */
   async function look(isForced = false) {
     try {
+      if (!isTaught) adopt(await source.tables());
+      isTaught = true;
       scene.runs = await source.runs();
       const now = JSON.stringify(scene.runs);
       if (now !== signature || isForced === true) {

@@ -3,9 +3,9 @@ import { foremost } from "./banner.js";
 import { lookup, stopsOf } from "./colours.js";
 import { differenceFrame, isComparable } from "./compare.js";
 import { lanesOf } from "./lanes.js";
-import { QUANTITIES, shown } from "./quantities.js";
 import { differenceScale, scaleOf, toCells } from "./scale.js";
 import { columnAt, domainOf, nearestColumn, spansOf } from "./steps.js";
+import { quantityOf, shown } from "./tables.js";
 import { groupsOf, rowOf, rowsOf } from "./tree.js";
 
 const newest = ({ versions }) => versions.reduce((last, version) => (version.version > last.version ? version : last));
@@ -123,7 +123,7 @@ export function toModel(view, state, palette, others) {
     isZoomed: view.zoom !== null,
     isFolded: groups.some(({ path }) => state.folded.includes(path)),
     comparable: comparable.map(({ run }) => run),
-    label: `${QUANTITIES[quantity].label} of ${layers.length} layers over ${span}. Use the arrow keys.`,
+    label: `${quantityOf(quantity).label} of ${layers.length} layers over ${span}. Use the arrow keys.`,
   };
 }
 

@@ -1,7 +1,8 @@
 /** The strip of runs: one card each, the sickest first, with a thumbnail of its heatmap. */
 import { h, icon, prepare } from "./dom.js";
 import { drawHeatmap } from "./heatmap.js";
-import { STATUSES } from "./status.js";
+import { shapeOf } from "./status.js";
+import { statusWord } from "./tables.js";
 
 /** @param {function(string)} choose Called with the name of the run. */
 export function createRunStrip(choose) {
@@ -47,9 +48,9 @@ function createCard(run, choose) {
     if (row.status !== status) {
       status = row.status;
       element.dataset.status = status;
-      const { word: text, shape } = STATUSES[status] ?? STATUSES.unreadable;
+      const text = statusWord(status);
       word.textContent = `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
-      mark.replaceChildren(icon(shape));
+      mark.replaceChildren(icon(shapeOf(status)));
     }
     element.setAttribute("aria-pressed", String(isChosen));
     headline.textContent = headline.title = row.headline;

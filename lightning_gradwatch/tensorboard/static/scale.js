@@ -2,10 +2,7 @@
 import { MISSING, NONFINITE, ZERO } from "./colours.js";
 import { NOT_COMPARED } from "./compare.js";
 import { formatDecade, formatNumber } from "./format.js";
-import { QUANTITIES } from "./quantities.js";
-
-/** A healthy network spans a decade or two; with six decades it looks calm, and a dying one does not. */
-const LEAST_DECADES = 6;
+import { leastDecades, quantityOf } from "./tables.js";
 
 function extent(values) {
   let [low, high] = [Infinity, -Infinity];
@@ -20,7 +17,7 @@ function logScale(values) {
   const [low, high] = extent(values);
   const isEmpty = !(high > 0);
   const top = isEmpty ? 0 : Math.ceil(Math.log10(high) - 1e-9);
-  const bottom = Math.min(isEmpty ? top : Math.floor(Math.log10(low) + 1e-9), top - LEAST_DECADES);
+  const bottom = Math.min(isEmpty ? top : Math.floor(Math.log10(low) + 1e-9), top - leastDecades());
   const ticks = decadeTicks(bottom, top);
   return {
     kind: "log",
@@ -52,13 +49,13 @@ function linearScale(values, isFraction) {
 
 /** The scale of a quantity over the values of a run: decades, or from 0 to the largest. */
 export function scaleOf(quantity, values) {
-  const { scale } = QUANTITIES[quantity];
+  const { scale } = quantityOf(quantity);
   return scale === "log" ? logScale(values) : linearScale(values, scale === "fraction");
 }
 
 /** The scale of a difference, even on both sides of 0: decades of a ratio, or percentage points. */
 export function differenceScale(quantity, differences) {
-  const { scale } = QUANTITIES[quantity];
+  const { scale } = quantityOf(quantity);
   let most = scale === "log" ? 1 : 0;
   for (const value of differences) {
     const size = Math.abs(value);

@@ -33,6 +33,7 @@ export function httpSource(base) {
   const json = async (path, query = {}) => (await request(base, path, query)).json();
   const frame = async (path, query) => decodeFrame(await (await request(base, path, query)).arrayBuffer());
   return {
+    tables: () => json("tables"),
     runs: async () => (await json("runs")).runs,
     run: (query) => json("run", query),
     heatmap: (query) => frame("heatmap", query),

@@ -1,6 +1,6 @@
 /** What to show: optimizer, quantity, comparison; and what to do with it. */
 import { h, setOptions } from "./dom.js";
-import { QUANTITIES } from "./quantities.js";
+import { quantityOf } from "./tables.js";
 
 /** @param {Object} actions `set(patch)`, `foldAll(isFolded)`, `reset()`, `png()`, `csv()`, `help()`. */
 export function createToolbar(actions) {
@@ -32,8 +32,8 @@ export function createToolbar(actions) {
   function update(model) {
     setOptions(optimizer, model.optimizers.map((name) => [name, name || "the only one"]), model.optimizer);
     optimizerField.hidden = model.optimizers.length < 2;
-    setOptions(quantity, model.quantities.map((name) => [name, QUANTITIES[name].label]), model.quantity);
-    quantity.title = QUANTITIES[model.quantity].hint;
+    setOptions(quantity, model.quantities.map((name) => [name, quantityOf(name).label]), model.quantity);
+    quantity.title = quantityOf(model.quantity).hint;
     const none = model.comparable.length ? "nothing" : "no run with these layers";
     setOptions(compare, [["", none], ...model.comparable.map((run) => [run, run])], model.compare ?? "");
     compare.disabled = !model.comparable.length;

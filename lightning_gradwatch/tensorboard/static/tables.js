@@ -1,0 +1,33 @@
+/** What things are called: the server's tables, which the page, the terminal and this tab share. No copy stands here. */
+
+/** Filled by `adopt` before anything is drawn; see `tables.py`. */
+const tables = { quantities: {}, kinds: {}, statuses: {}, cells: {}, lines: [], least_decades: 1, viridis: [] };
+
+/** Take the tables of the server. */
+export function adopt(found) {
+  Object.assign(tables, found);
+}
+
+/** Label, hint, scale, unit and the word for "no value" of a quantity. */
+export const quantityOf = (name) => tables.quantities[name];
+
+/** Those of a run's quantities that can be shown, in the order of the table. */
+export const shown = (names) => Object.keys(tables.quantities).filter((name) => names.includes(name));
+
+/** An alert kind in words; one of a newer version has its name only. */
+export const kindOf = (name) => tables.kinds[name] ?? { title: name, label: name.replaceAll("_", " ") };
+
+/** How a run is, as a word. */
+export const statusWord = (status) => tables.statuses[status];
+
+/** Cells that are no number, by their name. */
+export const cellWords = () => tables.cells;
+
+/** The run's numbers that are drawn as lines. */
+export const lineTable = () => tables.lines;
+
+/** What a scale in decades spans at least. */
+export const leastDecades = () => tables.least_decades;
+
+/** Even points of the colour map. */
+export const viridis = () => tables.viridis;
