@@ -4,11 +4,12 @@ import { followLink, readLink, writeLink } from "../../tensorboard/static/link.j
 import { followTheme } from "../../tensorboard/static/theme.js";
 import { embeddedSource, unpack } from "./embedded.js";
 
-const data = await unpack(document.getElementById("gradwatch-data").textContent);
+const data = await unpack(document.getElementById("gradwatch-data")?.textContent ?? "");
 const app = createApp(embeddedSource(data), readLink(), writeLink);
 document.body.replaceChildren(app.element);
 followTheme(app.repaint);
 followLink(app.open);
 await app.look();
 const written = Math.max(...data.runs.map(({ row }) => row.wall_time));
-app.element.querySelector(".live").textContent = `as of ${new Date(1000 * written).toLocaleString("en-GB")}`;
+const live = app.element.querySelector(".live");
+if (live) live.textContent = `as of ${new Date(1000 * written).toLocaleString("en-GB")}`;

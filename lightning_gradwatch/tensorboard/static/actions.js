@@ -4,13 +4,22 @@ import { INITIAL } from "./state.js";
 import { zoomed } from "./steps.js";
 
 /**
- * @param {Object} store See `createStore`.
- * @param {Object} scene What is drawn: where nothing is, most actions do nothing.
+ * @param {Store} store
+ * @param {Scene} scene What is drawn: where nothing is, most actions do nothing.
+ * @returns {Actions}
  */
 export function actionsOf(store, scene) {
   const { get, set } = store;
+  /**
+   * @template {any[]} Values
+   * @param {(model: Model, ...values: Values) => Partial<State>} move
+   * @returns {(...values: Values) => void}
+   */
   const where = (move) => (...values) => scene.model && set(move(scene.model, ...values));
-  const zoom = where(({ full }, [from, to]) => ({ zoom: zoomed([from, to], full, 1, (from + to) / 2) }));
+  const zoom = where(({ full }, /** @type {Interval} */ [from, to]) => ({
+    zoom: zoomed([from, to], full, 1, (from + to) / 2),
+  }));
+  /** @type {Actions["wheel"]} */
   const wheel = (factor, step) => scene.model && zoom(zoomed(scene.model.domain, scene.model.full, factor, step));
   return {
     choose: set,
@@ -18,13 +27,13 @@ export function actionsOf(store, scene) {
     chooseRun: (run) => set({ ...INITIAL, run, quantity: get().quantity }),
     set: (patch) => set(moves.chooseView(patch)),
     move: where(moves.moveRow),
-    moveColumn: where((model, by) => moves.moveColumn(model, get().step, by)),
-    toEnd: where((model, isLast) => moves.moveToEnd(model, get().step, isLast)),
+    moveColumn: where((model, /** @type {number} */ by) => moves.moveColumn(model, get().step, by)),
+    toEnd: where((model, /** @type {boolean} */ isLast) => moves.moveToEnd(model, get().step, isLast)),
     cycle: where(moves.cycle),
     fold: (path) => set(moves.toggle(get().folded, path)),
     foldHere: where((model) => moves.toggleHere(model, get().folded)),
     foldAll: where(moves.foldAll),
-    showAlert: where((model, alert) => moves.showAlert(model, get(), alert)),
+    showAlert: where((model, /** @type {Alert} */ alert) => moves.showAlert(model, get(), alert)),
     zoom,
     wheel,
     zoomHere(factor) {

@@ -9,23 +9,22 @@ import { createPainter } from "./painter.js";
 import { INITIAL, createStore } from "./state.js";
 
 /** Changes of these need no new data for the heatmap. */
-const CURSOR = new Set(["layer", "step", "folded", "loss"]);
+const CURSOR = /** @type {Set<keyof State>} */ (new Set(["layer", "step", "folded", "loss"]));
 
 /**
- * @param {Object} source See `httpSource`.
- * @param {Object} initial The state to open with.
- * @param {function(Object)} remembered Called with every new state.
- * @returns {{element: HTMLElement, look: function, open: function, repaint: function}}
+ * @param {Source} source
+ * @param {Partial<State>} initial The state to open with.
+ * @param {(state: State) => void} remembered Called with every new state.
  */
 export function createApp(source, initial, remembered) {
   const store = createStore(initial);
-  /** What is known of all runs, what is loaded of the chosen one (`view`), and what is drawn of that (`model`). */
+  /** @type {Scene} */
   const scene = { runs: [], others: [], view: null, model: null, isLoading: false };
   const ask = remember(source);
   const page = createPage({
     ...actionsOf(store, scene),
     retry: () => loader.look(true),
-    png: () => scene.model && savePicture(scene.model, page.chart.boxes(), page.lines.canvases()),
+    png: () => scene.model && savePicture(scene.model, page.chart.boxes(), page.lines.pictures()),
     csv: () => scene.model && saveNumbers(scene.model),
   });
   const followUp = createFollowUp({ ask, store, scene, page, fail: (error) => loader.fail(error) });
@@ -43,11 +42,15 @@ export function createApp(source, initial, remembered) {
     painter.repaint();
     loader.thumbnails();
   }
-  const open = (linked) => store.set({ ...INITIAL, ...linked });
+  const open = (/** @type {Partial<State>} */ linked) => store.set({ ...INITIAL, ...linked });
   return { element: page.element, look: loader.look, repaint, open };
 }
 
-/** Call `changed` whenever an element has become wider or narrower. */
+/**
+ * Call `changed` whenever an element has become wider or narrower.
+ * @param {HTMLElement} element
+ * @param {() => void} changed
+ */
 function followWidth(element, changed) {
   let width = 0;
   const resized = () => {

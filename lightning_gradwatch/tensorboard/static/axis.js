@@ -3,7 +3,13 @@ import { formatStep } from "./format.js";
 import { font } from "./labels.js";
 import { stepTicks, toX } from "./steps.js";
 
-/** Draw ticks and numbers below a plot. */
+/**
+ * Draw ticks and numbers below a plot.
+ * @param {CanvasRenderingContext2D} context
+ * @param {{x: number, y: number, width: number}} box
+ * @param {{domain: Interval}} model
+ * @param {Palette} palette
+ */
 export function drawSteps(context, box, { domain }, palette) {
   context.font = font();
   context.textBaseline = "top";

@@ -5,13 +5,21 @@ import { shapeOf } from "./status.js";
 import { kindOf } from "./tables.js";
 import { trialsOf } from "./trials.js";
 
-/** The alert that matters most: open before ended, alert before notice, then the earliest. */
+/**
+ * The alert that matters most: open before ended, alert before notice, then the earliest.
+ * @param {Alert[]} alerts
+ * @returns {Alert|null}
+ */
 export function foremost(alerts) {
-  const rank = ({ until_step: until, level }) => (until === null ? 0 : 2) + (level === "alert" ? 0 : 1);
+  const rank = (/** @type {Alert} */ { until_step: until, level }) =>
+    (until === null ? 0 : 2) + (level === "alert" ? 0 : 1);
   return [...alerts].sort((a, b) => rank(a) - rank(b) || a.step - b.step)[0] ?? null;
 }
 
-/** What is wrong, in the words of the alert, without what has a place of its own: title, step, evidence, remedies. */
+/**
+ * What is wrong, in the words of the alert, without what has a place of its own: title, step, evidence, remedies.
+ * @param {Alert} alert
+ */
 export function whatOf({ message, evidence }) {
   const reason = evidence ? message.toLowerCase().indexOf(evidence.toLowerCase()) : -1;
   const end = [message.lastIndexOf(" Try: "), reason].filter((place) => place > 0);
@@ -20,14 +28,19 @@ export function whatOf({ message, evidence }) {
   return said.charAt(0).toUpperCase() + said.slice(1);
 }
 
+/** @param {Alert} alert */
 const since = ({ step, until_step: until }) =>
   until === null ? `since step ${formatStep(step)}` : `steps ${formatStep(step)} to ${formatStep(until)}, over now`;
 
-/** @param {{showLayer: function(Object), showAlert: function(Object)}} actions */
+/** @param {Pick<Actions, "showAlert">} actions */
 export function createBanner({ showAlert }) {
   const element = h("section", { class: "banner", "aria-label": "What GradWatch found" });
-  let signature = null;
+  let signature = "";
 
+  /**
+   * @param {RunDocument} run
+   * @param {Alert[]} alerts
+   */
   function update(run, alerts) {
     const next = JSON.stringify([run, alerts]);
     if (next === signature) return;
@@ -39,10 +52,16 @@ export function createBanner({ showAlert }) {
   return { element, update };
 }
 
+/** @param {RunDocument} run */
 function quietParts({ status, headline }) {
   return [icon(shapeOf(status), "mark"), h("div", { class: "what" }, h("h2", { text: headline }))];
 }
 
+/**
+ * @param {Alert} alert
+ * @param {Alert[]} alerts
+ * @param {Actions["showAlert"]} showAlert
+ */
 function alertParts(alert, alerts, showAlert) {
   const isOver = alert.until_step !== null;
   const status = isOver ? "recovered" : alert.level === "alert" ? "sick" : "notice";

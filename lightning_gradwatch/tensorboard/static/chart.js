@@ -9,13 +9,15 @@ import { createLaneBox } from "./lanebox.js";
 import { LANE } from "./lanes.js";
 import { createSide } from "./side.js";
 
-/** Height of the heatmap: twenty pixels a row, within what the eye takes in at once; but a pixel for each. */
-const heightFor = (rows) => Math.max(Math.min(Math.max(rows * 20, 220), 460), rows);
+/** @typedef {import("./heatplot.js").Place} Place */
 
 /**
- * @param {Object} actions `choose({layer, step})`, `zoom([from, to])`, `wheel(factor, step)`, `reset()`, `fold(path)`,
- *   `key(event)`, `hover(step)`, `showAlert(alert)`, and `tooltip`.
+ * Height of the heatmap: twenty pixels a row, within what the eye takes in at once; but a pixel for each.
+ * @param {number} rows
  */
+const heightFor = (rows) => Math.max(Math.min(Math.max(rows * 20, 220), 460), rows);
+
+/** @param {PageActions & {key(event: KeyboardEvent): void}} actions */
 export function createChart(actions) {
   const gutter = createGutter(actions);
   const plot = createHeatPlot({ ...actions, point });
@@ -31,21 +33,33 @@ export function createChart(actions) {
     h("div", { class: "ends" }, h("span", { text: "loss side" })), steps, side.legend,
     h("div", { class: "lanes-box" }, lanes.element, key.element), side.overlays,
   );
+  /** @type {Model|null} */
   let model = null;
-  /** The rows with their places, and the column under the pointer. */
+  /**
+   * With their places.
+   * @type {PlacedRow[]}
+   */
   let rows = [];
+  /**
+   * The column under the pointer.
+   * @type {number|null}
+   */
   let hovered = null;
 
-  /** The pointer is over a cell, or over none. */
+  /**
+   * The pointer is over a cell, or over none.
+   * @param {Place|null} place
+   * @param {MouseEvent} [event]
+   */
   function point(place, event) {
-    if (place) {
+    if (model && place && event) {
       const { name, when, label, value, notes } = describe(model, place.row, place.column);
       actions.tooltip.show(event, name, [`${when} · ${label} ${value}`, ...notes]);
     } else actions.tooltip.hide();
     const column = place?.column ?? null;
     if (column === hovered) return;
     hovered = column;
-    actions.hover(column === null ? null : model.frame.steps[column]);
+    actions.hover(model && column !== null ? model.frame.steps[column] : null);
     drawSide();
   }
 
@@ -53,7 +67,10 @@ export function createChart(actions) {
     if (model) side.draw(model, rows, hovered);
   }
 
-  /** Draw a model; returns whether there is room for it. */
+  /**
+   * Draw a model; returns whether there is room for it.
+   * @param {Model} next
+   */
   function update(next) {
     model = next;
     if (hovered !== null && hovered >= model.frame.columns) hovered = null;
@@ -71,6 +88,7 @@ export function createChart(actions) {
     return true;
   }
 
+  /** @type {() => Sizes} */
   const boxes = () => ({
     gutter: gutter.element.clientWidth,
     plot: plot.element.clientWidth,

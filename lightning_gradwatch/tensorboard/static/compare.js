@@ -5,7 +5,12 @@ import { quantityOf } from "./tables.js";
 /** Stands for a cell that only one of the runs has. */
 export const NOT_COMPARED = 2 ** 127;
 
-/** Difference of two values: decades of their ratio for quantities on a log scale (0 against 0 is no difference). */
+/**
+ * Difference of two values: decades of their ratio for quantities on a log scale (0 against 0 is no difference).
+ * @param {number|undefined} here
+ * @param {number|undefined} there
+ * @param {string} quantity
+ */
 export function difference(here, there, quantity) {
   if (here === -1 || there === -1 || here === undefined || there === undefined) return NOT_COMPARED;
   if (!Number.isFinite(here) || !Number.isFinite(there)) return NaN;
@@ -13,14 +18,21 @@ export function difference(here, there, quantity) {
   return here === there ? 0 : Math.log10(here) - Math.log10(there);
 }
 
-/** Whether two runs list the same layers in the same order. */
+/**
+ * Whether two runs list the same layers in the same order.
+ * @param {string[]} layers
+ * @param {string[]} others
+ */
 export const isComparable = (layers, others) =>
   layers.length === others.length && layers.every((layer, i) => layer === others[i]);
 
 /**
  * The frame of one run, with the difference to another run as its values. Samples are paired by the nearest step;
  * steps that the other run has not reached stay empty.
- * @returns {Object} a frame with `values` in decades (or plain differences), `here` and `there`.
+ * @param {Frame} frame
+ * @param {Frame} other
+ * @param {string} quantity
+ * @returns {ComparedFrame} With `values` in decades (or plain differences).
  */
 export function differenceFrame(frame, other, quantity) {
   const rows = frame.rows;

@@ -3,18 +3,28 @@ import { NOT_COMPARED } from "./compare.js";
 import { formatNumber, formatSteps, formatValue } from "./format.js";
 import { cellWords, quantityOf } from "./tables.js";
 
-/** The value that stands for a row of layers: a NaN wins, then the largest. */
+/**
+ * The value that stands for a row of layers: a NaN wins, then the largest.
+ * @param {Float32Array} values
+ * @param {Stretch} row
+ * @param {number} start
+ * @returns {number}
+ */
 export function valueOfRow(values, row, start) {
-  let found = null;
+  let found = NOT_COMPARED;
   for (let layer = row.first; layer <= row.last; layer += 1) {
     const value = values[start + layer];
     if (Number.isNaN(value)) return value;
     if (value === NOT_COMPARED) continue;
-    if (found === null || value > found) found = value;
+    if (found === NOT_COMPARED || value > found) found = value;
   }
-  return found ?? NOT_COMPARED;
+  return found;
 }
 
+/**
+ * @param {number} value
+ * @param {string} quantity
+ */
 function differenceText(value, quantity) {
   if (value === NOT_COMPARED) return "only in one of the runs";
   if (Number.isNaN(value)) return `${cellWords().nonfinite} in one of the runs`;
@@ -25,13 +35,23 @@ function differenceText(value, quantity) {
   return `${factor}(${value > 0 ? "+" : ""}${formatNumber(value, 3)} decades)`;
 }
 
-/** The value of a cell as text. */
-export function valueText({ frame, quantity, compare }, row, column) {
+/**
+ * The value of a cell as text.
+ * @param {Model} model
+ * @param {Stretch} row
+ * @param {number} column
+ */
+function valueText({ frame, quantity, compare }, row, column) {
   const value = valueOfRow(frame.values, row, column * frame.rows);
   return compare ? differenceText(value, quantity) : formatValue(value === NOT_COMPARED ? -1 : value, quantity);
 }
 
-/** What was merged into a cell. */
+/**
+ * What was merged into a cell.
+ * @param {Model} model
+ * @param {Stretch} row
+ * @param {number} column
+ */
 function mergedText({ frame }, row, column) {
   const samples = frame.counts?.[column] ?? (frame.steps[column] === frame.lastSteps[column] ? 1 : null);
   const parts = [];
@@ -41,12 +61,14 @@ function mergedText({ frame }, row, column) {
 }
 
 /**
- * @returns {{name: string, when: string, label: string, value: string, notes: string[]}}
+ * @param {Model} model
+ * @param {Row} row
+ * @param {number} column
  */
 export function describe(model, row, column) {
   const { frame, quantity, compare } = model;
   const notes = [mergedText(model, row, column)];
-  if (compare) {
+  if (compare && "here" in frame) {
     const start = column * frame.rows;
     const own = formatValue(valueOfRow(frame.here, row, start), quantity);
     const other = formatValue(valueOfRow(frame.there, row, start), quantity);
@@ -61,7 +83,10 @@ export function describe(model, row, column) {
   };
 }
 
-/** The same as one sentence. */
+/**
+ * The same as one sentence.
+ * @param {ReturnType<typeof describe>} cell
+ */
 export function sentence({ name, when, label, value, notes }) {
   return `${[`${name}, ${when}: ${label} ${value}`, ...notes].join(", ")}.`;
 }

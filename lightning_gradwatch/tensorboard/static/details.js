@@ -8,10 +8,17 @@ const OVERLAYS = 4;
 const DASHES = [[], [6, 3], [2, 3], [8, 3, 2, 3]];
 const POINTS = 2000;
 
-/** The step of the cursor, for the server. */
-export const stepOf = ({ frame, column }) => frame.steps[column];
+/**
+ * The step of the cursor, for the server.
+ * @param {Model} model
+ */
+const stepOf = ({ frame, column }) => frame.steps[column];
 
-/** The exact sample at the cursor where the heatmap shows merged ones; null where it is exact already. */
+/**
+ * The exact sample at the cursor where the heatmap shows merged ones; null where it is exact already.
+ * @param {Ask} ask
+ * @param {Model} model
+ */
 export async function exactCells(ask, model) {
   const { frame, column, compare, scale, run, optimizer, version, quantity, rowOfRun } = model;
   if (compare || frame.steps[column] === frame.lastSteps[column]) return null;
@@ -22,7 +29,11 @@ export async function exactCells(ask, model) {
 /** A little beyond either end of the scale, where a value lies off it. */
 const BEYOND = 0.035;
 
-/** Places on the scale; NaN where there is nothing to draw. */
+/**
+ * Places on the scale; NaN where there is nothing to draw.
+ * @param {number[]} values
+ * @param {Scale} scale
+ */
 function toPlaces(values, scale) {
   return values.map((value) => {
     const place = value === -1 || !Number.isFinite(value) ? NaN : scale.position(value);
@@ -32,13 +43,23 @@ function toPlaces(values, scale) {
 
 const DEEP = 8;
 
-/** Networks of very different depth say nothing about each other, and shallow ones have no depth to speak of. */
+/**
+ * Networks of very different depth say nothing about each other, and shallow ones have no depth to speak of.
+ * @param {string[]} layers
+ * @param {string[]} others
+ */
 function isAboutAsDeep(layers, others) {
   const [few, many] = [layers.length, others.length].sort((a, b) => a - b);
   return layers.length === others.length || (few >= DEEP && many <= 2 * few);
 }
 
-/** Profiles of other runs at the same step: of the same architecture if there are any, else by depth. */
+/**
+ * Profiles of other runs at the same step: of the same architecture if there are any, else by depth.
+ * @param {Ask} ask
+ * @param {Model} model
+ * @param {Partner[]} others
+ * @returns {Promise<Overlay[]>}
+ */
 export async function overlaysOf(ask, model, others) {
   if (model.compare) return [];
   const { quantity, scale, layers, palette } = model;
@@ -60,28 +81,43 @@ export async function overlaysOf(ask, model, others) {
   );
 }
 
-/** Which scalars are drawn: the loss, and what clipping did. */
+/**
+ * Which scalars are drawn: the loss, and what clipping did.
+ * @param {Ask} ask
+ * @param {Model} model
+ * @param {string|null} lossTag
+ * @returns {Promise<LineData[]>}
+ */
 export async function linesOf(ask, model, lossTag) {
   const { run, optimizer, domain, full, rowOfRun } = model;
-  const own = (name) => run.scalars.find((tag) => tag === ["gradwatch", optimizer, name].filter(Boolean).join("/"));
+  const own = (/** @type {string} */ name) => {
+    const wanted = ["gradwatch", optimizer, name].filter(Boolean).join("/");
+    return run.scalars.find((tag) => tag === wanted);
+  };
   const tags = run.scalars.filter((tag) => !tag.startsWith("grad_norm/"));
-  const loss = tags.includes(lossTag) ? lossTag : (run.loss_tag ?? tags[0]);
+  const loss = lossTag !== null && tags.includes(lossTag) ? lossTag : (run.loss_tag ?? tags[0]);
   const wanted = [
     { key: "loss", label: loss, tag: loss, tags },
     ...lineTable().map(({ name, label, range }) => ({ key: name, label, range, tag: own(name) })),
-  ].filter(({ tag }) => tag);
+  ];
   const margin = domain[1] - domain[0];
   const isWhole = domain[0] === full[0] && domain[1] === full[1];
   const part = isWhole ? {} : { from: Math.floor(domain[0] - margin), to: Math.ceil(domain[1] + margin) };
-  return Promise.all(
-    wanted.map(async (line) => {
-      const data = await ask("scalars", { run: run.run, tag: line.tag, points: POINTS, ...part }, rowOfRun.stamp);
-      return { ...line, data };
-    }),
+  const dataOf = (/** @type {string} */ tag) =>
+    ask("scalars", { run: run.run, tag, points: POINTS, ...part }, rowOfRun.stamp);
+  const loaded = wanted.flatMap(({ tag, ...line }) =>
+    tag ? dataOf(tag).then((data) => ({ ...line, tag, data })) : [],
   );
+  return Promise.all(loaded);
 }
 
-/** Everything about the chosen layer. */
+/**
+ * Everything about the chosen layer.
+ * @param {Ask} ask
+ * @param {Model} model
+ * @param {number} columns
+ * @returns {Promise<LayerDetail>}
+ */
 export async function layerOf(ask, model, columns) {
   const { run, optimizer, version, layer, zoom, alerts, frame, rowOfRun } = model;
   const query = { run: run.run, optimizer, version: version.version, layer };

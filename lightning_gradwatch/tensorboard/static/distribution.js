@@ -1,10 +1,15 @@
 /** The distribution of log10|g| of one layer over time. */
 import { between, pack } from "./colours.js";
+import { contextOf } from "./dom.js";
 import { formatDecade } from "./format.js";
 import { font } from "./labels.js";
 import { columnsOfPixels, spansOf } from "./steps.js";
 
-/** The bins that hold anything, with half a decade on either side: `[first, end)`. */
+/**
+ * The bins that hold anything, with half a decade on either side: `[first, end)`.
+ * @param {HistogramFrame} frame
+ * @returns {Interval}
+ */
 export function usedBins({ values, columns, rows, bins_per_decade: perDecade }) {
   let [first, last] = [rows, -1];
   for (let i = 0; i < columns * rows; i += 1) {
@@ -15,9 +20,21 @@ export function usedBins({ values, columns, rows, bins_per_decade: perDecade }) 
   return last < 0 ? [0, rows] : [first - perDecade / 2, last + 1 + perDecade / 2];
 }
 
+/**
+ * @param {HistogramFrame} frame
+ * @param {number} column
+ * @param {number} bin
+ */
 const shareOf = ({ values, rows }, column, bin) => (bin >= 0 && bin < rows ? values[column * rows + bin] : 0);
 
-/** Draw the distribution into a box: large gradients on top, the more of them the stronger the colour. */
+/**
+ * Draw the distribution into a box: large gradients on top, the more of them the stronger the colour.
+ * @param {CanvasRenderingContext2D} context
+ * @param {Box} box
+ * @param {{frame: HistogramFrame, domain: Interval, bins: Interval}} model
+ * @param {Palette} palette
+ * @param {number} ratio
+ */
 export function drawDistribution(context, box, { frame, domain, bins }, palette, ratio = 1) {
   const [width, height] = [Math.round(box.width * ratio), bins[1] - bins[0]];
   if (width < 1 || height < 1) return;
@@ -35,12 +52,18 @@ export function drawDistribution(context, box, { frame, domain, bins }, palette,
   }
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [width, height];
-  canvas.getContext("2d").putImageData(image, 0, 0);
+  contextOf(canvas).putImageData(image, 0, 0);
   context.imageSmoothingEnabled = false;
   context.drawImage(canvas, box.x, box.y, box.width, box.height);
 }
 
-/** The decades beside the distribution. */
+/**
+ * The decades beside the distribution.
+ * @param {CanvasRenderingContext2D} context
+ * @param {Box} box
+ * @param {{frame: HistogramFrame, bins: Interval}} model
+ * @param {Palette} palette
+ */
 export function drawDecades(context, box, { frame, bins }, palette) {
   const { lowest, bins_per_decade: perDecade } = frame;
   const [low, high] = bins.map((bin) => lowest + bin / perDecade);

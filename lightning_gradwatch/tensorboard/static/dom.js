@@ -2,9 +2,12 @@
 
 /**
  * An element.
- * @param {string} tag
- * @param {Object} attributes `class`, `text`, `on<event>` listeners, or attributes; null and false leave one out.
- * @param {...(Node|string|null)} children
+ * @template {keyof HTMLElementTagNameMap} Tag
+ * @param {Tag} tag
+ * @param {Record<string, any>} attributes `class`, `text`, `on<event>` listeners, or attributes; null and false leave
+ *   one out.
+ * @param {...(Node|string|null|undefined)} children
+ * @returns {HTMLElementTagNameMap[Tag]}
  */
 export function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -15,13 +18,17 @@ export function h(tag, attributes = {}, ...children) {
     else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.filter((child) => child !== null && child !== undefined));
+  for (const child of children) if (child !== null && child !== undefined) element.append(child);
   return element;
 }
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** A small drawing of one path in a box of 16 x 16, coloured by the text around it. */
+/**
+ * A small drawing of one path in a box of 16 x 16, coloured by the text around it.
+ * @param {string} path
+ * @param {string} className
+ */
 export function icon(path, className = "icon") {
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("viewBox", "0 0 16 16");
@@ -34,23 +41,40 @@ export function icon(path, className = "icon") {
   return svg;
 }
 
-/** A canvas whose content is told in words elsewhere. */
+/**
+ * A canvas whose content is told in words elsewhere.
+ * @param {string} className
+ */
 export const drawing = (className) => h("canvas", { class: className, "aria-hidden": "true" });
 
-/** Fit a canvas to its size on the page; returns its context, scaled to CSS pixels and cleared, and that size. */
+/**
+ * What draws on a canvas.
+ * @param {HTMLCanvasElement} canvas
+ */
+export const contextOf = (canvas) => /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+
+/**
+ * Fit a canvas to its size on the page; returns its context, scaled to CSS pixels and cleared, and that size.
+ * @param {HTMLCanvasElement} canvas
+ */
 export function prepare(canvas) {
   const ratio = window.devicePixelRatio || 1;
   const { clientWidth: width, clientHeight: height } = canvas;
   const [deviceWidth, deviceHeight] = [Math.round(width * ratio), Math.round(height * ratio)];
   if (canvas.width !== deviceWidth) canvas.width = deviceWidth;
   if (canvas.height !== deviceHeight) canvas.height = deviceHeight;
-  const context = canvas.getContext("2d");
+  const context = contextOf(canvas);
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   context.clearRect(0, 0, width, height);
   return { context, width, height };
 }
 
-/** Replace the options of a select, keeping the list untouched if it is the same. */
+/**
+ * Replace the options of a select, keeping the list untouched if it is the same.
+ * @param {HTMLSelectElement} select
+ * @param {string[][]} options Value and label of each.
+ * @param {string} chosen
+ */
 export function setOptions(select, options, chosen) {
   const signature = JSON.stringify(options);
   if (select.dataset.signature !== signature) {

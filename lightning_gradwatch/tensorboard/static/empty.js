@@ -23,12 +23,15 @@ export function emptyState(hasOthers) {
   );
 }
 
-/** A failure as a sentence, with a way to try again. */
+/**
+ * A failure as a sentence, with a way to try again.
+ * @param {() => void} retry
+ */
 export function createTrouble(retry) {
   const text = h("span");
   const again = h("button", { type: "button", class: "button", text: "Try again", onclick: retry });
   const element = h("div", { class: "trouble", role: "alert", hidden: true }, text, again);
-  function show(sentence) {
+  function show(/** @type {string} */ sentence) {
     text.textContent = sentence;
     element.hidden = false;
   }

@@ -1,7 +1,8 @@
 /** What is seen, as a picture and as numbers. */
 import { drawSteps } from "./axis.js";
-import { valueOfRow } from "./describe.js";
 import { NOT_COMPARED } from "./compare.js";
+import { valueOfRow } from "./describe.js";
+import { contextOf } from "./dom.js";
 import { formatSteps } from "./format.js";
 import { drawHeatmap } from "./heatmap.js";
 import { drawLabels, font, shorten } from "./labels.js";
@@ -10,13 +11,18 @@ import { drawLegend, drawProfile } from "./profile.js";
 import { quantityOf } from "./tables.js";
 import { layOut } from "./tree.js";
 
+/** @typedef {{canvas: HTMLCanvasElement, height: number, label: string}} LinePicture A line as it was drawn. */
+
 const MARGIN = 20;
 const RATIO = 2;
+const NONE = /** @type {Set<number>} */ (new Set());
 
 /**
  * Draw the whole view again on one canvas, with title and labels.
- * @param {Object} sizes `gutter`, `plot`, `side`, `height` in CSS pixels.
- * @param {{canvas: HTMLCanvasElement, height: number, label: string}[]} lines Pictures of the lines.
+ * @param {Model} model
+ * @param {Sizes} sizes
+ * @param {LinePicture[]} lines
+ * @param {string} headline
  */
 function toCanvas(model, sizes, lines, headline) {
   const lanes = model.lanes.length * LANE;
@@ -24,13 +30,13 @@ function toCanvas(model, sizes, lines, headline) {
   const height = 64 + sizes.height + 32 + lanes + lines.reduce((sum, line) => sum + line.height + 14, 0) + 2 * MARGIN;
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [width * RATIO, height * RATIO];
-  const context = canvas.getContext("2d");
+  const context = contextOf(canvas);
   context.scale(RATIO, RATIO);
   context.fillStyle = model.palette.surface;
   context.fillRect(0, 0, width, height);
   drawTitle(context, model, headline, width);
   const rows = layOut(model.rows, sizes.height);
-  const whole = { ...model, rows, chosen: model.row, alerted: new Set(), layers: model.layers.length };
+  const whole = { ...model, rows, chosen: model.row, alerted: NONE, layers: model.layers.length };
   const top = MARGIN + 64;
   const left = MARGIN + sizes.gutter;
   const side = { x: left + sizes.plot + 10, y: top, width: sizes.side - 20, height: sizes.height };
@@ -43,7 +49,7 @@ function toCanvas(model, sizes, lines, headline) {
   drawLegend(context, { ...side, y: top + sizes.height + 4 }, model, model.palette);
   drawSteps(context, { ...box, y: top + sizes.height }, model, model.palette);
   let y = top + sizes.height + 32;
-  drawLanes(context, { ...box, y }, { ...model, gutter: true }, model.palette);
+  drawLanes(context, { ...box, y }, model, model.palette);
   y += lanes;
   for (const line of lines) {
     context.drawImage(line.canvas, MARGIN, y + 14, sizes.gutter + sizes.plot, line.height);
@@ -57,6 +63,12 @@ function toCanvas(model, sizes, lines, headline) {
   return canvas;
 }
 
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {Model} model
+ * @param {string} headline
+ * @param {number} width
+ */
 function drawTitle(context, model, headline, width) {
   const compared = model.compare ? ` compared with ${model.compare}` : "";
   context.textBaseline = "top";
@@ -71,12 +83,20 @@ function drawTitle(context, model, headline, width) {
   context.fillText(shorten(context, below, width - 2 * MARGIN), MARGIN, MARGIN + 24);
 }
 
+/** @param {string} text */
 const quoted = (text) => (/[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
-/** `NaN`, `Infinity` and `-Infinity` are how JavaScript writes them, too. */
+/**
+ * `NaN`, `Infinity` and `-Infinity` are how JavaScript writes them, too.
+ * @param {number} value
+ */
 const number = (value) => (value === NOT_COMPARED || value === -1 ? "" : String(value));
+/** @param {number} value */
 const difference = (value) => (value === NOT_COMPARED ? "" : value === -1 ? "-1" : number(value));
 
-/** The cells that are seen: one line per column of the heatmap, one field per row, in full precision. */
+/**
+ * The cells that are seen: one line per column of the heatmap, one field per row, in full precision.
+ * @param {Model} model
+ */
 function toCsv(model) {
   const { frame, rows, domain, spans } = model;
   const write = model.compare ? difference : number;
@@ -89,18 +109,30 @@ function toCsv(model) {
   return `${lines.join("\r\n")}\r\n`;
 }
 
-/** Save the picture of a model; the rest as for `toCanvas`. */
+/**
+ * Save the picture of a model; the rest as for `toCanvas`.
+ * @param {Model} model
+ * @param {Sizes} sizes
+ * @param {LinePicture[]} lines
+ */
 export function savePicture(model, sizes, lines) {
   const canvas = toCanvas(model, sizes, lines, model.rowOfRun.headline);
-  canvas.toBlob((blob) => save(blob, fileName(model, "png")));
+  canvas.toBlob((blob) => blob && save(blob, fileName(model, "png")));
 }
 
-/** Save the numbers of a model. */
+/**
+ * Save the numbers of a model.
+ * @param {Model} model
+ */
 export function saveNumbers(model) {
   save(new Blob([toCsv(model)], { type: "text/csv" }), fileName(model, "csv"));
 }
 
-/** Offer a blob as a file. */
+/**
+ * Offer a blob as a file.
+ * @param {Blob} blob
+ * @param {string} name
+ */
 function save(blob, name) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
@@ -109,6 +141,10 @@ function save(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-/** A name for the file. */
+/**
+ * A name for the file.
+ * @param {Model} model
+ * @param {string} extension
+ */
 const fileName = (model, extension) =>
   `gradwatch-${[model.run.run, model.quantity].join("-").replace(/[^\w.-]+/g, "_")}.${extension}`;

@@ -5,8 +5,8 @@ import { exactCells, layerOf, linesOf, overlaysOf } from "./details.js";
 const REST = 60;
 
 /**
- * @param {Object} parts `ask` (see `remember`), `store`, `scene`, `page`, and `fail`, called with an error.
- * @returns {{rest: function}} `rest` is to be called whenever something was drawn.
+ * @param {{ask: Ask, store: Store, scene: Scene, page: Page, fail: (error: Error) => void}} parts
+ * @returns {{rest: () => void}} `rest` is to be called whenever something was drawn.
  */
 export function createFollowUp({ ask, store, scene, page, fail }) {
   let timer = 0;
@@ -19,6 +19,7 @@ export function createFollowUp({ ask, store, scene, page, fail }) {
   async function follow() {
     const current = scene.model;
     if (!current) return;
+    /** @type {<Found>(use: (found: Found) => void) => (found: Found) => void} */
     const whenCurrent = (use) => (found) => current === scene.model && use(found);
     const { gutter, plot } = page.chart.boxes();
     const step = current.frame.steps[current.column] ?? null;
@@ -30,11 +31,15 @@ export function createFollowUp({ ask, store, scene, page, fail }) {
       overlaysOf(ask, current, scene.others).then(whenCurrent((overlays) => redrawSide(current, { overlays }))),
     ]);
     if (current !== scene.model) return;
-    const failed = tasks.find(({ status }) => status === "rejected");
+    const failed = tasks.find((task) => task.status === "rejected");
     if (failed) fail(failed.reason);
     else if (!scene.isLoading) page.setBusy(false);
   }
 
+  /**
+   * @param {Model} current
+   * @param {Partial<Model>} found
+   */
   function redrawSide(current, found) {
     Object.assign(current, found);
     page.chart.redrawSide();

@@ -3,7 +3,11 @@ import { quantityOf } from "./tables.js";
 
 const DIGITS = 4;
 
-/** A number with four significant digits. */
+/**
+ * A number with four significant digits.
+ * @param {number} value
+ * @param {number} digits
+ */
 export function formatNumber(value, digits = DIGITS) {
   if (Number.isNaN(value)) return "NaN";
   if (!Number.isFinite(value)) return value > 0 ? "Inf" : "-Inf";
@@ -14,7 +18,11 @@ export function formatNumber(value, digits = DIGITS) {
   return `${Number(mantissa)}e${Number(exponent)}`;
 }
 
-/** A value of a quantity, with its unit. */
+/**
+ * A value of a quantity, with its unit.
+ * @param {number} value
+ * @param {string} quantity
+ */
 export function formatValue(value, quantity) {
   const { scale, unit, missing } = quantityOf(quantity);
   if (value < 0) return missing;
@@ -24,18 +32,28 @@ export function formatValue(value, quantity) {
   return formatNumber(value) + (unit ? ` ${unit}` : "");
 }
 
-/** A whole number with narrow spaces between thousands. */
+/**
+ * A whole number with narrow spaces between thousands.
+ * @param {number} step
+ */
 export function formatStep(step) {
   return String(Math.round(step)).replace(/\B(?=(\d{3})+(?!\d))/g, "\u202f");
 }
 
-/** A power of ten for a tick. */
+/**
+ * A power of ten for a tick.
+ * @param {number} exponent
+ */
 export function formatDecade(exponent) {
   if (exponent >= -2 && exponent <= 3) return String(Number((10 ** exponent).toPrecision(1)));
   return `1e${exponent}`;
 }
 
-/** "step 20", or "steps 20 to 40" for samples that share a cell. */
+/**
+ * "step 20", or "steps 20 to 40" for samples that share a cell.
+ * @param {number} first
+ * @param {number} last
+ */
 export function formatSteps(first, last) {
   return first === last ? `step ${formatStep(first)}` : `steps ${formatStep(first)} to ${formatStep(last)}`;
 }

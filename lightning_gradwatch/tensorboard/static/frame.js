@@ -2,7 +2,7 @@
 
 /**
  * @param {ArrayBuffer} buffer
- * @returns {Object} The header, with `columns`, `rows`, `lastSteps` and `values` (Float32Array or Uint8Array).
+ * @returns {any} The header, with `columns`, `rows`, `lastSteps` and `values` (Float32Array or Uint8Array).
  */
 export function decodeFrame(buffer) {
   const size = new DataView(buffer).getUint32(0, true);

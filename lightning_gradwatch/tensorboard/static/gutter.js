@@ -6,19 +6,25 @@ import { rowAt, rowOf } from "./tree.js";
 /** Brackets lower than this have no room for a button. */
 const LEAST_HEIGHT = 12;
 
-/** @param {Object} actions `choose({layer})` and `fold(path)`. */
+/** @param {Pick<Actions, "choose" | "fold">} actions */
 export function createGutter(actions) {
   const labels = drawing("labels");
   const folds = h("div", { class: "folds" });
   const element = h("div", { class: "gutter" }, labels, folds);
+  /** @type {string[]} */
   let layers = [];
+  /** @type {PlacedRow[]} */
   let rows = [];
 
   element.addEventListener("click", ({ offsetY, target }) => {
-    const row = target.closest("button") ? null : rowAt(rows, offsetY);
+    const row = target instanceof Element && target.closest("button") ? null : rowAt(rows, offsetY);
     if (row) actions.choose({ layer: layers[row.first] });
   });
 
+  /**
+   * @param {Model} model
+   * @param {PlacedRow[]} laidOut
+   */
   function draw(model, laidOut) {
     [layers, rows] = [model.layers, laidOut];
     const { context, width, height } = prepare(labels);
@@ -29,21 +35,30 @@ export function createGutter(actions) {
     drawFolds(groups);
   }
 
-  /** Buttons over the brackets, made anew only if these have changed; the focus stays with its group. */
+  /**
+   * Buttons over the brackets, made anew only if these have changed; the focus stays with its group.
+   * @param {Group[]} groups
+   */
   function drawFolds(groups) {
     const wanted = brackets(groups, rows).filter(({ height }) => height >= LEAST_HEIGHT);
     const left = element.clientWidth - levelsOf(groups) * LEVEL;
     const signature = JSON.stringify([left, wanted]);
     if (folds.dataset.signature === signature) return;
-    const focused = document.activeElement?.dataset?.path;
+    const focused = document.activeElement?.getAttribute("data-path");
     folds.dataset.signature = signature;
     folds.replaceChildren(...wanted.map((bracket) => foldButton(bracket, left, actions.fold)));
-    if (focused) folds.querySelector(`[data-path="${CSS.escape(focused)}"]`)?.focus();
+    const again = focused && folds.querySelector(`[data-path="${CSS.escape(focused)}"]`);
+    if (again instanceof HTMLElement) again.focus();
   }
 
   return { element, draw };
 }
 
+/**
+ * @param {Bracket} bracket
+ * @param {number} left Where the brackets begin.
+ * @param {Actions["fold"]} fold
+ */
 function foldButton({ path, x, top, height, folded }, left, fold) {
   const button = h("button", {
     type: "button", class: "fold", "aria-expanded": String(!folded), "data-path": path,

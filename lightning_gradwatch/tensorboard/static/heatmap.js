@@ -1,8 +1,15 @@
 /** The heatmap: one pass over the pixels of an image, whatever the number of cells. */
 import { MISSING, NONFINITE, ZERO } from "./colours.js";
+import { contextOf } from "./dom.js";
 import { columnsOfPixels } from "./steps.js";
 
-/** What stands for several cells: a NaN wins, then the largest value; so no spike and no NaN is lost. */
+/** @typedef {Stretch & {from: number, to: number}} PixelRow A row of layers, from one row of pixels to another. */
+
+/**
+ * What stands for several cells: a NaN wins, then the largest value; so no spike and no NaN is lost.
+ * @param {number} a
+ * @param {number} b
+ */
 export function merge(a, b) {
   if (a === NONFINITE || b === NONFINITE) return NONFINITE;
   if (a === MISSING) return b;
@@ -10,6 +17,14 @@ export function merge(a, b) {
   return Math.max(a, b);
 }
 
+/**
+ * @param {Float32Array} cells
+ * @param {number} height
+ * @param {number} columnFirst
+ * @param {number} columnLast
+ * @param {number} rowFirst
+ * @param {number} rowLast
+ */
 function mergedCell(cells, height, columnFirst, columnLast, rowFirst, rowLast) {
   if (columnFirst < 0) return MISSING;
   let cell = MISSING;
@@ -19,7 +34,13 @@ function mergedCell(cells, height, columnFirst, columnLast, rowFirst, rowLast) {
   return cell;
 }
 
-/** Base colour and pattern of the cells that are no number: readable without telling colours apart. */
+/**
+ * Base colour and pattern of the cells that are no number: readable without telling colours apart.
+ * @param {number} cell
+ * @param {number} x
+ * @param {number} y
+ * @param {Palette} palette
+ */
 function special(cell, x, y, palette) {
   const [base, mark] = cell === NONFINITE ? palette.nonfinite : cell === ZERO ? palette.zero : palette.missing;
   if (cell === ZERO) return x % 4 === 0 && y % 4 === (x % 8 ? 0 : 2) ? mark : base;
@@ -29,16 +50,27 @@ function special(cell, x, y, palette) {
 /** A NaN that is smaller than this many pixels is drawn as large as that. */
 const SPECK = 3;
 
-/** Where single NaNs are too small to be seen. */
+/**
+ * Where single NaNs are too small to be seen.
+ * @param {Float32Array} line
+ * @param {PixelRow} row
+ * @param {number} width
+ */
 function specksOf(line, row, width) {
-  const found = [];
-  const isBad = (x) => line[x] === NONFINITE;
+  const found = /** @type {[x: number, y: number][]} */ ([]);
+  const isBad = (/** @type {number} */ x) => line[x] === NONFINITE;
   for (let x = 0; x < width; x += 1) {
     if (isBad(x) && (row.to - row.from < SPECK || !(isBad(x - 1) || isBad(x + 1)))) found.push([x, row.from]);
   }
   return found;
 }
 
+/**
+ * @param {Uint32Array} pixels
+ * @param {number} width
+ * @param {[x: number, y: number][]} specks
+ * @param {number} colour
+ */
 function stamp(pixels, width, specks, colour) {
   const half = SPECK >> 1;
   for (const [x, y] of specks) {
@@ -52,13 +84,17 @@ function stamp(pixels, width, specks, colour) {
 /**
  * Paint rows of cells into the pixels of an image.
  * @param {Uint32Array} pixels `width * height`, filled here.
+ * @param {number} width
+ * @param {{cells: Float32Array, height: number}} grid
  * @param {{first: Int32Array, last: Int32Array}} columns The cells of each pixel column.
- * @param {Object[]} rows With `first` and `last` layer and `from` and `to` pixel row.
+ * @param {PixelRow[]} rows
+ * @param {Uint32Array} lookup
+ * @param {Palette} palette
  * @param {number} dot Device pixels per CSS pixel, for patterns of even size.
  */
-export function paint(pixels, width, { cells, height }, columns, rows, lookup, palette, dot = 1) {
+function paint(pixels, width, { cells, height }, columns, rows, lookup, palette, dot = 1) {
   const line = new Float32Array(width);
-  const specks = [];
+  const specks = /** @type {[x: number, y: number][]} */ ([]);
   for (const row of rows) {
     for (let x = 0; x < width; x += 1) {
       line[x] = mergedCell(cells, height, columns.first[x], columns.last[x], row.first, row.last);
@@ -69,6 +105,15 @@ export function paint(pixels, width, { cells, height }, columns, rows, lookup, p
   stamp(pixels, width, specks, palette.nonfinite[0]);
 }
 
+/**
+ * @param {Uint32Array} pixels
+ * @param {number} width
+ * @param {Float32Array} line
+ * @param {PixelRow} row
+ * @param {Uint32Array} lookup
+ * @param {Palette} palette
+ * @param {number} dot
+ */
 function paintRow(pixels, width, line, row, lookup, palette, dot) {
   const isPlain = line.every((cell) => cell >= 0);
   const first = row.from * width;
@@ -90,8 +135,10 @@ function paintRow(pixels, width, line, row, lookup, palette, dot) {
 /**
  * Draw the heatmap into a box.
  * @param {CanvasRenderingContext2D} context Scaled by `ratio`.
- * @param {{x: number, y: number, width: number, height: number}} box In CSS pixels.
- * @param {Object} model `frame`, `spans`, `cells`, `domain`, `rows` (laid out), `lookup`.
+ * @param {Box} box In CSS pixels.
+ * @param {Picture & {rows: (Stretch & Placed)[]}} model
+ * @param {Palette} palette
+ * @param {number} ratio
  */
 export function drawHeatmap(context, box, model, palette, ratio = 1) {
   const [width, height] = [Math.round(box.width * ratio), Math.round(box.height * ratio)];
@@ -107,7 +154,7 @@ export function drawHeatmap(context, box, model, palette, ratio = 1) {
   paint(new Uint32Array(image.data.buffer), width, grid, columns, rows, model.lookup, palette, ratio);
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [width, height];
-  canvas.getContext("2d").putImageData(image, 0, 0);
+  contextOf(canvas).putImageData(image, 0, 0);
   context.imageSmoothingEnabled = false;
   context.drawImage(canvas, box.x, box.y, box.width, box.height);
 }

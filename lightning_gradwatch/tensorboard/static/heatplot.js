@@ -5,10 +5,16 @@ import { createCrosshair, listen } from "./plot.js";
 import { columnAt } from "./steps.js";
 import { layOut, rowAt } from "./tree.js";
 
+/** @typedef {{row: PlacedRow, column: number}} Place A cell of the heatmap. */
 /**
- * @param {Object} actions `choose({layer, step})`, `zoom([from, to])`, `wheel(factor, step)`, `reset()`, `key(event)`,
- *   and `point({row, column} or null, event)`, called wherever the pointer goes.
+ * `key` is called with every key, and `point` wherever the pointer goes.
+ * @typedef {Pick<Actions, "choose" | "zoom" | "wheel" | "reset"> & {
+ *   key(event: KeyboardEvent): void,
+ *   point(place: Place|null, event?: MouseEvent): void,
+ * }} HeatActions
  */
+
+/** @param {HeatActions} actions */
 export function createHeatPlot(actions) {
   const heat = drawing("heat");
   const rowMark = h("div", { class: "rowmark", hidden: true });
@@ -21,8 +27,11 @@ export function createHeatPlot(actions) {
     },
     heat, rowMark, ...crosshair.elements,
   );
+  /** @type {Model|null} */
   let model = null;
+  /** @type {PlacedRow[]} */
   let rows = [];
+  /** @type {() => Interval} */
   const domainOf = () => model?.domain ?? [0, 1];
 
   listen(element, domainOf, {
@@ -31,11 +40,17 @@ export function createHeatPlot(actions) {
     click(step, y) {
       element.focus({ preventScroll: true });
       const place = placeAt(step, y);
-      if (place) actions.choose({ layer: model.layers[place.row.first], step: model.frame.steps[place.column] });
+      if (!model || !place) return;
+      actions.choose({ layer: model.layers[place.row.first], step: model.frame.steps[place.column] });
     },
     zoom: actions.zoom, wheel: actions.wheel, reset: actions.reset,
   });
 
+  /**
+   * @param {number} step
+   * @param {number} y
+   * @returns {Place|null}
+   */
   function placeAt(step, y) {
     if (!model) return null;
     const row = rowAt(rows, y);
@@ -43,7 +58,10 @@ export function createHeatPlot(actions) {
     return row && column >= 0 ? { row, column } : null;
   }
 
-  /** Draw a model; returns its rows with their places, or null if there is no room. */
+  /**
+   * Draw a model; returns its rows with their places, or null if there is no room.
+   * @param {Model} next
+   */
   function draw(next) {
     model = next;
     element.setAttribute("aria-label", model.label);
@@ -51,13 +69,13 @@ export function createHeatPlot(actions) {
     if (!width) return null;
     rows = layOut(model.rows, height);
     drawHeatmap(context, { x: 0, y: 0, width, height }, { ...model, rows }, model.palette, devicePixelRatio || 1);
-    [heat.dataset.from, heat.dataset.to] = model.domain;
+    [heat.dataset.from, heat.dataset.to] = model.domain.map(String);
     crosshair.choose(model.frame.steps[model.column] ?? null, model.domain, width);
     markRow(rows[model.row]);
     return rows;
   }
 
-  function markRow(row) {
+  function markRow(/** @type {PlacedRow|undefined} */ row) {
     rowMark.hidden = !row;
     if (!row) return;
     rowMark.style.top = `${row.top}px`;
@@ -65,6 +83,6 @@ export function createHeatPlot(actions) {
   }
 
   /** The line at a step that is hovered, here or somewhere else. */
-  const hover = (step) => crosshair.hover(step, domainOf(), element.clientWidth);
+  const hover = (/** @type {number|null} */ step) => crosshair.hover(step, domainOf(), element.clientWidth);
   return { element, heat, draw, hover };
 }

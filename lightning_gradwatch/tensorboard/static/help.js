@@ -27,5 +27,6 @@ export function createHelp() {
     h("dl", {}, ...KEYS.map(([key, text]) => h("div", {}, h("dt", { text: key }), h("dd", { text })))),
     h("form", { method: "dialog" }, h("button", { class: "button", text: "Close" })),
   );
-  return { element: dialog, open: () => dialog.open || dialog.showModal() };
+  const open = () => dialog.open || dialog.showModal();
+  return { element: dialog, open };
 }

@@ -6,9 +6,9 @@ import { poll } from "./poll.js";
 import { httpSource } from "./source.js";
 import { adoptFonts, followTheme } from "./theme.js";
 
-const here = (path) => new URL(path, import.meta.url).href;
+const here = (/** @type {string} */ path) => new URL(path, import.meta.url).href;
 
-function loadStyle(address) {
+function loadStyle(/** @type {string} */ address) {
   return new Promise((done) => {
     document.head.append(h("link", { rel: "stylesheet", href: address, onload: done, onerror: done }));
   });

@@ -11,5 +11,6 @@ export function createKey() {
   return { element, update };
 }
 
+/** @param {[name: string, text: string]} cell */
 const entry = ([name, text]) =>
   h("span", { class: "key-entry" }, h("i", { class: `swatch ${name}` }), h("span", { text }));

@@ -1,10 +1,10 @@
 /** The keys of the heatmap. */
 
-/**
- * @param {Object} actions `move(rows)`, `moveColumn(by)`, `toEnd(isLast)`, `zoomHere(factor)`, `reset()`, `cycle(by)`,
- *   `foldHere()`, `help()`.
- */
+/** @typedef {"move" | "moveColumn" | "toEnd" | "zoomHere" | "reset" | "cycle" | "foldHere" | "help"} Keys */
+
+/** @param {Pick<PageActions, Keys>} actions */
 export function keysOf(actions) {
+  /** @type {Record<string, () => void>} */
   const keys = {
     ArrowUp: () => actions.move(-1),
     ArrowDown: () => actions.move(1),
@@ -23,7 +23,7 @@ export function keysOf(actions) {
     f: () => actions.foldHere(),
     "?": () => actions.help(),
   };
-  return (event) => {
+  return (/** @type {KeyboardEvent} */ event) => {
     const act = event.ctrlKey || event.metaKey || event.altKey ? null : keys[event.key];
     if (!act) return;
     event.preventDefault();

@@ -8,7 +8,12 @@ export const LEVEL = 16;
 /** Font of drawn text. */
 export const font = (size = 11, weight = 400) => `${weight} ${size}${FONT}`;
 
-/** Shorten at the front, for the end of a path says most. */
+/**
+ * Shorten at the front, for the end of a path says most.
+ * @param {CanvasRenderingContext2D} context
+ * @param {string} text
+ * @param {number} width
+ */
 export function shorten(context, text, width) {
   if (context.measureText(text).width <= width) return text;
   let start = 1;
@@ -16,36 +21,59 @@ export function shorten(context, text, width) {
   return `…${text.slice(start)}`;
 }
 
+/** @typedef {{label: string, place: number, isFirst?: boolean, isChosen?: boolean}} Name */
+
 /** Rows thinner than this go by the names of their groups. */
 const THIN = 9;
 
+/** @param {Placed} place */
 const middleOf = ({ top, height }) => top + height / 2;
 
-/** What can be named: rows, or groups where rows are too thin. */
+/**
+ * What can be named: rows, or groups where rows are too thin.
+ * @param {PlacedRow[]} rows
+ * @param {Group[]} groups
+ * @returns {Name[]}
+ */
 function candidates(rows, groups) {
   const outer = rows[0].height < THIN ? brackets(groups, rows).filter(({ level }) => !level) : [];
   if (!outer.length) return rows.map((row) => ({ label: row.label, place: middleOf(row), isFirst: Boolean(row.path) }));
   return outer.map((group) => ({ label: group.path, place: middleOf(group), isFirst: false }));
 }
 
-/** The names that fit: the chosen row first, then folded groups and both ends, then as many as there is room for. */
+/**
+ * The names that fit: the chosen row first, then folded groups and both ends, then as many as there is room for.
+ * @param {PlacedRow[]} rows
+ * @param {Group[]} groups
+ * @param {number} chosen
+ * @param {number} height
+ * @returns {Name[]}
+ */
 function namesOf(rows, groups, chosen, height) {
   const all = candidates(rows, groups);
   const own = rows[chosen] ? [{ label: rows[chosen].label, place: middleOf(rows[chosen]), isChosen: true }] : [];
-  const names = [];
-  for (const name of [...own, ...all.filter(({ isFirst }) => isFirst), all[0], all.at(-1), ...all]) {
+  const names = /** @type {Name[]} */ ([]);
+  const ends = [...all.slice(0, 1), ...all.slice(-1)];
+  for (const name of [...own, ...all.filter(({ isFirst }) => isFirst), ...ends, ...all]) {
     const place = Math.min(Math.max(name.place, 6), height - 6);
     if (!names.some((other) => Math.abs(other.place - place) < LEAST_DISTANCE)) names.push({ ...name, place });
   }
   return names;
 }
 
-/** How many columns of brackets stand between the names and the heatmap. */
+/**
+ * How many columns of brackets stand between the names and the heatmap.
+ * @param {Group[]} groups
+ */
 export const levelsOf = (groups) => groups.reduce((most, { level }) => Math.max(most, level + 1), 0);
 
-/** Where the brackets of open groups stand: `top`, `height`, `x`, `path`, for those with rows of their own. */
+/**
+ * Where the brackets of open groups stand: `top`, `height`, `x`, `path`, for those with rows of their own.
+ * @param {Group[]} groups
+ * @param {PlacedRow[]} rows
+ */
 export function brackets(groups, rows) {
-  const found = [];
+  const found = /** @type {Bracket[]} */ ([]);
   for (const group of groups) {
     const own = rows.filter((row) => row.first >= group.first && row.last <= group.last);
     if (!own.length) continue;
@@ -59,7 +87,11 @@ export function brackets(groups, rows) {
 
 /**
  * Draw names and brackets into a box.
- * @param {Object} model `rows` (laid out), `groups`, `chosen` (row), `alerted` (set of rows).
+ * @param {CanvasRenderingContext2D} context
+ * @param {Box} box
+ * @param {{rows: PlacedRow[], groups: Group[], chosen: number, alerted: Set<number>}} model The rows `chosen` and
+ *   `alerted`.
+ * @param {Palette} palette
  */
 export function drawLabels(context, box, { rows, groups, chosen, alerted }, palette) {
   const right = box.x + box.width - levelsOf(groups) * LEVEL;
@@ -74,6 +106,12 @@ export function drawLabels(context, box, { rows, groups, chosen, alerted }, pale
   for (const bracket of brackets(groups, rows)) drawBracket(context, { ...box, x: right }, bracket, palette);
 }
 
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {number} x
+ * @param {number} y
+ * @param {Palette} palette
+ */
 function drawMark(context, x, y, palette) {
   context.fillStyle = palette.alert;
   context.beginPath();
@@ -81,6 +119,12 @@ function drawMark(context, x, y, palette) {
   context.fill();
 }
 
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {Box} box
+ * @param {Bracket} bracket
+ * @param {Palette} palette
+ */
 function drawBracket(context, box, { x, top, height, folded }, palette) {
   if (height < 6) return;
   const left = box.x + x + LEVEL / 2;

@@ -3,33 +3,43 @@ import { drawing, prepare } from "./dom.js";
 import { formatStep, formatSteps } from "./format.js";
 import { alertAt, drawLanes } from "./lanes.js";
 
-/** @param {Object} actions `showAlert(alert)` and `tooltip`. */
+/** @param {Pick<PageActions, "showAlert" | "tooltip">} actions */
 export function createLaneBox(actions) {
   const element = drawing("lanes");
+  /** @type {Model|null} */
   let model = null;
-  let box = null;
+  let box = { x: 0, y: 0, width: 0 };
 
-  for (const type of ["pointermove", "pointerleave"]) element.addEventListener(type, hover);
+  element.addEventListener("pointermove", (event) => hover(event, at(event)));
+  element.addEventListener("pointerleave", (event) => hover(event));
   element.addEventListener("click", (event) => {
     const alert = at(event);
     if (alert) actions.showAlert(alert);
   });
 
-  const at = ({ offsetX, offsetY }) => model && alertAt(model.lanes, offsetX, offsetY, model.domain, box);
-
-  function hover(event) {
-    const alert = event.type === "pointerleave" ? null : at(event);
-    element.style.cursor = alert ? "pointer" : "";
-    if (!alert) return actions.tooltip.hide();
-    const { step, until_step: until } = alert;
-    const when = until === null ? `since step ${formatStep(step)}, open` : formatSteps(step, until);
-    return actions.tooltip.show(event, alert.layer || "the run as a whole", [when, alert.evidence].filter(Boolean));
+  function at(/** @type {MouseEvent} */ { offsetX, offsetY }) {
+    return model ? alertAt(model.lanes, offsetX, offsetY, model.domain, box) : undefined;
   }
 
-  /** @param {{x: number, y: number, width: number}} nextBox Where the lanes stand: below the heatmap. */
+  /**
+   * @param {MouseEvent} event
+   * @param {Alert} [alert] The one under the pointer.
+   */
+  function hover(event, alert) {
+    element.style.cursor = alert ? "pointer" : "";
+    if (!alert) return actions.tooltip.hide();
+    const { step, until_step: until, evidence } = alert;
+    const when = until === null ? `since step ${formatStep(step)}, open` : formatSteps(step, until);
+    return actions.tooltip.show(event, alert.layer || "the run as a whole", evidence ? [when, evidence] : [when]);
+  }
+
+  /**
+   * @param {Model} next
+   * @param {{x: number, y: number, width: number}} nextBox Where the lanes stand: below the heatmap.
+   */
   function draw(next, nextBox) {
     [model, box] = [next, nextBox];
-    drawLanes(prepare(element).context, box, { ...model, gutter: true }, model.palette);
+    drawLanes(prepare(element).context, box, next, next.palette);
   }
   return { element, draw };
 }

@@ -4,19 +4,30 @@ import { font } from "./labels.js";
 import { toX } from "./steps.js";
 import { kindOf } from "./tables.js";
 
+/** @typedef {{x: number, y: number, width: number}} LaneBox As high as there are lanes. */
+
+/** Height of a lane. */
 export const LANE = 18;
 
-/** The lanes of alerts, in the order in which the kinds first appear. */
+/**
+ * The lanes of alerts, in the order in which the kinds first appear.
+ * @param {Alert[]} alerts
+ * @returns {Lane[]}
+ */
 export function lanesOf(alerts) {
-  const lanes = new Map();
-  for (const alert of alerts) {
-    if (!lanes.has(alert.kind)) lanes.set(alert.kind, []);
-    lanes.get(alert.kind).push(alert);
-  }
+  const lanes = /** @type {Map<string, Alert[]>} */ (new Map());
+  for (const alert of alerts) lanes.set(alert.kind, [...(lanes.get(alert.kind) ?? []), alert]);
   return [...lanes].map(([kind, own]) => ({ kind, alerts: own }));
 }
 
-/** The alert under a point of the lanes. */
+/**
+ * The alert under a point of the lanes.
+ * @param {Lane[]} lanes
+ * @param {number} x
+ * @param {number} y
+ * @param {Interval} domain
+ * @param {LaneBox} box
+ */
 export function alertAt(lanes, x, y, domain, box) {
   const lane = lanes[Math.floor((y - box.y) / LANE)];
   return lane?.alerts.findLast((alert) => {
@@ -25,27 +36,47 @@ export function alertAt(lanes, x, y, domain, box) {
   });
 }
 
+/**
+ * @param {Alert} alert
+ * @param {Interval} domain
+ * @param {LaneBox} box
+ * @returns {Interval}
+ */
 function ends({ step, until_step: until }, domain, box) {
   const from = Math.max(toX(step, domain, box), box.x);
   const to = until === null ? box.x + box.width : Math.min(toX(until, domain, box), box.x + box.width);
   return [from, Math.max(to, from + 4)];
 }
 
-/** Draw lanes with their names in the gutter to the left. */
-export function drawLanes(context, box, { lanes, domain, gutter }, palette) {
+/**
+ * Draw lanes with their names in the gutter to the left.
+ * @param {CanvasRenderingContext2D} context
+ * @param {LaneBox} box
+ * @param {{lanes: Lane[], domain: Interval}} model
+ * @param {Palette} palette
+ */
+export function drawLanes(context, box, { lanes, domain }, palette) {
   context.textBaseline = "middle";
   lanes.forEach((lane, i) => {
     const y = box.y + i * LANE;
     context.font = font();
     context.textAlign = "right";
     context.fillStyle = palette.muted;
-    if (gutter) context.fillText(kindOf(lane.kind).label, box.x - 14, y + LANE / 2);
+    context.fillText(kindOf(lane.kind).label, box.x - 14, y + LANE / 2);
     context.fillStyle = palette.grid;
     context.fillRect(box.x, y + LANE / 2 - 0.5, box.width, 1);
     for (const alert of lane.alerts) drawAlert(context, box, y, alert, domain, palette);
   });
 }
 
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {LaneBox} box
+ * @param {number} y
+ * @param {Alert} alert
+ * @param {Interval} domain
+ * @param {Palette} palette
+ */
 function drawAlert(context, box, y, alert, domain, palette) {
   if (alert.step > domain[1] || (alert.until_step !== null && alert.until_step < domain[0])) return;
   const [from, to] = ends(alert, domain, box);

@@ -9,7 +9,7 @@ import { kindOf, quantityOf, shown } from "./tables.js";
 
 const NO_HISTOGRAM = "No histogram of this layer has been logged yet (histogram_every).";
 
-/** @param {Object} actions `zoom`, `wheel`, `reset`, `hover(step)`, `move(rows)`. */
+/** @param {Pick<PageActions, "zoom" | "wheel" | "reset" | "hover" | "move">} actions */
 export function createLayerPanel(actions) {
   const title = h("h2", { id: "gw-layer" });
   const decades = h("canvas", { class: "decades", "aria-hidden": "true" });
@@ -36,13 +36,17 @@ export function createLayerPanel(actions) {
       plot, h("div", { class: "numbers" }, numbersTitle, numbers), sequence.element, alerts,
     ),
   );
+  /** @type {Dress|null} */
   let view = null;
   listen(plot, () => view?.domain ?? [0, 1], {
     hover: (step) => actions.hover(step), leave: () => actions.hover(null),
     zoom: actions.zoom, wheel: actions.wheel, reset: actions.reset,
   });
 
-  /** @param {Object} detail `{layer, step, numbers, range, frame, sequence, alerts, quantities}` */
+  /**
+   * @param {LayerDetail} detail
+   * @param {Dress} nextView
+   */
   function update(detail, nextView) {
     view = nextView;
     title.replaceChildren(h("span", { class: "muted", text: "Layer " }), h("span", { text: detail.layer }));
@@ -50,27 +54,40 @@ export function createLayerPanel(actions) {
     numbers.replaceChildren(...numberRows(detail));
     alerts.replaceChildren(...detail.alerts.map(alertItem));
     plot.setAttribute("aria-label", `Distribution of the gradient elements of ${detail.layer} over the steps`);
-    drawFrame(detail.frame);
-    sequence.update(detail.sequence, view);
-    crosshair.choose(view.step, view.domain, plot.clientWidth);
+    drawFrame(detail.frame, nextView);
+    sequence.update(detail.sequence, nextView);
+    crosshair.choose(nextView.step, nextView.domain, plot.clientWidth);
   }
-  function drawFrame(frame) {
+
+  /**
+   * @param {HistogramFrame|null} frame
+   * @param {Dress} dress
+   */
+  function drawFrame(frame, { domain, palette }) {
     const target = prepare(canvas);
     const axis = prepare(decades);
-    const hasData = Boolean(frame?.columns);
-    empty.hidden = hasData;
-    if (!hasData || !target.width) return;
+    empty.hidden = Boolean(frame?.columns);
+    if (!frame?.columns || !target.width) return;
     const bins = usedBins(frame);
     const box = { x: 0, y: 0, width: target.width, height: target.height };
-    drawDistribution(target.context, box, { frame, domain: view.domain, bins }, view.palette, devicePixelRatio || 1);
-    drawDecades(axis.context, { ...box, width: axis.width, height: axis.height }, { frame, bins }, view.palette);
+    drawDistribution(target.context, box, { frame, domain, bins }, palette, devicePixelRatio || 1);
+    drawDecades(axis.context, { ...box, width: axis.width, height: axis.height }, { frame, bins }, palette);
   }
-  return { element, update, hover: (step) => view && crosshair.hover(step, view.domain, plot.clientWidth) };
+
+  /** @type {PageActions["hover"]} */
+  const hover = (step) => view && crosshair.hover(step, view.domain, plot.clientWidth);
+  return { element, update, hover };
 }
 
+/**
+ * @param {string} text
+ * @param {string} label
+ * @param {() => void} onclick
+ */
 const button = (text, label, onclick) =>
   h("button", { type: "button", class: "button square", "aria-label": label, text, onclick });
 
+/** @param {LayerDetail} detail */
 function numberRows({ numbers, range }) {
   const rows = shown(Object.keys(numbers))
     .filter((name) => name === "grad_norm" || !(numbers[name] < 0))
@@ -82,6 +99,7 @@ function numberRows({ numbers, range }) {
   return rows.map(([term, text]) => h("div", { class: "number" }, h("dt", { text: term }), h("dd", { text })));
 }
 
+/** @param {Alert} alert */
 function alertItem(alert) {
   const { level, until_step: until, kind, step } = alert;
   const when = until === null ? `since step ${formatStep(step)}` : `steps ${formatStep(step)} to ${formatStep(until)}`;

@@ -4,34 +4,50 @@ import { formatNumber } from "./format.js";
 import { drawLine } from "./lines.js";
 import { createCrosshair } from "./plot.js";
 
+/** @typedef {ReturnType<typeof createPanel>} Panel */
+
 const HEIGHT = 92;
 
-/** @param {Object} actions `zoom`, `reset`, `hover(step)` and `chooseLoss(tag)`. */
+/** @param {Pick<PageActions, "zoom" | "reset" | "hover" | "chooseLoss">} actions */
 export function createLinePanel(actions) {
   const element = h("div", { class: "lines" });
-  const panels = new Map();
+  const panels = /** @type {Map<string, Panel>} */ (new Map());
 
-  /** @param {Object[]} lines `{key, label, tag, tags?, data: {steps, values}, range?}` */
+  /**
+   * @param {LineData[]} lines
+   * @param {Dress} view
+   */
   function update(lines, view) {
     for (const [key, panel] of panels) if (!lines.some((line) => line.key === key)) remove(key, panel);
     lines.forEach((line, i) => {
-      if (!panels.has(line.key)) panels.set(line.key, createPanel(line, actions));
-      const panel = panels.get(line.key);
+      const panel = panels.get(line.key) ?? createPanel(line.key, actions);
+      panels.set(line.key, panel);
       if (element.children[i] !== panel.element) element.insertBefore(panel.element, element.children[i] ?? null);
       panel.update(line, view);
     });
   }
+
+  /**
+   * @param {string} key
+   * @param {Panel} panel
+   */
   function remove(key, panel) {
     panel.destroy();
     panel.element.remove();
     panels.delete(key);
   }
-  const each = (method) => (...values) => panels.forEach((panel) => panel[method](...values));
-  const canvases = () => [...panels.values()].map((panel) => panel.picture()).filter(Boolean);
-  return { element, update, choose: each("choose"), hover: each("hover"), canvases };
+
+  /** @type {PageActions["hover"]} */
+  const hover = (step) => panels.forEach((panel) => panel.hover(step));
+  const pictures = () => [...panels.values()].flatMap((panel) => panel.picture() ?? []);
+  return { element, update, hover, pictures };
 }
 
-function createPanel({ key }, actions) {
+/**
+ * @param {string} key
+ * @param {Parameters<typeof createLinePanel>[0]} actions
+ */
+function createPanel(key, actions) {
   const holder = h("div", { class: "holder" });
   const value = h("span", { class: "reading" });
   const select = key === "loss" ? createChoice(actions.chooseLoss) : null;
@@ -42,14 +58,21 @@ function createPanel({ key }, actions) {
     h("div", { class: "line-label" }, select ?? name), holder, h("div", { class: "line-side" }, value),
   );
   const crosshair = createCrosshair();
+  /** @type {ReturnType<typeof drawLine>|null} */
   let plot = null;
-  let signature = null;
-  let line = null;
-  let view = null;
+  let signature = "";
+  /** @type {LineData} */
+  let line;
+  /** @type {Dress} */
+  let view;
 
+  /**
+   * @param {LineData} next
+   * @param {Dress} nextView
+   */
   function update(next, nextView) {
     [line, view] = [next, nextView];
-    if (select) setOptions(select, line.tags.map((tag) => [tag, tag]), line.tag);
+    if (select) setOptions(select, (line.tags ?? []).map((tag) => [tag, tag]), line.tag);
     else name.textContent = line.label;
     const { steps, values } = line.data;
     const { domain, width, gutter, palette } = view;
@@ -62,40 +85,47 @@ function createPanel({ key }, actions) {
     }
     choose(view.step);
   }
+
+  /**
+   * @param {number[]} steps
+   * @param {number[]} values
+   */
   function draw(steps, values) {
     const { label, range } = line;
     const how = { ...view, height: HEIGHT, label, range, onZoom: actions.zoom, onReset: actions.reset };
-    plot = drawLine(holder, { x: steps, y: values }, how);
-    plot.over.append(...crosshair.elements);
-    plot.over.addEventListener("pointermove", ({ offsetX }) => actions.hover(plot.posToVal(offsetX, "x")));
-    plot.over.addEventListener("pointerleave", () => actions.hover(null));
-    plot.root.setAttribute("aria-hidden", "true");
+    const drawn = drawLine(holder, { x: steps, y: values }, how);
+    drawn.over.append(...crosshair.elements);
+    drawn.over.addEventListener("pointermove", ({ offsetX }) => actions.hover(drawn.posToVal(offsetX, "x")));
+    drawn.over.addEventListener("pointerleave", () => actions.hover(null));
+    drawn.root.setAttribute("aria-hidden", "true");
+    plot = drawn;
   }
   function destroy() {
     plot?.destroy();
     plot = null;
   }
-  function reading(step) {
+  function reading(/** @type {number} */ step) {
     const { steps, values } = line.data;
     let place = steps.length - 1;
     while (place > 0 && steps[place] > step) place -= 1;
     if (place < 0) return "no points";
     return `${line.label} ${formatNumber(values[place])} at step ${steps[place]}`;
   }
-  function choose(step) {
+  function choose(/** @type {number|null} */ step) {
     if (!plot) return;
     crosshair.choose(step, view.domain, view.width);
     value.textContent = reading(step ?? Infinity);
   }
-  function hover(step) {
+  function hover(/** @type {number|null} */ step) {
     if (!plot) return;
     crosshair.hover(step, view.domain, view.width);
     value.textContent = reading(step ?? view.step ?? Infinity);
   }
   const picture = () => plot && { canvas: plot.ctx.canvas, label: line.label, height: HEIGHT };
-  return { element, update, choose, hover, destroy, picture };
+  return { element, update, hover, destroy, picture };
 }
 
+/** @param {(tag: string) => void} choose */
 function createChoice(choose) {
   const select = h("select", { "aria-label": "Scalar below the heatmap", onchange: () => choose(select.value) });
   return select;

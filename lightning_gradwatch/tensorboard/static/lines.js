@@ -3,7 +3,28 @@ import { formatNumber } from "./format.js";
 import { font } from "./labels.js";
 import uPlot from "./vendor/uplot.js";
 
-/** NaN and Inf become gaps, with a mark at the top edge. */
+/**
+ * Where and how a line is drawn.
+ * @typedef {Object} LineView
+ * @property {number} width Of the plot.
+ * @property {number} height
+ * @property {number} gutter To its left.
+ * @property {Interval} domain
+ * @property {Palette} palette
+ * @property {string} label
+ * @property {Interval} [range] Of the values.
+ * @property {boolean} [showSteps]
+ * @property {(value: number) => string} [format]
+ * @property {(steps: Interval) => void} [onZoom]
+ * @property {() => void} [onReset]
+ */
+
+/**
+ * NaN and Inf become gaps, with a mark at the top edge.
+ * @param {uPlot} plot
+ * @param {number[]} values
+ * @param {string} colour
+ */
 function drawGaps(plot, values, colour) {
   const { ctx: context, bbox } = plot;
   const size = 4 * devicePixelRatio;
@@ -20,9 +41,14 @@ function drawGaps(plot, values, colour) {
   });
 }
 
+/**
+ * @param {LineView & {format: (value: number) => string}} view
+ * @param {number[]} values
+ */
 function options({ width, height, gutter, domain, palette, label, onZoom, showSteps, range, format }, values) {
   const grid = { stroke: palette.grid, width: 1 };
   const axis = { font: font(), stroke: palette.muted, grid, ticks: { show: false } };
+  const labels = (/** @type {uPlot} */ _, /** @type {number[]} */ ticks) => ticks.map(format);
   return {
     width: width + gutter,
     height,
@@ -32,13 +58,13 @@ function options({ width, height, gutter, domain, palette, label, onZoom, showSt
     scales: { x: { time: false, range: () => domain }, y: range ? { range: () => range } : {} },
     axes: [
       showSteps ? { ...axis, size: 24, grid: { show: false } } : { show: false },
-      { ...axis, size: gutter, gap: 14, space: 24, values: (_, ticks) => ticks.map(format) },
+      { ...axis, size: gutter, gap: 14, space: 24, values: labels },
     ],
     series: [{}, { label, stroke: palette.accent, width: 1.5, points: { show: values.length === 1 } }],
     hooks: {
-      draw: [(plot) => drawGaps(plot, values, palette.alert)],
+      draw: [(/** @type {uPlot} */ plot) => drawGaps(plot, values, palette.alert)],
       setSelect: [
-        (plot) => {
+        (/** @type {uPlot} */ plot) => {
           const { left, width: selected } = plot.select;
           if (selected < 4) return;
           plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
@@ -51,13 +77,14 @@ function options({ width, height, gutter, domain, palette, label, onZoom, showSt
 
 /**
  * Draw one line into an element, in the place of what was there.
+ * @param {HTMLElement} element
  * @param {{x: number[], y: number[]}} data
- * @param {Object} view `width` of the plot, `height`, `gutter` to its left, `domain`, `palette`, `label`, `onZoom`.
- * @returns the plot, to be destroyed before the next one.
+ * @param {LineView} view
+ * @returns The plot, to be destroyed before the next one.
  */
 export function drawLine(element, data, view) {
   const finite = data.y.map((value) => (Number.isFinite(value) ? value : null));
-  const format = view.format ?? ((value) => formatNumber(value, 3));
+  const format = view.format ?? ((/** @type {number} */ value) => formatNumber(value, 3));
   const plot = new uPlot(options({ ...view, format }, data.y), [data.x, finite], element);
   plot.over.addEventListener("dblclick", () => view.onReset?.());
   return plot;

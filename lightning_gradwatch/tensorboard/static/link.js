@@ -15,9 +15,13 @@ function addressed() {
   }
 }
 
-/** `#gradwatch&p.gradwatch.run=a&...` as a state. */
-export function parseHash(hash) {
-  const state = {};
+/**
+ * `#gradwatch&p.gradwatch.run=a&...` as a state.
+ * @param {string} hash
+ * @returns {Partial<State>}
+ */
+function parseHash(hash) {
+  const state = /** @type {Record<string, unknown>} */ ({});
   for (const part of hash.replace(/^#/, "").split("&")) {
     const [key, text = ""] = part.split("=").map(decode);
     const name = plain(key);
@@ -31,8 +35,10 @@ export function parseHash(hash) {
   return state;
 }
 
+/** @param {string} key */
 const plain = (key) => (key.startsWith(PREFIX) ? key.slice(PREFIX.length) : key);
 
+/** @param {string} text */
 function decode(text) {
   try {
     return decodeURIComponent(text);
@@ -41,15 +47,20 @@ function decode(text) {
   }
 }
 
-/** The hash with the state in it; what belongs to others stays. */
-export function formatHash(hash, state) {
-  const isOther = (part) => part && !(plain(decode(part.split("=")[0])) in INITIAL);
+/**
+ * The hash with the state in it; what belongs to others stays.
+ * @param {string} hash
+ * @param {State} state
+ */
+function formatHash(hash, state) {
+  const isOther = (/** @type {string} */ part) => part && !(plain(decode(part.split("=")[0])) in INITIAL);
   const others = hash.replace(/^#/, "").split("&").filter(isOther);
   const own = Object.keys(INITIAL)
-    .filter((name) => state[name] !== null && state[name].length !== 0)
-    .map((name) => {
-      const value = LISTS.includes(name) ? state[name].map((item) => encodeURIComponent(item)).join(",") : state[name];
-      return `${PREFIX}${name}=${encodeURIComponent(value)}`;
+    .map((name) => [name, state[/** @type {keyof State} */ (name)]])
+    .filter(([, value]) => value !== null && !(Array.isArray(value) && !value.length))
+    .map(([name, value]) => {
+      const text = Array.isArray(value) ? value.map(encodeURIComponent).join(",") : value;
+      return `${PREFIX}${name}=${encodeURIComponent(String(text))}`;
     });
   return `#${[...(others.length ? others : ["gradwatch"]), ...own].join("&")}`;
 }
@@ -57,7 +68,10 @@ export function formatHash(hash, state) {
 /** The state in the address. */
 export const readLink = () => parseHash(addressed().location.hash);
 
-/** Put the state into the address, without a new entry in the history; whole, for the frame's `base` lies elsewhere. */
+/**
+ * Put the state into the address, without a new entry in the history; whole, for the frame's `base` lies elsewhere.
+ * @param {State} state
+ */
 export function writeLink(state) {
   const { location, history } = addressed();
   const tab = location.hash.replace(/^#/, "").split("&")[0];
@@ -66,7 +80,10 @@ export function writeLink(state) {
   if (hash !== location.hash) history.replaceState(history.state, "", location.pathname + location.search + hash);
 }
 
-/** Follow a link that is opened while the tab is. */
+/**
+ * Follow a link that is opened while the tab is.
+ * @param {(linked: Partial<State>) => void} changed
+ */
 export function followLink(changed) {
   const listener = () => changed(readLink());
   const target = addressed();

@@ -4,12 +4,10 @@ import { chosenRun, loadView } from "./model.js";
 import { createOthers } from "./others.js";
 import { adopt } from "./tables.js";
 
-/**
- * @param {Object} parts `source`, `ask` (see `remember`), `store`, `scene`, `page` and `painter`.
- */
+/** @param {{source: Source, ask: Ask, store: Store, scene: Scene, page: Page, painter: Painter}} parts */
 export function createLoader({ source, ask, store, scene, page, painter }) {
   const about = createOthers(source);
-  let signature = null;
+  let signature = "";
   let isTaught = false;
   /** Answers that come after the next question are dropped. */
   let turn = 0;
@@ -27,7 +25,7 @@ export function createLoader({ source, ask, store, scene, page, painter }) {
       }
       page.toolbar.setLive(liveText());
     } catch (error) {
-      fail(error);
+      fail(/** @type {Error} */ (error));
     }
   }
 
@@ -36,10 +34,10 @@ export function createLoader({ source, ask, store, scene, page, painter }) {
     return step === null ? "live" : `live · step ${formatStep(step)}`;
   }
 
-  function fail(error) {
+  function fail(/** @type {Error} */ error) {
     page.trouble.show(error.message);
     page.toolbar.setLive("not up to date");
-    signature = null;
+    signature = "";
     scene.isLoading = false;
     page.setBusy(false);
   }
@@ -57,13 +55,14 @@ export function createLoader({ source, ask, store, scene, page, painter }) {
       if (isStale()) return;
       show(next);
       await thumbnails();
-      const found = scene.view ? await about.partners(scene.runs, row.run, scene.view.optimizer) : [];
+      const { view } = scene;
+      const found = view ? await about.partners(scene.runs, view.run.run, view.optimizer) : [];
       if (isStale()) return;
       [scene.others, scene.isLoading] = [found, false];
       if (scene.view) painter.draw();
       else page.setBusy(false);
     } catch (error) {
-      if (!isStale()) fail(error);
+      if (!isStale()) fail(/** @type {Error} */ (error));
     }
   }
 
@@ -73,8 +72,9 @@ export function createLoader({ source, ask, store, scene, page, painter }) {
     return () => mine !== turn;
   }
 
+  /** @param {Awaited<ReturnType<typeof loadView>>|null} next */
   function show(next) {
-    scene.view = next && !next.isEmpty ? next : null;
+    scene.view = next?.view ?? null;
     page.trouble.hide();
     page.strip.update(scene.runs, next?.run.run ?? null);
     if (!scene.view) {

@@ -8,27 +8,54 @@ import { columnAt, domainOf, nearestColumn, spansOf } from "./steps.js";
 import { quantityOf, shown } from "./tables.js";
 import { groupsOf, rowOf, rowsOf } from "./tree.js";
 
+/** @typedef {Omit<View, "scale" | "cells" | "spans">} Loaded A view without colours. */
+
+/** @param {{versions: Version[]}} optimizer */
 const newest = ({ versions }) => versions.reduce((last, version) => (version.version > last.version ? version : last));
 
-/** The run that the state names, else the sickest that has data. */
+/**
+ * The run that the state names, else the sickest that has data.
+ * @param {RunRow[]} runs
+ * @param {string|null} name
+ * @returns {RunRow|undefined}
+ */
 export function chosenRun(runs, name) {
   return runs.find(({ run }) => run === name) ?? runs.find(({ status }) => status !== "not_watched") ?? runs[0];
 }
 
-/** The optimizer that the state names, else that of the alert that matters most. */
+/**
+ * The optimizer that the state names, else that of the alert that matters most.
+ * @param {RunDocument} run
+ * @param {string|null} name
+ */
 function chosenOptimizer({ optimizers, alerts }, name) {
-  const byName = (wanted) => optimizers.find((optimizer) => optimizer.name === wanted);
+  const byName = (/** @type {string|null|undefined} */ wanted) =>
+    optimizers.find((optimizer) => optimizer.name === wanted);
   return byName(name) ?? byName(foremost(alerts)?.optimizer) ?? optimizers[0];
 }
 
-/** Steps to ask for so that cells at the edges of `zoom` are whole: one column more on either side. */
+/**
+ * Steps to ask for so that cells at the edges of `zoom` are whole: one column more on either side.
+ * @param {Interval} zoom
+ * @param {Frame} overview
+ * @param {Spans} spans
+ */
 function around(zoom, overview, spans) {
-  const at = (step) => (columnAt(spans, step) >= 0 ? columnAt(spans, step) : nearestColumn(overview, step));
+  const at = (/** @type {number} */ step) => {
+    const column = columnAt(spans, step);
+    return column >= 0 ? column : nearestColumn(overview, step);
+  };
   const [first, last] = [Math.max(at(zoom[0]) - 1, 0), Math.min(at(zoom[1]) + 1, overview.columns - 1)];
   return { from: overview.steps[first], to: overview.lastSteps[last] };
 }
 
-/** `zoom` within `full`; moved along if it ended at the newest step before. Null if it shows everything. */
+/**
+ * `zoom` within `full`; moved along if it ended at the newest step before. Null if it shows everything.
+ * @param {Interval|null} zoom
+ * @param {Interval} full
+ * @param {Interval|null} before
+ * @returns {Interval|null}
+ */
 function follow(zoom, full, before) {
   if (!zoom) return null;
   const wasAtEnd = before && zoom[1] >= before[1] - 1e-9;
@@ -40,18 +67,22 @@ function follow(zoom, full, before) {
 
 /**
  * Load what the heatmap needs.
- * @param {function} ask See `remember`.
- * @param {Object} row The run, out of the list of runs.
- * @param {{key: string, full: number[]}|null} before The view before this one, to follow the newest step.
+ * @param {Ask} ask
+ * @param {RunRow[]} runs
+ * @param {RunRow} row The run, out of the list of runs.
+ * @param {State} state
+ * @param {number} columns
+ * @param {View|null} before The view before this one, to follow the newest step.
+ * @returns {Promise<{run: RunDocument, view: View|null}>} No view where there is nothing to draw.
  */
 export async function loadView(ask, runs, row, state, columns, before) {
   const run = await ask("run", { run: row.run }, row.stamp);
-  if (!run.optimizers.length) return { run, isEmpty: true };
+  if (!run.optimizers.length) return { run, view: null };
   const { name: optimizer, versions } = chosenOptimizer(run, state.optimizer);
   const version = newest({ versions });
   const quantities = shown(version.quantities);
-  if (!quantities.length) return { run, isEmpty: true };
-  const quantity = quantities.includes(state.quantity) ? state.quantity : quantities[0];
+  if (!quantities.length) return { run, view: null };
+  const quantity = quantities.find((name) => name === state.quantity) ?? quantities[0];
   const query = { run: row.run, optimizer, version: version.version, quantity, columns };
   const overview = await ask("heatmap", query, row.stamp);
   const spans = spansOf(overview);
@@ -60,6 +91,7 @@ export async function loadView(ask, runs, row, state, columns, before) {
   const zoom = follow(state.zoom, full, before?.key === key ? before.full : null);
   const part = zoom ? around(zoom, overview, spans) : {};
   const frame = zoom ? await ask("heatmap", { ...query, ...part }, row.stamp) : overview;
+  /** @type {Loaded} */
   const view = {
     key, run, rowOfRun: row, optimizer, version, quantity, quantities, full, zoom, frame, overview,
     optimizers: run.optimizers.map(({ name }) => name),
@@ -72,9 +104,17 @@ export async function loadView(ask, runs, row, state, columns, before) {
   const other = runs.find(({ run: name }) => name === state.compare && name !== row.run);
   const partner = other && partnerOf(await ask("run", { run: other.run }, other.stamp), other, optimizer);
   const canCompare = partner && partner.quantities.includes(quantity) && isComparable(view.layers, partner.layers);
-  return coloured(canCompare ? await compared(ask, view, partner, part, columns) : view);
+  return { run, view: coloured(canCompare ? await compared(ask, view, partner, part, columns) : view) };
 }
 
+/**
+ * @param {Ask} ask
+ * @param {Loaded} view
+ * @param {Partner} partner
+ * @param {{from?: number, to?: number}} part
+ * @param {number} columns
+ * @returns {Promise<Loaded>}
+ */
 async function compared(ask, view, partner, part, columns) {
   const { run, optimizer, version, stamp } = partner;
   const query = { run, optimizer, version, quantity: view.quantity, columns };
@@ -88,14 +128,24 @@ async function compared(ask, view, partner, part, columns) {
   };
 }
 
-/** Colours by the whole run, so that they stay when the person zooms. */
+/**
+ * Colours by the whole run, so that they stay when the person zooms.
+ * @param {Loaded} view
+ * @returns {View}
+ */
 function coloured(view) {
   const { overview, frame, quantity, compare } = view;
   const scale = compare ? differenceScale(quantity, overview.values) : scaleOf(quantity, overview.values);
   return { ...view, scale, cells: toCells(frame.values, scale), spans: spansOf(frame) };
 }
 
-/** What another run has to offer for comparing: the layers of the same optimizer. */
+/**
+ * What another run has to offer for comparing: the layers of the same optimizer.
+ * @param {RunDocument} doc
+ * @param {RunRow} row
+ * @param {string} optimizer
+ * @returns {Partner|null}
+ */
 export function partnerOf(doc, row, optimizer) {
   const { run, stamp } = row;
   const only = doc.optimizers.length === 1 ? doc.optimizers[0] : null;
@@ -105,12 +155,20 @@ export function partnerOf(doc, row, optimizer) {
   return { run, stamp, optimizer: found.name, version, layers, quantities };
 }
 
-/** The view with the cursor in it and the colours of the theme. */
+/**
+ * The view with the cursor in it and the colours of the theme.
+ * @param {View} view
+ * @param {State} state
+ * @param {Palette} palette
+ * @param {Partner[]} others
+ * @returns {Omit<Model, "overlays" | "exact">}
+ */
 export function toModel(view, state, palette, others) {
   const { frame, layers, groups, alerts, quantity, domain } = view;
   const rows = rowsOf(layers, groups, new Set(state.folded));
   const suggested = foremost(alerts)?.layer;
-  const layer = layers.includes(state.layer) ? state.layer : layers.includes(suggested) ? suggested : layers[0];
+  const known = (/** @type {string|null|undefined} */ name) => layers.find((layer) => layer === name);
+  const layer = known(state.layer) ?? known(suggested) ?? layers[0];
   const stops = stopsOf(view.compare !== null, palette.neutral);
   const comparable = others.filter((other) => other.run !== view.run.run && isComparable(layers, other.layers));
   const span = `the steps ${Math.ceil(domain[0])} to ${Math.floor(domain[1])}`;
@@ -127,7 +185,12 @@ export function toModel(view, state, palette, others) {
   };
 }
 
-/** The thumbnail of a run: its own small heatmap, coloured by its own scale. */
+/**
+ * The thumbnail of a run: its own small heatmap, coloured by its own scale.
+ * @param {Frame} frame
+ * @param {string} quantity
+ * @returns {Picture}
+ */
 export function thumbnailOf(frame, quantity) {
   const cells = toCells(frame.values, scaleOf(quantity, frame.values));
   return { frame, spans: spansOf(frame), domain: domainOf(frame), cells, lookup: lookup(stopsOf(false)) };

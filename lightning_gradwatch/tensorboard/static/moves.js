@@ -1,37 +1,69 @@
 /** What keys and clicks do: from what is drawn and chosen to a change of the state. Nothing here has an effect. */
 
-/** The row at a distance from the chosen one. */
+/**
+ * The row at a distance from the chosen one.
+ * @param {Model} model
+ * @param {number} by
+ * @returns {Partial<State>}
+ */
 export function moveRow({ rows, row, layers }, by) {
   const wanted = rows[Math.min(Math.max(row + by, 0), rows.length - 1)];
   return { layer: layers[wanted.first] };
 }
 
-/** The sample at a distance from the chosen one, among those that are seen. */
+/**
+ * The sample at a distance from the chosen one, among those that are seen.
+ * @param {Model} model
+ * @param {number|null} step
+ * @param {number} by
+ * @returns {Partial<State>}
+ */
 export function moveColumn(model, step, by) {
   const { frame, spans, domain, column, isZoomed } = model;
   const seen = frame.steps.map((_, i) => i).filter((i) => spans.right[i] > domain[0] && spans.left[i] < domain[1]);
   if (!seen.length) return {};
-  const place = Math.min(Math.max(column + by, seen[0]), seen.at(-1));
+  const place = Math.min(Math.max(column + by, seen[0]), seen[seen.length - 1]);
   const staysNewest = !isZoomed && place === frame.columns - 1 && step === null;
   return { step: staysNewest ? null : frame.steps[place] };
 }
 
-/** The first sample that is seen, or the last one: without zoom the newest, which is followed from then on. */
+/**
+ * The first sample that is seen, or the last one: without zoom the newest, which is followed from then on.
+ * @param {Model} model
+ * @param {number|null} step
+ * @param {boolean} isLast
+ * @returns {Partial<State>}
+ */
 export function moveToEnd(model, step, isLast) {
   return isLast && !model.isZoomed ? { step: null } : moveColumn(model, step, isLast ? Infinity : -Infinity);
 }
 
-/** The quantity at a distance from the one shown. */
+/**
+ * The quantity at a distance from the one shown.
+ * @param {Model} model
+ * @param {number} by
+ * @returns {Partial<State>}
+ */
 export function cycle({ quantities, quantity }, by) {
   return { quantity: quantities[(quantities.indexOf(quantity) + by + quantities.length) % quantities.length] };
 }
 
-/** Fold or unfold one group. */
+/**
+ * Fold or unfold one group.
+ * @param {string[]} folded
+ * @param {string} path
+ * @returns {Partial<State>}
+ */
 export function toggle(folded, path) {
   return { folded: folded.includes(path) ? folded.filter((other) => other !== path) : [...folded, path] };
 }
 
-/** Unfold the group that the chosen layer is folded into, or fold the innermost one around it. */
+/**
+ * Unfold the group that the chosen layer is folded into, or fold the innermost one around it.
+ * @param {Model} model
+ * @param {string[]} folded
+ * @returns {Partial<State>}
+ */
 export function toggleHere({ layers, layer, groups }, folded) {
   const index = layers.indexOf(layer);
   const holders = groups.filter(({ first, last }) => index >= first && index <= last);
@@ -39,17 +71,32 @@ export function toggleHere({ layers, layer, groups }, folded) {
   return group ? toggle(folded, group.path) : {};
 }
 
-/** Fold all outer groups, or unfold everything. */
+/**
+ * Fold all outer groups, or unfold everything.
+ * @param {Model} model
+ * @param {boolean} isFolded
+ * @returns {Partial<State>}
+ */
 export const foldAll = ({ groups }, isFolded) => ({
   folded: isFolded ? groups.filter(({ level }) => !level).map(({ path }) => path) : [],
 });
 
-/** Go where an alert opened. */
+/**
+ * Go where an alert opened.
+ * @param {Model} model
+ * @param {State} state
+ * @param {Alert} alert
+ * @returns {Partial<State>}
+ */
 export function showAlert({ zoom }, state, { optimizer, layer, step }) {
   const isSeen = zoom && step >= zoom[0] && step <= zoom[1];
   return { optimizer: optimizer || state.optimizer, layer: layer || state.layer, step, zoom: isSeen ? zoom : null };
 }
 
-/** Another optimizer has other layers. */
+/**
+ * Another optimizer has other layers.
+ * @param {Partial<State>} patch
+ * @returns {Partial<State>}
+ */
 export const chooseView = (patch) =>
   "optimizer" in patch ? { ...patch, layer: null, folded: [], compare: null } : patch;

@@ -7,13 +7,19 @@ const THUMBNAILS = 40;
 const COLUMNS = 80;
 const QUANTITY = "grad_norm";
 
+/** @param {RunRow} row */
 const isReadable = ({ status }) => status !== "not_watched" && status !== "unreadable";
 
-/** @param {Object} source See `httpSource`. */
+/** @param {Source} source */
 export function createOthers(source) {
   const ask = remember(source, 2 * THUMBNAILS);
 
-  /** Thumbnails of the first runs, one request after the other, so that the heatmap never waits for them. */
+  /**
+   * Thumbnails of the first runs, one request after the other, so that the heatmap never waits for them.
+   * @param {RunRow[]} runs
+   * @param {() => boolean} isStale
+   * @param {(run: string, picture: Picture|null) => void} draw
+   */
   async function thumbnails(runs, isStale, draw) {
     for (const row of runs.slice(0, THUMBNAILS).filter(isReadable)) {
       const query = { run: row.run, quantity: QUANTITY, columns: COLUMNS };
@@ -23,11 +29,16 @@ export function createOthers(source) {
     }
   }
 
-  /** The other runs with layers of this optimizer. */
+  /**
+   * The other runs with layers of this optimizer.
+   * @param {RunRow[]} runs
+   * @param {string} run
+   * @param {string} optimizer
+   */
   async function partners(runs, run, optimizer) {
     const rows = runs.filter((row) => row.run !== run && isReadable(row)).slice(0, OTHERS);
     const docs = await Promise.all(rows.map((row) => ask("run", { run: row.run }, row.stamp)));
-    return docs.map((doc, i) => partnerOf(doc, rows[i], optimizer)).filter(Boolean);
+    return docs.flatMap((doc, i) => partnerOf(doc, rows[i], optimizer) ?? []);
   }
   return { thumbnails, partners };
 }

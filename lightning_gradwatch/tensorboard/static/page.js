@@ -14,10 +14,11 @@ import { createTooltip } from "./tooltip.js";
 /** Pixels of the page beside the heatmap. */
 const BESIDE = 520;
 
-/** @param {Object} given What the parts call; see each of them. What concerns two parts of the page is added here. */
+/** @param {Commands} given What the parts call; what concerns two parts of the page is added here. */
 export function createPage(given) {
   const tooltip = createTooltip();
   const help = createHelp();
+  /** @type {PageActions} */
   const actions = { ...given, tooltip, help: help.open, hover, showAlert };
   const trouble = createTrouble(actions.retry);
   const strip = createRunStrip(actions.chooseRun);
@@ -40,28 +41,32 @@ export function createPage(given) {
     trouble.element, strip.element, body, cell, tooltip.element, help.element,
   );
 
-  function place(...parts) {
+  function place(/** @type {HTMLElement[]} */ ...parts) {
     const isThere = parts.length === body.children.length && parts.every((part, i) => part === body.children[i]);
     if (!isThere) body.replaceChildren(...parts);
   }
-  function hover(step) {
+  function hover(/** @type {number|null} */ step) {
     for (const part of [lines, layerPanel, chart]) part.hover(step);
   }
-  function showAlert(alert) {
+  function showAlert(/** @type {Alert} */ alert) {
     given.showAlert(alert);
     chart.plot.focus();
   }
   return {
     element, strip, banner, toolbar, chart, lines, layerPanel, trouble,
     showView: () => place(banner.element, panel, layerPanel.element),
-    /** Nothing to draw: of a run that is watched the banner says why. */
+    /**
+     * Nothing to draw: of a run that is watched the banner says why.
+     * @param {RunDocument|null} run
+     * @param {boolean} isAnyWatched
+     */
     showEmpty(run, isAnyWatched) {
       if (run) banner.update(run, run.alerts);
       const isToldMore = run && run.status !== "not_watched";
       place(...(isToldMore ? [banner.element] : []), emptyState(isAnyWatched));
     },
-    say: (text) => (cell.textContent = text),
-    setBusy: (isBusy) => element.setAttribute("aria-busy", String(isBusy)),
+    say: (/** @type {string} */ text) => (cell.textContent = text),
+    setBusy: (/** @type {boolean} */ isBusy) => element.setAttribute("aria-busy", String(isBusy)),
     /** One for each pixel of the heatmap, or of what it is going to be, in hundreds. */
     columns() {
       const width = chart.boxes().plot || document.documentElement.clientWidth - BESIDE;

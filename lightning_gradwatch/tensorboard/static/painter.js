@@ -4,16 +4,17 @@ import { toModel } from "./model.js";
 import { readPalette } from "./theme.js";
 
 /**
- * @param {Object} parts `store`, `scene`, `page`, and `drawn`, called after every drawing.
+ * @param {{store: Store, scene: Scene, page: Page, drawn: () => void}} parts `drawn` is called after every drawing.
  */
 export function createPainter({ store, scene, page, drawn }) {
+  /** @type {Palette|null} */
   let palette = null;
 
   function draw() {
     if (!scene.view) return;
     palette ??= readPalette();
-    scene.model = withDetails(toModel(scene.view, store.get(), palette, scene.others), scene.model);
-    const { model } = scene;
+    const model = withDetails(toModel(scene.view, store.get(), palette, scene.others), scene.model);
+    scene.model = model;
     page.banner.update(model.run, model.run.alerts);
     page.toolbar.update(model);
     if (!page.chart.update(model)) return;
@@ -22,6 +23,10 @@ export function createPainter({ store, scene, page, drawn }) {
     drawn();
   }
 
+  /**
+   * @param {string} run
+   * @param {Picture|null} thumbnail
+   */
   function drawThumbnail(run, thumbnail) {
     palette ??= readPalette();
     page.strip.drawThumbnail(run, thumbnail, palette);
@@ -35,10 +40,14 @@ export function createPainter({ store, scene, page, drawn }) {
   return { draw, drawThumbnail, repaint };
 }
 
-/** What was known beside the heatmap stays until it is asked for again, as far as it still holds. */
+/**
+ * What was known beside the heatmap stays until it is asked for again, as far as it still holds.
+ * @param {Omit<Model, "overlays" | "exact">} next
+ * @param {Model|null} before
+ * @returns {Model}
+ */
 function withDetails(next, before) {
-  const isSameView = before?.frame === next.frame && before.palette === next.palette;
-  const overlays = isSameView ? before.overlays : [];
-  const exact = isSameView && before.column === next.column ? before.exact : null;
-  return { ...next, overlays, exact };
+  if (before?.frame !== next.frame || before.palette !== next.palette) return { ...next, overlays: [], exact: null };
+  const exact = before.column === next.column ? before.exact : null;
+  return { ...next, overlays: before.overlays, exact };
 }

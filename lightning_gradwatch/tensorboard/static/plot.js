@@ -8,34 +8,43 @@ const CLICK = 4;
 export function createCrosshair() {
   const chosen = h("div", { class: "crosshair chosen" });
   const hovered = h("div", { class: "crosshair hovered", hidden: true });
+  /**
+   * @param {HTMLElement} line
+   * @param {number|null} step
+   * @param {Interval} domain
+   * @param {number} width
+   */
   const place = (line, step, domain, width) => {
     const x = step === null ? -1 : toX(step, domain, { x: 0, width });
     line.hidden = !(x >= 0 && x <= width);
     line.style.transform = `translateX(${Math.round(x)}px)`;
   };
+
+  /** @typedef {(step: number|null, domain: Interval, width: number) => void} Mark */
   return {
     elements: [chosen, hovered],
-    choose: (step, domain, width) => place(chosen, step, domain, width),
-    hover: (step, domain, width) => place(hovered, step, domain, width),
+    choose: /** @type {Mark} */ ((...where) => place(chosen, ...where)),
+    hover: /** @type {Mark} */ ((...where) => place(hovered, ...where)),
   };
 }
 
 /**
  * Listen to the pointer over a plot whose steps go from edge to edge.
  * @param {HTMLElement} element
- * @param {function(): number[]} domainOf The steps at the edges.
- * @param {{hover, leave, click, zoom, wheel, reset}} actions Called with `(step, y, event)`, `zoom` with `[from, to]`.
+ * @param {() => Interval} domainOf The steps at the edges.
+ * @param {PointerActions} actions
  */
 export function listen(element, domainOf, actions) {
   const brush = h("div", { class: "brush", hidden: true });
   element.append(brush);
+  /** @type {{x: number, step: number}|null} */
   let start = null;
-  const at = (event) => {
+  const at = (/** @type {MouseEvent} */ event) => {
     const { left, top, width } = element.getBoundingClientRect();
     const x = Math.min(Math.max(event.clientX - left, 0), width);
     return { x, y: event.clientY - top, step: toStep(x, domainOf(), { x: 0, width }) };
   };
-  const isDrag = (x) => start !== null && Math.abs(x - start.x) > CLICK;
+  const isDrag = (/** @type {number} */ x) => start !== null && Math.abs(x - start.x) > CLICK;
   element.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
     start = at(event);
@@ -44,7 +53,7 @@ export function listen(element, domainOf, actions) {
   element.addEventListener("pointermove", (event) => {
     const { x, y, step } = at(event);
     brush.hidden = !isDrag(x);
-    if (!brush.hidden) {
+    if (start && !brush.hidden) {
       brush.style.left = `${Math.min(x, start.x)}px`;
       brush.style.width = `${Math.abs(x - start.x)}px`;
     }
@@ -54,11 +63,14 @@ export function listen(element, domainOf, actions) {
     if (start === null) return;
     const { x, y, step } = at(event);
     if (isDrag(x)) actions.zoom([Math.min(step, start.step), Math.max(step, start.step)]);
-    else actions.click?.(step, y, event);
+    else actions.click?.(step, y);
     start = null;
     brush.hidden = true;
   });
-  element.addEventListener("pointercancel", () => ([start, brush.hidden] = [null, true]));
+  element.addEventListener("pointercancel", () => {
+    start = null;
+    brush.hidden = true;
+  });
   element.addEventListener("pointerleave", () => actions.leave?.());
   element.addEventListener("dblclick", () => actions.reset());
   element.addEventListener("wheel", (event) => {

@@ -3,11 +3,32 @@ import { MISSING, NONFINITE, ZERO, between, css } from "./colours.js";
 import { merge } from "./heatmap.js";
 import { font } from "./labels.js";
 
-/** Vertical place of a layer: the middle of its row. */
+/** @typedef {[x: number, y: number]} Point */
+/**
+ * What is drawn: rows with the cells of their layers, `chosen` among them, and the profiles of other runs.
+ * @typedef {Object} Profile
+ * @property {PlacedRow[]} rows
+ * @property {Float32Array} cells
+ * @property {number} layers How many there are.
+ * @property {number} chosen
+ * @property {Overlay[]} overlays
+ * @property {Scale} scale
+ * @property {Rgb[]} stops
+ */
+
+/**
+ * Vertical place of a layer: the middle of its row.
+ * @param {Placed} row
+ * @param {Box} box
+ */
 const middleOf = (row, box) => box.y + row.top + row.height / 2;
 
-/** Cells of the rows, from cells of the layers. */
-export function cellsOfRows(cells, rows) {
+/**
+ * Cells of the rows, from cells of the layers.
+ * @param {Float32Array} cells
+ * @param {Stretch[]} rows
+ */
+function cellsOfRows(cells, rows) {
   return rows.map(({ first, last }) => {
     let cell = MISSING;
     for (let layer = first; layer <= last; layer += 1) cell = merge(cell, cells[layer]);
@@ -15,14 +36,25 @@ export function cellsOfRows(cells, rows) {
   });
 }
 
-/** Where a cell lies: zeros at the left edge, NaN at the right, nothing for "no data". */
+/**
+ * Where a cell lies: zeros at the left edge, NaN at the right, nothing for "no data".
+ * @param {number} cell
+ * @param {Box} box
+ */
 function placeOf(cell, box) {
   if (cell === MISSING) return null;
   if (cell === ZERO) return box.x;
   return box.x + (cell === NONFINITE ? 1 : cell) * box.width;
 }
 
-/** A line through the points of consecutive layers, with gaps where there is no number. */
+/** @type {(x: number, y: number) => Point} */
+const pointOf = (x, y) => [x, y];
+
+/**
+ * A line through the points of consecutive layers, with gaps where there is no number.
+ * @param {CanvasRenderingContext2D} context
+ * @param {(Point|null)[]} points
+ */
 function strokeLine(context, points) {
   context.beginPath();
   let isOpen = false;
@@ -34,7 +66,14 @@ function strokeLine(context, points) {
   context.stroke();
 }
 
-/** Spread the layers of another run over the depth of this one, by name where the names agree. */
+/**
+ * Spread the layers of another run over the depth of this one, by name where the names agree.
+ * @param {Overlay} overlay
+ * @param {PlacedRow[]} rows
+ * @param {number} count Layers of this run.
+ * @param {Box} box
+ * @returns {(Point|null)[]}
+ */
 function overlayPoints(overlay, rows, count, box) {
   const names = overlay.isAligned ? null : overlay.cells.length;
   return Array.from(overlay.cells, (cell, i) => {
@@ -43,14 +82,16 @@ function overlayPoints(overlay, rows, count, box) {
     const row = rows.find(({ first, last }) => depth >= first - 0.5 && depth <= last + 0.5);
     if (!row) return null;
     const inside = row.path ? 0.5 : depth - row.first + 0.5;
-    return [box.x + cell * box.width, box.y + row.top + inside * row.height];
+    return pointOf(box.x + cell * box.width, box.y + row.top + inside * row.height);
   });
 }
 
 /**
  * Draw the profile into a box.
- * @param {Object} model `rows`, `cells` (per layer), `scale`, `stops`, `chosen` (row), and `overlays`: `{cells, colour,
- *   dash, isAligned}` of other runs, with places on the same scale and NaN for none.
+ * @param {CanvasRenderingContext2D} context
+ * @param {Box} box
+ * @param {Profile} model
+ * @param {Palette} palette
  */
 export function drawProfile(context, box, { rows, cells, scale, stops, chosen, overlays, layers }, palette) {
   drawGrid(context, box, scale, palette);
@@ -63,13 +104,19 @@ export function drawProfile(context, box, { rows, cells, scale, stops, chosen, o
     context.setLineDash([]);
   }
   const own = cellsOfRows(cells, rows);
-  const points = own.map((cell, i) => (cell < 0 ? null : [placeOf(cell, box), middleOf(rows[i], box)]));
+  const points = own.map((cell, i) => (cell < 0 ? null : pointOf(box.x + cell * box.width, middleOf(rows[i], box))));
   context.strokeStyle = palette.ink;
   context.lineWidth = 2;
   strokeLine(context, points);
   own.forEach((cell, i) => drawPoint(context, box, rows[i], cell, { stops, isChosen: i === chosen }, palette));
 }
 
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {Box} box
+ * @param {Scale} scale
+ * @param {Palette} palette
+ */
 function drawGrid(context, box, scale, palette) {
   context.strokeStyle = palette.grid;
   context.lineWidth = 1;
@@ -82,6 +129,14 @@ function drawGrid(context, box, scale, palette) {
   }
 }
 
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {Box} box
+ * @param {Placed} row
+ * @param {number} cell
+ * @param {{stops: Rgb[], isChosen: boolean}} how
+ * @param {Palette} palette
+ */
 function drawPoint(context, box, row, cell, { stops, isChosen }, palette) {
   const x = placeOf(cell, box);
   if (x === null) return;
@@ -102,7 +157,13 @@ function drawPoint(context, box, row, cell, { stops, isChosen }, palette) {
   context.stroke();
 }
 
-/** The axis of the profile is the legend of the heatmap: colours with their numbers. */
+/**
+ * The axis of the profile is the legend of the heatmap: colours with their numbers.
+ * @param {CanvasRenderingContext2D} context
+ * @param {{x: number, y: number, width: number}} box
+ * @param {{scale: Scale, stops: Rgb[]}} model
+ * @param {Palette} palette
+ */
 export function drawLegend(context, box, { scale, stops }, palette) {
   const gradient = context.createLinearGradient(box.x, 0, box.x + box.width, 0);
   for (let i = 0; i <= 32; i += 1) gradient.addColorStop(i / 32, css(between(stops, i / 32)));

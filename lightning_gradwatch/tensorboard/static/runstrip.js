@@ -4,16 +4,21 @@ import { drawHeatmap } from "./heatmap.js";
 import { shapeOf } from "./status.js";
 import { statusWord } from "./tables.js";
 
-/** @param {function(string)} choose Called with the name of the run. */
+/** @param {Actions["chooseRun"]} choose Called with the name of the run. */
 export function createRunStrip(choose) {
   const list = h("div", { class: "strip", role: "group", "aria-label": "Runs, the sickest first" });
-  const cards = new Map();
+  const cards = /** @type {Map<string, ReturnType<typeof createCard>>} */ (new Map());
 
-  function cardOf(run) {
-    if (!cards.has(run)) cards.set(run, createCard(run, choose));
-    return cards.get(run);
+  function cardOf(/** @type {string} */ run) {
+    const card = cards.get(run) ?? createCard(run, choose);
+    cards.set(run, card);
+    return card;
   }
 
+  /**
+   * @param {RunRow[]} runs
+   * @param {string|null} chosen
+   */
   function update(runs, chosen) {
     const wanted = runs.map((row) => cardOf(row.run));
     for (const [run, card] of cards) if (!wanted.includes(card)) cards.delete(run);
@@ -24,10 +29,19 @@ export function createRunStrip(choose) {
     runs.forEach((row, i) => wanted[i].update(row, row.run === chosen));
   }
 
+  /**
+   * @param {string} run
+   * @param {Picture|null} model
+   * @param {Palette} palette
+   */
   const drawThumbnail = (run, model, palette) => cards.get(run)?.draw(model, palette);
   return { element: list, update, drawThumbnail };
 }
 
+/**
+ * @param {string} run
+ * @param {Actions["chooseRun"]} choose
+ */
 function createCard(run, choose) {
   const canvas = h("canvas", { class: "thumbnail", "aria-hidden": "true" });
   const mark = h("span", { class: "mark" });
@@ -40,21 +54,30 @@ function createCard(run, choose) {
     canvas,
     h("span", { class: "headline" }, word, " ", headline),
   );
-  let status = null;
+  let status = "";
   let wasChosen = false;
+  /**
+   * @param {RunRow} row
+   * @param {boolean} isChosen
+   */
   function update(row, isChosen) {
     if (isChosen && !wasChosen) element.scrollIntoView({ block: "nearest", inline: "nearest" });
     wasChosen = isChosen;
     if (row.status !== status) {
       status = row.status;
       element.dataset.status = status;
-      const text = statusWord(status);
+      const text = statusWord(row.status);
       word.textContent = `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
-      mark.replaceChildren(icon(shapeOf(status)));
+      mark.replaceChildren(icon(shapeOf(row.status)));
     }
     element.setAttribute("aria-pressed", String(isChosen));
     headline.textContent = headline.title = row.headline;
   }
+
+  /**
+   * @param {Picture|null} model
+   * @param {Palette} palette
+   */
   function draw(model, palette) {
     const { context, width, height } = prepare(canvas);
     if (!model || !width) return;

@@ -4,6 +4,7 @@ import { NOT_COMPARED } from "./compare.js";
 import { formatDecade, formatNumber } from "./format.js";
 import { leastDecades, quantityOf } from "./tables.js";
 
+/** @param {Float32Array} values */
 function extent(values) {
   let [low, high] = [Infinity, -Infinity];
   for (const value of values) {
@@ -13,6 +14,10 @@ function extent(values) {
   return [low, high];
 }
 
+/**
+ * @param {Float32Array} values
+ * @returns {Scale}
+ */
 function logScale(values) {
   const [low, high] = extent(values);
   const isEmpty = !(high > 0);
@@ -28,6 +33,10 @@ function logScale(values) {
   };
 }
 
+/**
+ * @param {number} bottom
+ * @param {number} top
+ */
 function decadeTicks(bottom, top) {
   const stride = [1, 2, 3, 4, 5, 8, 10, 20].find((size) => (top - bottom) / size <= 5) ?? 20;
   const ticks = [];
@@ -35,9 +44,14 @@ function decadeTicks(bottom, top) {
   return ticks;
 }
 
+/**
+ * @param {Float32Array} values
+ * @param {boolean} isFraction
+ * @returns {Scale}
+ */
 function linearScale(values, isFraction) {
   const high = isFraction ? 1 : Math.max(extent(values)[1], 1);
-  const label = (value) => (isFraction ? `${100 * value} %` : formatNumber(value, 2));
+  const label = (/** @type {number} */ value) => (isFraction ? `${100 * value} %` : formatNumber(value, 2));
   return {
     kind: isFraction ? "fraction" : "linear",
     low: 0,
@@ -47,13 +61,22 @@ function linearScale(values, isFraction) {
   };
 }
 
-/** The scale of a quantity over the values of a run: decades, or from 0 to the largest. */
+/**
+ * The scale of a quantity over the values of a run: decades, or from 0 to the largest.
+ * @param {string} quantity
+ * @param {Float32Array} values
+ */
 export function scaleOf(quantity, values) {
   const { scale } = quantityOf(quantity);
   return scale === "log" ? logScale(values) : linearScale(values, scale === "fraction");
 }
 
-/** The scale of a difference, even on both sides of 0: decades of a ratio, or percentage points. */
+/**
+ * The scale of a difference, even on both sides of 0: decades of a ratio, or percentage points.
+ * @param {string} quantity
+ * @param {Float32Array} differences
+ * @returns {Scale}
+ */
 export function differenceScale(quantity, differences) {
   const { scale } = quantityOf(quantity);
   let most = scale === "log" ? 1 : 0;
@@ -62,7 +85,7 @@ export function differenceScale(quantity, differences) {
     if (size > most && size < NOT_COMPARED) most = size;
   }
   const reach = scale === "log" ? Math.ceil(most - 1e-9) : most || 1;
-  const label = (value) => {
+  const label = (/** @type {number} */ value) => {
     if (value === 0) return scale === "log" ? "same" : "0";
     return scale === "log" ? `×${formatDecade(value)}` : formatNumber(scale === "fraction" ? 100 * value : value, 2);
   };
@@ -75,7 +98,11 @@ export function differenceScale(quantity, differences) {
   };
 }
 
-/** Positions of values, with -1 and the non-finite as codes. Shape as `values`. */
+/**
+ * Positions of values, with -1 and the non-finite as codes. Shape as `values`.
+ * @param {Float32Array} values
+ * @param {Scale} scale
+ */
 export function toCells(values, scale) {
   const cells = new Float32Array(values.length);
   const isDifference = scale.kind === "difference";
@@ -83,6 +110,11 @@ export function toCells(values, scale) {
   return cells;
 }
 
+/**
+ * @param {number} value
+ * @param {Scale} scale
+ * @param {boolean} isDifference
+ */
 function toCell(value, scale, isDifference) {
   if (isDifference ? Number.isNaN(value) : !Number.isFinite(value)) return NONFINITE;
   if (value === (isDifference ? NOT_COMPARED : MISSING)) return MISSING;

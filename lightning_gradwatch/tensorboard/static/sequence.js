@@ -14,16 +14,21 @@ export function createSequence() {
   const title = h("h3");
   const side = h("p", { class: "sequence-side muted" });
   const element = h("div", { class: "sequence", hidden: true }, title, holder, side);
+  /** @type {ReturnType<typeof drawLine>|null} */
   let plot = null;
 
+  /**
+   * @param {SequenceData|null} sequence
+   * @param {Dress} dress
+   */
   function update(sequence, { width, gutter, palette }) {
     plot?.destroy();
     plot = null;
     element.hidden = !sequence?.steps_back.length;
-    if (element.hidden) return;
+    if (!sequence?.steps_back.length) return;
     const { x, y } = byDistance(sequence);
-    const farthest = Math.max(x.at(-1), 1);
-    const horizon = Number.isFinite(sequence.horizon) ? sequence.horizon : null;
+    const farthest = Math.max(x[x.length - 1], 1);
+    const horizon = sequence.horizon !== null && Number.isFinite(sequence.horizon) ? sequence.horizon : null;
     title.textContent = `Gradient against time steps back, at step ${formatStep(sequence.step)}`;
     const { label } = quantityOf("memory_horizon");
     side.textContent = horizon === null ? "" : `${label}: ${formatNumber(horizon, 3)} of ${farthest + 1} time steps`;
@@ -38,12 +43,19 @@ export function createSequence() {
   return { element, update };
 }
 
-/** Time steps back in rising order, and the decades of the norms. */
+/**
+ * Time steps back in rising order, and the decades of the norms.
+ * @param {SequenceData} sequence
+ */
 function byDistance({ steps_back: stepsBack, norms }) {
   const order = stepsBack.map((_, i) => i).sort((a, b) => stepsBack[a] - stepsBack[b]);
   return { x: order.map((i) => stepsBack[i]), y: order.map((i) => Math.log10(norms[i])) };
 }
 
+/**
+ * @param {number} horizon
+ * @param {number} farthest
+ */
 function markOf(horizon, farthest) {
   const mark = h("div", { class: horizon > LATE * farthest ? "horizon late" : "horizon" });
   mark.style.left = `${(100 * Math.min(horizon, farthest)) / farthest}%`;

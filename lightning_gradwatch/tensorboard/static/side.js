@@ -13,7 +13,11 @@ export function createSide() {
   const legend = drawing("legend");
   const overlays = h("div", { class: "overlays" });
 
-  /** @param {number|null} hovered The column under the pointer, whose profile is shown instead of the chosen one's. */
+  /**
+   * @param {Model} model
+   * @param {PlacedRow[]} rows
+   * @param {number|null} hovered The column under the pointer, whose profile is shown instead of the chosen one's.
+   */
   function draw(model, rows, hovered) {
     const { frame, palette } = model;
     const { context, width, height } = prepare(profile);
@@ -34,21 +38,29 @@ export function createSide() {
   return { title, profile, legend, overlays, draw };
 }
 
-/** Who is who in the profile; or, of a comparison, what the colours mean. */
+/**
+ * Who is who in the profile; or, of a comparison, what the colours mean.
+ * @param {Model} model
+ */
 function overlayChips({ run, compare, overlays, palette, stops }) {
   if (compare) {
-    const [less, more] = [stops[1], stops.at(-2)].map(css);
+    const [less, more] = [stops[1], stops[stops.length - 2]].map(css);
     return [
       chip(run.run, `6px solid ${more}`, `more in ${run.run}`),
       chip(compare, `6px solid ${less}`, `more in ${compare}`),
     ];
   }
   if (!overlays.length) return [];
-  const style = (dash) => (dash.length ? "dashed" : "solid");
+  const style = (/** @type {number[]} */ dash) => (dash.length ? "dashed" : "solid");
   const others = overlays.map(({ name, colour, dash }) => chip(name, `2px ${style(dash)} ${colour}`));
   return [chip(run.run, `2px solid ${palette.ink}`), ...others];
 }
 
+/**
+ * @param {string} name
+ * @param {string} border
+ * @param {string} text
+ */
 function chip(name, border, text = name) {
   const line = h("i", { class: "stroke" });
   line.style.borderTop = border;

@@ -1,19 +1,30 @@
 /** Where the data comes from: TensorBoard, over HTTP. A report can bring a source of its own with the same methods. */
 import { decodeFrame } from "./frame.js";
 
+/** @type {Record<string, number>} */
 const WORDS = { NaN: NaN, Infinity: Infinity, "-Infinity": -Infinity };
 
-/** JSON has no NaN, so the server sends a word. Only lists and maps of numbers are read so: never names or texts. */
+/**
+ * JSON has no NaN, so the server sends a word. Only lists and maps of numbers are read so: never names or texts.
+ * @param {any} value
+ * @returns {number}
+ */
 export const toNumber = (value) => (typeof value === "string" ? WORDS[value] : value);
+/** @param {any[]} values */
 export const toNumbers = (values) => values.map(toNumber);
 
 /** A failure, as a sentence for the person who looks. */
 export class SourceError extends Error {}
 
+/**
+ * @param {URL|string} base
+ * @param {string} path
+ * @param {Partial<Query>} query
+ */
 async function request(base, path, query) {
   const url = new URL(path, base);
   for (const [name, value] of Object.entries(query)) {
-    if (value !== null && value !== undefined) url.searchParams.set(name, value);
+    if (value !== null && value !== undefined) url.searchParams.set(name, String(value));
   }
   let response;
   try {
@@ -28,9 +39,12 @@ async function request(base, path, query) {
 
 /**
  * @param {URL|string} base The address under which the plugin answers.
+ * @returns {Source}
  */
 export function httpSource(base) {
+  /** @type {(path: string, query?: Partial<Query>) => Promise<any>} */
   const json = async (path, query = {}) => (await request(base, path, query)).json();
+  /** @type {(path: string, query: Query) => Promise<any>} */
   const frame = async (path, query) => decodeFrame(await (await request(base, path, query)).arrayBuffer());
   return {
     tables: () => json("tables"),

@@ -1,6 +1,9 @@
 /** What the person has chosen; everything else follows from it and from the data. */
 
-/** `step` null: the newest. `zoom` null: all steps. `layer` and `quantity` null: what the run suggests. */
+/**
+ * `step` null: the newest. `zoom` null: all steps. `layer` and `quantity` null: what the run suggests.
+ * @type {State}
+ */
 export const INITIAL = {
   run: null,
   optimizer: null,
@@ -13,18 +16,23 @@ export const INITIAL = {
   loss: null,
 };
 
-/** A state that tells its listeners what has changed. */
+/**
+ * A state that tells its listeners what has changed.
+ * @param {Partial<State>} initial
+ * @returns {Store}
+ */
 export function createStore(initial) {
   let state = { ...INITIAL, ...initial };
-  const listeners = [];
+  const listeners = /** @type {Parameters<Store["subscribe"]>[0][]} */ ([]);
   return {
     get: () => state,
     set(patch) {
       const before = state;
       state = { ...state, ...patch };
-      const changed = Object.keys(patch).filter((name) => JSON.stringify(before[name]) !== JSON.stringify(state[name]));
+      const names = /** @type {(keyof State)[]} */ (Object.keys(patch));
+      const changed = names.filter((name) => JSON.stringify(before[name]) !== JSON.stringify(state[name]));
       if (changed.length) listeners.forEach((listener) => listener(state, changed));
     },
-    subscribe: (listener) => listeners.push(listener),
+    subscribe: (listener) => void listeners.push(listener),
   };
 }

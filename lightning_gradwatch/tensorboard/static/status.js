@@ -2,7 +2,10 @@
 
 const DISC = "M8 .8a7.2 7.2 0 1 0 0 14.4A7.2 7.2 0 0 0 8 .8z";
 
-/** In a box of 16 x 16. */
+/**
+ * In a box of 16 x 16.
+ * @type {Record<Status, string>}
+ */
 const SHAPES = {
   sick: "M5 1h6l4 4v6l-4 4H5l-4-4V5zM7 4v5h2V4zM7 10.5v2h2v-2z",
   notice: "M8 1.2 15.5 14.5H.5zM7.2 6v4.4h1.6V6zM7.2 11.4v1.7h1.6v-1.7z",
@@ -12,5 +15,8 @@ const SHAPES = {
   not_watched: "M8 1a7 7 0 1 0 0 14A7 7 0 0 0 8 1zM8 3a5 5 0 1 1 0 10A5 5 0 0 1 8 3zM5 7.2h6v1.6H5z",
 };
 
-/** The shape of a status; of one that is not known that of `unreadable`. */
+/**
+ * The shape of a status; of one that is not known that of `unreadable`.
+ * @param {Status} status
+ */
 export const shapeOf = (status) => SHAPES[status] ?? SHAPES.unreadable;

@@ -3,11 +3,15 @@
 /** A gap between samples this many times wider than both gaps beside it is a hole in the log and stays empty. */
 const HOLE = 10;
 
-/** Where each column of a frame starts and ends on the axis: half-way to its neighbours. */
+/**
+ * Where each column of a frame starts and ends on the axis: half-way to its neighbours.
+ * @param {{steps: number[], lastSteps: number[]}} frame
+ * @returns {Spans}
+ */
 export function spansOf({ steps, lastSteps }) {
   const count = steps.length;
   const gaps = Float64Array.from({ length: Math.max(count - 1, 0) }, (_, i) => steps[i + 1] - lastSteps[i]);
-  const reach = (i) => {
+  const reach = (/** @type {number} */ i) => {
     const beside = Math.max(gaps[i - 1] ?? 0, gaps[i + 1] ?? 0);
     return (beside > 0 && gaps[i] > HOLE * beside ? beside : gaps[i]) / 2;
   };
@@ -21,14 +25,22 @@ export function spansOf({ steps, lastSteps }) {
   return { left, right };
 }
 
-/** The axis that shows all columns. */
+/**
+ * The axis that shows all columns.
+ * @param {{steps: number[], lastSteps: number[]}} frame
+ * @returns {Interval}
+ */
 export function domainOf(frame) {
   if (!frame.steps.length) return [0, 1];
   const { left, right } = spansOf(frame);
   return [left[0], right[right.length - 1]];
 }
 
-/** The column that covers a step; -1 in a hole or outside. */
+/**
+ * The column that covers a step; -1 in a hole or outside.
+ * @param {Spans} spans
+ * @param {number} step
+ */
 export function columnAt({ left, right }, step) {
   let [low, high] = [0, left.length - 1];
   while (low < high) {
@@ -39,7 +51,11 @@ export function columnAt({ left, right }, step) {
   return left.length && step >= left[low] && step <= right[low] ? low : -1;
 }
 
-/** The column nearest to a step. */
+/**
+ * The column nearest to a step.
+ * @param {{steps: number[], lastSteps: number[]}} frame
+ * @param {number} step
+ */
 export function nearestColumn({ steps, lastSteps }, step) {
   let best = -1;
   let distance = Infinity;
@@ -50,12 +66,18 @@ export function nearestColumn({ steps, lastSteps }, step) {
   return best;
 }
 
-/** For each of `width` pixels the first and last column that it shows; -1 for none. */
+/**
+ * For each of `width` pixels the first and last column that it shows; -1 for none.
+ * @param {{steps: number[]}} frame
+ * @param {Spans} spans
+ * @param {Interval} domain
+ * @param {number} width
+ */
 export function columnsOfPixels(frame, spans, domain, width) {
   const first = new Int32Array(width).fill(-1);
   const last = new Int32Array(width).fill(-1);
   const perPixel = (domain[1] - domain[0]) / width;
-  const inPixel = (column) =>
+  const inPixel = (/** @type {number} */ column) =>
     Math.floor(((spans.left[column] + spans.right[column]) / 2 - domain[0]) / perPixel);
   for (let column = 0; column < frame.steps.length; column += 1) {
     const x = inPixel(column);
@@ -69,7 +91,11 @@ export function columnsOfPixels(frame, spans, domain, width) {
   return { first, last };
 }
 
-/** Round steps for ticks, about `count` of them. */
+/**
+ * Round steps for ticks, about `count` of them.
+ * @param {Interval} domain
+ * @param {number} count
+ */
 export function stepTicks([from, to], count) {
   const rough = (to - from) / Math.max(count, 1);
   const power = 10 ** Math.floor(Math.log10(Math.max(rough, 1)));
@@ -79,13 +105,30 @@ export function stepTicks([from, to], count) {
   return ticks;
 }
 
-/** The place of a step in a box. */
+/**
+ * The place of a step in a box.
+ * @param {number} step
+ * @param {Interval} domain
+ * @param {{x: number, width: number}} box
+ */
 export const toX = (step, domain, box) => box.x + ((step - domain[0]) / (domain[1] - domain[0])) * box.width;
 
-/** The step at a place in a box. */
+/**
+ * The step at a place in a box.
+ * @param {number} x
+ * @param {Interval} domain
+ * @param {{x: number, width: number}} box
+ */
 export const toStep = (x, domain, box) => domain[0] + ((x - box.x) / box.width) * (domain[1] - domain[0]);
 
-/** `domain` scaled by `factor` around `centre`, kept within `full` and at least one step wide. */
+/**
+ * `domain` scaled by `factor` around `centre`, kept within `full` and at least one step wide.
+ * @param {Interval} domain
+ * @param {Interval} full
+ * @param {number} factor
+ * @param {number} centre
+ * @returns {Interval}
+ */
 export function zoomed(domain, full, factor, centre) {
   const width = Math.min(Math.max((domain[1] - domain[0]) * factor, 1), full[1] - full[0]);
   const from = centre - ((centre - domain[0]) / (domain[1] - domain[0])) * width;

@@ -1,23 +1,41 @@
-/** What things are called: the server's tables, which the page, the terminal and this tab share. No copy stands here. */
+/** What things are called: the server's tables, which page, terminal and this tab share. There is no other copy. */
 
-/** Filled by `adopt` before anything is drawn; see `tables.py`. */
+/**
+ * Filled by `adopt` before anything is drawn; see `tables.py`.
+ * @type {Tables}
+ */
 const tables = { quantities: {}, kinds: {}, statuses: {}, cells: {}, lines: [], least_decades: 1, viridis: [] };
 
-/** Take the tables of the server. */
+/**
+ * Take the tables of the server.
+ * @param {Tables} found
+ */
 export function adopt(found) {
   Object.assign(tables, found);
 }
 
-/** Label, hint, scale, unit and the word for "no value" of a quantity. */
+/**
+ * Label, hint, scale, unit and the word for "no value" of a quantity.
+ * @param {string} name
+ */
 export const quantityOf = (name) => tables.quantities[name];
 
-/** Those of a run's quantities that can be shown, in the order of the table. */
+/**
+ * Those of a run's quantities that can be shown, in the order of the table.
+ * @param {string[]} names
+ */
 export const shown = (names) => Object.keys(tables.quantities).filter((name) => names.includes(name));
 
-/** An alert kind in words; one of a newer version has its name only. */
+/**
+ * An alert kind in words; one of a newer version has its name only.
+ * @param {string} name
+ */
 export const kindOf = (name) => tables.kinds[name] ?? { title: name, label: name.replaceAll("_", " ") };
 
-/** How a run is, as a word. */
+/**
+ * How a run is, as a word.
+ * @param {Status} status
+ */
 export const statusWord = (status) => tables.statuses[status];
 
 /** Cells that are no number, by their name. */

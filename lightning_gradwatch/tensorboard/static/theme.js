@@ -2,7 +2,7 @@
 import { pack, parse } from "./colours.js";
 
 /** The page that holds TensorBoard; null in a frame from another origin, such as in a notebook. */
-export function hostDocument() {
+function hostDocument() {
   try {
     return window.parent === window ? null : window.parent.document;
   } catch {
@@ -12,12 +12,18 @@ export function hostDocument() {
 
 const prefersDark = () => window.matchMedia("(prefers-color-scheme: dark)");
 
-/** TensorBoard marks its body; where it cannot be seen, the browser's preference decides. */
+/**
+ * TensorBoard marks its body; where it cannot be seen, the browser's preference decides.
+ * @param {Document|null} host
+ */
 function isDark(host) {
   return host?.querySelector("tb-webapp") ? host.body.classList.contains("dark-mode") : prefersDark().matches;
 }
 
-/** Follow the theme; `changed` is called whenever it turns. */
+/**
+ * Follow the theme; `changed` is called whenever it turns.
+ * @param {() => void} changed
+ */
 export function followTheme(changed) {
   const host = hostDocument();
   const apply = () => {
@@ -39,13 +45,15 @@ export function adoptFonts() {
   const host = hostDocument();
   const rules = [...(host?.styleSheets ?? [])].flatMap((sheet) => rulesOf(sheet));
   const faces = rules.filter((rule) => rule.constructor.name === "CSSFontFaceRule" && rule.cssText.includes("Roboto"));
-  if (!faces.length) return;
+  if (!host || !faces.length) return;
   const style = document.createElement("style");
-  const absolute = (_, address) => `url("${new URL(address.replace(/^\//, "./"), host.baseURI).href}")`;
+  const absolute = (/** @type {string} */ _, /** @type {string} */ address) =>
+    `url("${new URL(address.replace(/^\//, "./"), host.baseURI).href}")`;
   style.textContent = faces.map(({ cssText }) => cssText.replace(/url\("?([^")]+)"?\)/g, absolute)).join("\n");
   document.head.append(style);
 }
 
+/** @param {CSSStyleSheet} sheet */
 function rulesOf(sheet) {
   try {
     return [...sheet.cssRules];
@@ -54,14 +62,24 @@ function rulesOf(sheet) {
   }
 }
 
-/** The colours of the theme for drawing on canvases. */
+/**
+ * The colours of the theme for drawing on canvases.
+ * @returns {Palette}
+ */
 export function readPalette() {
   const style = getComputedStyle(document.documentElement);
-  const get = (name) => style.getPropertyValue(`--${name}`).trim();
-  const names = ["ink", "muted", "line", "grid", "surface", "accent", "alert", "notice"];
+  const get = (/** @type {string} */ name) => style.getPropertyValue(`--${name}`).trim();
+  /** @type {(name: string) => Pair} */
   const pair = (name) => [pack(parse(get(name))), pack(parse(get(`${name}-mark`)))];
   return {
-    ...Object.fromEntries(names.map((name) => [name, get(name)])),
+    ink: get("ink"),
+    muted: get("muted"),
+    line: get("line"),
+    grid: get("grid"),
+    surface: get("surface"),
+    accent: get("accent"),
+    alert: get("alert"),
+    notice: get("notice"),
     onAlert: get("on-alert"),
     onNotice: get("on-notice"),
     overlays: [1, 2, 3, 4].map((i) => get(`overlay-${i}`)),

@@ -2,18 +2,13 @@
 import { h, setOptions } from "./dom.js";
 import { quantityOf } from "./tables.js";
 
-/** @param {Object} actions `set(patch)`, `foldAll(isFolded)`, `reset()`, `png()`, `csv()`, `help()`. */
+/** @param {Pick<PageActions, "set" | "foldAll" | "reset" | "png" | "csv" | "help">} actions */
 export function createToolbar(actions) {
-  const select = (label, name) => {
-    const input = h("select", { "aria-label": label, onchange: () => actions.set({ [name]: input.value || null }) });
-    return input;
-  };
-  const field = (label, input) => h("label", { class: "field" }, h("span", { text: label }), input);
-  const button = (text, onclick, title) => h("button", { type: "button", class: "button", text, onclick, title });
-  const optimizer = select("Optimizer", "optimizer");
-  const quantity = select("Quantity", "quantity");
-  const compare = select("Compare with", "compare");
+  const optimizer = createSelect("Optimizer", (name) => actions.set({ optimizer: name }));
+  const quantity = createSelect("Quantity", (name) => actions.set({ quantity: name }));
+  const compare = createSelect("Compare with", (run) => actions.set({ compare: run }));
   const optimizerField = field("Optimizer", optimizer);
+  /** @type {HTMLElement} */
   const fold = button("Fold groups", () => actions.foldAll(fold.textContent === "Fold groups"));
   const reset = button("All steps", actions.reset, "Escape, or double click");
   const live = h("span", { class: "live" });
@@ -29,6 +24,7 @@ export function createToolbar(actions) {
     help,
   );
 
+  /** @param {Model} model */
   function update(model) {
     setOptions(optimizer, model.optimizers.map((name) => [name, name || "the only one"]), model.optimizer);
     optimizerField.hidden = model.optimizers.length < 2;
@@ -41,5 +37,28 @@ export function createToolbar(actions) {
     fold.textContent = model.isFolded ? "Unfold groups" : "Fold groups";
     reset.hidden = !model.isZoomed;
   }
-  return { element, update, setLive: (text) => (live.textContent = text) };
+  const setLive = (/** @type {string} */ text) => (live.textContent = text);
+  return { element, update, setLive };
 }
+
+/**
+ * @param {string} label
+ * @param {(value: string|null) => void} choose
+ */
+function createSelect(label, choose) {
+  const select = h("select", { "aria-label": label, onchange: () => choose(select.value || null) });
+  return select;
+}
+
+/**
+ * @param {string} label
+ * @param {HTMLElement} input
+ */
+const field = (label, input) => h("label", { class: "field" }, h("span", { text: label }), input);
+
+/**
+ * @param {string} text
+ * @param {() => void} onclick
+ * @param {string} [title]
+ */
+const button = (text, onclick, title) => h("button", { type: "button", class: "button", text, onclick, title });

@@ -3,8 +3,14 @@ import { h } from "./dom.js";
 
 const DISTANCE = 14;
 
+/** @returns {Tooltip} */
 export function createTooltip() {
   const element = h("div", { class: "tooltip", "aria-hidden": "true", hidden: true });
+  /**
+   * @param {MouseEvent} pointer
+   * @param {string} title
+   * @param {string[]} lines
+   */
   function show({ clientX: x, clientY: y }, title, lines) {
     element.replaceChildren(h("strong", { text: title }), ...lines.map((text) => h("span", { text })));
     element.hidden = false;
@@ -13,5 +19,5 @@ export function createTooltip() {
     const top = y + DISTANCE + height > window.innerHeight ? y - DISTANCE - height : y + DISTANCE;
     element.style.transform = `translate(${Math.max(left, 4)}px, ${Math.max(top, 4)}px)`;
   }
-  return { element, show, hide: () => (element.hidden = true) };
+  return { element, show, hide: () => void (element.hidden = true) };
 }

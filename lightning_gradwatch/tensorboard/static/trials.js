@@ -1,6 +1,7 @@
 /** What was tried on a copy of the model, closed until somebody wants to see it. All of it is text from a log. */
 import { h } from "./dom.js";
 
+/** @param {string[]} cells */
 const row = ([remedy, effect, ...rest]) =>
   h(
     "tr",
@@ -8,13 +9,11 @@ const row = ([remedy, effect, ...rest]) =>
     h("th", { scope: "row", text: remedy }), ...[effect, ...rest].map((text) => h("td", { text })),
   );
 
+/** @param {Trials["recipes"][number]} recipe */
 const recipe = ([remedy, code]) =>
   h("details", {}, h("summary", { text: `Code: ${remedy}` }), h("pre", { tabindex: 0, text: code }));
 
-/**
- * @param {Object} alert What was tried for it is its `tried`: `title`, `caption`, `header`, `rows`, `recipes`, and
- *   `not_tried`.
- */
+/** @param {Alert} alert */
 export function trialsOf({ tried }) {
   if (!tried) return null;
   const head = tried.header.map((text) => h("th", { scope: "col", text }));

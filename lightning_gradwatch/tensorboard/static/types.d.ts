@@ -1,0 +1,435 @@
+/** The shapes that the scripts pass around. Nothing here runs: it is what their comments refer to. */
+
+type Rgb = [number, number, number];
+/** Two ends: of steps, of values, or of bins. */
+type Interval = [number, number];
+type Status = "sick" | "notice" | "unreadable" | "recovered" | "healthy" | "not_watched";
+
+interface Box {
+  x: number;
+  y: number;
+  width: number;
+  height: number;
+}
+
+/* What the server says; see `answers.py` and `tables.py`. */
+
+interface Tables {
+  quantities: Record<string, Quantity>;
+  kinds: Record<string, { title: string; label: string }>;
+  statuses: Record<string, string>;
+  cells: Record<string, string>;
+  lines: { name: string; label: string; range: Interval }[];
+  least_decades: number;
+  viridis: Rgb[];
+}
+
+interface Quantity {
+  name: string;
+  label: string;
+  scale: "log" | "fraction" | "linear";
+  missing: string;
+  hint: string;
+  unit: string;
+}
+
+/** One run in the list of runs. */
+interface RunRow {
+  run: string;
+  status: Status;
+  headline: string;
+  num_open: number;
+  last_step: number | null;
+  wall_time: number;
+  stamp: string;
+}
+
+/** What there is of one run. */
+interface RunDocument {
+  run: string;
+  stamp: string;
+  status: Status;
+  headline: string;
+  alerts: Alert[];
+  num_dropped: number;
+  optimizers: { name: string; versions: Version[] }[];
+  scalars: string[];
+  loss_tag: string | null;
+}
+
+/** A list of layers, and what is known of them. */
+interface Version {
+  version: number;
+  layers: string[];
+  first_step: number;
+  last_step: number;
+  num_samples: number;
+  quantities: string[];
+  sequences: string[];
+}
+
+interface Alert {
+  kind: string;
+  level: "notice" | "alert";
+  step: number;
+  until_step: number | null;
+  layer: string;
+  optimizer: string;
+  message: string;
+  evidence?: string;
+  remedies?: string[];
+  tried?: Trials;
+}
+
+interface Trials {
+  title: string;
+  caption: string;
+  header: string[];
+  rows: string[][];
+  recipes: [remedy: string, code: string][];
+  not_tried: string[];
+}
+
+/** A matrix: `columns` samples of `rows` numbers. */
+interface Frame<Values extends Float32Array | Uint8Array = Float32Array> {
+  dtype: string;
+  shape: Interval;
+  steps: number[];
+  lastSteps: number[];
+  counts?: number[];
+  columns: number;
+  rows: number;
+  values: Values;
+}
+
+/** The frame of a comparison: `values` are the differences between `here` and `there`. */
+interface ComparedFrame extends Frame {
+  here: Float32Array;
+  there: Float32Array;
+}
+
+/** Histograms of log10|g| of one layer. */
+interface HistogramFrame extends Frame<Uint8Array> {
+  lowest: number;
+  bins_per_decade: number;
+}
+
+interface Column {
+  step: number;
+  values: number[];
+}
+
+interface ScalarData {
+  steps: number[];
+  values: number[];
+}
+
+interface SequenceData {
+  step: number;
+  steps_back: number[];
+  norms: number[];
+  horizon: number | null;
+}
+
+interface LayerNumbers {
+  step: number;
+  numbers: Record<string, number>;
+  grad_norm_range: number[] | null;
+}
+
+/** What is asked for; each question has its own part of this. */
+interface Query {
+  run: string;
+  optimizer?: string;
+  version?: number;
+  quantity?: string;
+  layer?: string;
+  tag?: string;
+  step?: number;
+  from?: number;
+  to?: number;
+  columns?: number;
+  points?: number;
+}
+
+/** Where the data comes from. */
+interface Source {
+  tables(): Promise<Tables>;
+  runs(): Promise<RunRow[]>;
+  run(query: Query): Promise<RunDocument>;
+  heatmap(query: Query): Promise<Frame>;
+  column(query: Query): Promise<Column>;
+  distribution(query: Query): Promise<HistogramFrame>;
+  scalars(query: Query): Promise<ScalarData>;
+  sequence(query: Query): Promise<SequenceData>;
+  layer(query: Query): Promise<LayerNumbers>;
+}
+
+/** A source that remembers its answers as long as the stamp of the run is the same. */
+type Question = Exclude<keyof Source, "tables" | "runs">;
+type Ask = <Method extends Question>(method: Method, query: Query, stamp: string) => ReturnType<Source[Method]>;
+
+/* What a person has chosen. */
+
+interface State {
+  run: string | null;
+  optimizer: string | null;
+  quantity: string | null;
+  layer: string | null;
+  step: number | null;
+  zoom: Interval | null;
+  folded: string[];
+  compare: string | null;
+  loss: string | null;
+}
+
+interface Store {
+  get(): State;
+  set(patch: Partial<State>): void;
+  subscribe(listener: (state: State, changed: (keyof State)[]) => void): void;
+}
+
+/* What is drawn. */
+
+/** Neighbouring layers, by their places. */
+interface Stretch {
+  first: number;
+  last: number;
+}
+
+/** Layers that share a row: one, or those of a folded group. */
+interface Row extends Stretch {
+  label: string;
+  path: string | null;
+}
+
+interface Placed {
+  top: number;
+  height: number;
+}
+
+type PlacedRow = Row & Placed;
+
+interface Group extends Stretch {
+  path: string;
+  level: number;
+}
+
+interface Bracket extends Group, Placed {
+  folded: boolean;
+  x: number;
+}
+
+/** Where each column of a frame begins and ends on the axis of steps. */
+interface Spans {
+  left: Float64Array;
+  right: Float64Array;
+}
+
+interface Lane {
+  kind: string;
+  alerts: Alert[];
+}
+
+interface Scale {
+  kind: "log" | "fraction" | "linear" | "difference";
+  low: number;
+  high: number;
+  position(value: number): number;
+  ticks: [position: number, label: string][];
+}
+
+/** Base colour and pattern, packed. */
+type Pair = [number, number];
+
+interface Palette {
+  ink: string;
+  muted: string;
+  line: string;
+  grid: string;
+  surface: string;
+  accent: string;
+  alert: string;
+  notice: string;
+  onAlert: string;
+  onNotice: string;
+  overlays: string[];
+  nonfinite: Pair;
+  zero: Pair;
+  missing: Pair;
+  neutral: Rgb;
+  density: Rgb[];
+}
+
+/** The layers of another run, for overlays and comparison. */
+interface Partner {
+  run: string;
+  stamp: string;
+  optimizer: string;
+  version: number;
+  layers: string[];
+  quantities: string[];
+}
+
+/** The profile of another run: places on the scale, NaN for none. */
+interface Overlay {
+  name: string;
+  cells: number[];
+  isAligned: boolean;
+  colour: string;
+  dash: number[];
+}
+
+/** What a heatmap needs to be drawn. */
+interface Picture {
+  frame: Frame;
+  spans: Spans;
+  domain: Interval;
+  cells: Float32Array;
+  lookup: Uint32Array;
+}
+
+/** What is loaded of a run. */
+interface View {
+  /** Which run and optimizer; the steps are followed as long as it is the same. */
+  key: string;
+  run: RunDocument;
+  rowOfRun: RunRow;
+  optimizer: string;
+  optimizers: string[];
+  version: Version;
+  quantity: string;
+  quantities: string[];
+  /** All steps, those that are zoomed to, and those that are shown. */
+  full: Interval;
+  zoom: Interval | null;
+  domain: Interval;
+  frame: Frame | ComparedFrame;
+  overview: Frame | ComparedFrame;
+  layers: string[];
+  groups: Group[];
+  alerts: Alert[];
+  /** The run that this one is compared with. */
+  compare: string | null;
+  scale: Scale;
+  cells: Float32Array;
+  spans: Spans;
+}
+
+/** What is drawn: a view, with the cursor in it and the colours of the theme. */
+interface Model extends View {
+  palette: Palette;
+  stops: Rgb[];
+  lookup: Uint32Array;
+  rows: Row[];
+  layer: string;
+  row: number;
+  column: number;
+  lanes: Lane[];
+  isZoomed: boolean;
+  isFolded: boolean;
+  comparable: string[];
+  label: string;
+  overlays: Overlay[];
+  /** The sample at the cursor, where the heatmap shows merged ones. */
+  exact: Float32Array | null;
+}
+
+/** What is known of all runs, what is loaded of the chosen one, and what is drawn of that. */
+interface Scene {
+  runs: RunRow[];
+  others: Partner[];
+  view: View | null;
+  model: Model | null;
+  isLoading: boolean;
+}
+
+/** How panels below the heatmap are drawn, so that they share its steps. */
+interface Dress {
+  width: number;
+  gutter: number;
+  domain: Interval;
+  palette: Palette;
+  step: number | null;
+}
+
+/** A scalar of the run as a line. */
+interface LineData {
+  key: string;
+  label: string;
+  tag: string;
+  tags?: string[];
+  range?: Interval;
+  data: ScalarData;
+}
+
+/** Everything about the chosen layer. */
+interface LayerDetail {
+  layer: string;
+  step: number;
+  numbers: Record<string, number>;
+  range: number[] | null;
+  frame: HistogramFrame | null;
+  sequence: SequenceData | null;
+  alerts: Alert[];
+}
+
+interface Sizes {
+  gutter: number;
+  plot: number;
+  side: number;
+  height: number;
+}
+
+/** What a part of the page can ask for. */
+interface Actions {
+  choose(patch: Partial<State>): void;
+  chooseLoss(tag: string): void;
+  chooseRun(run: string): void;
+  set(patch: Partial<State>): void;
+  move(rows: number): void;
+  moveColumn(by: number): void;
+  toEnd(isLast: boolean): void;
+  cycle(by: number): void;
+  fold(path: string): void;
+  foldHere(): void;
+  foldAll(isFolded: boolean): void;
+  showAlert(alert: Alert): void;
+  zoom(steps: Interval): void;
+  wheel(factor: number, step: number): void;
+  zoomHere(factor: number): void;
+  reset(): void;
+}
+
+/** What only the application can do. */
+interface Commands extends Actions {
+  retry(): void;
+  png(): void;
+  csv(): void;
+}
+
+/** What the page adds, since it concerns several of its parts. */
+interface PageActions extends Commands {
+  hover(step: number | null): void;
+  help(): void;
+  tooltip: Tooltip;
+}
+
+interface Tooltip {
+  element: HTMLElement;
+  show(pointer: MouseEvent, title: string, lines: string[]): void;
+  hide(): void;
+}
+
+/** What somebody does with the pointer over a plot of steps. */
+interface PointerActions {
+  hover?(step: number, y: number, event: PointerEvent): void;
+  leave?(): void;
+  click?(step: number, y: number): void;
+  zoom(steps: Interval): void;
+  wheel(factor: number, step: number): void;
+  reset(): void;
+}
+
+type Page = ReturnType<typeof import("./page.js").createPage>;
+type Painter = ReturnType<typeof import("./painter.js").createPainter>;
