@@ -85,7 +85,7 @@ def callbacks(trainer: Trainer) -> list[Any]:
 
 def set_callbacks(trainer: Trainer, chosen: list[Any]) -> None:
     """Let the Trainer call these callbacks from now on; a list that the caller has made stays as it is."""
-    trainer.callbacks = chosen  # type: ignore[assignment]
+    trainer.callbacks = chosen  # type: ignore[union-attr]
 
 
 def is_fitting(trainer: Trainer | None) -> bool:

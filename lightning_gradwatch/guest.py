@@ -41,7 +41,7 @@ class GradWatchGuest(GradWatch):
         return GUEST_KEY
 
     @property
-    def state_dict(self) -> Any:  # type: ignore[override]
+    def state_dict(self) -> Any:
         """Lightning's own, which is empty: a Trainer takes callbacks of one key only if they have no other."""
         return super(GradWatch, self).state_dict
 

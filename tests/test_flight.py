@@ -224,6 +224,8 @@ def test_the_record_of_a_crash_comes_before_all_that_may_break_with_it(
 class Pair(Metric):  # type: ignore[misc]
     """Computes what Lightning refuses."""
 
+    value: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.add_state("value", torch.tensor(0.0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -33,7 +32,7 @@ class OwnLogger(Logger):
 
 def own_logger(**properties: Any) -> Logger:
     """A logger whose properties are these; functions are called each time."""
-    made = {name: property(value) if isinstance(value, Callable) else value for name, value in properties.items()}
+    made = {name: property(value) if callable(value) else value for name, value in properties.items()}
     return type("OwnLogger", (OwnLogger,), made)()
 
 

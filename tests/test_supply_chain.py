@@ -115,8 +115,8 @@ ONLY_WHERE_INSTALLED = {
 def imports_of(node: ast.AST) -> Iterator[str]:
     """Top-level packages that are imported at run time, anywhere in a source."""
     if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-        for child in node.orelse:
-            yield from imports_of(child)
+        for other in node.orelse:
+            yield from imports_of(other)
         return
     if isinstance(node, ast.Import):
         yield from (alias.name.split(".")[0] for alias in node.names)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
 
-from lightning_gradwatch import GradWatch, GradWatchWarning, flight
+from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning, flight
 from lightning_gradwatch.callback import GUEST_KEY
 from lightning_gradwatch.guest import GradWatchGuest
 from tests.tasks import Classifier, deep_net, digits, fit, make_classifier_class, quiet_trainer, read_events, small_net
@@ -162,7 +162,7 @@ GUEST, EXPLICIT = GradWatchGuest(), GradWatch()
         (lambda: [GUEST, copy.deepcopy(GUEST), pickle.loads(pickle.dumps(GUEST))], 0),
         (lambda: [GradWatchGuest(), EXPLICIT, GradWatchGuest()], 1),
         (lambda: [EXPLICIT, GUEST], 0),
-        (lambda: quiet_trainer(GUEST).callbacks, 0),
+        (lambda: _lightning.callbacks(quiet_trainer(GUEST)), 0),
     ],
     ids=["two", "one twice", "copies", "around an explicit one", "behind an explicit one", "of another Trainer"],
 )
