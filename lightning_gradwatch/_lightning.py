@@ -258,7 +258,7 @@ def before_clipping_by_hand(trainer: Trainer, call: Callable[[Optimizer], None])
     Returns:
         What undoes it.
     """
-    plugin = trainer.precision_plugin
+    plugin: Any = trainer.precision_plugin
     own, clip = vars(plugin).get("clip_gradients"), plugin.clip_gradients
 
     def clip_gradients(optimizer: Any, *args: Any, **kwargs: Any) -> Any:

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_gradwatch._lightning import is_repeated_call, x_axis
+from lightning_gradwatch._lightning import num_finished_steps, x_axis
 
 Gradients = dict[str, Tensor]
 
@@ -38,10 +38,10 @@ class Baseline(Callback, ABC):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Apply the rule to the complete gradient, before it is clipped."""
-        key, step = id(optimizer), x_axis(trainer)
-        if is_repeated_call(trainer, optimizer, self._last_steps.get(key)):
+        key, step, num_finished = id(optimizer), x_axis(trainer), num_finished_steps(trainer)
+        if self._last_steps.get(key) == num_finished:  # a further evaluation of the same step
             return
-        self._last_steps[key] = step
+        self._last_steps[key] = num_finished
         self._streaks[key] = self._streaks[key] + 1 if self.holds(_gradients(pl_module, optimizer)) else 0
         if self._streaks[key] == self.patience:
             self.openings.append(step)
