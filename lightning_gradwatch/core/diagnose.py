@@ -36,7 +36,8 @@ def explain(finding: Finding, evidence: Evidence, optimizer: str = "") -> Alert:
     Returns:
         The alert, with cause, evidence and remedies as fields and as one message.
     """
-    diagnosis = _DIAGNOSES[finding.kind](finding, evidence)
+    what, diagnose = _WORDS.get(finding.kind, (_of_any_kind, _undiagnosed))
+    diagnosis = diagnose(finding, evidence)
     return Alert(
         kind=finding.kind,
         level=finding.level,
@@ -45,7 +46,7 @@ def explain(finding: Finding, evidence: Evidence, optimizer: str = "") -> Alert:
         layer=finding.layers[0] if finding.layers else "",
         value=finding.value,
         threshold=finding.threshold,
-        message=f"{_what(finding, evidence)} {_sentence(diagnosis.evidence)} Try: {'; '.join(diagnosis.remedies)}.",
+        message=f"{what(finding, evidence)} {_sentence(diagnosis.evidence)} Try: {'; '.join(diagnosis.remedies)}.",
         cause=diagnosis.cause,
         evidence=diagnosis.evidence,
         remedies=diagnosis.remedies,
@@ -61,35 +62,59 @@ def _named(layers: tuple[str, ...] | list[str]) -> str:
     return ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
 
 
-def _what(finding: Finding, evidence: Evidence) -> str:
-    layers, step, value = finding.layers, finding.step, finding.value
-    if finding.kind == "vanishing":
-        return (
-            f"Gradients vanish with depth (step {step}): between the last third of the layers (such as {layers[1]}) "
-            f"and the first third (such as {layers[0]}) they shrink by {value:.1f} decades, a factor of "
-            f"{10**value:.0e}; the early layers starve."
-        )
-    if finding.kind == "vanishing_through_time":
-        horizon, length, _ = evidence.horizons.get(layers[0], (0, 0, 0.0))
-        when = "whatever the loss does" if _is_overlooked(finding, evidence) else "while the loss is flat"
-        return (
-            f"Gradients vanish through time in {layers[0]} (step {step}) by {value:.1f} decades {when}: only "
-            f"{horizon} of {length} time steps carry at least 1 % of the largest gradient."
-        )
-    if finding.kind == "exploding":
-        return f"Gradients explode (step {step}): they or the loss have grown by {value:.1f} decades."
-    if finding.kind == "nonfinite":
-        seen = f"in {_named(layers)}" if layers else "in the loss or the total norm"
-        return f"NaN or infinite values since step {step}, {seen}."
-    if finding.kind == "dead":
-        return f"{len(layers)} layers are dead (step {step}): {_named(layers)} get gradients of exactly zero."
-    if finding.kind == "detached":
-        verbs = "runs but never gets" if len(layers) == 1 else "run but never get"
-        return f"{_named(layers)} {verbs} a gradient (step {step})."
-    if finding.kind == "stalled":
-        return f"Training is stalled (step {step}): the loss is no lower than at the start, and nothing moves it."
+def _of_vanishing(finding: Finding, _: Evidence) -> str:
+    (early, late), value = finding.layers, finding.value
     return (
-        f"Values are lost in rounding (step {step}): {min(finding.value, 1):.0%} of the elements in the middle layer."
+        f"Gradients vanish with depth (step {finding.step}): between the last third of the layers (such as {late}) and "
+        f"the first third (such as {early}) they shrink by {value:.1f} decades, a factor of {10**value:.0e}; the early "
+        "layers starve."
+    )
+
+
+def _of_vanishing_through_time(finding: Finding, evidence: Evidence) -> str:
+    layer = finding.layers[0]
+    horizon, length, _ = evidence.horizons.get(layer, (0, 0, 0.0))
+    when = "whatever the loss does" if _is_overlooked(finding, evidence) else "while the loss is flat"
+    return (
+        f"Gradients vanish through time in {layer} (step {finding.step}) by {finding.value:.1f} decades {when}: only "
+        f"{horizon} of {length} time steps carry at least 1 % of the largest gradient."
+    )
+
+
+def _of_exploding(finding: Finding, _: Evidence) -> str:
+    return f"Gradients explode (step {finding.step}): they or the loss have grown by {finding.value:.1f} decades."
+
+
+def _of_nonfinite(finding: Finding, _: Evidence) -> str:
+    seen = f"in {_named(finding.layers)}" if finding.layers else "in the loss or the total norm"
+    return f"NaN or infinite values since step {finding.step}, {seen}."
+
+
+def _of_dead(finding: Finding, _: Evidence) -> str:
+    layers = finding.layers
+    return f"{len(layers)} layers are dead (step {finding.step}): {_named(layers)} get gradients of exactly zero."
+
+
+def _of_detached(finding: Finding, _: Evidence) -> str:
+    verbs = "runs but never gets" if len(finding.layers) == 1 else "run but never get"
+    return f"{_named(finding.layers)} {verbs} a gradient (step {finding.step})."
+
+
+def _of_stalled(finding: Finding, _: Evidence) -> str:
+    return f"Training is stalled (step {finding.step}): the loss is no lower than at the start, and nothing moves it."
+
+
+def _of_underflow(finding: Finding, _: Evidence) -> str:
+    share = min(finding.value, 1)
+    return f"Values are lost in rounding (step {finding.step}): {share:.0%} of the elements in the middle layer."
+
+
+def _of_any_kind(finding: Finding, _: Evidence) -> str:
+    """What can be said of a kind that has no words of its own: its name and its figures."""
+    where = f" in {_named(finding.layers)}" if finding.layers else ""
+    return (
+        f"Something is wrong{where} (step {finding.step}): `{finding.kind}` is at {finding.value:.3g}, and "
+        f"{finding.threshold:.3g} is where it alerts."
     )
 
 
@@ -498,13 +523,19 @@ def _underflow(finding: Finding, evidence: Evidence) -> Diagnosis:
     )
 
 
-_DIAGNOSES: dict[AlertKind, Callable[[Finding, Evidence], Diagnosis]] = {
-    "vanishing": _vanishing,
-    "vanishing_through_time": _through_time,
-    "exploding": _exploding,
-    "nonfinite": _nonfinite,
-    "dead": _dead,
-    "detached": _detached,
-    "stalled": _stalled,
-    "underflow": _underflow,
+def _undiagnosed(finding: Finding, _: Evidence) -> Diagnosis:
+    where = "a look at the named layers" if finding.layers else "a look at the gradient norms and the loss"
+    return Diagnosis("unknown", "the measurements do not tell why", (where, "a smaller learning rate"))
+
+
+_WORDS: dict[AlertKind, tuple[Callable[[Finding, Evidence], str], Callable[[Finding, Evidence], Diagnosis]]] = {
+    "vanishing": (_of_vanishing, _vanishing),
+    "vanishing_through_time": (_of_vanishing_through_time, _through_time),
+    "exploding": (_of_exploding, _exploding),
+    "nonfinite": (_of_nonfinite, _nonfinite),
+    "dead": (_of_dead, _dead),
+    "detached": (_of_detached, _detached),
+    "stalled": (_of_stalled, _stalled),
+    "underflow": (_of_underflow, _underflow),
 }
+"""What is wrong, and why, for each kind of alert."""

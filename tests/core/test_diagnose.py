@@ -543,3 +543,21 @@ def test_a_layer_that_updates_have_made_forgetful_is_told_from_one_that_was_so(
     evidence.shrinkage, evidence.update_ratio, evidence.lr = {"read": grown}, {"read": 3.4}, 20.0
     finding = Finding("vanishing_through_time", "alert", 3, None, ("read",), 5.0, 3.0)
     assert explain(finding, evidence).cause == cause
+
+
+def found(kind: Any, *layers: str, value: float = 2.5) -> Finding:
+    return Finding(kind, "alert", 7, None, layers, value, 2.0)
+
+
+def test_every_kind_has_a_sentence_of_its_own() -> None:
+    """None falls through to the words of another; a kind that nobody has written words for says what it is."""
+    kinds = (*get_args(AlertKind), "overheated")
+    alerts = {kind: explain(found(kind, "first", "last"), Evidence()) for kind in kinds}
+    sentences = {kind: alert.message.partition("tep 7")[0] for kind, alert in alerts.items()}
+    assert len(set(sentences.values())) == len(kinds)
+    unknown = alerts["overheated"]
+    assert "`overheated` is at 2.5" in unknown.message
+    assert (unknown.cause, unknown.kind, unknown.layer) == ("unknown", "overheated", "first")
+    assert unknown.remedies
+    assert "Values are lost in rounding" in alerts["underflow"].message
+    assert all(explain(found(kind), Evidence()).message for kind in ("nonfinite", "stalled", "underflow", "overheated"))
