@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +21,7 @@ from lightning.pytorch.callbacks import BackboneFinetuning
 from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor, nn
 
-from lightning_gradwatch import GradWatch, GradWatchWarning
+from lightning_gradwatch import GradientAlertError, GradWatch, GradWatchWarning
 from tests.tasks import Classifier, Poison, digits, fit, quiet_trainer, read_events, scalars, small_net
 
 BATCHES = 5
@@ -252,6 +254,134 @@ class Every(nn.Module):
         x = self.twice(input=self.twice(self.frozen(x)))[:, self.table]
         output: Tensor = self.head(self.tied(x) * self.scale + self.empty.sum())
         return output
+
+
+CHANGE_AT = 7
+
+
+class Changing(Truthful):
+    """Its parameters change in mid-training: ``change`` gets the network and the optimizer's parameter groups."""
+
+    def __init__(self, change: Callable[[nn.Sequential, list[Any]], None]) -> None:
+        torch.manual_seed(0)
+        layers = [part for _ in range(4) for part in (nn.Linear(64, 64), nn.Tanh(), Scale())]
+        super().__init__(nn.Sequential(*layers, nn.Linear(64, 10)))
+        self.change = change
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.global_step == CHANGE_AT:
+            self.change(self.net, self.trainer.optimizers[0].param_groups)
+
+    def configure_optimizers(self) -> Any:
+        first, *rest = [[p for p in m.parameters()] for m in self.net if [*m.parameters()]]
+        return torch.optim.SGD([{"params": first}, {"params": [p for own in rest for p in own]}], 0.05)
+
+
+class Scale(nn.Module):
+    """A single number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+def replace(place: int) -> Callable[[nn.Sequential, list[Any]], None]:
+    """A fresh layer for an old one, in the network and in the optimizer."""
+
+    def change(net: nn.Sequential, groups: list[Any]) -> None:
+        old, new = net[place], type(net[place])(*((64, 64 if place < 12 else 10) if place % 3 == 0 else ()))
+        fresh = {id(a): b for a, b in zip(old.parameters(), new.parameters(), strict=True)}
+        net[place] = new
+        for group in groups:
+            group["params"] = [fresh.get(id(p), p) for p in group["params"]]
+
+    return change
+
+
+def move(net: nn.Sequential, groups: list[Any]) -> None:
+    groups[1]["params"].insert(3, groups[0]["params"].pop())
+
+
+def split(net: nn.Sequential, groups: list[Any]) -> None:
+    groups.append({**groups[1], "params": groups[1]["params"][4:]})
+    groups[1]["params"] = groups[1]["params"][:4]
+
+
+def freeze(net: nn.Sequential, groups: list[Any]) -> None:
+    net[6].requires_grad_(False)
+
+
+CHANGES = {
+    "the first": replace(0), "one in the middle": replace(6), "the last": replace(12), "a number by its equal": replace(5),
+    "moved to another group": move, "a group is split": split, "frozen": freeze,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_the_optimizer_holds_is_measured_from_the_very_step_at_which_it_has_changed(
+    tmp_path: Path, change: Any
+) -> None:
+    model, watch = Changing(change), GradWatch(sample_every_n_steps=3)
+    fit(watch, model, directory=tmp_path, max_steps=15, log_every_n_steps=1)
+    assert not watch._run.is_off
+    check(tmp_path, model, *(f"net.{i}" for i in (0, 2, 3, 5, 6, 8, 9, 11, 12)))
+
+
+@pytest.mark.parametrize("place", [0, 5, 6])
+def test_a_layer_that_has_replaced_another_has_no_past(tmp_path: Path, place: int) -> None:
+    """Window and drift of the new one are its own; the others keep theirs."""
+    model = Changing(replace(place))
+    fit(GradWatch(), model, directory=tmp_path, max_steps=15, log_every_n_steps=15)
+    events = read_events(tmp_path)
+    names = json.loads(events.SummaryMetadata("gradwatch/layers/grad_norm_range").plugin_data.content)["layers"]
+    (found,) = [make_ndarray(e.tensor_proto) for e in events.Tensors("gradwatch/layers/grad_norm_range")]
+    for name, row in zip(names, found, strict=True):
+        first = CHANGE_AT if name == f"net.{place}" else 0
+        norms = [norm for step, norm in model.row(name).items() if step >= first]
+        assert row.tolist() == pytest.approx([min(norms), median(norms), max(norms)], rel=1e-5)
+
+
+class LeftOver(pl.Callback):
+    """The total norm after GradWatch has clipped."""
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        self.norms.append(torch.nn.utils.get_total_norm(gradients).item())
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_has_changed_is_clipped_at_once(change: Any) -> None:
+    after = LeftOver()
+    quiet_trainer(GradWatch(auto_clip=1e-3, dense_steps=1), after, max_steps=15).fit(Changing(change), digits())
+    assert after.norms == pytest.approx([1e-3] * 15, rel=1e-3)
+
+
+class PoisonNew(pl.Callback):
+    """Makes the gradient of the layer not finite that has just come."""
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.global_step == CHANGE_AT:
+            pl_module.net[6].weight.grad[0, 0] = math.nan
+
+
+@pytest.mark.parametrize("on_nonfinite", ["skip", "raise"])
+def test_what_has_changed_is_skipped_and_raised_on_at_once(on_nonfinite: Any) -> None:
+    model, watch = Changing(replace(6)), GradWatch(on_nonfinite=on_nonfinite, dense_steps=1)
+    trainer = quiet_trainer(PoisonNew(), watch, max_steps=15)
+    is_fatal = on_nonfinite == "raise"
+    with (
+        pytest.warns(GradWatchWarning, match=r"in net\.6"),
+        pytest.raises(GradientAlertError) if is_fatal else nullcontext(),
+    ):
+        trainer.fit(model, digits())
+    assert trainer.global_step == (CHANGE_AT if is_fatal else 15)
+    assert all(p.isfinite().all() for p in model.parameters())
 
 
 def test_unusual_parameters_are_right_or_left_out(tmp_path: Path) -> None:
