@@ -29,6 +29,7 @@ from lightning_gradwatch.core.layers import check_selection
 from lightning_gradwatch.core.measure import checksum, norms
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.records import Alert
+from lightning_gradwatch.core.saved import Saved
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.shards import local
 from lightning_gradwatch.core.watcher import Report, Settings, Watcher, make_probe
@@ -57,6 +58,10 @@ _BLIND = (
 _LOST_ADDRESSES = (
     "GradWatch sends no messages to the addresses in `notify`: they hold secrets and so do not travel to other "
     "processes or through pickles. To cure it: put them into the environment variable GRADWATCH_NOTIFY."
+)
+_LOST_PARTS = (
+    "GradWatch cannot read these parts of the checkpoint and starts them afresh: {}. All the others go on, and so does "
+    "training."
 )
 _UNHEARD_BATCHES = 20
 _UNHEARD = (
@@ -314,6 +319,7 @@ class GradWatch(Callback):
         )
         self._incidents = Incidents()
         self._restored: dict[str, Any] = {}
+        self._lost: list[str] = []
         self._run = _Run()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -356,7 +362,7 @@ class GradWatch(Callback):
         is_another = self._run.model is not pl_module
         self._run = _Run(trainer=weakref.ref(trainer), model=pl_module)
         if is_another or trainer.global_step == 0:
-            self._incidents, self._restored = Incidents(), {}
+            self._incidents, self._restored, self._lost = Incidents(), {}, []
         twins = [c for c in _lightning.callbacks(trainer) if isinstance(c, GradWatch) and c.state_key == self.state_key]
         if len(twins) > 1:
             cure = "leave the others out, in the Trainer or in `configure_callbacks`"
@@ -423,6 +429,10 @@ class GradWatch(Callback):
             if _lightning.is_manual(pl_module):
                 look = functools.partial(self._observe_early, trainer, pl_module)
                 run.forget_clipping = _lightning.before_clipping_by_hand(trainer, look)
+        if self._lost:
+            further = f" and {len(self._lost) - 5} more" if len(self._lost) > 5 else ""
+            _lightning.warn(_LOST_PARTS.format(", ".join(self._lost[:5]) + further))
+            self._lost = []
         self._handle(trainer, Report())
 
     def _make_sinks(self, trainer: Trainer) -> Sinks:
@@ -465,7 +475,9 @@ class GradWatch(Callback):
     def _watch(self, pl_module: LightningModule, optimizer: Optimizer, name: str) -> _Post:
         watcher = Watcher(pl_module, optimizer, self.settings, self._run.probe, name)
         if name in self._restored:
-            watcher.load_state_dict(self._restored.pop(name))
+            watcher.load_state_dict(
+                Saved(self._restored.pop(name), self._lost, f"watchers.{name}" if name else "watcher")
+            )
         watcher.thinning = max([watcher.thinning, *(post.watcher.thinning for post in self._run.posts.values())])
         self._run.posts[id(optimizer)] = post = _Post(optimizer, watcher)
         return post
@@ -752,12 +764,20 @@ class GradWatch(Callback):
                 self.load_state_dict(state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the checkpoint was written; start afresh if it comes from another version of GradWatch."""
+        """Go on where the checkpoint was written.
+
+        What it lacks, or has in a form that cannot be read, starts afresh, part by part; the latter is said in one line
+        when training starts.
+        """
         try:
-            if state_dict["version"] != _STATE_VERSION:
-                raise ValueError(f"version {state_dict['version']} instead of {_STATE_VERSION}")
-            self._incidents.load_state_dict(state_dict)
-            self._restored = dict(state_dict["watchers"])
+            saved = Saved(state_dict)
+            version = saved.take("version", int, _STATE_VERSION)
+            if version != _STATE_VERSION:
+                raise ValueError(f"version {version} instead of {_STATE_VERSION}")
+            self._incidents.load_state_dict(saved)
+            watchers = saved.part("watchers")
+            self._restored = {name: watchers.take(name, dict[str, Any], {}) for name in watchers}
+            self._lost = saved.lost
         except Exception as failure:
             _lightning.warn(f"GradWatch cannot go on from this checkpoint and starts afresh ({failure!r}).")
 

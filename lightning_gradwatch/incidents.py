@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_gradwatch.alerts_file import Event
 from lightning_gradwatch.core.records import Alert
+from lightning_gradwatch.core.saved import Saved, count
 
 MAX_ALERTS = 1000
 """Alerts that are kept; the oldest go first."""
@@ -55,10 +56,12 @@ class Incidents:
         """Primitives that :meth:`load_state_dict` takes back."""
         return {"num_alerts": self.num_alerts, "alerts": [asdict(alert) for alert in self.alerts]}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the book of a checkpoint."""
-        alerts = [Alert(**{**alert, "remedies": tuple(alert["remedies"])}) for alert in state["alerts"]]
-        self.alerts, self.num_alerts = alerts, state["num_alerts"]
+    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
+        """Go on with the book of a checkpoint; alerts that cannot be read are left behind."""
+        saved = Saved.of(state)
+        self.alerts = saved.take_each("alerts", Alert)[-MAX_ALERTS:]
+        known = sum(alert.level == "alert" for alert in self.alerts)
+        self.num_alerts = saved.take("num_alerts", int, known, lambda number: count(number) and number >= known)
 
 
 def _is_same(one: Alert, other: Alert) -> bool:

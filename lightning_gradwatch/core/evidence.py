@@ -11,8 +11,21 @@ from typing import Any
 from torch import distributed as dist
 
 from lightning_gradwatch.core.records import Anatomy, Checkup, Inputs, Observation, Sample
+from lightning_gradwatch.core.saved import Saved
 
-_OF_THE_MOMENT = ("anatomy", "dtypes", "lr", "num_ranks")
+_KEPT: dict[str, Any] = {
+    **dict.fromkeys(("first_gain", "gain", "shrinkage", "first_std", "profile", "first_growth"), dict[str, float]),
+    **dict.fromkeys(("shares", "update_ratio", "signal", "below_eps", "_first_weight"), dict[str, float]),
+    **dict.fromkeys(("rates", "losses", "early_norms", "norms"), list[float]),
+    **dict.fromkeys(("bad_inputs", "bad_losses"), list[int]),
+    **dict.fromkeys(("layers", "zeroed"), tuple[str, ...]),
+    "horizons": dict[str, tuple[int, int, float]],
+    "effect": float,
+    "first_loss": float,
+    "has_half_gradients": bool,
+    "inputs": dict[str, Inputs],
+}
+"""What goes into a checkpoint, and of what kind it is; the rest comes with every observation."""
 EARLY_STEPS = 20
 RECENT_STEPS = 20
 RECENT_RATES = 10
@@ -160,13 +173,14 @@ class Evidence:
 
     def state_dict(self) -> dict[str, Any]:
         """Primitives that :meth:`load_state_dict` takes back; what comes with every observation is left out."""
-        facts = {key: copy(fact) for key, fact in self.__dict__.items() if key not in _OF_THE_MOMENT}
+        facts = {name: copy(getattr(self, name)) for name in _KEPT}
         return {**facts, "inputs": {name: list(inputs) for name, inputs in self.inputs.items()}}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
-        inputs = {name: Inputs(*facts) for name, facts in state["inputs"].items()}
-        self.__dict__.update({**state, "inputs": inputs})
+    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken; each fact that was not there, or is of another kind, afresh."""
+        saved = Saved.of(state)
+        for name, kind in _KEPT.items():
+            setattr(self, name, saved.take(name, kind, getattr(self, name)))
 
 
 def typical(values: Mapping[str, float], default: float = math.nan) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -19,6 +19,15 @@ MAX_ELEMENTS = 256
 """Elements per parameter."""
 MAX_TOGETHER = 2**16
 """Elements of all parameters: the more of these there are, the fewer elements are taken of each; 16 at least."""
+
+
+class UpdateState(TypedDict, total=False):
+    """What a checkpoint holds of an :class:`UpdateMeter`: its tensors, on the CPU."""
+
+    sums: Tensor
+    taken: Tensor
+    before: Tensor | None
+    has_gradient: Tensor | None
 
 
 def thin(tensor: Tensor, limit: int = MAX_ELEMENTS) -> Tensor:
@@ -139,19 +148,22 @@ class UpdateMeter:
         signal = torch.where(alive, first.square() / second, 0)
         return self._sum(torch.stack([alive.float(), below.float(), signal]), self._holds)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> UpdateState:
         """Tensors that :meth:`load_state_dict` takes back; of this rank's parts where parameters are spread."""
-        state = {"sums": self.sums, "before": self._before, "has_gradient": self._has_gradient, "taken": self._is_taken}
-        return {name: None if tensor is None else tensor.cpu().clone() for name, tensor in state.items()}
+        before, pushed = (None if t is None else t.cpu().clone() for t in (self._before, self._has_gradient))
+        sums, taken = self.sums.cpu().clone(), self._is_taken.cpu().clone()
+        return {"sums": sums, "before": before, "has_gradient": pushed, "taken": taken}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: UpdateState) -> None:
         """Go on where :meth:`state_dict` was taken, unless the parameters have changed since."""
-        device, before = self.sums.device, state["before"]
-        if state["sums"].shape != self.sums.shape or (before is not None and len(before) != self._num_elements):
+        sums, taken = state.get("sums"), state.get("taken")
+        before, pushed = state.get("before"), state.get("has_gradient")
+        if sums is None or taken is None or (sums.shape, taken.shape) != (self.sums.shape, self._is_taken.shape):
             return
-        self.sums, self._is_taken = state["sums"].to(device), state["taken"].to(device)
-        if before is not None:
-            self._before, self._has_gradient = before.to(device), state["has_gradient"].to(device)
+        device, has_size = self.sums.device, (self._num_elements,)
+        self.sums, self._is_taken = sums.to(device, torch.float32), taken.to(device, torch.bool)
+        if before is not None and pushed is not None and before.shape == pushed.shape == has_size:
+            self._before, self._has_gradient = before.to(device), pushed.to(device, torch.bool)
 
     @torch.no_grad()
     def _gather(self, tensors: list[Tensor]) -> Tensor:

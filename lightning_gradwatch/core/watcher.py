@@ -6,7 +6,7 @@ import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_gradwatch.core.anatomy import merge, survey
 from lightning_gradwatch.core.clip import ClipPolicy
-from lightning_gradwatch.core.clip.clippers import NUM_FACTS, Clippers, ClipWindow
+from lightning_gradwatch.core.clip.clippers import NUM_FACTS, Clippers, ClippersState, ClipWindow
 from lightning_gradwatch.core.detect import Detector
 from lightning_gradwatch.core.diagnose import explain
 from lightning_gradwatch.core.evidence import Evidence
@@ -31,10 +31,11 @@ from lightning_gradwatch.core.layers import (
 from lightning_gradwatch.core.measure import NormWindow, ParameterMeter, norms
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.records import MISSING, Alert, Anatomy, Checkup, Observation, Publication, Sample
+from lightning_gradwatch.core.saved import Saved
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.shards import Kind, Shards
 from lightning_gradwatch.core.transfer import Transfer
-from lightning_gradwatch.core.updates import UpdateMeter
+from lightning_gradwatch.core.updates import UpdateMeter, UpdateState
 from lightning_gradwatch.core.window import PublicationWindow
 
 THOROUGH_EVERY = 5
@@ -51,6 +52,8 @@ MAX_COMPARISONS = 5
 CHANGED = 0.01
 """By which part a total norm must differ between them to tell of somebody's hand, and not of rounding."""
 NUM_INPUT_FACTS = 7
+_PUBLISHED = ("output_grad_norm", "weight_norm", "zero_fraction")
+"""What a publication shows of the latest sample."""
 _KINDS: dict[str, Kind] = {
     "norms": "norm",
     "facts": "mean",
@@ -138,6 +141,15 @@ class _Label:
     skips: bool
 
 
+class _SampleState(TypedDict, total=False):
+    """What a checkpoint holds of the latest sample."""
+
+    step: int
+    output_grad_norm: Tensor
+    weight_norm: Tensor
+    zero_fraction: Tensor
+
+
 _NOTHING = Report()
 
 
@@ -198,10 +210,10 @@ class Watcher:
         self._num_surveys = 0
         self._is_scaled = False
         self._clip_window = ClipWindow()
-        self._restored_clips: dict[str, Any] | None = None
+        self._restored_clips: ClippersState | None = None
         self._late = _NOTHING
         self._restored_rows: Tensor | None = None
-        self._restored_updates: dict[str, Any] | None = None
+        self._restored_updates: UpdateState | None = None
         self._restored_layers: list[str] | None = None
         self._ran: frozenset[str] = frozenset()
         self._groups: list[list[Tensor]] = []
@@ -440,32 +452,43 @@ class Watcher:
             "evidence": self._evidence.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken; what no longer fits the model's parameters is left behind."""
-        self.num_steps = state["num_steps"]
-        self._num_publications = state["num_publications"]
-        self._probe.strong.update(state.get("strong", ()))
-        self._probe.repeated.update(state.get("repeated", ()))
-        self._order = tuple(state["order"])
-        self._step = state["step"]
-        self._state_step = state.get("state_step", -STATE_EVERY)
-        self._steps = list(state["steps"])
-        self._known = [(loss, inputs) for loss, inputs in state["known"]]
-        self.num_samples = state["num_samples"]
-        self.thinning = state.get("thinning", 1)
-        self._burst_until = state["burst_until"]
-        self._restored_rows = state["rows"]
-        self._restored_updates = state["updates"]
-        self._restored_clips = state["clips"]
-        self._clip_window.load_state_dict(state["clip_window"])
-        self._restored_layers = state["layers"]
-        self._late = Report(tuple(Alert(**alert) for alert in state["late"]), has_news=bool(state["late"]))
-        self._latest = None if state["latest"] is None else Sample(**state["latest"])
-        self._window.load_state_dict(state["window"])
-        self._detector.load_state_dict(state["detector"])
-        self._evidence.load_state_dict(state["evidence"])
+    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken.
+
+        What no longer fits the model's parameters is left behind; what is not there, or is of another kind, afresh.
+        """
+        saved = Saved.of(state)
+        for name in ("num_steps", "num_samples", "_num_publications", "_step", "_state_step", "_burst_until"):
+            setattr(self, name, saved.take(name.removeprefix("_"), int, getattr(self, name), _is_step))
+        self.thinning = saved.take("thinning", int, 1, lambda factor: factor >= 1)
+        self._probe.strong.update(saved.take("strong", list[str], []))
+        self._probe.repeated.update(saved.take("repeated", list[str], []))
+        self._order = saved.take("order", tuple[str, ...], ())
+        self._load_rows(saved)
+        self._restored_updates = saved.find("updates", UpdateState)
+        self._restored_clips = saved.find("clips", ClippersState)
+        self._clip_window.load_state_dict(saved.part("clip_window"))
+        alerts = saved.take_each("late", Alert)
+        self._late = Report(tuple(alerts), has_news=bool(alerts))
+        self._load_layers(saved)
+        self._detector.load_state_dict(saved.part("detector"))
+        self._evidence.load_state_dict(saved.part("evidence"))
         self.plan = None
         self._groups = []
+
+    def _load_rows(self, saved: Saved) -> None:
+        """The steps since the last copy; none of them if it is not known which they are."""
+        rows = saved.find("rows", Tensor, lambda rows: (rows.ndim, rows.dtype) == (2, torch.float32))
+        steps, known = saved.take("steps", list[int], []), saved.take("known", list[tuple[bool, bool]], [])
+        if rows is not None and len(rows) == len(steps) == len(known):
+            self._restored_rows, self._steps, self._known = rows, steps, known
+
+    def _load_layers(self, saved: Saved) -> None:
+        """What has one entry per layer; nothing of it if it is not known which they are."""
+        self._restored_layers = layers = saved.find("layers", list[str])
+        if layers is not None:
+            self._latest = _sample_from(saved, len(layers))
+            self._window.load_state_dict(saved.part("window"), 1 + len(layers))
 
     def _follow_parameters(self) -> None:
         """Make the plan at the first step, and anew whenever the optimizer's parameters have changed."""
@@ -814,10 +837,32 @@ def _probed(model: nn.Module) -> tuple[dict[str, nn.Module], list[str], list[str
     return layers, matrices, recurrent
 
 
-def _sample_state(sample: Sample) -> dict[str, Any]:
+def _is_step(number: int) -> bool:
+    return -STATE_EVERY <= number < 2**53
+
+
+def _sample_state(sample: Sample) -> _SampleState:
     """What is published of a sample, as primitives and tensors of their own."""
-    tensors = {name: getattr(sample, name).clone() for name in ("output_grad_norm", "weight_norm", "zero_fraction")}
-    return {"step": sample.step, **tensors}
+    weights, zeros = sample.weight_norm.clone(), sample.zero_fraction.clone()
+    return {
+        "step": sample.step,
+        "output_grad_norm": sample.output_grad_norm.clone(),
+        "weight_norm": weights,
+        "zero_fraction": zeros,
+    }
+
+
+def _sample_from(saved: Saved, num_layers: int) -> Sample | None:
+    """The sample of :func:`_sample_state`; None if it is not of as many layers."""
+
+    def is_whole(state: _SampleState) -> bool:
+        tensors = [state.get(name) for name in _PUBLISHED]
+        return all(isinstance(t, Tensor) and (t.shape, t.dtype) == ((num_layers,), torch.float32) for t in tensors)
+
+    state = saved.find("latest", _SampleState, is_whole)
+    if state is None:
+        return None
+    return Sample(state.get("step", 0), state["output_grad_norm"], state["weight_norm"], state["zero_fraction"])
 
 
 def _change(observation: Observation, numbers: Mapping[str, Tensor]) -> Change | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lightning_gradwatch.core.records import Window
+from lightning_gradwatch.core.saved import Saved, count
 
 _MAX_STEPS = 1024
 
@@ -101,12 +102,22 @@ class PublicationWindow:
         self._settle()
         return {"num_steps": self._num_steps, "norms": self._norms, "min": self._min, "max": self._max}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+    def load_state_dict(self, state: Saved | Mapping[str, Any], num_columns: int | None = None) -> None:
+        """Go on where :meth:`state_dict` was taken; with a new window if its columns are not as many as they should."""
         self.clear()
-        self._num_steps = state["num_steps"]
-        self._norms, self._min, self._max = state["norms"], state["min"], state["max"]
-        self._is_sound = self._norms is None or _is_sound(*torch.aminmax(self._norms, dim=0))
+        saved = Saved.of(state)
+        num_steps = saved.take("num_steps", int, 0, count)
+        norms = saved.find("norms", Tensor, lambda norms: _has_dims(norms, 2))
+        low, high = (saved.find(name, Tensor, lambda norms: _has_dims(norms, 1)) for name in ("min", "max"))
+        if norms is None or low is None or high is None or not len(norms) or num_steps < len(norms):
+            return
+        if norms.shape[1:] == low.shape == high.shape and num_columns in (None, norms.shape[1]):
+            self._num_steps, self._norms, self._min, self._max = num_steps, norms, low, high
+            self._is_sound = _is_sound(*torch.aminmax(norms, dim=0))
+
+
+def _has_dims(tensor: Tensor, num_dims: int) -> bool:
+    return tensor.dtype is torch.float32 and tensor.layout is torch.strided and tensor.ndim == num_dims
 
 
 def _is_sound(low: Tensor, high: Tensor) -> bool:

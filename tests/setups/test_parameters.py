@@ -273,7 +273,7 @@ class Changing(Truthful):
             self.change(self.net, self.trainer.optimizers[0].param_groups)
 
     def configure_optimizers(self) -> Any:
-        first, *rest = [[p for p in m.parameters()] for m in self.net if [*m.parameters()]]
+        first, *rest = [list(m.parameters()) for m in self.net if [*m.parameters()]]
         return torch.optim.SGD([{"params": first}, {"params": [p for own in rest for p in own]}], 0.05)
 
 
@@ -315,9 +315,14 @@ def freeze(net: nn.Sequential, groups: list[Any]) -> None:
 
 
 CHANGES = {
-    "the first": replace(0), "one in the middle": replace(6), "the last": replace(12), "a number by its equal": replace(5),
-    "moved to another group": move, "a group is split": split, "frozen": freeze,
-}  # fmt: skip
+    "the first": replace(0),
+    "one in the middle": replace(6),
+    "the last": replace(12),
+    "a number by its equal": replace(5),
+    "moved to another group": move,
+    "a group is split": split,
+    "frozen": freeze,
+}
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)

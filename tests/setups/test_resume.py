@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections import OrderedDict, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -487,3 +488,52 @@ def test_a_checkpoint_saved_before_the_first_step_after_a_resume_is_complete(
     resume(tmp_path / "first", whole.checkpoint(at), callbacks=(save,), steps=at + 1)
     once, twice = (torch.load(path, weights_only=True)["callbacks"] for path in (whole.checkpoint(at), save.path))
     assert repr(once["GradWatch"]) == repr(twice["GradWatch"])
+
+
+def damaged(whole: Run, directory: Path, damage: Callable[[dict[str, Any]], Any]) -> Path:
+    """The checkpoint after step 24 with another state of ours."""
+    checkpoint = torch.load(whole.checkpoint(24), weights_only=True)
+    damage(checkpoint["callbacks"]["GradWatch"])
+    path = directory / "damaged.ckpt"
+    torch.save(checkpoint, path)
+    return path
+
+
+def of_the_watcher(damage: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], None]:
+    return lambda state: damage(state["watchers"][""])
+
+
+DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, ...]]] = {
+    "from before there was a rule": (of_the_watcher(lambda w: w["detector"].pop("TimeRule")), ()),
+    "from before there was evidence": (of_the_watcher(lambda w: w.pop("evidence")), ()),
+    "from a later version": (
+        lambda state: state.update(news=[1], alerts=[{**alert, "more": 1} for alert in state["alerts"]]), (),
+    ),
+    "an alert of a kind that is not known": (
+        lambda state: state["alerts"].append({**state["alerts"][0], "kind": "overheated"}), ("alerts",),
+    ),
+    "parts of another kind": (
+        of_the_watcher(lambda w: w.update(window=7, rows="rows", evidence={**w["evidence"], "losses": "low"})),
+        ("watcher.rows", "watcher.window", "watcher.evidence.losses"),
+    ),
+    "nothing that can be read": (
+        lambda state: state.update(watchers=3, alerts=None, num_alerts="2", version=[]), ("version", "watchers"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_a_checkpoint_lacks_starts_afresh_and_what_cannot_be_read_is_said_in_one_line(
+    tmp_path: Path, whole: Run, damage: str
+) -> None:
+    change, lost = DAMAGES[damage]
+    run = resume(tmp_path, damaged(whole, tmp_path, change))
+    assert run.watch is not None
+    assert not run.watch._run.is_off
+    said = [text for text in run.warnings if "cannot read these parts" in text]
+    assert len(said) == bool(lost)
+    assert all(part in said[0] for part in lost)
+    assert ("vanishing", 9) in {(alert.kind, alert.step) for alert in run.alerts} or "nothing" in damage
+    assert "nonfinite" in {alert.kind for alert in run.alerts}
+    weights = zip(run.model.parameters(), whole.model.parameters(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in weights)

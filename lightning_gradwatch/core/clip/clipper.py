@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -43,6 +43,13 @@ class Clipping(NamedTuple):
     clipped_norm: Tensor
     coefficients: Tensor
     coefficient: Tensor
+
+
+class ClipperState(TypedDict, total=False):
+    """What a checkpoint holds of a :class:`Clipper`."""
+
+    policy: str
+    memory: dict[str, Tensor]
 
 
 class _Step(NamedTuple):
@@ -254,19 +261,19 @@ class Clipper:
         is_clipped = (coefficients < 1).any() & ratio.isfinite()
         return Clipping(threshold, total, clipped, coefficients, torch.where(is_clipped, ratio, 1.0))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> ClipperState:
         """Tensors and primitives that :meth:`load_state_dict` takes back; loads with ``weights_only=True``."""
         memory = {name: value.cpu().clone() for name, value in self._rule.memory.items()}
         return {"policy": type(self.policy).__name__, "memory": memory}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: ClipperState) -> None:
         """Go on where :meth:`state_dict` was taken, bit by bit; afresh if the policy or the size of its memory changed.
 
         A history of total norms is kept when parameters join: it follows them soon.
         """
-        own, saved = self._rule.memory, state["memory"]
-        is_same = state["policy"] == type(self.policy).__name__
-        if is_same and all(name in saved and saved[name].shape == value.shape for name, value in own.items()):
+        own, saved = self._rule.memory, state.get("memory", {})
+        is_same = state.get("policy") == type(self.policy).__name__
+        if is_same and all(_is_like(saved.get(name), value) for name, value in own.items()):
             for name, value in own.items():
                 value.copy_(saved[name])
 
@@ -305,6 +312,10 @@ def _is_replicated(parameter: Any) -> bool:
     return is_spread(parameter) and any(
         place.is_replicate() and parameter.device_mesh.size(dim) > 1 for dim, place in enumerate(parameter.placements)
     )
+
+
+def _is_like(saved: Tensor | None, value: Tensor) -> bool:
+    return saved is not None and (saved.shape, saved.dtype) == (value.shape, value.dtype)
 
 
 def _tells(total: Tensor) -> Tensor:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from lightning_gradwatch.core._check import refuse
-from lightning_gradwatch.core.clip.clipper import Clipper
+from lightning_gradwatch.core.clip.clipper import Clipper, ClipperState
 from lightning_gradwatch.core.clip.policies import ClipPolicy
 from lightning_gradwatch.core.layers import select
 from lightning_gradwatch.core.records import Clip
+from lightning_gradwatch.core.saved import Saved
 from lightning_gradwatch.core.shards import Shards
 
 NUM_FACTS = 3
 """Numbers per policy and step: threshold, coefficient, norm after clipping."""
+
+
+class ClippersState(TypedDict, total=False):
+    """What a checkpoint holds of :class:`Clippers`."""
+
+    clippers: list[ClipperState]
+    clipped: Tensor
 
 
 class Clippers:
@@ -85,16 +93,17 @@ class Clippers:
         """Start to count anew."""
         self.clipped.zero_()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> ClippersState:
         """Tensors and primitives that :meth:`load_state_dict` takes back."""
         return {"clippers": [clipper.state_dict() for clipper in self._clippers], "clipped": self.clipped.cpu().clone()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: ClippersState) -> None:
         """Go on where :meth:`state_dict` was taken; a policy that has changed starts afresh."""
-        for clipper, saved in zip(self._clippers, state["clippers"], strict=False):
+        for clipper, saved in zip(self._clippers, state.get("clippers", ()), strict=False):
             clipper.load_state_dict(saved)
-        if state["clipped"].shape == self.clipped.shape:
-            self.clipped.copy_(state["clipped"])
+        clipped = state.get("clipped")
+        if clipped is not None and clipped.shape == self.clipped.shape:
+            self.clipped.copy_(clipped)
 
 
 class ClipWindow:
@@ -130,9 +139,13 @@ class ClipWindow:
         """Primitives that :meth:`load_state_dict` takes back."""
         return {name: list(values) for name, values in self.__dict__.items()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
-        self.__dict__.update(state)
+        saved = Saved.of(state)
+        last = saved.take("_last", list[list[float]], [], lambda rows: all(len(row) == NUM_FACTS for row in rows))
+        counts = [saved.take(name, list[int], []) for name in ("_num_steps", "_num_clipped")]
+        if [len(each) for each in counts] == [len(last)] * 2:
+            self._last, (self._num_steps, self._num_clipped) = last, counts
 
 
 def require_optimizer(policy: ClipPolicy, names: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning_gradwatch.core.detect.profile import Profile, depth_profile, oute
 from lightning_gradwatch.core.detect.progress import StalledRule, UnderflowRule
 from lightning_gradwatch.core.detect.silence import SilenceRule
 from lightning_gradwatch.core.records import Finding, Observation, Sample
+from lightning_gradwatch.core.saved import Saved
 
 __all__ = ["DepthRule", "Detector"]
 
@@ -130,14 +132,17 @@ class Detector:
             "usual_update": self._usual_update,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken; a rule that was not there, or cannot be read, starts afresh."""
+        saved = Saved.of(state)
         for rule in (self.losses, self.depth, self.time, self.nonfinite, self.exploding, self.silence):
-            rule.load_state_dict(state[type(rule).__name__])
-        self.stalled.incident.load_state_dict(state["stalled"])
-        self.underflow.incident.load_state_dict(state["underflow"])
-        self.underflow.shares = dict(state["shares"])
-        self._update_ratio, self._usual_update = state["update_ratio"], state["usual_update"]
+            rule.load_state_dict(saved.part(type(rule).__name__))
+        self.stalled.incident.load_state_dict(saved.part("stalled"))
+        self.underflow.incident.load_state_dict(saved.part("underflow"))
+        shares = saved.take("shares", dict[str, float], {})
+        self.underflow.shares = {name: shares.get(name, share) for name, share in self.underflow.shares.items()}
+        self._update_ratio = saved.take("update_ratio", float, self._update_ratio)
+        self._usual_update = saved.take("usual_update", float, self._usual_update)
 
 
 def _shares(norms: list[float], total: float) -> list[float]:

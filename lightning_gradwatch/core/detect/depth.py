@@ -10,6 +10,7 @@ from typing import Any
 from lightning_gradwatch.core.detect.incident import Incident
 from lightning_gradwatch.core.detect.profile import Profile, decades_lost, largest_jump, outer_ends, positive, slope
 from lightning_gradwatch.core.records import SMALL_SHARE, AlertLevel, Finding
+from lightning_gradwatch.core.saved import Saved, count
 
 FULL_SCORE_DECADES = 4.0
 """Decades lost between the loss end and the input end at which the vanishing score reaches 1."""
@@ -132,13 +133,21 @@ class DepthRule:
             "incident": self.incident.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
-        self._num_samples = state["num_samples"]
-        self._recent, self._growth = list(state["recent"]), list(state["growth"])
-        self._full_score = state["full_score"]
-        self._is_at_outputs, self._num_strange = state["is_at_outputs"], state["num_strange"]
-        self.incident.load_state_dict(state["incident"])
+        saved = Saved.of(state)
+        self._num_samples = saved.take("num_samples", int, self._num_samples, count)
+        recent, growth = (saved.take(name, list[float], [], _are_recent) for name in ("recent", "growth"))
+        if len(recent) == len(growth):  # of the same samples
+            self._recent, self._growth = recent, growth
+        self._full_score = saved.take("full_score", float, self._full_score, lambda decades: decades > 0)
+        self._is_at_outputs = saved.take("is_at_outputs", bool, self._is_at_outputs)
+        self._num_strange = saved.take("num_strange", int, self._num_strange, count)
+        self.incident.load_state_dict(saved.part("incident"))
+
+
+def _are_recent(decades: Sequence[float]) -> bool:
+    return len(decades) <= MEDIAN_SAMPLES and all(map(math.isfinite, decades))
 
 
 def _is_seam(norms: Sequence[float], decades: float, threshold: float) -> bool:
@@ -238,12 +247,13 @@ class TimeRule:
             "incident": self.incident.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
-        self._recent = {name: list(d) for name, d in state["recent"].items()}
-        self._shares = {name: list(s) for name, s in state.get("shares", {}).items()}
-        self.horizons = {name: (h[0], h[1], h[2]) for name, h in state["horizons"].items()}
-        self.incident.load_state_dict(state["incident"])
+        saved = Saved.of(state)
+        self._recent = saved.take("recent", dict[str, list[float]], {}, lambda d: all(map(_are_recent, d.values())))
+        self._shares = saved.take("shares", dict[str, list[float]], {}, lambda s: all(s.values()))
+        self.horizons = saved.take("horizons", dict[str, tuple[int, int, float]], {})
+        self.incident.load_state_dict(saved.part("incident"))
 
 
 def memory_horizon(norms: Sequence[float]) -> int:

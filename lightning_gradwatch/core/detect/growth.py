@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
 from lightning_gradwatch.core.detect.incident import Incident
 from lightning_gradwatch.core.detect.losses import LossHistory
 from lightning_gradwatch.core.records import Finding, Observation
+from lightning_gradwatch.core.saved import Saved, count
 
 DECADES = 3.0
 SPIKE_FACTOR = 100.0
@@ -98,12 +100,20 @@ class ExplodingRule:
             "jump": self._jump.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
-        self._calm, self._early = list(state["calm"]), list(state["early"])
-        self._spikes, self._peak = state["spikes"], state["peak"]
-        self._profile.load_state_dict(state["profile"])
-        self._jump.load_state_dict(state["jump"])
+        saved = Saved.of(state)
+        calm, early = (saved.take(name, list[float], [], _are_norms) for name in ("calm", "early"))
+        if early or not calm:  # how far a loss has gone is told by both
+            self._calm, self._early = calm, early
+        self._spikes = saved.take("spikes", int, self._spikes, count)
+        self._peak = saved.take("peak", float, self._peak)
+        self._profile.load_state_dict(saved.part("profile"))
+        self._jump.load_state_dict(saved.part("jump"))
+
+
+def _are_norms(norms: list[float]) -> bool:
+    return len(norms) <= CALM_STEPS and all(0 < norm < math.inf for norm in norms)
 
 
 def _overshoot(losses: LossHistory, usual_update: float) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
 from lightning_gradwatch.core.records import AlertKind, AlertLevel, Finding
+from lightning_gradwatch.core.saved import Saved, count
 
 RELEASE = 0.75
 """An incident ends when its value falls below this share of the threshold at which it opened."""
@@ -56,10 +58,13 @@ class Incident:
         finding = finding_state(self.finding)
         return {"above": self._above, "below": self._below, "held_at": self._held_at, "finding": finding}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
-        self._above, self._below, self._held_at = state["above"], state["below"], state["held_at"]
-        self.finding = finding_from(state["finding"])
+        saved = Saved.of(state)
+        self._above = saved.take("above", int, self._above, count)
+        self._below = saved.take("below", int, self._below, count)
+        self._held_at = saved.take("held_at", int, self._held_at)
+        self.finding = take_finding(saved, self._kind)
 
 
 def finding_state(finding: Finding | None) -> dict[str, Any] | None:
@@ -67,6 +72,6 @@ def finding_state(finding: Finding | None) -> dict[str, Any] | None:
     return None if finding is None else asdict(finding)
 
 
-def finding_from(state: dict[str, Any] | None) -> Finding | None:
-    """The finding of :func:`finding_state`."""
-    return None if state is None else Finding(**{**state, "layers": tuple(state["layers"])})
+def take_finding(saved: Saved, kind: AlertKind) -> Finding | None:
+    """The open finding of that kind in a state that was saved; None without one."""
+    return saved.find("finding", Finding, lambda finding: finding.kind == kind)

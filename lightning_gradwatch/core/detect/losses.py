@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import median
 from typing import Any
 
 from lightning_gradwatch.core.records import AlertLevel
+from lightning_gradwatch.core.saved import Saved, count
 
 WINDOW = 30
 FALLING_SHARE = 0.9
@@ -119,10 +120,15 @@ class LossHistory:
         """Primitives that :meth:`load_state_dict` takes back."""
         return {"num_steps": self.num_steps, "first": list(self._first), "recent": list(self._recent)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
-        self.num_steps = state["num_steps"]
-        self._first, self._recent = list(state["first"]), list(state["recent"])
+        saved = Saved.of(state)
+        first = saved.take("first", list[float], [], lambda losses: len(losses) <= WINDOW)
+        recent = saved.take("recent", list[float], [], lambda losses: len(losses) <= 2 * WINDOW)
+        num_steps = saved.take("num_steps", int, 0, count)
+        # only together do they say how the loss has gone
+        if len(first) == min(num_steps, WINDOW) and len(recent) == min(num_steps, 2 * WINDOW):
+            self.num_steps, self._first, self._recent = num_steps, first, recent
 
 
 def _halves(losses: list[float]) -> tuple[list[float], list[float]]:

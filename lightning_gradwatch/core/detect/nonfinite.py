@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lightning_gradwatch.core.detect.incident import finding_from, finding_state
+from lightning_gradwatch.core.detect.incident import finding_state, take_finding
 from lightning_gradwatch.core.records import Finding, Observation
+from lightning_gradwatch.core.saved import Saved
 
 FINITE_STEPS_TO_CLOSE = 20
 SKIPS_IN_A_ROW = 3
@@ -77,6 +79,10 @@ class NonfiniteRule:
         """Primitives that :meth:`load_state_dict` takes back."""
         return {**self.__dict__, "finding": finding_state(self.finding)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
-        self.__dict__.update({**state, "finding": finding_from(state["finding"])})
+        saved = Saved.of(state)
+        for name in ("num_steps", "num_skipped", "_in_a_row", "_finite_in_a_row", "_opened_at", "_last_step"):
+            setattr(self, name, saved.take(name, int, getattr(self, name)))
+        self._has_worked = saved.take("_has_worked", bool, self._has_worked)
+        self.finding = take_finding(saved, "nonfinite")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from lightning_gradwatch.core.detect.incident import Incident
 from lightning_gradwatch.core.records import AlertLevel, Finding, Observation, Sample
+from lightning_gradwatch.core.saved import Saved
 
 DEAD_SAMPLES = 5
 DETACHED_SAMPLES = 10
@@ -78,9 +80,10 @@ class SilenceRule:
             "detached": self.detached.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
-        self._had_gradient = set(state["had_gradient"])
-        self._num_runs = dict(state["num_runs"])
-        self.dead.load_state_dict(state["dead"])
-        self.detached.load_state_dict(state["detached"])
+        saved = Saved.of(state)
+        self._had_gradient = saved.take("had_gradient", set[str], self._had_gradient)
+        self._num_runs = saved.take("num_runs", dict[str, int], self._num_runs)
+        self.dead.load_state_dict(saved.part("dead"))
+        self.detached.load_state_dict(saved.part("detached"))

@@ -1,0 +1,183 @@
+"""A checkpoint's state, taken back part by part: what it lacks, or has of another kind, starts afresh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+T = TypeVar("T")
+
+
+def _always(_: object) -> bool:
+    return True
+
+
+_SEQUENCES: dict[Any, Callable[[Any], Any]] = {list: list, set: set, frozenset: frozenset}
+
+
+class _UnfitError(Exception):
+    """A value is not of the kind that was asked for."""
+
+
+class Saved:
+    """A mapping that was saved, perhaps by an older or newer version of GradWatch, or damaged since.
+
+    Parts that nobody asks for are ignored. One that is not there is merely new: it starts afresh without a word. One
+    that is there and cannot be taken starts afresh, too, and its name is noted.
+
+    Args:
+        state: What was saved.
+        lost: Where the names of parts are noted that could not be taken; None for a list of its own.
+        path: Name of this mapping in the whole.
+
+    Attributes:
+        lost: The names noted so far.
+    """
+
+    def __init__(self, state: object, lost: list[str] | None = None, path: str = "") -> None:
+        self.lost = [] if lost is None else lost
+        self._path = path
+        self._parts: Mapping[Any, Any] = state if isinstance(state, Mapping) else {}
+        if self._parts is not state:
+            self.lost.append(path or "everything")
+
+    @classmethod
+    def of(cls, state: Saved | Mapping[str, Any]) -> Saved:
+        """A mapping as one; what is one already, as it is."""
+        return state if isinstance(state, Saved) else cls(state)
+
+    def take(self, name: str, kind: type[T], default: T, check: Callable[[T], bool] = _always) -> T:
+        """A part, as a value of its own; ``default`` if it is not there, or of another kind.
+
+        Args:
+            name: Its name.
+            kind: A type such as ``list[float]``, ``dict[str, int]`` or ``tuple[str, ...]``; a dataclass and a named
+                tuple are made of their fields. An int passes for a float, and a list for a tuple; of a ``TypedDict``
+                any part may be missing.
+            default: What to take instead.
+            check: Whether a value of that kind will do.
+        """
+        found = self.find(name, kind, check)
+        if found is None:
+            return default if self._parts.get(name, self) is not None else self.lose(name, default)
+        return found
+
+    def find(self, name: str, kind: type[T], check: Callable[[T], bool] = _always) -> T | None:
+        """A part that may be None; None, too, if it is not there, or of another kind."""
+        if self._parts.get(name) is None:
+            return None
+        try:
+            value: T = _fit(self._parts[name], kind)
+        except _UnfitError:
+            return self.lose(name, None)
+        return value if check(value) else self.lose(name, None)
+
+    def take_each(self, name: str, kind: type[T]) -> list[T]:
+        """The elements of a list that are of a kind; the others are left behind."""
+        found: list[T] = []
+        for value in self.take(name, list[Any], []):
+            try:
+                found.append(_fit(value, kind))
+            except _UnfitError:
+                self.lose(name, None)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._parts if isinstance(name, str))
+
+    def part(self, name: str) -> Saved:
+        """A mapping in it; an empty one if it is not there."""
+        return Saved(self._parts.get(name, {}), self.lost, self._name(name))
+
+    def lose(self, name: str, default: T) -> T:
+        """Note that a part cannot be taken; returns ``default``."""
+        if self._name(name) not in self.lost:
+            self.lost.append(self._name(name))
+        return default
+
+    def _name(self, name: str) -> str:
+        return f"{self._path}.{name}" if self._path else name
+
+
+def count(number: int) -> bool:
+    """Whether it can be a number of things, as a check for :meth:`Saved.take`."""
+    return 0 <= number < 2**53
+
+
+def _fit(value: Any, kind: Any) -> Any:
+    """A value as one of a kind: containers and dataclasses are made anew.
+
+    Raises:
+        _UnfitError: If it is none.
+    """
+    origin, options = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return _fit_one(value, options)
+    if origin is Literal:
+        return _require(value, isinstance(value, str) and value in options)
+    if origin in _SEQUENCES:
+        return _SEQUENCES[origin](_fit(v, options[0]) for v in _elements(value))
+    if origin is tuple:
+        return _fit_tuple(_elements(value), options)
+    if origin is dict:
+        _require(value, isinstance(value, dict))
+        return {_fit(name, options[0]): _fit(v, options[1]) for name, v in value.items()}
+    if is_typeddict(kind):
+        _require(value, isinstance(value, dict))
+        return {name: _fit(value[name], each) for name, each in _hints(kind).items() if name in value}
+    if is_dataclass(kind):
+        return _fit_dataclass(value, kind)
+    if hasattr(kind, "_fields"):
+        return kind(*_fit_tuple(_elements(value), tuple(_hints(kind).values())))
+    if kind is Any:
+        return value
+    if kind in (int, float):  # a bool is an int to Python
+        numbers = (int, float) if kind is float else int
+        return _require(value, isinstance(value, numbers) and not isinstance(value, bool))
+    return _require(value, isinstance(value, origin or kind))
+
+
+def _require(value: Any, is_fit: bool) -> Any:
+    if not is_fit:
+        raise _UnfitError
+    return value
+
+
+def _elements(value: Any) -> Any:
+    return _require(value, isinstance(value, (list, tuple, set, frozenset)))
+
+
+def _fit_one(value: Any, kinds: tuple[Any, ...]) -> Any:
+    """The value as the first of several kinds that it fits."""
+    for kind in kinds:
+        try:
+            return _fit(value, kind)
+        except _UnfitError:
+            continue
+    raise _UnfitError
+
+
+def _fit_tuple(values: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+    if kinds[-1] is Ellipsis:
+        return tuple(_fit(value, kinds[0]) for value in values)
+    _require(values, len(values) == len(kinds))
+    return tuple(_fit(value, kind) for value, kind in zip(values, kinds, strict=True))
+
+
+def _fit_dataclass(value: Any, kind: Any) -> Any:
+    """A record from its fields: those that have joined since have their defaults, those that are no more are left."""
+    _require(value, isinstance(value, Mapping))
+    hints = _hints(kind)
+    known = {f.name: _fit(value[f.name], hints[f.name]) for f in fields(kind) if f.name in value}
+    try:
+        return kind(**known)
+    except TypeError as failure:  # one without a default is missing
+        raise _UnfitError from failure
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
