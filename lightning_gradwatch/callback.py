@@ -22,13 +22,14 @@ from lightning_gradwatch.alerts_file import Event
 from lightning_gradwatch.closing import Tally, summarise
 from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core._check import refuse, require, require_fraction, require_globs
+from lightning_gradwatch.core.batch import check_batch, join
 from lightning_gradwatch.core.clip import ClipPolicy, make_policies
 from lightning_gradwatch.core.clip.clippers import require_optimizer
 from lightning_gradwatch.core.cost import Cost
 from lightning_gradwatch.core.layers import check_selection
-from lightning_gradwatch.core.measure import checksum, norms
+from lightning_gradwatch.core.measure import norms
 from lightning_gradwatch.core.probe import Probe
-from lightning_gradwatch.core.records import Alert
+from lightning_gradwatch.core.records import Alert, BatchCheck, Coverage
 from lightning_gradwatch.core.saved import Saved
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.shards import local
@@ -142,7 +143,7 @@ class _Run:
     probe: Probe | None = None
     posts: dict[int, _Post] = field(default_factory=dict)
     loss: Tensor | None = None
-    inputs: Tensor | None = None
+    inputs: BatchCheck = field(default_factory=lambda: BatchCheck(None, Coverage.NOTHING))
     sinks: Sinks = field(default_factory=Sinks)
     actions: Actions | None = None
     prescriber: Prescriber | None = None
@@ -517,9 +518,8 @@ class GradWatch(Callback):
         due = [post for post in run.posts.values() if post.watcher.is_due(further)]
         if due and run.probe is not None and not (run.is_unheard and not run.has_seen_gradients):
             run.probe.attach(any(post.watcher.is_thorough for post in run.posts.values()))
-        inputs = checksum(batch)
-        is_first = run.is_stepping or run.inputs is None
-        run.inputs = inputs if is_first or inputs is None or run.inputs is None else run.inputs + inputs
+        inputs = check_batch(batch)
+        run.inputs = inputs if run.is_stepping else join(run.inputs, inputs)
         run.loss = None
         run.observations_in_batch = 0
         run.is_stepping = False

@@ -160,7 +160,7 @@ ROOMS = [
     (ParameterMeter, "nonzeros"),
     (watcher, "log_histograms"),
     (watcher, "survey"),
-    (callback, "checksum"),
+    (callback, "check_batch"),
     (Probe, "attach"),
     (Probe, "norm"),
     (Transfer, "send"),

@@ -391,7 +391,7 @@ def _rate_jump(evidence: Evidence) -> Diagnosis | None:
 
 
 def _nonfinite(finding: Finding, evidence: Evidence) -> Diagnosis:
-    if finding.step in evidence.bad_inputs:
+    if finding.step in evidence.bad_inputs and not evidence.takes_bad_inputs:
         return Diagnosis(
             "bad_data",
             f"the batch of step {finding.step} itself holds NaN or infinite values",
@@ -409,12 +409,12 @@ def _nonfinite(finding: Finding, evidence: Evidence) -> Diagnosis:
 
 
 def _other_rank(finding: Finding, evidence: Evidence) -> Diagnosis | None:
-    if evidence.num_ranks == 1 or finding.step in evidence.bad_losses:
+    if evidence.num_ranks == 1 or finding.step not in evidence.sound_losses:
         return None
+    here = "batch and loss of this rank were" if finding.step in evidence.sound_inputs else "the loss of this rank was"
     return Diagnosis(
         "unknown",
-        f"batch and loss of this rank were finite, so it comes from another of the {evidence.num_ranks} ranks, or from "
-        "the backward pass",
+        f"{here} finite, so it comes from another of the {evidence.num_ranks} ranks, or from the backward pass",
         (
             "print `alerts` of GradWatch on every rank: the one whose batch or loss was not finite says so",
             "torch.autograd.set_detect_anomaly(True) for one run, which names an operation",
@@ -423,11 +423,13 @@ def _other_rank(finding: Finding, evidence: Evidence) -> Diagnosis | None:
 
 
 def _unstable(finding: Finding, evidence: Evidence) -> Diagnosis:
+    near = f", first in {finding.layers[0]}, the nearest to the loss," if finding.layers else ""
     if finding.step in evidence.bad_losses:
-        where = "the loss was not finite before any gradient was, while the batch and the steps before were"
-    else:
-        near = f", first in {finding.layers[0]}, the nearest to the loss," if finding.layers else ""
+        where = f"the loss was not finite before any gradient was, while {_sound_before(finding, evidence)}"
+    elif finding.step in evidence.sound_losses:
         where = f"the loss was finite and only the backward pass{near} was not"
+    else:
+        where = f"the backward pass{near} was not finite; of the loss nothing is known"
     return Diagnosis(
         "unstable_op",
         where,
@@ -436,6 +438,15 @@ def _unstable(finding: Finding, evidence: Evidence) -> Diagnosis:
             "torch.autograd.set_detect_anomaly(True) for one run, which names the operation",
         ),
     )
+
+
+def _sound_before(finding: Finding, evidence: Evidence) -> str:
+    """What is known to have been finite when the loss was not."""
+    if finding.step in evidence.sound_inputs:
+        return "the batch and the steps before were"
+    if finding.step in evidence.bad_inputs:
+        return "the steps before were, though their batches, too, held NaN or infinite values"
+    return "the steps before were; not all of the batch could be looked at"
 
 
 def _zero_init(finding: Finding, evidence: Evidence) -> Diagnosis | None:

@@ -17,12 +17,12 @@ _KEPT: dict[str, Any] = {
     **dict.fromkeys(("first_gain", "gain", "shrinkage", "first_std", "profile", "first_growth"), dict[str, float]),
     **dict.fromkeys(("shares", "update_ratio", "signal", "below_eps", "_first_weight"), dict[str, float]),
     **dict.fromkeys(("rates", "losses", "early_norms", "norms"), list[float]),
-    **dict.fromkeys(("bad_inputs", "bad_losses"), list[int]),
+    **dict.fromkeys(("bad_inputs", "sound_inputs", "bad_losses", "sound_losses"), list[int]),
+    **dict.fromkeys(("has_half_gradients", "takes_bad_inputs"), bool),
     **dict.fromkeys(("layers", "zeroed"), tuple[str, ...]),
     "horizons": dict[str, tuple[int, int, float]],
     "effect": float,
     "first_loss": float,
-    "has_half_gradients": bool,
     "inputs": dict[str, Inputs],
 }
 """What goes into a checkpoint, and of what kind it is; the rest comes with every observation."""
@@ -56,8 +56,12 @@ class Evidence:
         rates: Those of the last 10 observations, where they are known.
         losses: The known losses of the last 20 steps and of the first.
         norms: Total norms of the last 20 steps; those of the first 20 in ``early_norms``.
-        bad_inputs: Steps whose batch held NaN or inf, the last 20 of them.
-        bad_losses: Steps whose loss was NaN or inf, likewise.
+        bad_inputs: Of the steps whose loss or gradient was NaN or inf those whose batch held NaN or inf, too, the last
+            20 of them.
+        sound_inputs: Likewise those whose batch was wholly looked at and held none.
+        bad_losses: Likewise those whose loss was NaN or inf.
+        sound_losses: Likewise those whose loss was not.
+        takes_bad_inputs: Whether a batch with NaN or inf has done no harm: then they may be there on purpose.
         num_ranks: Processes that share the gradients; losses and batches are those of this one alone.
     """
 
@@ -87,7 +91,10 @@ class Evidence:
         self.early_norms: list[float] = []
         self.norms: list[float] = []
         self.bad_inputs: list[int] = []
+        self.sound_inputs: list[int] = []
+        self.takes_bad_inputs = False
         self.bad_losses: list[int] = []
+        self.sound_losses: list[int] = []
         self.num_ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         self._first_weight: dict[str, float] = {}
 
@@ -116,14 +123,22 @@ class Evidence:
         finite = [n for n in observation.total_norms if math.isfinite(n)]
         self.early_norms += finite[: EARLY_STEPS - len(self.early_norms)]
         self.norms = [*self.norms, *finite][-RECENT_STEPS:]
-        for step, loss, is_bad in zip(observation.steps, observation.losses, observation.bad_inputs, strict=True):
-            if is_bad:
-                self.bad_inputs = [*self.bad_inputs, step][-RECENT_STEPS:]
-            if loss is not None and not math.isfinite(loss):
-                self.bad_losses = [*self.bad_losses, step][-RECENT_STEPS:]
-            elif loss is not None:
-                self.first_loss = loss if math.isnan(self.first_loss) else self.first_loss
-                self.losses = [*self.losses, loss][-RECENT_STEPS:]
+        rows = zip(observation.steps, observation.losses, observation.bad_inputs, observation.total_norms, strict=True)
+        for step, loss, is_batch_bad, norm in rows:
+            is_loss_bad = None if loss is None else not math.isfinite(loss)
+            if not is_loss_bad and math.isfinite(norm):
+                self.takes_bad_inputs |= bool(is_batch_bad)
+                continue
+            if is_batch_bad is not None:
+                (self.bad_inputs if is_batch_bad else self.sound_inputs).append(step)
+            if is_loss_bad is not None:
+                (self.bad_losses if is_loss_bad else self.sound_losses).append(step)
+        for steps in (self.bad_inputs, self.sound_inputs, self.bad_losses, self.sound_losses):
+            del steps[:-RECENT_STEPS]
+        losses = [loss for loss in observation.losses if loss is not None and math.isfinite(loss)]
+        if losses:
+            self.first_loss = losses[0] if math.isnan(self.first_loss) else self.first_loss
+            self.losses = [*self.losses, *losses][-RECENT_STEPS:]
 
     def _add_sample(self, observation: Observation, sample: Sample) -> None:
         named = [(i, layer.name) for i, layer in enumerate(observation.layers) if layer.has_matrix]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.core.records import MISSING
+from lightning_gradwatch.core.records import MISSING, BatchCheck, Coverage
 from lightning_gradwatch.core.shards import Shards, is_spread, local
 
+_NUM_FACTS = 3
+"""Numbers of a row beside the norms: the loss, and the least and the greatest element of the batch."""
 _WINDOW_FLOATS = 2**16
 _MAX_ROWS = 1024
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16)
@@ -48,34 +50,6 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     if not any(t.dtype is torch.float64 for t in tensors):
         return list(torch._foreach_norm(tensors, 2, torch.float32)) if tensors else []
     return [torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32)).float() for t in tensors]
-
-
-def checksum(batch: object) -> Tensor | None:
-    """A number that is finite if the batch is: the sum of the first four floating-point tensors in it.
-
-    Args:
-        batch: A tensor, or tensors in tuples, lists and dicts.
-
-    Returns:
-        Shape ``()``, float32; None if there is no such tensor.
-    """
-    found: list[Tensor] = []
-    _collect_floats(batch, found, 4)
-    sums = [(t.detach() if t.requires_grad else t).sum(dtype=torch.float32) for t in found]
-    return sum(sums[1:], sums[0]) if sums else None
-
-
-def _collect_floats(container: object, found: list[Tensor], limit: int) -> None:
-    if len(found) >= limit:
-        return
-    if isinstance(container, Tensor):
-        if container.is_floating_point() and (not found or container.device == found[0].device):
-            found.append(container)
-    elif isinstance(container, (tuple, list)):
-        for part in container:
-            _collect_floats(part, found, limit)
-    elif isinstance(container, Mapping):
-        _collect_floats(list(container.values()), found, limit)
 
 
 def nonzero_counts(gradients: Sequence[Tensor]) -> list[Tensor]:
@@ -220,7 +194,8 @@ class NormWindow:
         num_extra: Numbers that each row holds besides, see :meth:`note`.
 
     Attributes:
-        known: Whether the loss and the checksum of the last row were there: one real number on the parameters' device.
+        known: Whether the loss of the last row was there, one real number on the parameters' device; and how much of
+            the batch was looked at.
     """
 
     def __init__(self, parameters: Sequence[Tensor], shards: Shards | None = None, num_extra: int = 0) -> None:
@@ -228,13 +203,15 @@ class NormWindow:
         self._shards = shards or Shards(())
         self._device = parameters[0].device
         self._groups = Groups([local(p) for p in parameters]) if _are_plain(parameters) else None
-        width = len(parameters) + 2 + num_extra
+        width = len(parameters) + _NUM_FACTS + num_extra
         rows = max(2, min(_MAX_ROWS, _WINDOW_FLOATS // width))
         self._rows = torch.empty(rows, width, dtype=torch.float32, device=self._device)
         self._missing = torch.full((), MISSING, dtype=torch.float32, device=self._device)
         self._unknown = torch.full((), torch.nan, dtype=torch.float32, device=self._device)
         self._length = 0
-        self.known = (False, False)
+        self._nothing = (self._unknown, self._unknown)
+        self._sound = (torch.zeros_like(self._unknown),) * 2
+        self.known = (False, Coverage.NOTHING)
 
     def __len__(self) -> int:
         return self._length
@@ -245,7 +222,7 @@ class NormWindow:
         return self._length == self._rows.shape[0]
 
     def push(
-        self, loss: Tensor | None, loss_scale: Tensor | None, gradients_scaled: bool, inputs: Tensor | None = None
+        self, loss: Tensor | None, loss_scale: Tensor | None, gradients_scaled: bool, inputs: BatchCheck | None = None
     ) -> bool:
         """Append the norms of the present gradients. No host sync.
 
@@ -253,7 +230,7 @@ class NormWindow:
             loss: The loss that was differentiated, one element; None if it is not known.
             loss_scale: Factor of the AMP loss scaler that is still in ``loss``, shape ``()``; None without a scaler.
             gradients_scaled: Whether that factor is still in the gradients, too.
-            inputs: :func:`checksum` of the batch; None if it is not known.
+            inputs: What was seen of the batch; None if nothing was.
 
         Returns:
             Whether there was a gradient at all; without one nothing is appended.
@@ -261,12 +238,13 @@ class NormWindow:
         present = [gradient for p in self._parameters if (gradient := p.grad) is not None]
         if not present:
             return False
-        loss, inputs = self._entry(loss), self._entry(inputs)
-        self.known = (loss is not None, inputs is not None)
-        facts = (self._unknown if loss is None else loss, self._unknown if inputs is None else inputs)
+        loss = self._entry(loss)
+        ends, coverage = self._looked(inputs)
+        self.known = (loss is not None, coverage)
+        facts = (self._unknown if loss is None else loss, *ends)
         num_norms = len(self._parameters)
         row = self._rows[self._length]
-        row = row if row.shape[0] == num_norms + 2 else row[: num_norms + 2]
+        row = row if row.shape[0] == num_norms + _NUM_FACTS else row[: num_norms + _NUM_FACTS]
         self._write(row, self._shards.local_parts(present), facts)
         if loss_scale is not None:
             (row[: num_norms + 1] if gradients_scaled else row[num_norms : num_norms + 1]).div_(loss_scale)
@@ -292,17 +270,28 @@ class NormWindow:
 
     @property
     def facts(self) -> Tensor:
-        """Loss and checksum of every row, shape ``(len(self), 2)``; a view."""
-        return self._rows[: self._length, len(self._parameters) :][:, :2]
+        """Loss of every row, and two numbers that are finite if its batch is, shape ``(len(self), 3)``; a view."""
+        return self._rows[: self._length, len(self._parameters) :][:, :_NUM_FACTS]
 
     @property
     def extra(self) -> Tensor:
         """What was noted besides, shape ``(len(self), num_extra)``; a view."""
-        return self._rows[: self._length, len(self._parameters) + 2 :]
+        return self._rows[: self._length, len(self._parameters) + _NUM_FACTS :]
 
     def note(self, extra: Tensor) -> None:
         """Add numbers, shape ``(num_extra,)``, to the last row."""
-        self._rows[self._length - 1, len(self._parameters) + 2 :] = extra
+        self._rows[self._length - 1, len(self._parameters) + _NUM_FACTS :] = extra
+
+    def _looked(self, inputs: BatchCheck | None) -> tuple[tuple[Tensor, Tensor], Coverage]:
+        """Two numbers of which one is not finite if the batch is not, and how much of the batch they stand for."""
+        if inputs is None or inputs.is_bad:
+            return self._nothing, Coverage.NOTHING if inputs is None else Coverage.PART
+        if inputs.ends is None:
+            return self._sound, inputs.coverage
+        low, high = inputs.ends
+        if low.device != self._device:
+            return self._nothing, Coverage.NOTHING
+        return (low, high) if low.dtype is torch.float32 else (low.float(), high.float()), inputs.coverage
 
     def _entry(self, number: Tensor | None) -> Tensor | None:
         """A single real number of the parameters' device as an entry of a row; None for anything else."""
@@ -314,7 +303,7 @@ class NormWindow:
         return (number.reshape(()) if number.ndim else number).float()
 
     def rows(self) -> Tensor:
-        """The rows since the last :meth:`clear`: a norm per parameter, loss, checksum, and what was noted besides."""
+        """The rows since the last :meth:`clear`: a norm per parameter, the facts, and what was noted besides."""
         return self._rows[: self._length]
 
     def restore(self, rows: Tensor | None) -> bool:

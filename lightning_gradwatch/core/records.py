@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -52,6 +53,29 @@ Cause = Literal[
     "unstable_op",
     "unknown",
 ]
+
+
+class Coverage(IntEnum):
+    """How much of a batch was looked at: of the floating-point numbers that it holds, wherever they are."""
+
+    NOTHING = 0
+    PART = 1
+    ALL = 2
+
+
+class BatchCheck(NamedTuple):
+    """Whether a batch holds NaN or infinite values.
+
+    Attributes:
+        ends: The least and the greatest element of the tensors that were looked at, shape ``()`` each, on their device:
+            both are finite if all elements are. None if there was no such tensor.
+        coverage: How much was looked at.
+        is_bad: Whether a number on the host was not finite.
+    """
+
+    ends: tuple[Tensor, Tensor] | None
+    coverage: Coverage
+    is_bad: bool = False
 
 
 class Inputs(NamedTuple):
@@ -278,7 +302,8 @@ class Observation:
         norms: Gradient norms of these steps, total first. Shape ``(len(steps), 1 + layers)``, float32, ``-1`` for no
             gradient.
         losses: Loss of these steps, None where it is not known.
-        bad_inputs: Whether the batch of each step held NaN or inf; None where it was not looked at.
+        bad_inputs: Whether the batch of each step held NaN or inf; None where not all of it was looked at and
+            none was found.
         lr: Largest learning rate of the optimizer at ``step``; None if it is no plain number.
         dtypes: The dtypes of the layers' parameters, such as ``float16``.
         anatomy: What the network is made of; None until it is known.

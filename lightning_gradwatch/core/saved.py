@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from enum import IntEnum
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
@@ -134,6 +135,8 @@ def _fit(value: Any, kind: Any) -> Any:
         return kind(*_fit_tuple(_elements(value), tuple(_hints(kind).values())))
     if kind is Any:
         return value
+    if isinstance(kind, type) and issubclass(kind, IntEnum):
+        return kind(_require(value, isinstance(value, int) and value in list(map(int, kind))))
     if kind in (int, float):  # a bool is an int to Python
         numbers = (int, float) if kind is float else int
         return _require(value, isinstance(value, numbers) and not isinstance(value, bool))

@@ -30,7 +30,17 @@ from lightning_gradwatch.core.layers import (
 )
 from lightning_gradwatch.core.measure import NormWindow, ParameterMeter, norms
 from lightning_gradwatch.core.probe import Probe
-from lightning_gradwatch.core.records import MISSING, Alert, Anatomy, Checkup, Observation, Publication, Sample
+from lightning_gradwatch.core.records import (
+    MISSING,
+    Alert,
+    Anatomy,
+    BatchCheck,
+    Checkup,
+    Coverage,
+    Observation,
+    Publication,
+    Sample,
+)
 from lightning_gradwatch.core.saved import Saved
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.shards import Kind, Shards
@@ -131,7 +141,7 @@ class _Label:
     step: int
     steps: tuple[int, ...]
     plan: Plan
-    known: tuple[tuple[bool, bool], ...]
+    known: tuple[tuple[bool, Coverage], ...]
     lr: float | None
     dtypes: frozenset[str]
     anatomy: Anatomy | None
@@ -201,7 +211,7 @@ class Watcher:
         self._order: tuple[str, ...] = ()
         self._num_ordered = 0
         self._steps: list[int] = []
-        self._known: list[tuple[bool, bool]] = []
+        self._known: list[tuple[bool, Coverage]] = []
         self._step = 0
         self._state_step = -STATE_EVERY
         self._burst_until = 0
@@ -288,7 +298,7 @@ class Watcher:
         *,
         loss_scale: Tensor | None = None,
         gradients_scaled: bool = False,
-        inputs: Tensor | None = None,
+        inputs: BatchCheck | None = None,
         publish: bool = False,
     ) -> Report:
         """Call between the backward pass and the optimizer's step: takes in the gradients as they are now.
@@ -299,7 +309,7 @@ class Watcher:
             loss_scale: Factor of a loss scaler with which ``loss`` was multiplied before the backward pass, shape
                 ``()``; None without a scaler.
             gradients_scaled: Whether the parameters' gradients still carry that factor.
-            inputs: :func:`~lightning_gradwatch.core.measure.checksum` of the batch, to tell bad data from bad weights.
+            inputs: :func:`~lightning_gradwatch.core.batch.check_batch` of the batch, to tell bad data from bad weights.
             publish: Whether the loggers are to be written at this step.
 
         Returns:
@@ -436,7 +446,7 @@ class Watcher:
             "step": self._step,
             "state_step": self._state_step,
             "steps": list(self._steps) if is_whole else [],
-            "known": [list(pair) for pair in self._known] if is_whole else [],
+            "known": [[loss, int(coverage)] for loss, coverage in self._known] if is_whole else [],
             "num_samples": self.num_samples,
             "thinning": self.thinning,
             "burst_until": self._burst_until,
@@ -479,7 +489,7 @@ class Watcher:
     def _load_rows(self, saved: Saved) -> None:
         """The steps since the last copy; none of them if it is not known which they are."""
         rows = saved.find("rows", Tensor, lambda rows: (rows.ndim, rows.dtype) == (2, torch.float32))
-        steps, known = saved.take("steps", list[int], []), saved.take("known", list[tuple[bool, bool]], [])
+        steps, known = saved.take("steps", list[int], []), saved.take("known", list[tuple[bool, Coverage]], [])
         if rows is not None and len(rows) == len(steps) == len(known):
             self._restored_rows, self._steps, self._known = rows, steps, known
 
@@ -698,8 +708,8 @@ class Watcher:
             layers=order.layers,
             steps=label.steps,
             norms=order.columns(self._figures_of(label.plan).norms(numbers["norms"])),
-            losses=tuple(loss if known else None for (loss, _), (known, _) in pairs),
-            bad_inputs=tuple(not math.isfinite(inputs) if known else None for (_, inputs), (_, known) in pairs),
+            losses=tuple(loss if known else None for (loss, *_), (known, _) in pairs),
+            bad_inputs=_bad_inputs(facts, [coverage for _, coverage in label.known]),
             lr=label.lr,
             dtypes=label.dtypes,
             anatomy=label.anatomy,
@@ -872,6 +882,15 @@ def _change(observation: Observation, numbers: Mapping[str, Tensor]) -> Change |
     before, after = numbers["after_backward"].item(), observation.total_norms[-1]
     is_same = not (math.isfinite(before) and math.isfinite(after)) or abs(after - before) <= CHANGED * before
     return None if is_same else Change(observation.step, before, after)
+
+
+def _bad_inputs(facts: Sequence[Sequence[float]], coverages: Iterable[Coverage]) -> tuple[bool | None, ...]:
+    """Whether each batch held NaN or infinite values; None if none was found, but not all was looked at."""
+    found: list[bool | None] = []
+    for (_, *ends), coverage in zip(facts, coverages, strict=True):
+        is_bad = coverage is not Coverage.NOTHING and not all(map(math.isfinite, ends))
+        found.append(True if is_bad else False if coverage is Coverage.ALL else None)
+    return tuple(found)
 
 
 def _is_skipped(label: _Label, numbers: Mapping[str, Tensor]) -> bool:

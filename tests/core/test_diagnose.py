@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_gradwatch.core.batch import check_batch
 from lightning_gradwatch.core.diagnose import explain
 from lightning_gradwatch.core.evidence import Evidence
-from lightning_gradwatch.core.measure import checksum
-from lightning_gradwatch.core.records import Alert, AlertKind, Cause, Finding
+from lightning_gradwatch.core.records import Alert, AlertKind, Cause, Finding, Layer, Observation
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.watcher import Settings, Watcher
 from tests.tasks import deep_net, digits
@@ -52,7 +52,7 @@ def watched(
         loss = loss_of(net(pixels), digit)
         made.zero_grad()
         loss.backward()
-        alerts += watcher.observe(loss=loss, inputs=checksum(pixels)).alerts
+        alerts += watcher.observe(loss=loss, inputs=check_batch(pixels)).alerts
         made.step()
     alerts += watcher.flush().alerts
     return [alert for alert in alerts if alert.until_step is None]
@@ -561,3 +561,76 @@ def test_every_kind_has_a_sentence_of_its_own() -> None:
     assert unknown.remedies
     assert "Values are lost in rounding" in alerts["underflow"].message
     assert all(explain(found(kind), Evidence()).message for kind in ("nonfinite", "stalled", "underflow", "overheated"))
+
+
+NONFINITE = Finding("nonfinite", "alert", 7, None, ("4",), 1.0, 1.0)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("batch", [True, False, None], ids=["bad", "sound", "not looked at"])
+@pytest.mark.parametrize("loss", [True, False, None], ids=["bad", "sound", "not known"])
+def test_nothing_is_said_of_what_was_not_looked_at(batch: bool | None, loss: bool | None, num_ranks: int) -> None:
+    evidence = Evidence()
+    evidence.num_ranks = num_ranks
+    for is_bad, bad, sound in (
+        (batch, evidence.bad_inputs, evidence.sound_inputs),
+        (loss, evidence.bad_losses, evidence.sound_losses),
+    ):
+        if is_bad is not None:
+            (bad if is_bad else sound).append(7)
+    told = explain(NONFINITE, evidence).evidence
+    assert ("holds NaN" in told) == (batch is True)
+    if batch is not True:
+        assert bool(re.search(r"batch (and loss|and the steps before)[^;]* were", told)) <= (batch is False)
+        assert bool(re.search(r"loss (of this rank )?was finite|batch and loss of this rank were", told)) == (
+            loss is False
+        )
+        assert ("loss was not finite" in told) == (loss is True)
+
+
+def test_a_batch_with_nan_is_not_blamed_where_such_batches_have_done_no_harm() -> None:
+    """As where a missing value is NaN, and masked."""
+
+    def spoilt(step: int, pixels: Tensor) -> Tensor:
+        pixels = pixels.clone()
+        pixels[0, 0] = math.nan
+        return pixels
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.num_calls = relu_net(3), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.num_calls += 1
+            out: Tensor = self.net(x.nan_to_num()) - (0.0 if self.num_calls < 7 else (0 * x.nan_to_num()).sum().log())
+            return out
+
+    alert = explained(watched(Masked(), 10, feed=spoilt), "nonfinite", "unstable_op")
+    assert "though their batches, too, held NaN" in alert.evidence
+
+
+def test_what_is_known_of_a_bad_step_is_not_forgotten_before_it_is_told() -> None:
+    """The copy that brings it home may hold hundreds of steps that came after it."""
+    steps, bad = 300, 7
+    norms = torch.ones(steps, 2)
+    norms[bad] = math.nan
+    observation = Observation(
+        step=steps - 1,
+        layers=(Layer("4", ("4.weight",)),),
+        steps=tuple(range(steps)),
+        norms=norms,
+        losses=(1.0,) * steps,
+        bad_inputs=(False,) * steps,
+        lr=0.1,
+        dtypes=frozenset(),
+        anatomy=None,
+        sample=None,
+        histogram=None,
+        publish=True,
+    )
+    evidence = Evidence()
+    evidence.add(observation, {})
+    assert explain(NONFINITE, evidence).evidence.startswith(
+        "the loss was finite and only the backward pass, first in 4"
+    )

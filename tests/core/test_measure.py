@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from lightning_gradwatch.core.measure import (
     Groups,
     NormWindow,
     ParameterMeter,
-    checksum,
     dense,
     nonzero_counts,
     norms,
@@ -83,7 +81,7 @@ def test_the_total_is_torchs_own() -> None:
     window = NormWindow(parameters)
     window.push(None, None, gradients_scaled=False)
     gradients = [p.grad for p in parameters if p.grad is not None]
-    total = combine(window.rows()[:, :-2], torch.tensor([0, 0, 1]), 2)[0, 0]
+    total = combine(window.rows()[:, :-3], torch.tensor([0, 0, 1]), 2)[0, 0]
     assert total.item() == pytest.approx(torch.nn.utils.get_total_norm(gradients).item(), rel=1e-6)
 
 
@@ -91,8 +89,8 @@ def test_a_missing_gradient_is_no_zero() -> None:
     parameters = with_gradients(torch.tensor([3.0, 4.0]), None, torch.zeros(2))
     window = NormWindow(parameters)
     assert window.push(torch.tensor(0.5), None, gradients_scaled=False)
-    assert window.rows()[:, :-1].tolist() == [[5.0, MISSING, 0.0, 0.5]]
-    assert combine(window.rows()[:, :-2], torch.tensor([0, 1, 2]), 3).tolist() == [[5.0, 5.0, MISSING, 0.0]]
+    assert window.rows()[:, :-2].tolist() == [[5.0, MISSING, 0.0, 0.5]]
+    assert combine(window.rows()[:, :-3], torch.tensor([0, 1, 2]), 3).tolist() == [[5.0, 5.0, MISSING, 0.0]]
 
 
 def test_without_any_gradient_there_is_no_observation() -> None:
@@ -108,7 +106,7 @@ def test_the_loss_scale_is_divided_out_of_what_carries_it() -> None:
     window.push(torch.tensor(2048.0), scale, gradients_scaled=False)
     rows = window.rows()
     assert rows[:, 0].tolist() == [2.0, 1024.0]
-    assert rows[:, -2].tolist() == [4.0, 4.0]
+    assert rows[:, -3].tolist() == [4.0, 4.0]
     assert (rows[:, 1] < 0).all()
 
 
@@ -116,33 +114,14 @@ def test_the_loss_scale_is_divided_out_of_what_carries_it() -> None:
 def test_a_loss_that_is_no_number_is_unknown(loss: Tensor | None) -> None:
     window = NormWindow(with_gradients(torch.ones(1)))
     window.push(loss, None, gradients_scaled=False)
-    assert math.isnan(window.rows()[0, -2].item())
-
-
-@pytest.mark.parametrize(
-    ("batch", "is_finite"),
-    [
-        ((torch.ones(3), torch.tensor([1])), True),
-        ({"a": [torch.ones(2), torch.tensor([math.nan])]}, False),
-        (torch.tensor([math.inf]).half(), False),
-        (torch.full((4,), 60000.0).half(), True),
-    ],
-)
-def test_the_checksum_is_finite_if_the_batch_is(batch: Any, is_finite: bool) -> None:
-    value = checksum(batch)
-    assert value is not None
-    assert math.isfinite(value.item()) is is_finite
-
-
-def test_a_batch_without_floats_has_no_checksum() -> None:
-    assert checksum({"tokens": torch.ones(3, dtype=torch.int64), "text": "a"}) is None
+    assert math.isnan(window.rows()[0, -3].item())
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_bad_layer_spoils_itself_and_the_total_only(bad: float) -> None:
     window = NormWindow(with_gradients(torch.tensor([bad, 1.0]), torch.tensor([3.0])))
     window.push(None, None, gradients_scaled=False)
-    total, first, second = combine(window.rows()[:, :-2], torch.tensor([0, 1]), 2)[0].tolist()
+    total, first, second = combine(window.rows()[:, :-3], torch.tensor([0, 1]), 2)[0].tolist()
     assert not math.isfinite(total)
     assert not math.isfinite(first)
     assert second == 3.0
@@ -181,7 +160,7 @@ def test_the_window_is_bounded_and_can_be_restored() -> None:
     window.push(torch.tensor(7.0), None, gradients_scaled=False)
     other = NormWindow(with_gradients(torch.ones(1)))
     assert other.restore(window.rows().clone())
-    assert other.rows()[:, :-1].tolist() == [[1.0, 7.0]]
+    assert other.rows()[:, :-2].tolist() == [[1.0, 7.0]]
     assert not NormWindow(with_gradients(torch.ones(1), torch.ones(1))).restore(window.rows())
 
 
