@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.tensorboard.logs import write_logs
+from tests.tensorboard.logs import STORED_RUN, write_logs
 
 
 @pytest.fixture(scope="session")
@@ -14,4 +15,12 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of one run of each kind."""
     directory = tmp_path_factory.mktemp("logs")
     write_logs(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the run that an early version wrote."""
+    directory = tmp_path_factory.mktemp("stored")
+    shutil.unpack_archive(STORED_RUN, directory)
     return directory

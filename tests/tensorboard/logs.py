@@ -14,6 +14,8 @@ from lightning_gradwatch import GradWatch, GradWatchWarning
 from tests.setups.test_optimizers import Gan, in_order
 from tests.tasks import Classifier, Poison, Sponge, deep_net, digits, quiet_trainer, small_net
 
+STORED_RUN = Path(__file__).parents[1] / "data" / "schema-1.zip"
+"""An event file, packed: TensorBoard in a clone must not take it for a run."""
 SICK_LAYERS = [f"net.{i}" for i in range(0, 24, 2)]
 
 

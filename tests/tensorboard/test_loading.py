@@ -27,7 +27,6 @@ from tests.tensorboard.logs import train, watch
 
 LOADERS = {"Rust loader": "--load_fast=true", "Python loader": "--load_fast=false"}
 both_loaders = pytest.mark.parametrize("loader", list(LOADERS.values()), ids=list(LOADERS))
-STORED = Path(__file__).parents[1] / "data" / "schema-1"
 NORMS = Description("grad_norm", layers=("a", "b"))
 HEALTHY = encode_alerts([], 0)
 
@@ -43,11 +42,11 @@ def no_torch(tmp_path: Path) -> dict[str, str]:
 
 @both_loaders
 def test_tensorboard_starts_and_shows_the_tab_where_torch_cannot_be_imported(
-    tmp_path: Path, no_torch: dict[str, str], loader: str
+    stored: Path, no_torch: dict[str, str], loader: str
 ) -> None:
     poisoned = [sys.executable, "-c", "import torch"]
     assert "must stay out" in subprocess.run(poisoned, capture_output=True, text=True, env=no_torch).stderr
-    with Board(STORED, loader, environment=no_torch) as board:
+    with Board(stored, loader, environment=no_torch) as board:
         board.wait_for(".", 23)
         assert board.ask("data/plugins_listing").json["gradwatch"]["enabled"]
         assert board.get("heatmap", run=".", quantity="grad_norm").frame[1].shape == (4, 7)
@@ -100,9 +99,9 @@ def test_no_sample_of_a_long_run_is_left_out_unless_the_user_asks_for_it(long_ru
 
 
 @both_loaders
-def test_what_schema_1_wrote_is_still_read(loader: str) -> None:
+def test_what_schema_1_wrote_is_still_read(stored: Path, loader: str) -> None:
     """The file was written when this schema was new, and is never written again."""
-    with Board(STORED, loader) as board:
+    with Board(stored, loader) as board:
         board.wait_for(".", 23)
         (row,) = board.get("runs").json["runs"]
         assert (row["status"], row["num_open"]) == ("sick", 1)
@@ -123,8 +122,8 @@ def test_what_schema_1_wrote_is_still_read(loader: str) -> None:
         assert (sequence["horizon"], sequence["norms"][-1]) == (8, pytest.approx(5.1003e-07, rel=1e-4))
 
 
-def test_the_stored_run_stays_small() -> None:
-    assert sum(path.stat().st_size for path in STORED.iterdir()) < 20_000
+def test_the_stored_run_stays_small(stored: Path) -> None:
+    assert sum(path.stat().st_size for path in stored.iterdir()) < 20_000
 
 
 @both_loaders
@@ -148,8 +147,8 @@ def test_a_run_is_followed_while_it_grows(tmp_path: Path, loader: str) -> None:
 
 @both_loaders
 @pytest.mark.parametrize("prefix", ["/some/where"])
-def test_the_endpoints_stand_behind_a_path_prefix(loader: str, prefix: str) -> None:
-    with Board(STORED, loader, f"--path_prefix={prefix}") as board:
+def test_the_endpoints_stand_behind_a_path_prefix(stored: Path, loader: str, prefix: str) -> None:
+    with Board(stored, loader, f"--path_prefix={prefix}") as board:
         path = f"{prefix.strip('/')}/data/plugin/gradwatch"
         board.wait(lambda: board.ask(f"{path}/runs").json["runs"])
         assert board.ask(f"{path}/static/index.js").status == 200
@@ -312,9 +311,9 @@ def test_no_question_about_a_damaged_run_is_the_servers_fault(damaged: Board) ->
             assert reply.status == 200 or len(reply.json["error"].split()) > 5
 
 
-def test_a_directory_without_runs_has_an_inactive_tab(tmp_path: Path) -> None:
+def test_a_directory_without_runs_has_an_inactive_tab(stored: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    shutil.copytree(STORED, tmp_path / "elsewhere")
+    shutil.copytree(stored, tmp_path / "elsewhere")
     with Board(tmp_path / "empty") as board:
         assert not board.ask("data/plugins_listing").json["gradwatch"]["enabled"]
         assert board.get("runs").json == {"schema": 1, "runs": []}
