@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote
 
 from lightning_gradwatch.alerts_file import Event
-from lightning_gradwatch.core._check import refuse
+from lightning_gradwatch.core._check import is_list, refuse
 from lightning_gradwatch.core.records import Alert
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Addresses:
 
     def __init__(self, argument: str, addresses: str | Sequence[Any] | None) -> None:
         chosen = [] if addresses is None else [addresses] if _is_one(addresses) else addresses
-        if not isinstance(chosen, (list, tuple)):
+        if not is_list(chosen):
             raise refuse(argument, "an address or a list of addresses", type(addresses).__name__, _CURE)
         self._servers = [s for place, text in enumerate(chosen) for s in _servers(argument, place + 1, _reveal(text))]
         self._were_lost = False

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import UserList
 from typing import Any
 
 import pytest
 from torch import nn
 
-from lightning_gradwatch import GradWatch
+from lightning_gradwatch import GradWatch, MaxNorm, ZScore
 from tests.tasks import Classifier, digits, quiet_trainer, small_net
 
 
@@ -40,6 +41,19 @@ from tests.tasks import Classifier, digits, quiet_trainer, small_net
 def test_at_construction(argument: str, value: Any, rule: str) -> None:
     with pytest.raises(ValueError, match=f"`{argument}` must be {rule}.* came. To cure it: "):
         GradWatch(**{argument: value})
+
+
+def test_a_list_of_another_class_is_a_list() -> None:
+    """As those are that configuration tools make of a list in a file."""
+    watch = GradWatch(
+        include=UserList(["net.*"]),
+        auto_clip=UserList([MaxNorm(1.0, include=UserList(["net.0"])), "zscore"]),
+        notify=UserList(["json://localhost"]),
+    )
+    assert watch.settings.include == ("net.*",)
+    assert [type(policy) for policy in watch.settings.policies] == [MaxNorm, ZScore]
+    assert list(watch.settings.policies[0].include) == ["net.0"]
+    assert len(watch.notify) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import Any, TypeGuard
 
 
 def refuse(argument: str, rule: str, came: object, cure: str) -> ValueError:
@@ -20,6 +22,11 @@ def require(argument: str, value: object, minimum: int, cure: str) -> None:
         raise refuse(argument, f"an integer of {minimum} or more", value, cure)
 
 
+def is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    """Whether it is a sequence and no text, of whatever class: Hydra, for example, has lists of its own."""
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
 def require_globs(argument: str, globs: object) -> tuple[str, ...]:
     """One glob or several, as a tuple.
 
@@ -27,7 +34,7 @@ def require_globs(argument: str, globs: object) -> tuple[str, ...]:
         ValueError: If it is anything else, or one of them is empty.
     """
     chosen = (globs,) if isinstance(globs, str) else globs
-    if not isinstance(chosen, (list, tuple)) or not all(isinstance(glob, str) and glob for glob in chosen):
+    if not is_list(chosen) or not all(isinstance(glob, str) and glob for glob in chosen):
         raise refuse(argument, "a glob or a list of globs over layer names", globs, 'for example "encoder.*"')
     return tuple(chosen)
 

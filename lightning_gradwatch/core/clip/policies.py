@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 
-from lightning_gradwatch.core._check import refuse, require, require_globs
+from lightning_gradwatch.core._check import is_list, refuse, require, require_globs
 
 
 def _require_number(
@@ -284,4 +284,4 @@ def make_policies(
     """
     if choice is None or choice is False:
         return ()
-    return tuple(map(make_policy, choice)) if isinstance(choice, (list, tuple)) else (make_policy(choice),)  # type: ignore[arg-type]
+    return tuple(map(make_policy, choice)) if is_list(choice) else (make_policy(choice),)  # type: ignore[arg-type]
