@@ -8,8 +8,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
-
 if TYPE_CHECKING:
     from lightning_gradwatch._lightning import GradWatchWarning
     from lightning_gradwatch.callback import GradWatch
@@ -18,6 +16,8 @@ if TYPE_CHECKING:
     from lightning_gradwatch.errors import GradientAlertError
     from lightning_gradwatch.prescription.prescribe import prescribe
     from lightning_gradwatch.prescription.records import Prescription
+
+    __version__: str
 
 __all__ = [
     "AGC",
@@ -47,11 +47,23 @@ _HOMES = {
 }
 
 
+def _version() -> str:
+    """The version that is installed; ``0+unknown`` for sources that are not."""
+    from importlib import metadata  # takes longer to import than this package
+
+    try:
+        return metadata.version("lightning-gradwatch")
+    except metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return _version()
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

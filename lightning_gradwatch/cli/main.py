@@ -11,7 +11,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lightning_gradwatch import __version__
 from lightning_gradwatch.cli.errors import CommandError
 from lightning_gradwatch.tensorboard.tables import QUANTITIES
 
@@ -54,16 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The arguments of ``gradwatch``."""
     parser = argparse.ArgumentParser(prog="gradwatch", description="Read what GradWatch wrote about a training.")
-    parser.add_argument("--version", action="version", version=f"lightning-gradwatch {__version__}")
+    parser.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version of GradWatch, and exit")
     parser.add_argument(
         "--print-completion",
         action=_PrintCompletion,
         choices=("bash", "zsh", "fish", "tcsh", "powershell"),
         help="print a script that completes this command in your shell, and exit",
     )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="{report,watch}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="{report,watch,versions}")
     _add_report(commands)
     _add_watch(commands)
+    _add_versions(commands)
     return parser
 
 
@@ -90,6 +90,12 @@ def _add_watch(commands: Any) -> None:
     parser.set_defaults(module="lightning_gradwatch.cli.watching")
 
 
+def _add_versions(commands: Any) -> None:
+    text = "Print the versions that a bug report needs: of GradWatch, Python, and what training uses."
+    parser = commands.add_parser("versions", help="print what a bug report needs", description=text)
+    parser.set_defaults(module="lightning_gradwatch.cli.versions")
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="where a run, or several, have been logged")
     parser.add_argument("--run", metavar="NAME", help="which one of several runs (default: the sickest)")
@@ -109,6 +115,14 @@ def _seconds(text: str) -> float:
 def _refuse(sentence: str) -> int:
     sys.stderr.write(f"gradwatch: {sentence}\n")
     return ERROR
+
+
+class _PrintVersion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from lightning_gradwatch import __version__
+
+        sys.stdout.write(f"lightning-gradwatch {__version__}\n")
+        parser.exit()
 
 
 class _PrintCompletion(argparse.Action):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ast
 import json
+import platform
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 import lightning_gradwatch
-from tests.cli.command import COMMAND, environment, gradwatch
+from lightning_gradwatch.cli import versions
+from tests.cli.command import COMMAND, environment, gradwatch, here
 
 BLOCK = """
 import sys
@@ -116,6 +119,24 @@ def test_version_and_help_are_there() -> None:
     assert gradwatch("--version").stdout.split() == ["lightning-gradwatch", lightning_gradwatch.__version__]
     for command in ("report", "watch"):
         assert "Exit status" in gradwatch(command, "--help").stdout
+
+
+def test_versions_are_told_for_a_bug_report_and_nothing_of_it_is_imported() -> None:
+    found = without({"torch", "lightning", "pytorch_lightning", "tensorboard", "numpy", "rich"}, "versions")
+    assert found.returncode == 0, found.stderr
+    told = dict(line.split(maxsplit=1) for line in found.stdout.splitlines())
+    for name in ("lightning-gradwatch", "torch", "lightning", "pytorch-lightning", "tensorboard"):
+        assert told[name] == version(name)
+    assert told["Python"].startswith(platform.python_version())
+    assert "platform" in told
+
+
+def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(versions, "PACKAGES", ("torch", "no-such-package-anywhere"))
+    assert here(capsys, "versions")[1].splitlines()[1].split(maxsplit=1) == [
+        "no-such-package-anywhere",
+        "not installed",
+    ]
 
 
 @pytest.mark.parametrize("arguments", [[], ["report"], ["look", "x"], ["watch", "x", "--every", "0"]])
