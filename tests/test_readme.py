@@ -42,5 +42,6 @@ def test_a_stranger_need_not_read_long() -> None:
 
 def test_there_are_two_commands_that_set_everything_up() -> None:
     commands = re.findall(r"^python3 -m venv .+$", README, re.MULTILINE)
-    assert [command.rpartition(" && ")[2] for command in commands] == ["python examples/quickstart.py", "pytest -n auto"]
+    ends = [command.rpartition(" && ")[2] for command in commands]
+    assert ends == ["python examples/quickstart.py", "pytest -n auto"]
     assert all(" && . .venv/bin/activate && pip install -c constraints.txt " in command for command in commands)
