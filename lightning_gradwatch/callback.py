@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import traceback
@@ -183,14 +184,21 @@ class _Run:
         if self.probe is not None:
             self.probe.detach()
 
+    def leave(self) -> None:
+        """Leave no hook on the model, no handler of signals, and nothing on Lightning's own objects.
+
+        All of it is attempted, whatever fails on the way.
+        """
+        stop = None if self.signals is None else self.signals.stop
+        for undo in (self.detach_probe, self.forget_clipping, stop):
+            with contextlib.suppress(Exception):
+                if undo is not None:
+                    undo()
+
     def release(self) -> None:
-        """Leave no hook on the model, no handler of signals, and no message behind."""
-        self.detach_probe()
+        """The same, and no message is left behind."""
         self.prescriber = None
-        if self.forget_clipping is not None:
-            self.forget_clipping()
-        if self.signals is not None:
-            self.signals.stop()
+        self.leave()
         self.sinks.close()
 
 
@@ -881,9 +889,7 @@ class GradWatch(Callback):
         run.is_off = True
         # what made us fail, such as an error of the device, may be about to end the run
         run.sinks.dump(run.ending or "GradWatch failed", self.alerts, may_wait=False)
-        run.detach_probe()
-        if run.signals is not None:
-            run.signals.stop()
+        run.leave()
         _lightning.warn(
             f"GradWatch failed in {hook} and has switched itself off; the training itself is not affected.\n{trace}"
         )
