@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
+from lightning_gradwatch.core.modules import facts_of
+
 if TYPE_CHECKING:
     import lightning.pytorch
     import pytorch_lightning
@@ -314,7 +316,7 @@ def _own_classes(pl_module: LightningModule) -> list[type]:
 
 def is_compiled(pl_module: LightningModule) -> bool:
     """Whether the whole LightningModule was given to the Trainer through torch.compile."""
-    return _ask(pl_module, "_compiler_ctx") is not None
+    return facts_of(pl_module).get("_compiler_ctx") is not None
 
 
 def optimizer_names(optimizers: Iterable[Optimizer]) -> list[str]:

@@ -29,6 +29,7 @@ from lightning_gradwatch.core.clip.clippers import require_optimizer
 from lightning_gradwatch.core.cost import Cost
 from lightning_gradwatch.core.layers import check_selection
 from lightning_gradwatch.core.measure import norms
+from lightning_gradwatch.core.modules import parameters
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.records import Alert, BatchCheck, Coverage
 from lightning_gradwatch.core.saved import Saved
@@ -196,7 +197,9 @@ class _Run:
                     undo()
 
     def release(self) -> None:
-        """The same, and no message is left behind."""
+        """The same, and neither a veil on the model nor a message is left behind."""
+        if self.probe is not None:
+            self.probe.close()
         self.prescriber = None
         self.leave()
         self.sinks.close()
@@ -390,9 +393,9 @@ class GradWatch(Callback):
         self._run.rng_state = _rng_state()
 
     def _check_selections(self, pl_module: LightningModule) -> None:
-        selections = [(chosen.include, chosen.exclude) for chosen in self.settings.policies]
-        for include, exclude in [(self.settings.include, self.settings.exclude), *selections]:
-            check_selection(pl_module, tuple(include), tuple(exclude))
+        for chosen in (self.settings, *self.settings.policies):
+            if chosen.include or chosen.exclude:
+                check_selection(pl_module, tuple(chosen.include), tuple(chosen.exclude))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start a watch for every optimizer."""
@@ -918,7 +921,7 @@ def _about(trainer: Trainer, run: str) -> dict[str, Any]:
 
 def _weights(pl_module: LightningModule) -> list[Tensor]:
     """Numbers that change when the trained weights do, without a host sync."""
-    return norms([local(p.detach()) for p in pl_module.parameters() if p.requires_grad and not is_lazy(p)])
+    return norms([local(p.detach()) for p in parameters(pl_module) if p.requires_grad and not is_lazy(p)])
 
 
 def _has_moved(pl_module: LightningModule, before: list[Tensor]) -> bool:

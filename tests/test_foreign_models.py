@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 from dataclasses import dataclass
@@ -104,6 +105,119 @@ def test_unusual_modules_are_watched(make: Any) -> None:
     assert watch._run.probe is not None
     assert watch._run.probe.failure is None
     assert not any(module._forward_hooks for module in model.modules())
+
+
+class Frozen(nn.Module):
+    """Nothing of it is to be trained, it says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self._modules["inner"](x)  # type: ignore[misc]
+        return output
+
+    def parameters(self) -> Any:  # type: ignore[override]  # without `recurse`
+        return iter(())
+
+
+class Shadowed(Frozen):
+    @property
+    def inner(self) -> Any:
+        return [self._modules["inner"]]
+
+    @inner.setter
+    def inner(self, module: nn.Module) -> None:
+        self._modules["inner"] = module
+
+
+class Mapped(Frozen):
+    def __getattr__(self, name: str) -> Any:  # raises KeyError
+        return self.__dict__["_modules"][name]
+
+
+class Unspeakable(Frozen):
+    """It can be neither printed nor compared, and has no length and no truth."""
+
+    def _refuse(self, *_: Any) -> Any:
+        raise RuntimeError("on purpose")
+
+    __repr__ = __eq__ = __bool__ = __len__ = _refuse
+    __hash__ = object.__hash__
+
+
+class OldSignature(Classifier):  # type: ignore[misc, valid-type]
+    """``named_parameters`` as it was in the first versions of torch."""
+
+    def named_parameters(self, prefix: str = "", recurse: bool = True) -> Any:
+        yield from super().named_parameters(prefix, recurse)
+
+
+class OwnParameters(Classifier):  # type: ignore[misc, valid-type]
+    def parameters(self) -> Any:
+        return self.net.parameters()
+
+
+ODD = {
+    "parameters": lambda: Classifier(nn.Sequential(nn.Linear(64, 64), Frozen(), nn.Linear(64, 10))),
+    "property": lambda: Classifier(nn.Sequential(nn.Linear(64, 64), Shadowed(), nn.Linear(64, 10))),
+    "getattr": lambda: Classifier(nn.Sequential(nn.Linear(64, 64), Mapped(), nn.Linear(64, 10))),
+    "unspeakable": lambda: Classifier(nn.Sequential(nn.Linear(64, 64), Unspeakable(), nn.Linear(64, 10))),
+    "old signature": lambda: OldSignature(small_net()),
+    "own parameters": lambda: OwnParameters(small_net()),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("is_guest", [True, False])
+def test_modules_that_override_what_torch_asks_them_are_watched(odd: str, is_guest: bool) -> None:
+    watch = GradWatch.from_environment() if is_guest else GradWatch(include="net*")
+    trainer = fit(watch, ODD[odd](), max_steps=12)  # a warning would be an error here
+    assert trainer.global_step == 12
+    assert not watch._run.is_off
+    assert len(watch.profile) == 3 if odd not in ("parameters", "unspeakable", "property", "getattr") else 2
+
+
+def test_only_a_selection_is_checked_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr("lightning_gradwatch.callback.check_selection", broken)
+    fit(GradWatch(), max_steps=2)
+
+
+class Duplicating(Classifier):  # type: ignore[misc, valid-type]
+    """Copies and saves its network within a step, as teachers and exports are made."""
+
+    def __init__(self, net: nn.Module, directory: Path) -> None:
+        super().__init__(net)
+        self.directory, self.copies = directory, []
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        if batch_idx in (0, 3):
+            self.copies.append(copy.deepcopy(self.net))
+        loss: Tensor = super().training_step(batch, batch_idx)
+        if batch_idx in (1, 3):
+            torch.save(self.net, self.directory / f"{batch_idx}.pt")
+        return loss
+
+
+def test_a_network_that_is_copied_or_saved_in_a_sampled_step_takes_nothing_along(tmp_path: Path) -> None:
+    watch, model = GradWatch(), Duplicating(small_net(), tmp_path)
+    fit(watch, model, max_steps=12)
+    duplicates = [*model.copies, *(torch.load(tmp_path / f"{i}.pt", weights_only=False) for i in (1, 3))]
+    for duplicate in (*duplicates, model.net):
+        for module in duplicate.modules():
+            assert not module._forward_hooks
+            assert not module._forward_hooks_with_kwargs
+            assert not vars(module._forward_hooks)
+    assert b"gradwatch" not in (tmp_path / "3.pt").read_bytes()
+    assert watch._run.probe is not None
+    assert watch._run.probe.failure is None
+    (post,) = watch._run.posts.values()
+    assert post.watcher.num_samples == 12
+    assert len(watch.profile) == 3
 
 
 def test_a_probe_that_fails_inside_the_users_backward_is_given_up_alone(monkeypatch: pytest.MonkeyPatch) -> None:

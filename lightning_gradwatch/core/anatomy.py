@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_gradwatch.core.modules import modules
 from lightning_gradwatch.core.records import Anatomy
 
 MAX_NODES = 50_000
@@ -40,9 +41,10 @@ def survey(loss: Tensor, model: nn.Module) -> Anatomy:
         kinds[_activation(name)] += 1
         norms += _normalises(name)
         skips += name in ("add", "cat") and _joins_computed(node)
-    names = Counter(_activation(type(module).__name__.lower()) for module in model.modules())
-    num_norm_modules = sum(_normalises(type(module).__name__.lower()) for module in model.modules())
-    if any(isinstance(module, (nn.RNNBase, nn.RNNCellBase)) for module in model.modules()):
+    parts = modules(model)
+    names = Counter(_activation(type(module).__name__.lower()) for module in parts)
+    num_norm_modules = sum(_normalises(type(module).__name__.lower()) for module in parts)
+    if any(isinstance(module, (nn.RNNBase, nn.RNNCellBase)) for module in parts):
         kinds["sigmoid"] = kinds["tanh"] = skips = 0  # gates and sums of every time step: the modules stand in
     activations = {kind: max(kinds[kind], names[kind]) for kind in _ACTIVATIONS}
     return Anatomy(tuple(activations.items()), max(norms, num_norm_modules), skips)

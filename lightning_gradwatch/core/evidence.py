@@ -35,7 +35,8 @@ class Evidence:
     """Collects the facts of a run, observation by observation; read by the diagnosis.
 
     Attributes:
-        layers: Names of the layers that own a matrix, in the order in which they ran.
+        layers: Names of the layers that own or share a matrix, in the order in which they ran. Figures of parameters
+            are those of layers that own one.
         first_gain: Gain of their matrices when first seen, by layer.
         gain: The same at the latest checkup.
         shrinkage: Weight norms now relative to when they were first seen, by layer.
@@ -142,21 +143,24 @@ class Evidence:
 
     def _add_sample(self, observation: Observation, sample: Sample) -> None:
         named = [(i, layer.name) for i, layer in enumerate(observation.layers) if layer.has_matrix]
+        owning = [(i, name) for i, name in named if observation.layers[i].owns_matrix]
         self.layers = tuple(name for _, name in named)
         weights = sample.weight_norms
         if not sample.is_skipped:
-            self._add_gradients(named, observation, sample.output_norms, weights)
-        for i, name in named:
+            outputs = sample.output_norms
+            self.profile = {name: outputs[i] for i, name in named if outputs[i] > 0 and math.isfinite(outputs[i])}
+            self._add_gradients(owning, observation, weights)
+        for i, name in owning:
             first = self._first_weight.setdefault(name, weights[i]) if weights[i] >= 0 else 0.0
             if first > 0 and math.isfinite(weights[i]):
                 self.shrinkage[name] = weights[i] / first
         if sample.checkup is not None:
-            self._add_checkup(named, sample.checkup)
+            self._add_checkup(owning, sample.checkup)
+            inputs = sample.checkup.inputs.tolist()
+            self.inputs = {name: Inputs(*inputs[i]) for i, name in named if inputs[i][2] >= 0}
+            self.first_std = {**{name: given.std for name, given in self.inputs.items()}, **self.first_std}
 
-    def _add_gradients(
-        self, named: list[tuple[int, str]], observation: Observation, outputs: list[float], weights: list[float]
-    ) -> None:
-        self.profile = {name: outputs[i] for i, name in named if outputs[i] > 0 and math.isfinite(outputs[i])}
+    def _add_gradients(self, named: list[tuple[int, str]], observation: Observation, weights: list[float]) -> None:
         total, gradients = observation.total_norms[-1], observation.last_norms
         if 0 < total < math.inf:
             recurrent = [(i, name) for i, name in named if name in self.horizons]
@@ -167,7 +171,7 @@ class Evidence:
         )
 
     def _add_checkup(self, named: list[tuple[int, str]], checkup: Checkup) -> None:
-        gains, ratios, inputs = checkup.gain.tolist(), checkup.update_ratio.tolist(), checkup.inputs.tolist()
+        gains, ratios = checkup.gain.tolist(), checkup.update_ratio.tolist()
         self.gain = {name: gains[i] for i, name in named if gains[i] > 0 and math.isfinite(gains[i])}
         self.first_gain = {**self.gain, **self.first_gain}
         self.zeroed = tuple(name for i, name in named if gains[i] == 0)
@@ -177,8 +181,6 @@ class Evidence:
         signals = checkup.signal.tolist()
         self.signal = {name: signals[i] for i, name in named if signals[i] >= 0}
         self.has_half_gradients = bool((checkup.output_zeros >= 0).any())
-        self.inputs = {name: Inputs(*inputs[i]) for i, name in named if inputs[i][2] >= 0}
-        self.first_std = {**{name: given.std for name, given in self.inputs.items()}, **self.first_std}
 
     def keep(self, layers: Collection[str]) -> None:
         """Forget every layer but these: the others are no more."""

@@ -50,7 +50,7 @@ class LayerFigures:
     """Figures per layer of one optimizer's parameters.
 
     Args:
-        layer_index: Layer of each parameter; ``num_layers`` for "not reported".
+        layer_index: Layer of each parameter; ``num_layers`` for "not reported". There are layers without any.
         num_layers: Number of layers.
         sizes: Number of elements of each parameter.
         fan_in: Fan-in of each parameter that is the first matrix of its layer; 0 for the others.
@@ -62,9 +62,9 @@ class LayerFigures:
         self._num_layers = num_layers
         self._layer_index = torch.tensor(layer_index)
         self._sizes = torch.tensor(sizes, dtype=torch.float32)
-        is_filled = set(range(num_layers)) <= set(layer_index)
+        self._bare = sorted(set(range(num_layers)) - set(layer_index))
         self._adds: Tensor | None = None
-        if is_filled and len(layer_index) * num_layers <= _MAX_TABLE:
+        if len(layer_index) * num_layers <= _MAX_TABLE:
             owns = self._layer_index[:, None] == torch.arange(-1, num_layers)
             owns[:, 0] = True
             self._adds = owns.double()
@@ -77,13 +77,21 @@ class LayerFigures:
         if self._adds is not None and len(rows):
             low, high = torch.aminmax(rows)
             if low.item() >= 0 and high.item() < torch.inf:  # NaN is neither
-                return (rows.double().square_() @ self._adds).sqrt_().float()
+                norms = (rows.double().square_() @ self._adds).sqrt_().float()
+                if self._bare:
+                    norms[:, [1 + place for place in self._bare]] = MISSING
+                return norms
         return combine(rows, self._layer_index, self._num_layers)
 
     def highest(self, values: Tensor) -> Tensor:
-        """The highest of the values of each layer's parameters, 0 for none below that; shape ``(layers,)``."""
+        """The highest of the values of each layer's parameters, none below 0; shape ``(layers,)``.
+
+        ``-1`` for a layer without parameters of its own.
+        """
         layers = values.new_zeros(self._num_layers + 1)
-        return layers.scatter_reduce(0, self._layer_index, values, "amax")[: self._num_layers]
+        highest = layers.scatter_reduce(0, self._layer_index, values, "amax")[: self._num_layers]
+        highest[self._bare] = MISSING
+        return highest
 
     def weight_norms(self, norms: Tensor) -> Tensor:
         """L2 norm of each layer's parameters, shape ``(layers,)``, given those of the parameters."""

@@ -12,6 +12,16 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_gradwatch.core._check import refuse
+from lightning_gradwatch.core.modules import (
+    children_of,
+    facts_of,
+    is_compiled,
+    modules,
+    named_modules,
+    named_parameters,
+    parameters,
+    parameters_of,
+)
 from lightning_gradwatch.core.records import Layer
 
 ROOT = "(root)"
@@ -53,28 +63,25 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     What ``torch.nn.utils.parametrize`` has taken out of a module still belongs to it.
     """
     found: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        if next(module.parameters(recurse=False), None) is not None:
-            owner = name.partition("parametrizations")[0].rstrip(".") if _PARAMETRIZED.search(name) else name
-            found.setdefault(clean_name(owner) or ROOT, model.get_submodule(owner))
+    by_path = dict(named_modules(model))
+    for path, module in by_path.items():
+        if parameters_of(module):
+            inside = _PARAMETRIZED.search(path)
+            owner = path[: inside.start()] if inside else path
+            found.setdefault(clean_name(owner) or ROOT, by_path[owner])
     return found
 
 
 def own_parameters(module: nn.Module) -> list[Tensor]:
     """The parameters that a module owns directly, those behind its parametrizations included."""
-    parametrizations = getattr(module, "parametrizations", None)
-    hidden = parametrizations.parameters() if isinstance(parametrizations, nn.ModuleDict) else ()
-    return [*module.parameters(recurse=False), *hidden]
+    parametrizations = children_of(module).get("parametrizations")
+    hidden = parameters(parametrizations) if isinstance(parametrizations, nn.ModuleDict) else ()
+    return list({id(p): p for p in (*parameters_of(module).values(), *hidden)}.values())
 
 
 def uncompiled_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers outside every module that torch.compile has taken over, in whose graphs a hook would be a guest."""
-    compiled = {
-        id(part)
-        for module in model.modules()
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-        for part in module.modules()
-    }
+    compiled = {id(part) for module in modules(model) if is_compiled(module) for part in modules(module)}
     return {name: module for name, module in named_layers(model).items() if id(module) not in compiled}
 
 
@@ -119,8 +126,10 @@ def make_plan(
 ) -> Plan:
     """Sort an optimizer's parameters into the layers that own them.
 
-    A shared parameter belongs to the first layer that registered it. Empty and integer parameters have no gradient norm
-    and are left out; parameters of no module go to the layer ``"(outside the model)"``.
+    A shared parameter belongs to the first layer that registered it, and counts there alone. Further layers that share
+    a matrix take part in the depth profile by their outputs; one that has nothing besides is a layer without parameters
+    of its own. Empty and integer parameters have no gradient norm and are left out; parameters of no module go to the
+    layer ``"(outside the model)"``.
 
     Args:
         model: The model whose module paths name the layers.
@@ -134,25 +143,30 @@ def make_plan(
     measurable = tuple({id(p): p for p in parameters if _is_measurable(p)}.values())
     wanted = {id(p) for p in measurable}
     names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in named_parameters(model, with_aliases=True):
         names.setdefault(id(parameter), []).append(clean_name(name))
     layers: list[Layer] = []
     layer_of: dict[int, int] = {}
     fan_in: dict[int, float] = {}
     for path, module in named_layers(model).items():
-        own = [p for p in own_parameters(module) if id(p) in wanted and id(p) not in layer_of]
-        if not own:
+        held = [p for p in own_parameters(module) if id(p) in wanted]
+        own = [p for p in held if id(p) not in layer_of]
+        has_matrix = owns_matrix(module, held)
+        if not own and not (has_matrix and _is_called(module)):
             continue
-        layer_of.update((id(p), len(layers)) for p in own)
         fan_in.update(_fan_in(module, own))
         layers.append(
             Layer(
                 name=path,
                 parameters=tuple(names[id(p)][0] for p in own),
-                shared_with=tuple(alias for p in own for alias in names[id(p)][1:]),
-                has_matrix=owns_matrix(module, own),
+                shared_with=tuple(
+                    alias for p in held for alias in (names[id(p)][:1] if id(p) in layer_of else names[id(p)][1:])
+                ),
+                has_matrix=has_matrix,
+                shares_matrix=has_matrix and not owns_matrix(module, own),
             )
         )
+        layer_of.update((id(p), len(layers) - 1) for p in own)
     strangers = [p for p in measurable if id(p) not in layer_of]
     if strangers:
         layer_of.update((id(p), len(layers)) for p in strangers)
@@ -169,13 +183,18 @@ def make_plan(
     )
 
 
+def _is_called(module: nn.Module) -> bool:
+    """Whether a module computes anything, and does not merely hold parameters."""
+    return not isinstance(module, (nn.ParameterList, nn.ParameterDict))
+
+
 def _fan_in(module: nn.Module, parameters: Iterable[Tensor]) -> dict[int, float]:
     """Fan-in of a module's first matrix, by its id; nothing for embeddings and the like, which have none."""
     matrix = next((p for p in parameters if p.ndim >= 2), None)
     if matrix is None or not owns_matrix(module, [matrix]) or isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return {}
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        return {id(matrix): matrix.numel() / matrix.shape[1] / math.prod(module.stride)}
+        return {id(matrix): matrix.numel() / matrix.shape[1] / math.prod(facts_of(module)["stride"])}
     return {id(matrix): matrix.numel() / matrix.shape[0]}
 
 

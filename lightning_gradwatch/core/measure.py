@@ -171,7 +171,7 @@ def _row(tensor: Tensor) -> int:
 
 def _in_rows(tensor: Tensor, row: int) -> Tensor:
     """Norms of its elements row by row as they lie, whose norm is that of the tensor."""
-    if tensor.dtype is not torch.float32:
+    if tensor.dtype is not torch.float32 or tensor.numel() % row:
         return tensor
     if torch.ops.aten.is_non_overlapping_and_dense(tensor):
         tensor = tensor.as_strided((tensor.numel() // row, row), (row, 1))
@@ -256,10 +256,8 @@ class NormWindow:
             try:
                 self._groups.norms(gradients, *facts, out=row)
                 return
-            except RuntimeError:
-                if _are_plain(gradients):
-                    raise
-                self._groups = None  # sparse gradients, or of another dtype than their parameters
+            except RuntimeError:  # sparse gradients, or parameters that are no longer what they were when grouped
+                self._groups = None
         everywhere = [p.grad for p in self._parameters]
         torch.stack([*fill_missing(norms(gradients), everywhere, self._missing), *facts], out=row)
 
@@ -348,7 +346,12 @@ class ParameterMeter:
         """L2 norm of each parameter (of this rank's part), shape ``(parameters,)``, float32."""
         with torch.no_grad():
             parts = self._shards.local_parts(self._parameters)
-            return self.stack(norms(parts)) if self._groups is None else self._groups.norms(parts)
+            if self._groups is not None:
+                try:
+                    return self._groups.norms(parts)
+                except RuntimeError:  # they are no longer what they were when grouped
+                    self._groups = None
+            return self.stack(norms(parts))
 
     def nonzeros(self) -> Tensor:
         """Number of gradient elements (in this rank's part) that are not exactly zero; ``-1`` for no gradient.
@@ -357,11 +360,7 @@ class ParameterMeter:
         """
         gradients = [p.grad for p in self._parameters]
         present = self._shards.local_parts([g for g in gradients if g is not None])
-        if (
-            self._groups is not None
-            and len(present) == len(gradients)
-            and all(g.layout is torch.strided for g in present)
-        ):
+        if self._groups is not None and len(present) == len(gradients) and _are_plain(present):
             return self._groups.nonzeros(present)
         counts = iter([count.float() for count in nonzero_counts(present)])
         return self.stack([None if g is None else next(counts) for g in gradients])

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import math
 import traceback
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from time import perf_counter
 from typing import Any
@@ -14,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.hooks import RemovableHandle
+from torch.utils.hooks import RemovableHandle, unserializable_hook
 
+from lightning_gradwatch.core.hooks import ModuleHooks
 from lightning_gradwatch.core.inputs import InputFacts
+from lightning_gradwatch.core.modules import facts_of, parameters_of
 from lightning_gradwatch.core.shards import local, num_shards
 
 MAX_CALLS = 512
@@ -34,13 +35,13 @@ SMALLEST_NORM = 1e-13
 def _never_fails(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Hooks run inside the user's forward and backward pass: there a failure of ours must end the probe, not the run.
 
-    Inside a graph of ``torch.compile`` they do nothing, so that the compiler folds them away; in a pause they do
-    nothing either.
+    Inside a graph of ``torch.compile`` they do nothing, so that the compiler folds them away; nor do they in a pause,
+    nor where somebody has kept one of them after :meth:`Probe.detach`.
     """
 
     @functools.wraps(hook)
     def guarded(self: Probe, *args: Any) -> Any:
-        if torch.compiler.is_compiling() or self.failure is not None or self.is_paused:
+        if torch.compiler.is_compiling() or self.failure is not None or self.is_paused or not self._hooks.hung:
             return None
         start = perf_counter()
         try:
@@ -58,6 +59,7 @@ class _Call:
     """One call of a layer; itself the hook on its outputs, that notes their gradients until somebody has read them."""
 
     __slots__ = ("is_strong", "name", "norms", "page", "probe", "session")
+    __torch_unserializable__ = True  # a tensor is saved without its hooks, and torch need not warn of this one
 
     def __init__(self, probe: Probe, name: str, session: int, is_strong: bool) -> None:
         self.probe = probe
@@ -67,8 +69,9 @@ class _Call:
         self.page = -1
         self.norms: list[Tensor] = []
 
-    def __call__(self, gradient: Tensor) -> None:
-        self.probe._see_gradient(self, gradient)
+    def __call__(self, gradient: Tensor | None) -> None:
+        if gradient is not None:  # autograd has None where a node passes nothing on
+            self.probe._see_gradient(self, gradient)
 
 
 class Probe:
@@ -80,6 +83,8 @@ class Probe:
         layers: The modules whose order is to be known, by name.
         profiled: Names of those whose output gradients are measured.
         recurrent: Those among them that read whole sequences (``nn.RNN``, ``nn.LSTM``, ``nn.GRU``), by name.
+        fused: Those that are parts of an ``nn.TransformerEncoderLayer``. In eval mode torch runs it as one kernel,
+            unless there is a hook in it; so there is none then.
 
     Attributes:
         order: Names of the layers in the order in which their first forward call ended.
@@ -92,14 +97,16 @@ class Probe:
     """
 
     def __init__(
-        self, layers: Mapping[str, nn.Module], profiled: Collection[str], recurrent: Collection[str] = ()
+        self,
+        layers: Mapping[str, nn.Module],
+        profiled: Collection[str],
+        recurrent: Collection[str] = (),
+        fused: Collection[str] = (),
     ) -> None:
-        self.watch(layers, profiled, recurrent)
+        self.watch(layers, profiled, recurrent, fused)
         self.strong: set[str] = set()
         self.repeated: set[str] = set()
-        self._key = RemovableHandle(OrderedDict()).id
-        self._hung: list[nn.Module] = []
-        self._handles: list[RemovableHandle] = []
+        self._hooks = ModuleHooks()
         self._tensor_handles: list[RemovableHandle] = []
         self._is_thorough = False
         self._page = self._session = 0
@@ -112,18 +119,23 @@ class Probe:
         self._forget()
 
     def watch(
-        self, layers: Mapping[str, nn.Module], profiled: Collection[str], recurrent: Collection[str] = ()
+        self,
+        layers: Mapping[str, nn.Module],
+        profiled: Collection[str],
+        recurrent: Collection[str] = (),
+        fused: Collection[str] = (),
     ) -> None:
         """Take other layers from the next :meth:`attach` on; the arguments are those of the class."""
         self._layers = {name: m for name, m in layers.items() if not isinstance(m, torch.jit.ScriptModule)}
         self._profiled = frozenset(profiled) & set(self._layers)
         self._recurrent = frozenset(recurrent) & self._profiled
-        self._hooks = {name: functools.partial(self._see_output, name) for name in self._layers}
+        self._fused = frozenset(fused) & set(self._layers)
+        self._looks = {name: (m, functools.partial(self._see_output, name)) for name, m in self._layers.items()}
 
     @property
     def is_attached(self) -> bool:
         """Whether the hooks are in place."""
-        return bool(self._hung)
+        return bool(self._hooks.hung)
 
     @property
     def can_see(self) -> bool:
@@ -136,31 +148,26 @@ class Probe:
         Args:
             thorough: Whether to look at the layers' inputs and count zeros in float16 output gradients, too.
         """
-        if self._hung or self.failure is not None:
+        if self._hooks.hung or self.failure is not None:
             return
         self._forget()
         self._is_thorough = thorough
-        for name, module in self._layers.items():
-            if name in self._profiled or not self.order:
-                # what `register_forward_hook` does, and `remove` undoes, but twenty times as fast
-                module._forward_hooks[self._key] = self._hooks[name]
-                module._forward_hooks_with_kwargs[self._key] = True
-                self._hung.append(module)
-            if name in self._recurrent:
-                look = functools.partial(self._see_sequence, name)
-                self._handles.append(module.register_forward_pre_hook(look, with_kwargs=True))
+        asleep = {name for name in self._fused if not facts_of(self._layers[name]).get("training")}
+        names = (self._profiled if self.order else self._looks.keys()) - asleep
+        self._hooks.hang([look for name, look in self._looks.items() if name in names], with_kwargs=thorough)
+        sequences = [(self._layers[name], functools.partial(self._see_sequence, name)) for name in self._recurrent]
+        self._hooks.hang(sequences, before=True, with_kwargs=True)
 
     def detach(self) -> None:
         """Remove every hook and forget what was seen; safe to call at any time."""
-        if not self._hung:
-            return
-        for module in self._hung:
-            module._forward_hooks.pop(self._key, None)
-            module._forward_hooks_with_kwargs.pop(self._key, None)
-        for handle in self._handles:
-            handle.remove()
-        self._hung, self._handles = [], []
-        self._forget()
+        if self._hooks.hung:
+            self._hooks.take_down()
+            self._forget()
+
+    def close(self) -> None:
+        """Leave nothing on the model, when it is watched no more."""
+        self.detach()
+        self._hooks.close()
 
     def trust(self, norms: Mapping[str, float]) -> None:
         """Take the next norms in float32 where the latest ones were far from what its squares can hold.
@@ -251,7 +258,8 @@ class Probe:
         self._forget_gradients()
 
     @_never_fails
-    def _see_output(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    def _see_output(self, name: str, module: nn.Module, *seen: Any) -> None:
+        *given, output = seen  # what it was called with: positional arguments, and keywords in a thorough sample
         self.ran.add(name)
         if name not in self._placed:
             self._place(name)
@@ -259,10 +267,10 @@ class Probe:
         if name not in self._profiled:
             return
         if self._is_thorough:
-            floats = (local(t.detach()) for t in tensors_in((args, kwargs)) if t.is_floating_point())
-            given = next((t for t in floats if t.numel()), None)
-            if given is not None:
-                self._inputs.add(name, given, channels_first=isinstance(module, _CONVOLUTION))
+            floats = (local(t.detach()) for t in tensors_in(given) if t.is_floating_point())
+            first = next((t for t in floats if t.numel()), None)
+            if first is not None:
+                self._inputs.add(name, first, channels_first=isinstance(module, _CONVOLUTION))
         call = _Call(self, name, self._session, name in self.strong)
         outputs = (output,) if is_plain(output) else [t for t in tensors_in(output) if t.requires_grad][:MAX_OUTPUTS]
         for tensor in outputs:
@@ -301,32 +309,57 @@ class Probe:
 
     @_never_fails
     def _see_sequence(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Look at the gradient of a sequence; a replacement only of data, and only where nobody can tell it."""
         given = args[0] if args else kwargs.get("input")
         if not torch.is_grad_enabled() or not isinstance(given, (Tensor, PackedSequence)):
             return None
         data = given.data if isinstance(given, PackedSequence) else given
         if not data.is_floating_point() or next(tensors_in(data), None) is not data:
             return None
-        if not data.requires_grad:
-            if not any(p.requires_grad for p in module.parameters()):
-                return None
-            data = data.detach().requires_grad_()
+        is_data = not data.requires_grad
+        if is_data and not (_asks_for_nothing_else(module, data) and self._hooks.are_alone(module)):
+            return None
+        data = data.detach().requires_grad_() if is_data else data
         sizes = given.batch_sizes.tolist() if isinstance(given, PackedSequence) else None
-        given = given._replace(data=data) if isinstance(given, PackedSequence) else data
-        time = 1 if data.ndim == 3 and getattr(module, "batch_first", False) else 0
-        see = functools.partial(self._see_time, name, time, sizes)
+        time = 1 if data.ndim == 3 and facts_of(module).get("batch_first") else 0
+        see = unserializable_hook(functools.partial(self._see_time, name, time, sizes))
         self._tensor_handles.append(data.register_hook(see))
+        if not is_data:
+            return None
+        given = given._replace(data=data) if isinstance(given, PackedSequence) else data
         return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "input": given})
 
     @_never_fails
-    def _see_time(self, name: str, time: int, sizes: list[int] | None, gradient: Tensor) -> None:
-        if self._is_of_the_loss:
+    def _see_time(self, name: str, time: int, sizes: list[int] | None, gradient: Tensor | None) -> None:
+        if gradient is not None and self._is_of_the_loss:
             if self._is_read:
                 self._turn_the_page()
             self._sequences[name] = norms_over_time(gradient.detach(), time, sizes)
 
 
 _CONVOLUTION = nn.modules.conv._ConvNd
+_READS_INPUT = ("__call__", "_call_impl", "forward", "check_input", "check_forward_args", "get_expected_hidden_size")
+"""Methods of recurrent layers that are given the input."""
+_saved_tensors_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)  # from 2.8 on
+
+
+def _asks_for_nothing_else(module: nn.Module, data: Tensor) -> bool:
+    """Whether a recurrent layer is torch's own code from end to end, and would only add a gradient to plain data.
+
+    Not where a gradient is of no use, or where others count what the graph saves (activation checkpointing) or follow
+    the data through it (forward-mode derivatives).
+    """
+    kind, own = type(module), facts_of(module)
+    is_torchs = all(getattr(kind, name).__module__.startswith("torch.nn.modules.") for name in _READS_INPUT)
+    return (
+        is_torchs
+        and not any(name in own for name in _READS_INPUT)
+        and type(data) is Tensor
+        and not data.is_inference()
+        and any(p.requires_grad for p in parameters_of(module).values())
+        and _saved_tensors_hooks(True) is None
+        and torch.autograd.forward_ad._current_level < 0
+    )
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

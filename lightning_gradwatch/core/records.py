@@ -92,20 +92,29 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """A module that directly owns parameters.
+    """A module that directly owns parameters, or shares a matrix with one before it.
 
     Attributes:
         name: Module path without wrapper prefixes such as ``_orig_mod.``; ``"(root)"`` for the model itself.
-        parameters: Names of the parameters it owns and that are watched, in the order of ``named_parameters()``.
-        shared_with: Further names under which the same parameters are registered (tied weights).
-        has_matrix: Whether it takes part in the depth profile: it owns a parameter with two or more dimensions
-            and is not a normalisation layer.
+        parameters: Names of the parameters it owns and that are watched, in the order of ``named_parameters()``. None
+            where all belong to layers before it: then there are figures of its outputs alone.
+        shared_with: Further names under which its parameters are registered (tied weights); of those that belong to a
+            layer before it the name there.
+        has_matrix: Whether it takes part in the depth profile: it has a parameter with two or more dimensions, of its
+            own or shared, and is not a normalisation layer.
+        shares_matrix: Whether every such parameter belongs to a layer before it, and the figures of it are there.
     """
 
     name: str
     parameters: tuple[str, ...]
     shared_with: tuple[str, ...] = ()
     has_matrix: bool = False
+    shares_matrix: bool = False
+
+    @property
+    def owns_matrix(self) -> bool:
+        """Whether figures of its parameters are those of a matrix."""
+        return self.has_matrix and not self.shares_matrix
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,11 @@ class UpdateMeter:
         self._is_taken = torch.ones((), dtype=torch.bool, device=device)
         self.sums = torch.zeros(4, num_layers, dtype=torch.float32, device=device)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether :meth:`compare` has something to compare with."""
+        return self._before is not None
+
     def remember(self, is_taken: Tensor) -> None:
         """Call before a step: take the thinned-out weights, and where there is a gradient.
 

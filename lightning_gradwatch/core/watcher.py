@@ -29,6 +29,7 @@ from lightning_gradwatch.core.layers import (
     uncompiled_layers,
 )
 from lightning_gradwatch.core.measure import NormWindow, ParameterMeter, norms
+from lightning_gradwatch.core.modules import modules
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.records import (
     MISSING,
@@ -315,6 +316,9 @@ class Watcher:
         Returns:
             Alerts and publications; empty on a step that is neither sampled nor published, which costs no host sync.
         """
+        is_due = self._is_overdue or self._is_sampled(self.num_steps)
+        if self.plan is not None and (is_due or publish or self._updates.is_waiting):
+            self._follow_kinds(self.plan)
         self._follow_parameters()
         self._follow_order()
         if self.plan is None or not self._device_window.push(loss, loss_scale, gradients_scaled, inputs):
@@ -325,7 +329,6 @@ class Watcher:
         self._steps.append(self._step)
         self._known.append(self._device_window.known)
         self._is_scaled = loss_scale is not None
-        is_due = self._is_overdue or self._is_sampled(self.num_steps)
         self._is_overdue = is_due and self._probe.can_see and not self._probe.is_attached
         is_sampled = is_due and not self._is_overdue
         self._updates.compare()
@@ -408,7 +411,9 @@ class Watcher:
         return not bool(is_finite)
 
     def let_go(self) -> None:
-        """Call at the end: leaves nothing on the optimizer."""
+        """Call at the end: leaves nothing on the optimizer, and nothing on the model."""
+        if self._owns_probe:
+            self._probe.close()
         for flag in ("found_inf", "grad_scale"):
             if self._settings.on_nonfinite == "skip" and hasattr(self._optimizer, flag):
                 delattr(self._optimizer, flag)
@@ -530,6 +535,14 @@ class Watcher:
         if before is not None:
             self._keep(before)
 
+    def _follow_kinds(self, plan: Plan) -> None:
+        """Have the plan made anew where a parameter has been cast, moved or given another shape, and is still itself.
+
+        Between two looks at it, norms are taken the slower way that fits anything.
+        """
+        if self._kinds != _kinds(plan.parameters):
+            self._groups = []
+
     def _keep(self, before: list[str]) -> None:
         """Keep what was measured in another order, or of other layers; what is known of those that are no more, forget.
 
@@ -563,6 +576,7 @@ class Watcher:
         self._places = running_order(plan.layers, self._order)
         self._arrangement: Arrangement | None = None
         self._layer_names = [layer.name for layer in plan.layers]
+        self._kinds = _kinds(plan.parameters)
         self._shards = Shards(plan.parameters)
         self._clippers = Clippers(self._policies(), plan.parameters, plan.owners)
         self._intervenes = len(self._clippers) > 0 or self._settings.on_nonfinite != "keep"
@@ -788,7 +802,8 @@ class Watcher:
         steps = max((clip.num_steps for clip in self._clip_window.summary()), default=0)
         if "clipped" not in numbers or not steps:
             return None
-        return self._order_of(label.plan).rows(self._figures_of(label.plan).highest(numbers["clipped"])) / steps
+        counts = self._order_of(label.plan).rows(self._figures_of(label.plan).highest(numbers["clipped"]))
+        return torch.where(counts < 0, counts, counts / steps)
 
     def _publish(self, observation: Observation, clipped: Tensor | None) -> tuple[Publication, ...]:
         window = self._window.summary()
@@ -834,17 +849,24 @@ def _replaced(before: Plan, now: Plan) -> set[str]:
     return set(now.owners) - {owner for owner, parameter in owners if id(parameter) in known}
 
 
+def _kinds(parameters: Sequence[Tensor]) -> list[tuple[torch.dtype, torch.device, torch.Size]]:
+    """What the meters of these parameters depend on besides their number."""
+    return [(p.dtype, p.device, p.shape) for p in parameters]
+
+
 def make_probe(model: nn.Module) -> Probe:
     """A probe on the layers of ``model`` that can be hooked: those that torch.compile has not taken over."""
     return Probe(*_probed(model))
 
 
-def _probed(model: nn.Module) -> tuple[dict[str, nn.Module], list[str], list[str]]:
-    """The layers to hook; the names of those that own a matrix; of these, those that are recurrent."""
+def _probed(model: nn.Module) -> tuple[dict[str, nn.Module], list[str], list[str], list[str]]:
+    """The layers to hook; the names of those that own a matrix; of these, those that are recurrent; and the fused."""
     layers = uncompiled_layers(model)
     matrices = [name for name, module in layers.items() if owns_matrix(module, own_parameters(module))]
     recurrent = [name for name in matrices if isinstance(layers[name], nn.RNNBase)]
-    return layers, matrices, recurrent
+    encoders = [module for module in modules(model) if isinstance(module, nn.TransformerEncoderLayer)]
+    inside = {id(part) for encoder in encoders for part in modules(encoder)}
+    return layers, matrices, recurrent, [name for name, module in layers.items() if id(module) in inside]
 
 
 def _is_step(number: int) -> bool:

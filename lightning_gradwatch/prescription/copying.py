@@ -16,7 +16,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from lightning_gradwatch.core._check import refuse
-from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.shards import is_spread
 
 _CONTAINERS = (tuple, list, set, deque)
@@ -49,9 +48,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def copy_of(model: nn.Module, *others: Any) -> list[Any]:
     """Copies of a model and of what refers to it: its optimizer, its loss function, a batch.
 
-    The copies of GradWatch's own hooks do nothing; those of compiled modules are not compiled, and those of
-    synchronised batch normalisation do not synchronise. A copied LightningModule logs nothing, and what it asks of its
-    Trainer is answered where it is a plain fact.
+    The copies of compiled modules are not compiled, and those of synchronised batch normalisation do not synchronise. A
+    copied LightningModule logs nothing, and what it asks of its Trainer is answered where it is a plain fact.
 
     Functions among the attributes and the hooks that close over the model close over its copy in the copy.
 
@@ -87,8 +85,6 @@ def _prepare(container: object, memo: dict[int, Any]) -> None:
             memo[id(part)] = torch.Generator(part.device).set_state(part.get_state())
         elif isinstance(part, _SHARED):
             memo[id(part)] = part
-        elif isinstance(getattr(getattr(part, "func", None), "__self__", None), Probe):
-            memo[id(part)] = _nothing
 
 
 def _leave_out(module: nn.Module, memo: dict[int, Any]) -> None:

@@ -221,7 +221,8 @@ class Writer:
             tags = [self._prefix + metrics.layer_histogram_tag(row, course.optimizer) for row in course.rows]
             rows = [counts[i[0]] if len(i) == 1 else counts[i].sum(0) for i in course.rows.values()]
             add_histograms(summary, tags, np.array(rows).reshape(len(tags), -1)[:, :NUM_BINS], EDGES)
-        nonfinite = counts[:, -1] / np.maximum(counts.sum(1), 1)
+        total = counts.sum(1)
+        nonfinite = np.where(total > 0, counts[:, -1] / np.maximum(total, 1), np.float32(MISSING))
         self._add_layers(summary, course, "nonfinite_fraction", nonfinite)
         self._add_layers(summary, course, HISTOGRAM, encode_histogram(counts))
 

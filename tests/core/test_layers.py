@@ -52,7 +52,41 @@ def test_layers_are_modules_that_own_parameters_and_share_none_twice() -> None:
 def test_only_matrices_of_layers_other_than_norms_take_part_in_the_depth_profile() -> None:
     model = Tied()
     plan = make_plan(model, model.parameters())
-    assert {layer.name for layer in plan.layers if layer.has_matrix} == {"embed"}
+    assert {layer.name for layer in plan.layers if layer.has_matrix} == {"embed", "head"}
+    assert {layer.name for layer in plan.layers if layer.owns_matrix} == {"embed"}
+
+
+class Holder(nn.Module):
+    """Lists of parameters beside the layers that use them, and layers that share all they have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(3, 3) for _ in range(3)])
+        self.norms = nn.ModuleList([nn.LayerNorm(3) for _ in range(2)])
+        for layer in self.layers[1:]:
+            layer.weight, layer.bias = self.layers[0].weight, self.layers[0].bias
+        self.norms[1].weight, self.norms[1].bias = self.norms[0].weight, self.norms[0].bias
+        self.listed = nn.ParameterList([self.layers[0].weight])
+        self.mapped = nn.ParameterDict({"weight": self.layers[0].weight})
+
+
+def test_layers_that_share_all_they_have_are_there_for_their_outputs_and_own_nothing() -> None:
+    model = Holder()
+    plan = make_plan(model, model.parameters())
+    assert names(plan.layers) == ["layers.0", "layers.1", "layers.2", "norms.0"]  # no lists, no second norm
+    first, second = plan.layers[:2]
+    assert first.owns_matrix
+    assert set(first.shared_with) >= {"layers.1.weight", "layers.2.bias", "listed.0", "mapped.weight"}
+    assert (second.parameters, second.has_matrix, second.owns_matrix) == ((), True, False)
+    assert second.shared_with == ("layers.0.weight", "layers.0.bias")
+    assert plan.layer_index == (0, 0, 3, 3)  # each parameter once
+
+
+def test_a_layer_shares_what_this_optimizer_does_not_hold_with_nobody() -> None:
+    model = Tied()
+    plan = make_plan(model, [model.head.bias])
+    assert names(plan.layers) == ["head"]
+    assert not plan.layers[0].has_matrix
 
 
 def test_only_this_optimizers_parameters_are_planned() -> None:
@@ -73,6 +107,11 @@ def test_selection_keeps_every_parameter_in_the_total() -> None:
     assert names(plan.layers) == ["1"]
     assert len(plan.parameters) == 6
     assert plan.layer_index == (1, 1, 0, 0, 1, 1)
+
+
+def test_a_module_whose_name_ends_like_that_of_torchs_parametrizations_is_a_layer() -> None:
+    inner = nn.ModuleDict({"weights": nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))})
+    assert list(named_layers(nn.ModuleDict({"my_parametrizations": inner}))) == ["my_parametrizations.weights"]
 
 
 @pytest.mark.parametrize(("include", "exclude", "came"), [(("enc*",), (), "enc"), ((), ("*",), "exclude")])

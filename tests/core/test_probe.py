@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gradwatch.core.layers import named_layers
 from lightning_gradwatch.core.probe import Probe, tensors_in
@@ -167,3 +168,37 @@ def test_layers_that_run_repeatedly_are_never_trusted_to_float32() -> None:
     norm = probe.norm("cell")
     assert norm is not None
     assert norm.dtype == torch.float64
+
+
+def test_a_layer_to_which_nothing_is_passed_back_is_unseen_and_no_failure() -> None:
+    """Such as the last state of a layer with a backward hook, which torch passes through a node of its own."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.GRU(4, 5))
+    model[1].register_full_backward_hook(lambda *_: None)
+    probe = make_probe(model)
+    probe.attach()
+    model(torch.randn(2, 3))[0].sum().backward()
+    assert probe.failure is None
+    assert all(probe.norm(name) is not None for name in ("0", "1"))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_encoder_layer_in_eval_mode_runs_as_one_kernel_as_without_us(training: bool) -> None:
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).train(training)
+    probe = make_probe(model)
+    probe.attach()
+    with torch.no_grad(), Kernels() as kernels:
+        model(torch.randn(2, 3, 8))
+    assert ("aten::_transformer_encoder_layer_fwd" in kernels.seen) != training
+    assert probe.is_attached == training
+
+
+class Kernels(TorchDispatchMode):
+    """Names of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.add(func._schema.name)
+        return func(*args, **(kwargs or {}))

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.core.inputs import describe
 from lightning_gradwatch.core.probe import Probe
@@ -198,6 +200,135 @@ def test_a_frozen_recurrent_layer_does_not_start_to_ask_for_a_gradient() -> None
     probe = make_probe(model)
     probe.attach()
     assert not model.read(sequence(False))[0].requires_grad
+
+
+class Own(nn.GRU):
+    """Works in place on what it is given, as a subclass may, and looks at it with numpy."""
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Any:  # type: ignore[override]  # noqa: A002
+        self.given, self.mean = input, input.numpy().mean()
+        return super().forward(nn.functional.dropout(input, 0.1, inplace=True), hx)
+
+
+class Checked(nn.GRU):
+    """Leaves ``forward`` as it is, and looks at the input elsewhere."""
+
+    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:  # noqa: A002
+        self.given = input
+        super().check_input(input, batch_sizes)
+
+
+def patched() -> nn.GRU:
+    layer, given = nn.GRU(WIDTH, 5), nn.GRU.forward
+
+    def forward(input: Tensor, hx: Tensor | None = None) -> Any:  # noqa: A002
+        layer.given = input  # type: ignore[assignment]
+        return given(layer, input, hx)
+
+    layer.forward = forward  # type: ignore[method-assign, assignment]
+    return layer
+
+
+@pytest.mark.parametrize("make", [lambda: Own(WIDTH, 5), lambda: Checked(WIDTH, 5), patched])
+def test_code_of_the_user_receives_the_very_tensor_that_it_was_given(make: Any) -> None:
+    layer, x = make(), sequence(False)
+    probe = make_probe(layer)
+    probe.attach()
+    layer(x)[0].sum().backward()
+    assert vars(layer)["given"] is x
+    assert not x.requires_grad
+    assert probe.sequences() == {}
+    assert probe.norm("(root)") is not None  # only the profile over time is lost
+    assert probe.failure is None
+
+
+def look_at_inputs(layer: nn.Module, where: str, seen: list[Any]) -> RemovableHandle:
+    def look(module: nn.Module, args: tuple[Any, ...], *_: Any) -> None:
+        if module is layer:
+            seen.append(args[0])
+
+    if where == "before":
+        return layer.register_forward_pre_hook(look)
+    if where == "after":
+        return layer.register_forward_hook(look, always_call=True)
+    if where == "backward":
+        return layer.register_full_backward_hook(look)
+    return nn.modules.module.register_module_forward_hook(look)
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # so it does without us
+@pytest.mark.parametrize("where", ["before", "after", "everywhere", "backward"])
+@pytest.mark.parametrize("is_early", [True, False])
+def test_hooks_of_the_user_see_the_very_tensor_that_was_given(where: str, is_early: bool) -> None:
+    model, x, seen = Reader(), sequence(False), []  # type: ignore[var-annotated]
+    probe = make_probe(model)
+    if is_early:
+        handle = look_at_inputs(model.read, where, seen)
+    probe.attach()
+    if not is_early:
+        handle = look_at_inputs(model.read, where, seen)
+    model(x).sum().backward()
+    handle.remove()
+    assert seen[0] is (None if where == "backward" else x)  # data has no gradient
+    assert probe.sequences() == {}
+    assert probe.norm("read") is not None
+    assert probe.failure is None
+
+
+def test_a_computed_input_is_followed_whoever_looks_at_it() -> None:
+    class Doubled(nn.GRU):
+        def forward(self, input: Tensor, hx: Tensor | None = None) -> Any:  # type: ignore[override]  # noqa: A002
+            return super().forward(input.mul_(2), hx)
+
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Doubled(WIDTH, 5))
+    probe = make_probe(model)
+    probe.attach()
+    hidden = model[0](sequence(False)[:, 0])
+    look_at_inputs(model[1], "before", [])
+    model[1](hidden)[0][-1].sum().backward()
+    assert len(probe.sequences()["1"]) == STEPS
+    assert probe.failure is None
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_checkpointed_layer_saves_as_much_when_it_runs_again(use_reentrant: bool) -> None:
+    model, x = nn.GRU(WIDTH, 5), sequence(False)
+    probe = make_probe(model)
+    probe.attach()
+    entered = x if not use_reentrant else x.clone().requires_grad_()
+    out = torch.utils.checkpoint.checkpoint(lambda t: model(t)[0], entered, use_reentrant=use_reentrant)
+    probe.is_paused = True  # as in a validation between the forward pass and the backward pass
+    out.sum().backward()
+    assert model.weight_ih_l0.grad is not None
+
+
+def test_derivatives_along_the_input_pass_through() -> None:
+    model, x = nn.RNN(WIDTH, 5), sequence(False)
+    probe = make_probe(model)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        alone = torch.autograd.forward_ad.unpack_dual(model(dual)[0]).tangent
+        probe.attach()
+        watched = torch.autograd.forward_ad.unpack_dual(model(dual)[0]).tangent
+    assert alone is not None
+    assert torch.equal(alone, watched)
+
+
+def test_the_gradient_of_the_gradient_of_a_sequence_is_the_same() -> None:
+    model, x = Reader(nn.RNN), sequence(False)
+    parameters = list(model.parameters())
+
+    def penalty() -> list[Tensor]:
+        gradients = torch.autograd.grad(model(x).sum(), parameters, create_graph=True)
+        total = torch.stack([g.square().sum() for g in gradients]).sum()
+        return list(torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True))
+
+    alone = penalty()
+    probe = make_probe(model)
+    probe.attach()
+    watched = penalty()
+    assert all(torch.equal(a, b) for a, b in zip(alone, watched, strict=True))
+    assert probe.failure is None
 
 
 def facts(given: Tensor, channels_first: bool = False) -> Inputs:

@@ -17,6 +17,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.nn.utils.prune
 from lightning.pytorch.callbacks import BackboneFinetuning
 from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor, nn
@@ -233,6 +234,91 @@ def test_a_layer_that_is_made_while_training_is_followed_to_its_outputs(tmp_path
     assert (post.watcher._latest.output_grad_norm > 0).all()
     assert list(watch.profile) == layers
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def cast(dtype: torch.dtype) -> Any:
+    return lambda net: net[2].to(dtype)
+
+
+def shrink(net: nn.Sequential) -> None:
+    """A layer of the same parameters with half as many units, and the one behind it."""
+    net[2].weight.data, net[2].bias.data = net[2].weight.data[:32].clone(), net[2].bias.data[:32].clone()
+    net[4].weight.data = net[4].weight.data[:, :32].clone()
+
+
+def prune(net: nn.Sequential) -> None:
+    nn.utils.prune.l1_unstructured(net[2], "weight", 0.5)
+
+
+def drop(net: nn.Sequential) -> None:
+    net[2] = nn.Identity()
+
+
+def adapt(net: nn.Sequential) -> None:
+    """As adapters of low rank are merged and taken off: the layer becomes a part of another one."""
+    net[2] = nn.Sequential(net[2], nn.Identity())
+
+
+CHANGES: dict[str, Any] = {
+    "double": cast(torch.float64),
+    "bfloat16": cast(torch.bfloat16),
+    "all double": lambda net: net.double(),
+    "shape": shrink,
+    "frozen": lambda net: net[2].requires_grad_(False),
+    "pruned": prune,
+    "weight norm": lambda net: nn.utils.parametrizations.weight_norm(net[2]),
+    "spectral norm": lambda net: nn.utils.parametrizations.spectral_norm(net[2]),
+    "dropped": drop,
+    "wrapped": adapt,
+    "channels last": lambda net: net[2].weight.data.t_().contiguous().t_(),
+}
+
+
+class CastOrMoved(Truthful):
+    """Changes its network in the middle of training; the parameters stay the same objects."""
+
+    def __init__(self, change: Any, at_step: int) -> None:
+        super().__init__(small_net(), lr=0.01)
+        self.change, self.at_step = change, at_step
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.global_step == self.at_step:
+            self.change(self.net)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        output: Tensor = super().training_step((batch[0].to(self.net[0].weight.dtype), batch[1]), batch_idx)
+        return output
+
+
+class Casting(nn.Sequential):
+    """Brings what it computes to the dtype of each layer."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        for module in self:
+            weight = next(iter(module.parameters()), x)
+            x = module(x.to(weight.dtype))
+        return x
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("at_step", [7, 9])
+@pytest.mark.parametrize("options", [{"dense_steps": 8, "sample_every_n_steps": 5}, {"auto_clip": 100.0}])
+def test_parameters_that_change_in_their_place_are_measured_as_they_are_now(
+    tmp_path: Path, change: str, at_step: int, options: dict[str, Any]
+) -> None:
+    watch, model = GradWatch(histogram_every=1, **options), CastOrMoved(CHANGES[change], at_step)
+    model.net = Casting(*model.net)
+    trainer = fit(watch, model, directory=tmp_path, max_steps=30, log_every_n_steps=4)
+    assert (trainer.global_step, watch._run.is_off) == (30, False)
+    assert watch._run.probe is not None
+    assert watch._run.probe.failure is None
+    found = scalars(read_events(tmp_path), "gradwatch/total_norm")
+    rel = 2e-2 if change == "bfloat16" else 1e-4
+    assert list(found.values()) == pytest.approx([model.totals[step] for step in found], rel=rel)
+    (post,) = watch._run.posts.values()
+    assert post.watcher.plan is not None
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in post.watcher.plan.parameters}
+    assert post.watcher._dtypes == dtypes
 
 
 class Every(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -32,23 +32,20 @@ def depth_profile(layers: Sequence[Layer], output_norms: Sequence[float], gradie
         layers: The watched layers, in the order in which they ran.
         output_norms: Gradient norm at each layer's output; negative where it was not observed.
         gradient_norms: Gradient norm of each layer's parameters, the fallback if fewer than three outputs, or those of
-            less than half of the layers with a gradient, were seen.
+            less than half of the layers with a gradient, were seen; of layers whose matrix is their own.
 
     Returns:
         The profile; it may be empty.
     """
-    at_outputs, at_weights = _kept(layers, output_norms), _kept(layers, gradient_norms)
+    at_outputs = _kept(zip(layers, output_norms, strict=True))
+    at_weights = _kept((layer, n) for layer, n in zip(layers, gradient_norms, strict=True) if not layer.shares_matrix)
     is_seen = len(at_outputs) >= max(3, len(at_weights) / 2)
     kept = at_outputs if is_seen else at_weights
     return Profile(tuple(name for name, _ in kept), tuple(norm for _, norm in kept), is_seen)
 
 
-def _kept(layers: Sequence[Layer], norms: Sequence[float]) -> list[tuple[str, float]]:
-    return [
-        (layer.name, norm)
-        for layer, norm in zip(layers, norms, strict=True)
-        if layer.has_matrix and norm > 0 and math.isfinite(norm)
-    ]
+def _kept(norms: Iterable[tuple[Layer, float]]) -> list[tuple[str, float]]:
+    return [(layer.name, norm) for layer, norm in norms if layer.has_matrix and norm > 0 and math.isfinite(norm)]
 
 
 def decades_lost(norms: Sequence[float]) -> float | None:

@@ -70,11 +70,12 @@ class UnderflowRule:
         is_half = "float16" in observation.dtypes
         is_low = is_half or "bfloat16" in observation.dtypes
         is_matrix = [layer.has_matrix for layer in observation.layers]
+        is_own = [layer.owns_matrix for layer in observation.layers]
         has_rate = observation.lr is None or observation.lr > 0
         self.shares = {
             "zeros": middle(checkup.output_zeros, is_matrix) if is_half or is_autocast else 0.0,
-            "unchanged": middle(checkup.unchanged, is_matrix) if is_low and has_rate else 0.0,
-            "below_eps": middle(checkup.below_eps, is_matrix),
+            "unchanged": middle(checkup.unchanged, is_own) if is_low and has_rate else 0.0,
+            "below_eps": middle(checkup.below_eps, is_own),
         }
         thresholds = {"zeros": ZEROS_SHARE, "unchanged": UNCHANGED_SHARE, "below_eps": BELOW_EPS_SHARE}
         worst = max(self.shares, key=lambda name: self.shares[name] / thresholds[name])

@@ -46,8 +46,8 @@ class SilenceRule:
                 self._had_gradient.add(layer.name)
             if layer.name in sample.ran:
                 self._num_runs[layer.name] = self._num_runs.get(layer.name, 0) + 1
-            if not layer.has_matrix or layer.name not in sample.ran:
-                continue
+            if not layer.has_matrix or not layer.parameters or layer.name not in sample.ran:
+                continue  # of a layer whose parameters all belong to others, the output alone proves nothing
             if layer.name not in self._had_gradient and outputs[i] < 0:
                 if self._num_runs[layer.name] >= DETACHED_SAMPLES:
                     never.append(layer.name)
