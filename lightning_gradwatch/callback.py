@@ -30,6 +30,7 @@ from lightning_gradwatch.core.cost import Cost
 from lightning_gradwatch.core.layers import check_selection
 from lightning_gradwatch.core.measure import norms
 from lightning_gradwatch.core.modules import parameters
+from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.records import Alert, BatchCheck, Coverage
 from lightning_gradwatch.core.saved import Saved
@@ -91,6 +92,8 @@ _THINNED = (
     "every {} steps instead of every {}; the norms of every step stay."
 )
 
+_UNSEEN = BatchCheck(None, Coverage.NOTHING)
+
 P = ParamSpec("P")
 ClipName = Literal["percentile", "zscore", "agc", "adagc", "norm", "value"]
 Changes = list[tuple[Event, Alert]]
@@ -145,7 +148,7 @@ class _Run:
     probe: Probe | None = None
     posts: dict[int, _Post] = field(default_factory=dict)
     loss: Tensor | None = None
-    inputs: BatchCheck = field(default_factory=lambda: BatchCheck(None, Coverage.NOTHING))
+    inputs: BatchCheck = _UNSEEN
     sinks: Sinks = field(default_factory=Sinks)
     actions: Actions | None = None
     prescriber: Prescriber | None = None
@@ -170,6 +173,16 @@ class _Run:
     forget_clipping: Callable[[], None] | None = None
     compares: bool = False
     has_told_twice: bool = False
+    told: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.optional = OptionalFigures(self.tell)
+
+    def tell(self, line: str) -> None:
+        """Warn once of what the watch, or several of them, must do without."""
+        if line not in self.told:
+            self.told.add(line)
+            _lightning.warn(line)
 
     def belongs_to(self, trainer: Trainer) -> bool:
         """Whether it is this Trainer's, and not that of another one nearby, nor of the parent of a forked process."""
@@ -485,7 +498,7 @@ class GradWatch(Callback):
         self._run.rng_state = None
 
     def _watch(self, pl_module: LightningModule, optimizer: Optimizer, name: str) -> _Post:
-        watcher = Watcher(pl_module, optimizer, self.settings, self._run.probe, name)
+        watcher = Watcher(pl_module, optimizer, self.settings, self._run.probe, name, self._run.tell)
         if name in self._restored:
             watcher.load_state_dict(
                 Saved(self._restored.pop(name), self._lost, f"watchers.{name}" if name else "watcher")
@@ -529,13 +542,15 @@ class GradWatch(Callback):
         due = [post for post in run.posts.values() if post.watcher.is_due(further)]
         if due and run.probe is not None and not (run.is_unheard and not run.has_seen_gradients):
             run.probe.attach(any(post.watcher.is_thorough for post in run.posts.values()))
-        inputs = check_batch(batch)
+        inputs = run.optional.take("batch", _UNSEEN, check_batch, batch)
         run.inputs = inputs if run.is_stepping else join(run.inputs, inputs)
         run.loss = None
         run.observations_in_batch = 0
         run.is_stepping = False
         if run.prescriber is not None:
-            run.prescriber.begin_batch(_lightning.x_axis(trainer), pl_module, batch)
+            run.optional.take(
+                "remedies", None, run.prescriber.begin_batch, _lightning.x_axis(trainer), pl_module, batch
+            )
 
     @_survives
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:

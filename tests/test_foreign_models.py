@@ -18,6 +18,7 @@ from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor, nn
 
 from lightning_gradwatch import GradWatch, GradWatchWarning
+from lightning_gradwatch.guest import GradWatchGuest
 from tests.tasks import Classifier, deep_net, digits, fit, quiet_trainer, read_events, small_net
 
 
@@ -172,7 +173,7 @@ ODD = {
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("is_guest", [True, False])
 def test_modules_that_override_what_torch_asks_them_are_watched(odd: str, is_guest: bool) -> None:
-    watch = GradWatch.from_environment() if is_guest else GradWatch(include="net*")
+    watch = GradWatchGuest() if is_guest else GradWatch(include="net*")
     trainer = fit(watch, ODD[odd](), max_steps=12)  # a warning would be an error here
     assert trainer.global_step == 12
     assert not watch._run.is_off
@@ -384,11 +385,10 @@ def test_backward_sampling_writes_histograms_too(tmp_path: Path) -> None:
     assert "grad_hist/net.0" in read_events(tmp_path).Tags()["histograms"]
 
 
-@pytest.mark.parametrize("state", [{"version": 2}, {}, {"version": 1, "alerts": [{"kind": "new"}]}])
-def test_a_checkpoint_of_another_version_costs_a_warning(state: dict[str, Any]) -> None:
+def test_a_checkpoint_of_another_version_costs_a_warning() -> None:
     watch = GradWatch()
     with pytest.warns(GradWatchWarning, match="cannot go on from this checkpoint and starts afresh"):
-        watch.load_state_dict(state)
+        watch.load_state_dict({"version": 2})
     fit(watch, max_steps=2)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,7 +24,7 @@ from lightning_gradwatch.core.detect.nonfinite import NonfiniteRule
 from lightning_gradwatch.core.detect.silence import SilenceRule
 from lightning_gradwatch.core.evidence import Evidence
 from lightning_gradwatch.core.figures import LayerFigures
-from lightning_gradwatch.core.measure import Groups, ParameterMeter
+from lightning_gradwatch.core.measure import ParameterMeter
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.transfer import Transfer
@@ -40,6 +42,8 @@ from tests.tasks import (
     digits,
     fit,
     quiet_trainer,
+    read_events,
+    scalars,
     small_net,
 )
 
@@ -155,26 +159,37 @@ def test_an_ordinary_step_of_a_trainer_reads_no_number(tmp_path: Path) -> None:
 
 ROOMS = [
     (watcher, "make_plan"),
-    (Groups, "norms"),
-    (LayerFigures, "weight_norms"),
-    (ParameterMeter, "nonzeros"),
-    (watcher, "log_histograms"),
-    (watcher, "survey"),
-    (callback, "check_batch"),
     (Probe, "attach"),
-    (Probe, "norm"),
     (Transfer, "send"),
     (PublicationWindow, "add"),
     (DepthRule, "update"),
     (NonfiniteRule, "update"),
     (SilenceRule, "update"),
-    (UpdateMeter, "remember"),
-    (Evidence, "add"),
-    (watcher, "explain"),
     (callback, "make_probe"),
     (_lightning, "x_axis"),
     (_lightning, "log_dir"),
 ]
+OPTIONAL: list[tuple[Any, str, str]] = [
+    (callback, "check_batch", ""),
+    (watcher, "survey", ""),
+    (ParameterMeter, "weight_norms", "gradwatch/layers/weight_norm"),
+    (LayerFigures, "weight_norms", "gradwatch/layers/weight_norm"),
+    (ParameterMeter, "nonzeros", "gradwatch/layers/zero_fraction"),
+    (LayerFigures, "zero_fractions", "gradwatch/layers/zero_fraction"),
+    (Probe, "norm", "gradwatch/layers/output_grad_norm"),
+    (Probe, "sequences", ""),
+    (UpdateMeter, "__init__", "gradwatch/layers/update_ratio"),
+    (UpdateMeter, "remember", "gradwatch/layers/update_ratio"),
+    (UpdateMeter, "compare", "gradwatch/layers/update_ratio"),
+    (UpdateMeter, "moments", "gradwatch/gradient_signal"),
+    (Probe, "nonzero_fraction", ""),
+    (Probe, "inputs", ""),
+    (watcher, "log_histograms", "gradwatch/layers/log10_histogram"),
+    (LayerFigures, "highest", "gradwatch/layers/clipped_fraction"),
+    (Evidence, "add", "gradwatch/layers/update_ratio"),
+    (watcher, "explain", ""),
+]
+"""Figures that a watch can do without, and a tag under which they are seen."""
 SINKS = [
     (Writer, "write"), (alerts_file, "append"), (writer, "roll_up"), (FlightRecorder, "add"), (FlightRecorder, "dump"),
 ]  # fmt: skip
@@ -200,6 +215,63 @@ def test_training_survives_the_failure_of_each_room(
     assert "has switched itself off; the training itself is not affected" in str(warning.message)
     assert f"RuntimeError: {name} is broken" in str(warning.message)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def optional_run(directory: Path) -> tuple[GradWatch, EventAccumulator]:
+    """A network whose gradient vanishes, with moments and clipping."""
+    watch = GradWatch(auto_clip=1.0, histogram_every=1)
+    model = Classifier(deep_net(nn.Sigmoid, 8), optimizer=torch.optim.Adam, lr=1e-3)
+    trainer = fit(watch, model, directory=directory, max_steps=15, log_every_n_steps=3)
+    assert trainer.global_step == 15
+    return watch, read_events(directory)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
+    with pytest.warns(GradWatchWarning, match="vanish"):
+        return optional_run(tmp_path_factory.mktemp("unbroken"))[1]
+
+
+@pytest.mark.parametrize("at", [1, 3], ids=["at once", "later"])
+@pytest.mark.parametrize(("place", "name", "tag"), OPTIONAL, ids=lambda value: getattr(value, "__name__", value))
+def test_an_optional_figure_that_fails_costs_that_figure_alone_and_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    unbroken: EventAccumulator,
+    place: Any,
+    name: str,
+    tag: str,
+    at: int,
+) -> None:
+    calls, real = [0], getattr(place, name)
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] >= at:
+            raise RuntimeError(f"{name} is\nbroken")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(place, name, broken)
+    with pytest.warns(GradWatchWarning) as caught:
+        watch, events = optional_run(tmp_path)
+    assert not watch._run.is_off
+    lines = [str(w.message) for w in caught if w.category is GradWatchWarning]
+    said = [line for line in lines if "leaves out" in line]
+    has_failed = calls[0] >= at
+    assert len(said) == has_failed
+    assert all(f"from now on, and goes on with the rest (RuntimeError: {name} is)." in line for line in said)
+    assert {*lines} - {*said} == {f"GradWatch, vanishing: {watch.alerts[0].message}"}
+    assert [(alert.kind, alert.step) for alert in watch.alerts] == [("vanishing", 9)]
+    norms, expected = (scalars(e, "gradwatch/total_norm") for e in (events, unbroken))
+    assert norms == expected
+    shown, all_tags = ({*e.Tags()["scalars"], *e.Tags()["tensors"]} for e in (events, unbroken))
+    assert not tag or tag in all_tags
+    if tag in shown and tag in events.Tags()["tensors"] and has_failed:
+        newest = events.Tensors(tag)[-1]
+        is_absent = newest.step < 14 or (make_ndarray(newest.tensor_proto) == -1).all()
+        assert is_absent or name in ("compare", "remember", "add")  # of these the latest that was seen
+    of_evidence = {"gradwatch/gradient_signal", "gradwatch/update_ratio", "gradwatch/weight_drift"}
+    assert all_tags - shown <= {tag, "gradwatch/layers/nonfinite_fraction", *of_evidence}
 
 
 @pytest.mark.parametrize(("place", "name"), SINKS, ids=lambda value: getattr(value, "__name__", value))

@@ -37,7 +37,15 @@ def explain(finding: Finding, evidence: Evidence, optimizer: str = "") -> Alert:
         The alert, with cause, evidence and remedies as fields and as one message.
     """
     what, diagnose = _WORDS.get(finding.kind, (_of_any_kind, _undiagnosed))
-    diagnosis = diagnose(finding, evidence)
+    return _alert(finding, what(finding, evidence), diagnose(finding, evidence), optimizer)
+
+
+def explain_nothing(finding: Finding, optimizer: str = "") -> Alert:
+    """Put a finding into words of which none depends on evidence; the arguments are those of :func:`explain`."""
+    return _alert(finding, _of_any_kind(finding, Evidence()), _undiagnosed(finding, Evidence()), optimizer)
+
+
+def _alert(finding: Finding, what: str, diagnosis: Diagnosis, optimizer: str) -> Alert:
     return Alert(
         kind=finding.kind,
         level=finding.level,
@@ -46,7 +54,7 @@ def explain(finding: Finding, evidence: Evidence, optimizer: str = "") -> Alert:
         layer=finding.layers[0] if finding.layers else "",
         value=finding.value,
         threshold=finding.threshold,
-        message=f"{what(finding, evidence)} {_sentence(diagnosis.evidence)} Try: {'; '.join(diagnosis.remedies)}.",
+        message=f"{what} {_sentence(diagnosis.evidence)} Try: {'; '.join(diagnosis.remedies)}.",
         cause=diagnosis.cause,
         evidence=diagnosis.evidence,
         remedies=diagnosis.remedies,

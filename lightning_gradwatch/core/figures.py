@@ -100,7 +100,9 @@ class LayerFigures:
     def gains(self, norms: Tensor) -> Tensor:
         """Root mean square of each layer's first matrix times the root of its fan-in, ``-1`` without one."""
         gains = torch.full((self._num_layers,), MISSING, dtype=torch.float32)
-        gains[self._layer_index[self._matrices]] = norms[self._matrices] * self._gain_factor
+        gains[self._layer_index[self._matrices]] = (norms[self._matrices] * self._gain_factor).masked_fill(
+            norms[self._matrices] < 0, MISSING
+        )
         return gains
 
     def zero_fractions(self, counts: Tensor) -> Tensor:

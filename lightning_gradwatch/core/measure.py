@@ -353,13 +353,12 @@ class ParameterMeter:
                     self._groups = None
             return self.stack(norms(parts))
 
-    def nonzeros(self) -> Tensor:
-        """Number of gradient elements (in this rank's part) that are not exactly zero; ``-1`` for no gradient.
+    def nonzeros(self, gradients: Sequence[Tensor | None]) -> Tensor:
+        """Number of elements of each gradient (of this rank's part) that are not exactly zero; ``-1`` for no gradient.
 
         Shape ``(parameters,)``, float32.
         """
-        gradients = [p.grad for p in self._parameters]
-        present = self._shards.local_parts([g for g in gradients if g is not None])
+        present = [g for g in gradients if g is not None]
         if self._groups is not None and len(present) == len(gradients) and _are_plain(present):
             return self._groups.nonzeros(present)
         counts = iter([count.float() for count in nonzero_counts(present)])

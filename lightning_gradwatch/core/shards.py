@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -91,13 +91,16 @@ class Shards:
         """:func:`local_parts`, at no cost where nothing is spread."""
         return local_parts(tensors) if self.is_spread else tensors
 
-    def reduce(self, numbers: Mapping[str, Tensor], kinds: Mapping[str, Kind]) -> dict[str, Tensor]:
+    def reduce(
+        self, numbers: Mapping[str, Tensor], kinds: Mapping[str, Kind], absent: Collection[str] = ()
+    ) -> dict[str, Tensor]:
         """Make the ranks' numbers those of the whole, in one collective. All ranks must call this together.
 
         Args:
             numbers: Float32 tensors of any shapes, the same ones on every rank; ``-1`` for "none here". Kinds ``norm``
                 and ``count`` have one entry per parameter in the last dimension.
             kinds: The kind of each.
+            absent: Names of what this rank could not measure: then no rank has it, for the whole is not known.
 
         Returns:
             Float32 tensors of the same shapes, alike on all ranks; ``-1`` where no rank had a number. What came, if
@@ -108,14 +111,20 @@ class Shards:
         has = {name: values != MISSING for name, values in numbers.items()}
         sums = {name: self._share(values.double(), kinds[name]) for name, values in numbers.items()}
         parts = [part.masked_fill(~has[name], 0).reshape(-1) for name, part in sums.items()]
-        payload = torch.cat([*parts, *(flags.reshape(-1).double() for flags in has.values())])
+        counts = [
+            torch.full_like(part, -torch.inf) if name in absent else has[name].reshape(-1).double()
+            for name, part in zip(numbers, parts, strict=True)
+        ]
+        payload = torch.cat([*parts, *counts])
         torch.distributed.all_reduce(payload)
         shapes = [values.shape for values in numbers.values()]
         sizes = [shape.numel() for shape in shapes]
-        totals, counts = payload.split(sum(sizes))
+        totals, numbers_of_ranks = payload.split(sum(sizes))
         return {
             name: _whole(total.view(shape), count.view(shape), kinds[name])
-            for name, shape, total, count in zip(numbers, shapes, totals.split(sizes), counts.split(sizes), strict=True)
+            for name, shape, total, count in zip(
+                numbers, shapes, totals.split(sizes), numbers_of_ranks.split(sizes), strict=True
+            )
         }
 
     def _share(self, values: Tensor, kind: Kind) -> Tensor:
@@ -126,4 +135,4 @@ class Shards:
 def _whole(total: Tensor, count: Tensor, kind: Kind) -> Tensor:
     mean = total / count.clamp(min=1)
     whole = {"norm": total.sqrt, "count": total.clone, "sum": total.clone, "rms": mean.sqrt, "mean": mean.clone}[kind]()
-    return whole.float().masked_fill(count == 0, MISSING)
+    return whole.float().masked_fill(count <= 0, MISSING)

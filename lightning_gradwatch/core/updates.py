@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -30,6 +30,10 @@ class UpdateState(TypedDict, total=False):
     has_gradient: Tensor | None
 
 
+NUM_SUMS, NUM_MOMENT_SUMS = 4, 3
+"""Numbers for each layer in :attr:`UpdateMeter.sums` and in what :meth:`UpdateMeter.moments` returns."""
+
+
 def thin(tensor: Tensor, limit: int = MAX_ELEMENTS) -> Tensor:
     """At most ``limit`` elements at even distances, complex ones as pairs of reals; a view where that is possible."""
     tensor = tensor.detach()
@@ -41,10 +45,56 @@ def thin(tensor: Tensor, limit: int = MAX_ELEMENTS) -> Tensor:
     return tensor.reshape(-1)[::step]
 
 
-def _pushed_by(parameter: Tensor) -> Tensor:
-    """The gradient where it lies element by element beside the weights, and otherwise nothing."""
-    gradient = parameter.grad
-    return torch.zeros_like(parameter) if gradient is None or gradient.layout is not torch.strided else gradient
+class _Adam(NamedTuple):
+    """What Adam keeps for one parameter; numbers may be tensors of one element."""
+
+    first: Tensor
+    second: Tensor
+    beta1: float | Tensor
+    beta2: float | Tensor
+    eps: float | Tensor
+    step: float | Tensor
+
+
+_KEPT_BY_ADAM = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "mu_product"}
+
+
+def _adam_of(parameter: Tensor, group: Mapping[str, Any], state: Any, num_steps: int) -> _Adam | None:
+    """The moments of a parameter; None unless the optimizer keeps for it just what Adam and its kin do.
+
+    Many others call a second moment ``exp_avg_sq`` that is one of something else, or decays in another way.
+    """
+    if not isinstance(state, Mapping) or not {"exp_avg", "exp_avg_sq"} <= state.keys() <= _KEPT_BY_ADAM:
+        return None
+    betas = group.get("betas") or (group.get("beta1"), group.get("beta2"))
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        return None
+    numbers = (*betas, group.get("eps"), state.get("step", group.get("step", num_steps)))
+    first, second = state["exp_avg"], state["exp_avg_sq"]
+    if all(map(_is_number, numbers)) and _is_beside(first, parameter) and _is_beside(second, parameter):
+        return _Adam(first, second, *numbers)
+    return None
+
+
+def _is_number(value: object) -> bool:
+    return value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, (int, float))
+
+
+def _is_beside(moment: object, parameter: Tensor) -> bool:
+    """Whether a moment has a number for each element of the parameter, where that lies, and none is quantised."""
+    return (
+        isinstance(moment, Tensor)
+        and (type(moment) is Tensor or is_spread(moment) == is_spread(parameter) is True)
+        and (moment.shape, moment.device) == (parameter.shape, parameter.device)
+        and moment.layout is torch.strided
+        and moment.is_complex() == parameter.is_complex()
+        and (moment.is_complex() or moment.is_floating_point())
+    )
+
+
+def _nothing(parameter: Tensor) -> Tensor:
+    """Zeros of its shape, that take no memory."""
+    return torch.zeros_like(parameter) if is_spread(parameter) else parameter.new_zeros(()).expand_as(parameter)
 
 
 class UpdateMeter:
@@ -60,6 +110,7 @@ class UpdateMeter:
     Attributes:
         sums: Per layer, shape ``(4, layers)``: squared change and squared weight, extrapolated to all elements; number
             of (thinned-out) elements with a gradient, and of those among them that the update left as they were.
+        is_waiting: Whether weights are remembered that have not yet been compared.
     """
 
     def __init__(
@@ -97,26 +148,33 @@ class UpdateMeter:
         self._weights = torch.stack([holds * extends, holds * extends, holds, holds])
         self._before: Tensor | None = None
         self._has_gradient: Tensor | None = None
+        self.is_waiting = False
         self._is_taken = torch.ones((), dtype=torch.bool, device=device)
         self.sums = torch.zeros(4, num_layers, dtype=torch.float32, device=device)
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether :meth:`compare` has something to compare with."""
-        return self._before is not None
-
-    def remember(self, is_taken: Tensor) -> None:
+    def remember(self, is_taken: Tensor) -> Tensor:
         """Call before a step: take the thinned-out weights, and where there is a gradient.
 
         Args:
             is_taken: Whether the optimizer will take the step, shape ``()``: a loss scaler skips those with inf.
+
+        Returns:
+            :attr:`sums`, of the latest update seen.
         """
         self._is_taken = is_taken
         self._before = self._gather(self._parameters)
-        self._has_gradient = self._gather([_pushed_by(p) for p in self._parameters]) != 0
+        self._has_gradient = self._gather(self._pushes()) != 0
+        self.is_waiting = True
+        return self.sums
+
+    def _pushes(self) -> list[Tensor]:
+        """Gradients where they lie element by element beside the weights, and otherwise nothing."""
+        gradients = [(p, p.grad) for p in self._parameters]
+        return [_nothing(p) if g is None or g.layout is not torch.strided else g for p, g in gradients]
 
     def compare(self) -> None:
         """Call at the step after :meth:`remember`: sets :attr:`sums`, unless that step was not taken."""
+        self.is_waiting = False
         if self._before is None or self._has_gradient is None:
             return
         change = self._gather(self._parameters) - self._before
@@ -125,8 +183,9 @@ class UpdateMeter:
         self.sums = torch.where(self._is_taken, self._sum(parts, self._weights), self.sums)
         self._before = self._has_gradient = None
 
+    @torch.no_grad()
     def moments(self, num_steps: int) -> Tensor:
-        """What Adam and its kin know about the gradients.
+        """What Adam and its kin know about the gradients; of other optimizers nothing is said.
 
         Args:
             num_steps: Steps so far, for the bias correction of optimizers that do not count their own.
@@ -137,21 +196,38 @@ class UpdateMeter:
             the sum of squared first over second moment, which is 1 for a constant gradient and about
             ``(1 - beta1) / (1 + beta1)`` for pure noise.
         """
-        state = self._optimizer.state
-        if num_steps == 0 or not state or not any("exp_avg_sq" in state.get(p, {}) for p in self._parameters):
+        found = self._adams(num_steps) if num_steps and self._optimizer.state else []
+        if not any(found):
             return torch.zeros_like(self.sums[:3])
-        group = self._optimizer.param_groups[0]
-        beta1, beta2 = (float(b) for b in group["betas"])
-        moments = [state.get(p, {}) for p in self._parameters]
-        none = [p if moment else torch.zeros_like(p) for p, moment in zip(self._parameters, moments, strict=True)]
-        second = self._gather([m.get("exp_avg_sq", zero) for m, zero in zip(moments, none, strict=True)])
-        first = self._gather([m.get("exp_avg", zero) for m, zero in zip(moments, none, strict=True)])
-        taken = next((m["step"] for m in moments if "step" in m), num_steps)  # without those that a loss scaler skipped
-        second, first = second / (1 - beta2**taken), first / (1 - beta1**taken)
+        none = [_nothing(p) for p in self._parameters]
+        adams = [adam or _Adam(zeros, zeros, 0.0, 0.0, 0.0, 1.0) for adam, zeros in zip(found, none, strict=True)]
+        steps = self._each([adam.step for adam in adams])  # without those that a loss scaler skipped
+        first = self._gather([adam.first for adam in adams]) / (1 - self._each([a.beta1 for a in adams]) ** steps)
+        second = self._gather([adam.second for adam in adams]) / (1 - self._each([a.beta2 for a in adams]) ** steps)
         alive = second > 0
-        below = alive & (second.sqrt() < float(group["eps"]))
+        below = alive & (second.sqrt() < self._each([adam.eps for adam in adams]))
         signal = torch.where(alive, first.square() / second, 0)
         return self._sum(torch.stack([alive.float(), below.float(), signal]), self._holds)
+
+    def _adams(self, num_steps: int) -> list[_Adam | None]:
+        """What Adam keeps for each parameter."""
+        groups = {id(p): group for group in self._optimizer.param_groups for p in group["params"]}
+        states = self._optimizer.state
+        return [_adam_of(p, groups.get(id(p), {}), states.get(p), num_steps) for p in self._parameters]
+
+    def _each(self, numbers: Sequence[float | Tensor]) -> Tensor:
+        """Numbers of the parameters as numbers of their elements, without waiting for the device."""
+        device = self.sums.device
+        here = [float(n) if isinstance(n, Tensor) and n.is_cpu else n for n in numbers]
+        if any(isinstance(n, Tensor) for n in here):  # the others are filled in on the device
+            each = torch.stack([n.reshape(()).float() if isinstance(n, Tensor) else self._one(n) for n in here])
+        else:
+            each = torch.tensor(here, dtype=torch.float32, pin_memory=device.type == "cuda")
+        each = each.to(device, non_blocking=True)
+        return each.repeat_interleave(self._counts, output_size=self._num_elements)
+
+    def _one(self, number: float) -> Tensor:
+        return torch.full((), number, dtype=torch.float32, device=self.sums.device)
 
     def state_dict(self) -> UpdateState:
         """Tensors that :meth:`load_state_dict` takes back; of this rank's parts where parameters are spread."""
@@ -169,6 +245,7 @@ class UpdateMeter:
         self.sums, self._is_taken = sums.to(device, torch.float32), taken.to(device, torch.bool)
         if before is not None and pushed is not None and before.shape == pushed.shape == has_size:
             self._before, self._has_gradient = before.to(device), pushed.to(device, torch.bool)
+            self.is_waiting = True
 
     @torch.no_grad()
     def _gather(self, tensors: list[Tensor]) -> Tensor:

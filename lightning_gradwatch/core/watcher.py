@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypedDict
 
@@ -16,7 +17,7 @@ from lightning_gradwatch.core.anatomy import merge, survey
 from lightning_gradwatch.core.clip import ClipPolicy
 from lightning_gradwatch.core.clip.clippers import NUM_FACTS, Clippers, ClippersState, ClipWindow
 from lightning_gradwatch.core.detect import Detector
-from lightning_gradwatch.core.diagnose import explain
+from lightning_gradwatch.core.diagnose import explain, explain_nothing
 from lightning_gradwatch.core.evidence import Evidence
 from lightning_gradwatch.core.figures import Arrangement, LayerFigures, complement, moment_figures, update_figures
 from lightning_gradwatch.core.histogram import log_histograms
@@ -30,14 +31,17 @@ from lightning_gradwatch.core.layers import (
 )
 from lightning_gradwatch.core.measure import NormWindow, ParameterMeter, norms
 from lightning_gradwatch.core.modules import modules
+from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.records import (
     MISSING,
+    NUM_BINS,
     Alert,
     Anatomy,
     BatchCheck,
     Checkup,
     Coverage,
+    Finding,
     Observation,
     Publication,
     Sample,
@@ -46,7 +50,7 @@ from lightning_gradwatch.core.saved import Saved
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.shards import Kind, Shards
 from lightning_gradwatch.core.transfer import Transfer
-from lightning_gradwatch.core.updates import UpdateMeter, UpdateState
+from lightning_gradwatch.core.updates import NUM_MOMENT_SUMS, NUM_SUMS, UpdateMeter, UpdateState
 from lightning_gradwatch.core.window import PublicationWindow
 
 THOROUGH_EVERY = 5
@@ -177,6 +181,7 @@ class Watcher:
         probe: A probe to share between several watchers of one model, attached and detached by the caller; None for one
             of its own.
         name: Name of the optimizer if there are several.
+        tell: Takes the line that says which optional figure has failed, and why; None for a warning.
 
     Attributes:
         num_steps: Steps observed so far.
@@ -192,8 +197,10 @@ class Watcher:
         settings: Settings | None = None,
         probe: Probe | None = None,
         name: str = "",
+        tell: Callable[[str], None] | None = None,
     ) -> None:
         self.name = name
+        self._optional = OptionalFigures() if tell is None else OptionalFigures(tell)
         self.num_steps = 0
         self.num_samples = 0
         self.thinning = 1
@@ -230,6 +237,7 @@ class Watcher:
         self._groups: list[list[Tensor]] = []
         self._figures: tuple[Plan, LayerFigures] | None = None
         self._after_backward: Tensor | None = None
+        self._updates: UpdateMeter | None = None
         self.plan: Plan | None = None
 
     @property
@@ -276,7 +284,10 @@ class Watcher:
         """
         if self._num_surveys < MAX_SURVEYS and loss.grad_fn is not None:
             self._num_surveys += 1
-            self._anatomy = merge(self._anatomy, survey(loss, self._model))
+            self._anatomy = self._optional.take("anatomy", self._anatomy, self._survey, loss)
+
+    def _survey(self, loss: Tensor) -> Anatomy:
+        return merge(self._anatomy, survey(loss, self._model))
 
     def note_backward(self) -> None:
         """Call after a backward pass where somebody may change the gradients before the step.
@@ -317,7 +328,7 @@ class Watcher:
             Alerts and publications; empty on a step that is neither sampled nor published, which costs no host sync.
         """
         is_due = self._is_overdue or self._is_sampled(self.num_steps)
-        if self.plan is not None and (is_due or publish or self._updates.is_waiting):
+        if self.plan is not None and (is_due or publish or self._is_comparing):
             self._follow_kinds(self.plan)
         self._follow_parameters()
         self._follow_order()
@@ -331,7 +342,8 @@ class Watcher:
         self._is_scaled = loss_scale is not None
         self._is_overdue = is_due and self._probe.can_see and not self._probe.is_attached
         is_sampled = is_due and not self._is_overdue
-        self._updates.compare()
+        if self._updates is not None and self._is_comparing:
+            self._optional.take("updates", None, self._updates.compare)
         scale = loss_scale if gradients_scaled else None
         is_old = self._latest is not None and self.num_steps >= self._state_step + STATE_EVERY
         is_wanted = (publish and is_old) or (is_sampled and self._is_stateful)
@@ -343,7 +355,14 @@ class Watcher:
             tensors["after_backward"], self._after_backward = unscaled.view(1), None
         self.num_steps += 1
         if publish and self._histogram_is_due():
-            tensors["histogram"] = self._take_histogram(self.plan, scale)
+            tensors["histogram"] = self._optional.take(
+                "histogram",
+                self._unknown(len(self.plan.layers), NUM_BINS + 2),
+                self._take_histogram,
+                self.plan,
+                self._local_gradients(),
+                scale,
+            )
         self._probe.mark_read()
         if self._owns_probe:
             self._probe.detach()
@@ -458,7 +477,7 @@ class Watcher:
             "rows": rows.cpu().clone() if rows is not None else None,
             "clips": self._restored_clips if self.plan is None else self._clippers.state_dict(),
             "clip_window": self._clip_window.state_dict(),
-            "updates": self._updates.state_dict() if self.plan and is_whole else self._restored_updates,
+            "updates": self._updates.state_dict() if self._updates and is_whole else self._restored_updates,
             "layers": self._restored_layers if self.plan is None else self._names(),
             "late": [asdict(alert) for alert in self._late.alerts],
             "latest": None if self._latest is None else _sample_state(self._latest),
@@ -527,7 +546,7 @@ class Watcher:
         self._set_plan(plan)
         if not self._device_window.restore(self._restored_rows):
             self._steps, self._known = [], []
-        if self._restored_updates is not None and before == self._names():
+        if self._restored_updates is not None and self._updates is not None and before == self._names():
             self._updates.load_state_dict(self._restored_updates)
         if self._restored_clips is not None:
             self._clippers.load_state_dict(self._restored_clips)
@@ -583,7 +602,10 @@ class Watcher:
         self._device_window = NormWindow(plan.parameters, self._shards, len(self._clippers) * NUM_FACTS)
         self._meter = ParameterMeter(plan.parameters, self._shards)
         owners = (plan.layer_index, len(plan.layers))
-        self._updates = UpdateMeter(plan.parameters, *owners, self._optimizer, self._shards)
+        make = functools.partial(UpdateMeter, plan.parameters, *owners, self._optimizer, self._shards)
+        self._updates = self._optional.take("updates", None, make)
+        if self._updates is None:
+            self._optional.absent.add("moments")  # which it would have read
 
     def _follow_order(self) -> None:
         """Give layers that have run for the first time their place, and keep what was measured in the old order."""
@@ -609,43 +631,76 @@ class Watcher:
     def _take_state(self) -> dict[str, Tensor]:
         """What changes slowly, and is measured for publications and thorough samples alone."""
         self._state_step = self.num_steps
-        return {"weights": self._meter.weight_norms(), "nonzeros": self._meter.nonzeros()}
+        unknown = self._unknown(self._device_window.norms.shape[1])
+        return {
+            "weights": self._optional.take("weights", unknown, self._meter.weight_norms),
+            "nonzeros": self._optional.take("nonzeros", unknown, self._meter.nonzeros, self._local_gradients()),
+        }
+
+    def _local_gradients(self) -> list[Tensor | None]:
+        """This rank's part of each gradient. All ranks must call this together, also one that leaves a figure out."""
+        assert self.plan is not None
+        gradients = [p.grad for p in self.plan.parameters]
+        parts = iter(self._shards.local_parts([gradient for gradient in gradients if gradient is not None]))
+        return [None if gradient is None else next(parts) for gradient in gradients]
+
+    def _unknown(self, *shape: int) -> Tensor:
+        """What stands in a copy for a figure that is left out."""
+        return self._meter.missing.expand(shape)
 
     def _take_sample(self, loss_scale: Tensor | None) -> dict[str, Tensor]:
         thorough = self.is_thorough
         self.num_samples += 1
         self._ran = frozenset(self._probe.ran) - self._frozen()
-        outputs = {"outputs": self._meter.stack([self._probe.norm(name) for name in self._layer_names]).float()}
+        unknown = self._unknown(len(self._layer_names))
+        outputs = {"outputs": self._optional.take("outputs", unknown, self._output_norms)}
         if not self._shards.is_spread:  # sequences may be longer on one rank than on another
-            outputs.update((f"sequence {name}", norms) for name, norms in self._probe.sequences().items())
+            sequences = self._optional.take("sequences", {}, self._probe.sequences)
+            outputs.update((f"sequence {name}", norms) for name, norms in sequences.items())
         if loss_scale is not None:
-            outputs = {name: norms / loss_scale for name, norms in outputs.items()}
+            outputs = {name: torch.where(norms < 0, norms, norms / loss_scale) for name, norms in outputs.items()}
         return {**outputs, **self._check_up()} if thorough else outputs
 
+    def _output_norms(self) -> Tensor:
+        return self._meter.stack([self._probe.norm(name) for name in self._layer_names]).float()
+
     def _check_up(self) -> dict[str, Tensor]:
+        take, num_layers = self._optional.take, len(self._layer_names)
+        sums, moments = self._unknown(NUM_SUMS, num_layers), self._unknown(NUM_MOMENT_SUMS, num_layers)
+        if self._updates is not None:
+            moments = take("moments", moments, self._updates.moments, self.num_steps)
+            sums = take("updates", sums, self._updates.remember, self._device_window.norms[-1].isfinite().all())
+        return {
+            "updates": sums,
+            "moments": moments,
+            "output_nonzeros": take("output_nonzeros", self._unknown(num_layers), self._output_nonzeros),
+            "inputs": take("inputs", self._unknown(num_layers, NUM_INPUT_FACTS), self._input_facts),
+        }
+
+    def _output_nonzeros(self) -> Tensor:
+        return self._meter.stack([self._probe.nonzero_fraction(name) for name in self._layer_names])
+
+    def _input_facts(self) -> Tensor:
         unknown = self._meter.missing.expand(NUM_INPUT_FACTS)
         inputs = [self._probe.inputs(name) for name in self._layer_names]
-        moments = self._updates.moments(self.num_steps)
-        self._updates.remember(self._device_window.norms[-1].isfinite().all())
-        return {
-            "updates": self._updates.sums,
-            "moments": moments,
-            "output_nonzeros": self._meter.stack([self._probe.nonzero_fraction(name) for name in self._layer_names]),
-            "inputs": torch.stack([unknown if i is None else i.to(unknown.device) for i in inputs] or [unknown])[
-                : len(inputs)
-            ],
-        }
+        return torch.stack([unknown if i is None else i.to(unknown.device) for i in inputs] or [unknown])[: len(inputs)]
+
+    @property
+    def _is_comparing(self) -> bool:
+        """Whether the weights are to be compared with those before the last step."""
+        return self._updates is not None and self._updates.is_waiting
 
     def _histogram_is_due(self) -> bool:
         every = self._settings.histogram_every
         return every > 0 and self._num_publications % every == 0
 
-    def _take_histogram(self, plan: Plan, scale: Tensor | None) -> Tensor:
-        owned = zip(plan.parameters, plan.layer_index, self._shards.shares, strict=True)
-        there = [(p.grad, owner, share) for p, owner, share in owned if p.grad is not None]
-        gradients = self._shards.local_parts([gradient for gradient, _, _ in there])
+    def _take_histogram(self, plan: Plan, gradients: Sequence[Tensor | None], scale: Tensor | None) -> Tensor:
+        owned = zip(gradients, plan.layer_index, self._shards.shares, strict=True)
+        there = [(gradient, owner, share) for gradient, owner, share in owned if gradient is not None]
         owners, shares = [owner for _, owner, _ in there], [share for _, _, share in there]
-        return log_histograms(gradients, owners, len(plan.layers), self._num_publications, scale, shares)
+        return log_histograms(
+            [gradient for gradient, _, _ in there], owners, len(plan.layers), self._num_publications, scale, shares
+        )
 
     def _send(self, tensors: dict[str, Tensor], publish: bool, is_urgent: bool = False) -> Report:
         if publish:
@@ -673,7 +728,7 @@ class Watcher:
             tensors["clips"] = rows.extra
         if len(self._clippers) and publish:
             tensors["clipped"] = self._clippers.clipped
-        arrived = self._transfer.send(label, self._shards.reduce(tensors, kinds))
+        arrived = self._transfer.send(label, self._shards.reduce(tensors, kinds, self._optional.absent))
         self._drop_rows()
         if publish:
             self._clippers.forget()
@@ -697,13 +752,18 @@ class Watcher:
                 if "clips" in tensors:
                     self._clip_window.add(tensors["clips"])
                 findings = self._detector.update(observation, label.is_scaled, label.skips)
-                self._evidence.add(observation, self._detector.time.horizons)
+                self._optional.take("evidence", None, self._evidence.add, observation, self._detector.time.horizons)
                 self._look_closer()
-                alerts = tuple(explain(finding, self._evidence, self.name) for finding in findings)
-            publications = self._publish(observation, self._clipped(label, tensors)) if label.publish else ()
+                alerts = tuple(self._explain(finding) for finding in findings)
+            clipped = self._optional.take("clipped", None, self._clipped, label, tensors) if label.publish else None
+            publications = self._publish(observation, clipped) if label.publish else ()
             change = _change(observation, tensors)
             report = _join(report, Report(alerts, publications, True, (observation,), change))
         return report
+
+    def _explain(self, finding: Finding) -> Alert:
+        alert = self._optional.take("causes", None, explain, finding, self._evidence, self.name)
+        return explain_nothing(finding, self.name) if alert is None else alert
 
     def _look_closer(self) -> None:
         """Sample a few steps in a row if that would settle something; where ranks see different numbers, none does."""
@@ -728,7 +788,7 @@ class Watcher:
             dtypes=label.dtypes,
             anatomy=label.anatomy,
             sample=self._sample(label, numbers) if "outputs" in numbers else None,
-            histogram=None if histogram is None else order.rows(histogram),
+            histogram=None if histogram is None or _is_unknown(histogram) else order.rows(histogram),
             publish=label.publish,
             optimizer=self.name,
             clips=numbers.get("clips"),
@@ -782,9 +842,10 @@ class Watcher:
         if latest is not None and len(latest.weight_norm) == len(order):  # else the layers have changed since
             known_weights, known_zeros = latest.weight_norm, latest.zero_fraction
         if "weights" in numbers:
+            take, unknown = self._optional.take, torch.full((len(order),), MISSING, dtype=torch.float32)
             if not _is_skipped(label, numbers):
-                known_zeros = order.rows(figures.zero_fractions(numbers["nonzeros"]))
-            return order.rows(figures.weight_norms(numbers["weights"])), known_zeros
+                known_zeros = order.rows(take("nonzeros", unknown, figures.zero_fractions, numbers["nonzeros"]))
+            return order.rows(take("weights", unknown, figures.weight_norms, numbers["weights"])), known_zeros
         return known_weights, known_zeros
 
     def _refreshed(self, label: _Label, numbers: Mapping[str, Tensor]) -> Sample | None:
@@ -913,6 +974,11 @@ def _bad_inputs(facts: Sequence[Sequence[float]], coverages: Iterable[Coverage])
         is_bad = coverage is not Coverage.NOTHING and not all(map(math.isfinite, ends))
         found.append(True if is_bad else False if coverage is Coverage.ALL else None)
     return tuple(found)
+
+
+def _is_unknown(numbers: Tensor) -> bool:
+    """Whether a figure was left out."""
+    return numbers.numel() > 0 and numbers.flatten()[0].item() == MISSING
 
 
 def _is_skipped(label: _Label, numbers: Mapping[str, Tensor]) -> bool:

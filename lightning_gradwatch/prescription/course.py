@@ -67,6 +67,7 @@ class Course:
         self.alerts: list[Alert] = []
         self.observations: list[Observation] = []
         self.losses: list[float] = []
+        self.left_out: list[str] = []
         self.num_time_steps, self.is_rebuilt = 0, False
         self.loss_before = self.loss_after = math.nan
         self.patient = patient
@@ -75,7 +76,7 @@ class Course:
         self._device = next((p.device for p in patient.model.parameters()), torch.device("cpu"))
         self._clock = process_time if self._device.type == "cpu" else perf_counter  # others' work does not count
         settings = Settings(schedule or Schedule(NUM_SAMPLES, 10**9), policies=make_policies(patient.clip))
-        self._watcher = Watcher(patient.model, optimizer, settings)
+        self._watcher = Watcher(patient.model, optimizer, settings, tell=self.left_out.append)
         self._scaler = torch.amp.GradScaler(self._device.type) if patient.loss_scale else None
         self._rates = [group["lr"] for group in optimizer.param_groups]
         self._num_steps = 0

@@ -146,7 +146,7 @@ def test_weight_norms_and_zero_fractions_per_layer() -> None:
     parameters = with_gradients(torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.0]), None)
     meter, figures = ParameterMeter(parameters, Shards(parameters)), LayerFigures([0, 0, 1], 3, [3, 1, 2], [])
     assert figures.weight_norms(meter.weight_norms()).tolist() == pytest.approx([2.0, math.sqrt(2), MISSING])
-    assert figures.zero_fractions(meter.nonzeros()).tolist() == [0.75, MISSING, MISSING]
+    assert figures.zero_fractions(meter.nonzeros([p.grad for p in parameters])).tolist() == [0.75, MISSING, MISSING]
 
 
 def test_the_window_is_bounded_and_can_be_restored() -> None:

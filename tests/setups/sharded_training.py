@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import pytest
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
 from lightning_gradwatch import GradWatch, _lightning
+from lightning_gradwatch.core import watcher
+from lightning_gradwatch.core.measure import ParameterMeter
 from tests.setups.processes import tell
 from tests.tasks import quiet_trainer
 
@@ -128,6 +131,10 @@ def train(kind: str, *callbacks: Any, directory: Path | None = None, resume: Any
     return trainer
 
 
+def fail(*args: Any, **kwargs: Any) -> Any:
+    raise RuntimeError("on purpose")
+
+
 def full_weights(trainer: Any) -> list[Any]:
     parameters = [p.detach() for p in trainer.lightning_module.net.parameters()]
     return [(p.full_tensor() if hasattr(p, "full_tensor") else p).tolist() for p in parameters]
@@ -160,6 +167,15 @@ def main(directory: Path) -> dict[str, Any]:
         train("fsdp", GradWatch(auto_clip="agc"))
     except ValueError as refusal:
         told["refusal"] = str(refusal)
+    for kind in ("fsdp", "sequence"):
+        with pytest.MonkeyPatch.context() as patch:
+            if os.environ["RANK"] == "1":
+                patch.setattr(ParameterMeter, "weight_norms", fail)
+                patch.setattr(ParameterMeter, "nonzeros", fail)
+                patch.setattr(watcher, "log_histograms", fail)
+            watch = GradWatch(dense_steps=4, sample_every_n_steps=1000, histogram_every=1)
+            train(kind, watch, directory=directory / f"{kind} without")
+            told[f"{kind} without"] = [post.watcher.num_steps for post in watch._run.posts.values()]
     watch = GradWatch(dense_steps=4, sample_every_n_steps=1000)
     with contextlib.suppress(RuntimeError):
         train("fsdp", watch, Failure(calls), log_every_n_steps=1000)

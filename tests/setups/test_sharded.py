@@ -130,6 +130,20 @@ def test_a_policy_that_needs_whole_weights_is_refused_on_every_rank(run: Any) ->
         assert re.search("`auto_clip` must be .* where these are sharded, but AGC.*To cure it", rank["refusal"])
 
 
+@pytest.mark.parametrize("kind", ["fsdp", "sequence"])
+def test_a_figure_that_one_rank_cannot_measure_is_nobodys_and_the_rest_goes_on(run: Any, kind: str) -> None:
+    directory, ranks = run
+    assert [told[f"{kind} without"] for told in ranks] == [[NUM_STEPS]] * 2
+    whole, without = read_events(directory / kind), read_events(directory / f"{kind} without")
+    for tag in ("gradwatch/total_norm", "gradwatch/total_norm_max"):
+        assert scalars(without, tag) == scalars(whole, tag)
+    for quantity in ("weight_norm", "zero_fraction"):
+        assert all(set(values) == {-1} for values in layer_values(without, quantity).values())
+    outputs = layer_values(without, "output_grad_norm")
+    assert outputs == layer_values(whole, "output_grad_norm")
+    assert "gradwatch/layers/log10_histogram" not in without.Tags()["tensors"]
+
+
 def test_a_failure_waits_for_no_other_rank(run: Any) -> None:
     assert [rank["calls after a failure"] for rank in run[1]] == [{}, {}]
 
