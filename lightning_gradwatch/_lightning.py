@@ -245,7 +245,8 @@ def still_scaled(trainer: Trainer, optimizer: Optimizer) -> bool:
     """Whether a loss scaler is at work that has not yet unscaled this optimizer's gradients in the present step."""
     if loss_scale(trainer) is None:
         return False
-    states = getattr(trainer.precision_plugin.scaler, "_per_optimizer_states", {})
+    plugin: Any = trainer.precision_plugin
+    states = getattr(plugin.scaler, "_per_optimizer_states", {})
     stage = states[id(optimizer)].get("stage") if id(optimizer) in states else None
     return getattr(stage, "name", "READY") == "READY"
 

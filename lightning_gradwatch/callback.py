@@ -406,9 +406,10 @@ class GradWatch(Callback):
         self._run.rng_state = _rng_state()
 
     def _check_selections(self, pl_module: LightningModule) -> None:
-        for chosen in (self.settings, *self.settings.policies):
-            if chosen.include or chosen.exclude:
-                check_selection(pl_module, tuple(chosen.include), tuple(chosen.exclude))
+        selections = [(chosen.include, chosen.exclude) for chosen in self.settings.policies]
+        for include, exclude in [(self.settings.include, self.settings.exclude), *selections]:
+            if include or exclude:
+                check_selection(pl_module, tuple(include), tuple(exclude))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start a watch for every optimizer."""

@@ -193,7 +193,8 @@ class Duplicating(Classifier):  # type: ignore[misc, valid-type]
 
     def __init__(self, net: nn.Module, directory: Path) -> None:
         super().__init__(net)
-        self.directory, self.copies = directory, []
+        self.directory = directory
+        self.copies: list[Any] = []
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         if batch_idx in (0, 3):

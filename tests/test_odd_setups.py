@@ -58,7 +58,7 @@ class OldNames(Unlisted):
 class Shadowed(Unlisted):
     """A property has the name of a submodule."""
 
-    @property
+    @property  # type: ignore[override]  # torch allows it
     def inner(self) -> list[Any]:
         return [self._modules["inner"]]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ def _copies(setting: Setting) -> Iterator[Row]:
             training.step(publish)
         bare = fresh(setting, mlp, rows(32, 64))
         bare.step()
-        watched, without = _profile(lambda t=training, p=publish: t.step(p)), _profile(bare.step)
+        watched, without = _profile(partial(training.step, publish)), _profile(bare.step)
         copies = watched["Memcpy DtoH"] - without["Memcpy DtoH"]
         wanted = 0 if kind == "an ordinary step" else 1
         launches = watched["cudaLaunchKernel"] - without["cudaLaunchKernel"]

@@ -127,7 +127,7 @@ def _build(workload: Workload, setting: Setting) -> Training:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         inputs = inputs.to(memory_format=torch.channels_last)
     if workload.compile and setting.is_gpu:
-        for block in model.blocks:
+        for block in model.blocks:  # type: ignore[union-attr]  # a list of modules
             block.compile()
     return Training(model, (inputs, targets), None, workload.dtype, partial(torch.optim.AdamW, fused=True))
 

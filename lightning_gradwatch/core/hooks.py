@@ -52,7 +52,7 @@ class ModuleHooks:
         for module, hook in hooks:
             own = module.__dict__
             for name in kinds:
-                entries = own.get(name)
+                entries: Any = own.get(name)
                 if id(entries) not in self._veiled:
                     if not isinstance(entries, OrderedDict):  # of a plain dict torch makes no use
                         continue

@@ -14,7 +14,7 @@ def shared() -> nn.Module:
     """One block in two places, one weight in two layers, a name that stands for nothing, and buffers."""
     block, tied = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), nn.Linear(3, 3)
     net = nn.ModuleDict({"first": block, "again": block, "tied": tied})
-    tied.weight = block[0].weight
+    tied.weight = block[0].weight  # type: ignore[assignment]  # of a Sequential any module may come
     tied.register_parameter("nothing", None)
     net.register_module("none", None)
     return net
@@ -66,7 +66,7 @@ class Contrary(nn.Module):
         self._parameters["scale"] = nn.Parameter(torch.ones(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self._modules["inner"](x) * self._parameters["scale"]
+        output: Tensor = self._modules["inner"](x) * self._parameters["scale"]  # type: ignore[misc]  # it is there
         return output
 
     parameters = named_parameters = modules = named_modules = children = named_children = refused
@@ -89,7 +89,7 @@ def test_a_property_may_have_the_name_of_a_submodule() -> None:
             super().__init__()
             self.layers = nn.Linear(2, 2)
 
-        @property
+        @property  # type: ignore[no-redef]  # torch allows it
         def layers(self) -> list[nn.Module]:
             return [self._modules["layers"]]  # type: ignore[list-item]
 

@@ -240,7 +240,7 @@ def cast(dtype: torch.dtype) -> Any:
     return lambda net: net[2].to(dtype)
 
 
-def shrink(net: nn.Sequential) -> None:
+def shrink(net: Any) -> None:
     """A layer of the same parameters with half as many units, and the one behind it."""
     net[2].weight.data, net[2].bias.data = net[2].weight.data[:32].clone(), net[2].bias.data[:32].clone()
     net[4].weight.data = net[4].weight.data[:, :32].clone()
@@ -267,7 +267,6 @@ IN_PLACE: dict[str, Any] = {
     "frozen": lambda net: net[2].requires_grad_(False),
     "pruned": prune,
     "weight norm": lambda net: nn.utils.parametrizations.weight_norm(net[2]),
-    "spectral norm": lambda net: nn.utils.parametrizations.spectral_norm(net[2]),
     "dropped": drop,
     "wrapped": adapt,
     "channels last": lambda net: net[2].weight.data.t_().contiguous().t_(),
