@@ -24,6 +24,7 @@ from lightning_gradwatch.core.detect.nonfinite import NonfiniteRule
 from lightning_gradwatch.core.detect.silence import SilenceRule
 from lightning_gradwatch.core.evidence import Evidence
 from lightning_gradwatch.core.figures import LayerFigures
+from lightning_gradwatch.core.inputs import InputFacts
 from lightning_gradwatch.core.measure import ParameterMeter
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.schedule import Schedule
@@ -184,6 +185,7 @@ OPTIONAL: list[tuple[Any, str, str]] = [
     (UpdateMeter, "moments", "gradwatch/gradient_signal"),
     (Probe, "nonzero_fraction", ""),
     (Probe, "inputs", ""),
+    (InputFacts, "add", ""),
     (watcher, "log_histograms", "gradwatch/layers/log10_histogram"),
     (LayerFigures, "highest", "gradwatch/layers/clipped_fraction"),
     (Evidence, "add", "gradwatch/layers/update_ratio"),

@@ -20,6 +20,7 @@ from lightning_gradwatch.core.detect.nonfinite import NonfiniteRule
 from lightning_gradwatch.core.detect.silence import SilenceRule
 from lightning_gradwatch.core.evidence import Evidence
 from lightning_gradwatch.core.figures import LayerFigures
+from lightning_gradwatch.core.inputs import InputFacts
 from lightning_gradwatch.core.measure import NormWindow, ParameterMeter
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.shards import Shards
@@ -54,6 +55,7 @@ ROOMS: list[tuple[Any, str]] = [
     (FlightRecorder, "begin_step"),
     (FlightRecorder, "dump"),
     (Incidents, "record"),
+    (InputFacts, "add"),
     (LayerFigures, "norms"),
     (LayerFigures, "weight_norms"),
     (LayerFigures, "zero_fractions"),

@@ -36,19 +36,17 @@ class ModuleHooks:
         self.hung: list[Entries] = []
         _OURS.add(self._key)
 
-    def hang(
-        self, hooks: Iterable[tuple[nn.Module, Callable[..., Any]]], before: bool = False, with_kwargs: bool = False
-    ) -> None:
+    def hang(self, hooks: Iterable[tuple[nn.Module, Callable[..., Any]]], before: bool = False) -> None:
         """Let modules call hooks; a module that torch has not made ready for hooks calls none.
 
         Args:
-            hooks: Modules, each with what to call with it, its arguments and its output, as for
-                ``register_forward_hook``.
+            hooks: Modules, each with what to call with it, its arguments, its keyword arguments and its output, as for
+                ``register_forward_hook(hook, with_kwargs=True)``. They are the same kind of hook at every step:
+                torch.compile would compile a function anew for another.
             before: Whether they are called before ``forward``, without an output.
-            with_kwargs: Whether they are called with the keyword arguments, too.
         """
         kind = "_forward_pre_hooks" if before else "_forward_hooks"
-        kinds = (kind, f"{kind}_with_kwargs") if with_kwargs else (kind,)
+        kinds = (kind, f"{kind}_with_kwargs")
         for module, hook in hooks:
             own = module.__dict__
             for name in kinds:

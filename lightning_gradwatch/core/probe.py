@@ -8,7 +8,7 @@ import math
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,29 +30,34 @@ STRONG = 1e-8
 """A gradient whose norm was at least this does not shrink to below ``SMALLEST_NORM`` from one sample to the next."""
 SMALLEST_NORM = 1e-13
 """Norms of up to 1e8 elements are right to 1e-4 in float32 above this; below, squares underflow."""
+_Seen = Literal["outputs", "sequences", "inputs"]
+"""What the probe sees; each may fail alone."""
 
 
-def _never_fails(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Hooks run inside the user's forward and backward pass: there a failure of ours must end the probe, not the run.
+def _never_fails(figure: _Seen) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Hooks run inside the user's forward and backward pass: there a failure of ours must end a figure, not the run.
 
     Inside a graph of ``torch.compile`` they do nothing, so that the compiler folds them away; nor do they in a pause,
     nor where somebody has kept one of them after :meth:`Probe.detach`.
     """
 
-    @functools.wraps(hook)
-    def guarded(self: Probe, *args: Any) -> Any:
-        if torch.compiler.is_compiling() or self.failure is not None or self.is_paused or not self._hooks.hung:
-            return None
-        start = perf_counter()
-        try:
-            return hook(self, *args)
-        except Exception:
-            self.failure = traceback.format_exc()
-            return None
-        finally:
-            self.seconds += perf_counter() - start
+    def guard(hook: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(hook)
+        def guarded(self: Probe, *args: Any) -> Any:
+            if torch.compiler.is_compiling() or figure in self._failures or self.is_paused or not self._hooks.hung:
+                return None
+            start = perf_counter()
+            try:
+                return hook(self, *args)
+            except Exception as failure:
+                self._note_failure(figure, failure)
+                return None
+            finally:
+                self.seconds += perf_counter() - start
 
-    return guarded
+        return guarded
+
+    return guard
 
 
 class _Call:
@@ -112,6 +117,7 @@ class Probe:
         self._page = self._session = 0
         self.order: list[str] = []
         self._placed: set[str] = set()
+        self._failures: dict[_Seen, Exception] = {}
         self.failure: str | None = None
         self.is_paused = False
         self.seconds = 0.0
@@ -154,9 +160,9 @@ class Probe:
         self._is_thorough = thorough
         asleep = {name for name in self._fused if not facts_of(self._layers[name]).get("training")}
         names = (self._profiled if self.order else self._looks.keys()) - asleep
-        self._hooks.hang([look for name, look in self._looks.items() if name in names], with_kwargs=thorough)
+        self._hooks.hang([look for name, look in self._looks.items() if name in names])
         sequences = [(self._layers[name], functools.partial(self._see_sequence, name)) for name in self._recurrent]
-        self._hooks.hang(sequences, before=True, with_kwargs=True)
+        self._hooks.hang(sequences, before=True)
 
     def detach(self) -> None:
         """Remove every hook and forget what was seen; safe to call at any time."""
@@ -220,20 +226,37 @@ class Probe:
         return self._nonzeros.get(layer)
 
     def inputs(self, layer: str) -> Tensor | None:
-        """:func:`~lightning_gradwatch.core.inputs.describe` of the layer's input at its last call; None if unseen."""
+        """:func:`~lightning_gradwatch.core.inputs.describe` of the layer's input at its last call; None if unseen.
+
+        Raises:
+            Exception: What failed when inputs were looked at.
+        """
+        if "inputs" in self._failures:
+            raise self._failures["inputs"]
         return self._inputs.get(layer)
 
     def sequences(self) -> dict[str, Tensor]:
         """Gradient norms over time steps, the earliest first, for layers with at least 8 of them.
 
         For recurrent layers the norm of dLoss/dx_t; for layers that were called repeatedly the norm at each output.
+
+        Raises:
+            Exception: What failed when sequences were looked at.
         """
+        if "sequences" in self._failures:
+            raise self._failures["sequences"]
         repeated = {
             name: torch.stack([_root_of_squares(call.norms) for call in reversed(calls)]).float()
             for name, calls in self._calls.items()
             if len(calls) >= MIN_SEQUENCE
         }
         return {**repeated, **{name: s for name, s in self._sequences.items() if len(s) >= MIN_SEQUENCE}}
+
+    def _note_failure(self, figure: _Seen, failure: Exception) -> None:
+        """Leave a figure out from now on; without the outputs there is nothing to see at all."""
+        if figure == "outputs":
+            self.failure = traceback.format_exc()
+        self._failures[figure] = failure.with_traceback(None)  # which would keep the user's tensors
 
     def _forget(self) -> None:
         self._session += 1
@@ -257,20 +280,17 @@ class Probe:
         self._is_read = False
         self._forget_gradients()
 
-    @_never_fails
+    @_never_fails("outputs")
     def _see_output(self, name: str, module: nn.Module, *seen: Any) -> None:
-        *given, output = seen  # what it was called with: positional arguments, and keywords in a thorough sample
+        *given, output = seen  # the arguments, positional and by keyword, stand before it
         self.ran.add(name)
         if name not in self._placed:
             self._place(name)
         self._previous = name
         if name not in self._profiled:
             return
-        if self._is_thorough:
-            floats = (local(t.detach()) for t in tensors_in(given) if t.is_floating_point())
-            first = next((t for t in floats if t.numel()), None)
-            if first is not None:
-                self._inputs.add(name, first, channels_first=isinstance(module, _CONVOLUTION))
+        if self._is_thorough and "inputs" not in self._failures:
+            self._see_input(name, module, given)
         call = _Call(self, name, self._session, name in self.strong)
         outputs = (output,) if is_plain(output) else [t for t in tensors_in(output) if t.requires_grad][:MAX_OUTPUTS]
         for tensor in outputs:
@@ -279,13 +299,23 @@ class Probe:
                 if tensor.is_leaf:  # a parameter that is returned would keep its hook; a graph takes it along
                     self._tensor_handles.append(handle)
 
+    def _see_input(self, name: str, module: nn.Module, given: Any) -> None:
+        """Describe the first tensor that the layer was called with."""
+        try:
+            first = next((t for t in tensors_in(given) if t.is_floating_point() and t.numel()), None)
+            part = None if first is None else local(first.detach())
+            if part is not None and part.numel():  # a rank may hold an empty shard
+                self._inputs.add(name, part, channels_first=isinstance(module, _CONVOLUTION))
+        except Exception as failure:
+            self._note_failure("inputs", failure)
+
     def _place(self, name: str) -> None:
         """Give a layer its place in the order: behind the one that ran before it, also if it first runs late."""
         self._placed.add(name)
         place = self.order.index(self._previous) + 1 if self._previous in self.order else 0
         self.order.insert(place, name)
 
-    @_never_fails
+    @_never_fails("outputs")
     def _see_gradient(self, call: _Call, gradient: Tensor) -> None:
         if call.session != self._session or not self._is_of_the_loss:
             return
@@ -307,7 +337,7 @@ class Probe:
         if self._is_thorough and part.dtype is torch.float16:  # no other one loses a whole gradient to rounding
             self._nonzeros[call.name] = torch.count_nonzero(part) / max(part.numel(), 1)
 
-    @_never_fails
+    @_never_fails("sequences")
     def _see_sequence(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Look at the gradient of a sequence; a replacement only of data, and only where nobody can tell it."""
         given = args[0] if args else kwargs.get("input")
@@ -329,7 +359,7 @@ class Probe:
         given = given._replace(data=data) if isinstance(given, PackedSequence) else data
         return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "input": given})
 
-    @_never_fails
+    @_never_fails("sequences")
     def _see_time(self, name: str, time: int, sizes: list[int] | None, gradient: Tensor | None) -> None:
         if gradient is not None and self._is_of_the_loss:
             if self._is_read:
@@ -340,19 +370,20 @@ class Probe:
 _CONVOLUTION = nn.modules.conv._ConvNd
 _READS_INPUT = ("__call__", "_call_impl", "forward", "check_input", "check_forward_args", "get_expected_hidden_size")
 """Methods of recurrent layers that are given the input."""
+_TRUSTED = ("torch.nn.modules.", "lightning_gradwatch.")
+"""Modules whose code changes no input; a remedy that is tried has its own kind of recurrent layer."""
 _saved_tensors_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)  # from 2.8 on
 
 
 def _asks_for_nothing_else(module: nn.Module, data: Tensor) -> bool:
-    """Whether a recurrent layer is torch's own code from end to end, and would only add a gradient to plain data.
+    """Whether a recurrent layer is torch's code (or ours) from end to end, and would only add a gradient to plain data.
 
     Not where a gradient is of no use, or where others count what the graph saves (activation checkpointing) or follow
     the data through it (forward-mode derivatives).
     """
     kind, own = type(module), facts_of(module)
-    is_torchs = all(getattr(kind, name).__module__.startswith("torch.nn.modules.") for name in _READS_INPUT)
     return (
-        is_torchs
+        all(getattr(kind, name).__module__.startswith(_TRUSTED) for name in _READS_INPUT)
         and not any(name in own for name in _READS_INPUT)
         and type(data) is Tensor
         and not data.is_inference()

@@ -37,8 +37,8 @@ def entries_in(model: nn.Module) -> int:
 
 def hang_on(model: nn.Module, seen: list[Any] | None = None) -> ModuleHooks:
     hooks, seen = ModuleHooks(), [] if seen is None else seen
-    hooks.hang([(m, lambda *given: seen.append(given)) for m in model.modules()], with_kwargs=True)
-    hooks.hang([(m, lambda *given: None) for m in model.modules()], before=True, with_kwargs=True)
+    hooks.hang([(m, lambda *given: seen.append(given)) for m in model.modules()])
+    hooks.hang([(m, lambda *given: None) for m in model.modules()], before=True)
     return hooks
 
 
@@ -240,7 +240,7 @@ def test_a_copy_in_another_thread_is_whole_while_hooks_come_and_go() -> None:
     pairs: list[tuple[nn.Module, Callable[..., Any]]] = [(m, lambda *_: None) for m in model]
     while len(twins) < 20 and not failures:
         hooks.take_down()
-        hooks.hang(pairs, with_kwargs=True)
+        hooks.hang(pairs)
     done.set()
     thread.join()
     assert failures == []

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.hooks import RemovableHandle
 
+from lightning_gradwatch.core import probe as probe_module
 from lightning_gradwatch.core.inputs import describe
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.records import Inputs
@@ -288,6 +289,18 @@ def test_a_computed_input_is_followed_whoever_looks_at_it() -> None:
     model[1](hidden)[0][-1].sum().backward()
     assert len(probe.sequences()["1"]) == STEPS
     assert probe.failure is None
+
+
+@pytest.mark.parametrize("name", ["_asks_for_nothing_else", "norms_over_time"])
+def test_a_profile_over_time_that_fails_costs_no_other_figure(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise ValueError("this profile is broken")
+
+    monkeypatch.setattr(probe_module, name, broken)
+    probe = probed(Reader(), sequence(False))
+    with pytest.raises(ValueError, match="this profile is broken"):
+        probe.sequences()
+    assert probe.norm("read") is not None
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
