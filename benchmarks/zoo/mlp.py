@@ -94,7 +94,7 @@ VANISHING = [
     ),
     sick(
         "sigmoid_mlp20_sgd",
-        lambda: on_digits(mlp(20, nn.Sigmoid), sgd(0.02)),
+        lambda: on_digits(mlp(20, nn.Sigmoid), sgd(0.005)),
         300,
         "vanishing",
         "saturating_activation",
@@ -159,7 +159,7 @@ VANISHING = [
     ),
     sick(
         "relu_smallinit_mlp20_sgd",
-        lambda: on_digits(mlp(20, gain=0.5), sgd(0.02)),
+        lambda: on_digits(mlp(20, gain=0.5), sgd(0.005)),
         300,
         "vanishing",
         "small_init",
@@ -181,7 +181,7 @@ VANISHING = [
     ),
     sick(
         "relu_defaultinit_mlp20_sgd",
-        lambda: on_digits(mlp(20), sgd(0.02)),
+        lambda: on_digits(mlp(20), sgd(0.005)),
         300,
         "vanishing",
         "small_init",
@@ -301,7 +301,7 @@ STALLED = [
 EXPLODING = [
     sick(
         "relu_largeinit_mlp20",
-        lambda: on_digits(mlp(20, gain=6.0), sgd(0.02)),
+        lambda: on_digits(mlp(20, gain=6.0), sgd(0.005)),
         100,
         "exploding nonfinite",
         "large_init",
@@ -422,7 +422,7 @@ TWINS = [
     healthy("relu_he_mlp8", lambda: on_digits(mlp(8, gain=HE), sgd()), 200, "learns"),
     healthy("relu_he_mlp10_sgd", lambda: on_digits(mlp(10, gain=HE), sgd()), 250, "learns"),
     healthy("relu_he_mlp12_adam", lambda: on_digits(mlp(12, gain=HE), adam()), 200, "learns", held_out=True),
-    healthy("relu_he_mlp20", lambda: on_digits(mlp(20, gain=HE), sgd(0.02)), 300, "learns"),
+    healthy("relu_he_mlp20", lambda: on_digits(mlp(20, gain=HE), sgd(0.005)), 300, "learns"),
     healthy("relu_he_mlp30", lambda: on_digits(mlp(30, gain=HE), sgd(0.01)), 300, "learns, if slowly"),
     healthy("relu_he_mlp10_adam", lambda: on_digits(mlp(10, gain=HE), adam(2e-3)), 400, "learns"),
     healthy("relu_he_mlp20_adam", lambda: on_digits(mlp(20, gain=HE), adam()), 300, "learns"),
