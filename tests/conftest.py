@@ -1,6 +1,12 @@
-"""Tests share few cores: one thread each, and no example has to be ready within a time."""
+"""Tests share few cores: one thread each, and no example has to be ready within a time.
+
+Signals do what they do in a terminal, for the processes that tests start as well: a process in the background has been
+told to ignore some, and hands that on.
+"""
 
 from __future__ import annotations
+
+import signal
 
 import torch
 from hypothesis import settings
@@ -8,3 +14,5 @@ from hypothesis import settings
 torch.set_num_threads(1)
 settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

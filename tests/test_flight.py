@@ -271,6 +271,7 @@ def test_a_failure_of_ours_leaves_a_record_up_to_it(tmp_path: Path, monkeypatch:
 
 FORKED = """
 import os, signal, sys, time, warnings
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
 import lightning.pytorch as pl
 import torch
 from lightning_gradwatch import GradWatch
@@ -328,6 +329,7 @@ def test_a_forked_child_writes_and_sends_nothing_and_ends_as_without_us(tmp_path
 
 SIGNALLED = """
 import signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
 from pathlib import Path
 import lightning.pytorch as pl
 from lightning_gradwatch import GradWatch
