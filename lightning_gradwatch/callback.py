@@ -131,6 +131,11 @@ class _Post:
     last_finished: int | None = None
     is_early: bool = False
 
+    def begin_batch(self) -> None:
+        """Take the next gradient for a new one where the model has clipped one by hand and then made no step."""
+        if self.is_early:
+            self.is_early, self.last_finished = False, None
+
     def is_observed(self, num_finished: int) -> bool:
         """Whether this is a further evaluation within a step that has been observed: SAM and LBFGS make several."""
         is_same, self.last_finished = num_finished == self.last_finished, num_finished
@@ -210,7 +215,8 @@ class _Run:
                     undo()
 
     def release(self) -> None:
-        """The same, and neither a veil on the model nor a message is left behind."""
+        """The same, and neither a veil on the model nor a message is left behind; what comes later is another run's."""
+        self.trainer = None
         if self.probe is not None:
             self.probe.close()
         self.prescriber = None
@@ -540,6 +546,8 @@ class GradWatch(Callback):
             self._count_points(trainer)
             run.has_counted = True
         further = max(run.observations_in_batch - 1, 0)
+        for post in run.posts.values():
+            post.begin_batch()
         due = [post for post in run.posts.values() if post.watcher.is_due(further)]
         if due and run.probe is not None and not (run.is_unheard and not run.has_seen_gradients):
             run.probe.attach(any(post.watcher.is_thorough for post in run.posts.values()))

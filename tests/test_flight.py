@@ -479,3 +479,15 @@ def test_what_a_layer_is_called_may_change_in_the_course_of_a_run(tmp_path: Path
     assert first["layers"] == {"": ["head"]}
     assert ["layers" in line for line in steps] == [True] * 10 + [False] * 10
     assert steps[0]["layers"] == ["net"]
+
+
+def test_a_fit_that_fails_before_it_reaches_us_changes_no_earlier_record(tmp_path: Path) -> None:
+    class Broken(Classifier):  # type: ignore[misc, valid-type]
+        def prepare_data(self) -> None:
+            raise OSError("no data")
+
+    trainer = fit(GradWatch(), directory=tmp_path, max_steps=20)
+    before = {path: flight.read(path) for path in flight.files(tmp_path)}
+    with pytest.raises(OSError, match="no data"):
+        trainer.fit(Broken(small_net()), digits())
+    assert {path: flight.read(path) for path in flight.files(tmp_path)} == before

@@ -737,6 +737,25 @@ def test_what_the_model_clips_by_hand_is_observed_before(tmp_path: Path, scaled:
     assert "clip_gradients" not in vars(trainer.precision_plugin)
 
 
+def test_what_was_clipped_by_hand_for_no_step_hides_no_later_gradient(tmp_path: Path) -> None:
+    class Gathering(ClippedByHand):
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer: Any = self.optimizers()
+            if batch_idx % 2 == 0:
+                optimizer.zero_grad()
+            self.manual_backward(cross_entropy(self.net(batch[0]), batch[1]))
+            if batch_idx % 2 == 0:
+                self.clip_gradients(optimizer, gradient_clip_val=0.1, gradient_clip_algorithm="norm")
+            else:
+                norms.append(norm_of(p.grad for p in self.parameters()))
+                optimizer.step()
+
+    norms: list[float] = []
+    fit(GradWatch(), Gathering(by_lightning), directory=tmp_path, max_steps=6, log_every_n_steps=1)
+    found = scalars(read_events(tmp_path), "gradwatch/total_norm")  # one per batch, as the logger's axis has it
+    assert [found[step] for step in range(1, 12, 2)] == pytest.approx(norms, rel=1e-5)
+
+
 def test_what_is_changed_behind_our_back_is_said_once(tmp_path: Path) -> None:
     class InHook(Classifier):  # type: ignore[misc, valid-type]
         def on_after_backward(self) -> None:
