@@ -102,7 +102,7 @@ def test_a_final_norm_comes_where_none_is(make: Callable[..., Reader]) -> None:
 
 @pytest.mark.parametrize("make", [own, pytest.param(stock, marks=pytest.mark.slow)])
 def test_a_deep_stack_that_does_not_learn_at_its_full_rate_learns(make: Callable[..., Reader]) -> None:
-    """At 18 blocks: four seeds and two kinds of kernels ended above 1.1, as chance does, and below 0.45 when treated."""
+    """At 18 blocks: four seeds by two kinds of kernels ended above 1.1, as chance does; treated, below 0.45."""
     post = make(False, False, depth=18)
     assert last_loss(post) > 0.9 > 0.6 > last_loss(treated("prenorm", make(False, False, depth=18), tokens()).model)
 
