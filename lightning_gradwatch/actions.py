@@ -16,7 +16,7 @@ from lightning_gradwatch.errors import GradientAlertError
 
 ActionName = Literal["warn", "checkpoint", "stop", "raise"]
 Action: TypeAlias = ActionName | Callable[[Alert], None]
-OnAlert: TypeAlias = Action | dict[AlertKind, Action]
+OnAlert: TypeAlias = ActionName | dict[AlertKind, Action] | Callable[[Alert], None]  # jsonargparse prints by the first
 
 MAX_CHECKPOINTS = 5
 """Checkpoints that alerts may leave in a directory: the first ones, which are nearest to the beginning of trouble."""

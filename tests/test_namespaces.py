@@ -246,6 +246,35 @@ def test_the_command_line_interface_takes_every_argument(
 
 
 @pytest.mark.slow
+def test_a_configuration_file_of_the_command_line_interface_makes_the_same_again(tmp_path: Path) -> None:
+    """Printed, read and printed again: with every kind of argument, by name on the command line."""
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-c", CLI.format(namespace=NAMESPACES[0]), "fit", *arguments]
+        (tmp_path / "config.yaml").unlink(missing_ok=True)  # which Lightning leaves, and does not overwrite
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    added, options = "--trainer.callbacks+=lightning_gradwatch.GradWatch", "--trainer.callbacks."
+    given = ("include=['layer']", "on_alert={nonfinite: stop}", "auto_clip=1.5", "dense_steps=7", "max_overhead=0.5")
+    own = [added, *(options + argument for argument in given)]
+    quiet = [
+        "--trainer.max_steps=2",
+        "--trainer.logger=false",
+        "--trainer.enable_checkpointing=false",
+        "--trainer.enable_progress_bar=false",
+    ]
+    printed = run(*own, *quiet, "--print_config")
+    (tmp_path / "printed.yaml").write_text(printed)
+    assert run("--config", "printed.yaml", "--print_config") == printed
+    assert run("--config", "printed.yaml").splitlines()[-1] == run(*own, *quiet).splitlines()[-1]
+    (callback,) = yaml.safe_load(printed)["trainer"]["callbacks"]
+    assert callback["init_args"]["on_alert"] == {"nonfinite": "stop"}
+    assert (callback["init_args"]["auto_clip"], callback["init_args"]["dense_steps"]) == (1.5, 7)
+
+
+@pytest.mark.slow
 def test_the_command_line_interface_refuses_a_wrong_type(tmp_path: Path) -> None:
     command = [
         sys.executable,
