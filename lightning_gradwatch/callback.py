@@ -13,7 +13,6 @@ from typing import Any, Concatenate, Literal, ParamSpec
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
 
 from lightning_gradwatch import _lightning
@@ -27,7 +26,7 @@ from lightning_gradwatch.core.batch import check_batch, join
 from lightning_gradwatch.core.clip import ClipPolicy, make_policies
 from lightning_gradwatch.core.clip.clippers import require_optimizer
 from lightning_gradwatch.core.cost import Cost
-from lightning_gradwatch.core.layers import check_selection
+from lightning_gradwatch.core.layers import check_selection, is_measurable
 from lightning_gradwatch.core.measure import norms
 from lightning_gradwatch.core.modules import parameters
 from lightning_gradwatch.core.optional import OptionalFigures
@@ -147,6 +146,7 @@ class _Run:
     """What belongs to one ``fit`` and must not outlive it."""
 
     is_off: bool = False
+    is_over: bool = False
     trainer: weakref.ref[Trainer] | None = None
     pid: int = field(default_factory=os.getpid)
     model: LightningModule | None = None
@@ -209,14 +209,15 @@ class _Run:
         All of it is attempted, whatever fails on the way.
         """
         stop = None if self.signals is None else self.signals.stop
-        for undo in (self.detach_probe, self.forget_clipping, stop):
+        watchers = [post.watcher.let_go for post in self.posts.values()]
+        for undo in (self.detach_probe, self.forget_clipping, stop, *watchers):
             with contextlib.suppress(Exception):
                 if undo is not None:
                     undo()
 
     def release(self) -> None:
         """The same, and neither a veil on the model nor a message is left behind; what comes later is another run's."""
-        self.trainer = None
+        self.is_over = True
         if self.probe is not None:
             self.probe.close()
         self.prescriber = None
@@ -444,6 +445,8 @@ class GradWatch(Callback):
 
     @_survives
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._run.belongs_to(trainer):  # put among the callbacks too late to hear of the end
+            return
         optimizers = list(trainer.optimizers)
         run = self._run
         run.sinks = self._make_sinks(trainer)
@@ -562,12 +565,14 @@ class GradWatch(Callback):
             )
 
     @_survives
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Remember the loss; it is read together with the gradients."""
-        for post in self._run.posts.values():
-            post.watcher.inspect(loss)
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
+        """Remember the loss; it is read together with the gradients. An object that stands for several is not known."""
         if self._run.probe is not None:
             self._run.probe.begin_backward()
+        if not isinstance(loss, Tensor):
+            return
+        for post in self._run.posts.values():
+            post.watcher.inspect(loss)
         divisor = _lightning.accumulated_batches(trainer)
         self._run.loss = loss.detach() * divisor if divisor > 1 else loss.detach()
 
@@ -759,7 +764,7 @@ class GradWatch(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Publish what is left and remove every hook: ``teardown`` is not called when ``fit`` raises."""
-        if self._run.belongs_to(trainer):
+        if self._run.belongs_to(trainer) and not self._run.is_over:
             self._break_off(trainer, exception)
             self._release()
 
@@ -900,8 +905,6 @@ class GradWatch(Callback):
         run.sinks.dump(reason, self.alerts)  # before others hear of it: their code may fail
         for report, changed in zip(reports, changes, strict=True):
             self._tell(trainer, report, changed, is_last=True)
-        for post in run.posts.values():
-            post.watcher.let_go()
         if run.posts:
             log_dir = _lightning.log_dir(trainer) if trainer.is_global_zero else None
             num_steps = max(post.watcher.num_steps for post in run.posts.values())
@@ -945,7 +948,7 @@ def _about(trainer: Trainer, run: str) -> dict[str, Any]:
 
 def _weights(pl_module: LightningModule) -> list[Tensor]:
     """Numbers that change when the trained weights do, without a host sync."""
-    return norms([local(p.detach()) for p in parameters(pl_module) if p.requires_grad and not is_lazy(p)])
+    return norms([local(p.detach()) for p in parameters(pl_module) if p.requires_grad and is_measurable(p)])
 
 
 def _has_moved(pl_module: LightningModule, before: list[Tensor]) -> bool:

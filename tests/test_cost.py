@@ -17,8 +17,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks import operators
 from lightning_gradwatch import GradWatch
 from lightning_gradwatch.core.clip import make_policies
 from lightning_gradwatch.core.detect import Detector
@@ -34,12 +34,8 @@ DEPTHS = [10, 20, 40]
 PACKAGE = "lightning_gradwatch"
 
 
-class Operators(TorchDispatchMode):
-    """Counts the torch operators that run, but for views."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: Counter[str] = Counter()
+class Operators(operators.Operators):
+    """Counts the torch operators that run, but for views, by their short names."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.removeprefix("aten::")

@@ -14,8 +14,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.operators import Operators
 from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning, alerts_file, callback
 from lightning_gradwatch.core import watcher
 from lightning_gradwatch.core.clip import make_policies
@@ -66,18 +66,6 @@ def test_weights_are_bit_identical_with_and_without(tmp_path: Path, options: dic
     assert all(torch.equal(watched[name], bare[name]) for name in bare)
 
 
-class Count(TorchDispatchMode):
-    """Counts the torch operators that run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operators: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.operators[func._schema.name] += 1
-        return func(*args, **(kwargs or {}))
-
-
 READS = ("aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal", "aten::nonzero")
 
 
@@ -86,9 +74,9 @@ def observe(net: nn.Module, watcher_: Watcher, publish: bool = False, **options:
     loss = net(torch.ones(4, 64)).square().mean()
     net.zero_grad()
     loss.backward()
-    with Count() as count:
+    with Operators() as count:
         watcher_.observe(loss=loss, publish=publish, **options)
-    return count.operators
+    return count.seen
 
 
 @pytest.mark.parametrize("depth", [3, 30])
@@ -128,13 +116,13 @@ def test_a_sampled_or_published_step_reads_nothing_but_its_one_copy(publish: boo
 
     def counted(label: Any, tensors: Any) -> Any:
         copies.append(sum(t.numel() for t in tensors.values()))
-        assert not any(counter.operators[name] for name in READS)  # before the copy, that is on the device
+        assert not any(counter.seen[name] for name in READS)  # before the copy, that is on the device
         return send(label, tensors)
 
     watcher_._transfer.send = counted  # type: ignore[method-assign]
     watcher_.arm()
     net(torch.ones(4, 64)).square().mean().backward()
-    with Count() as counter:
+    with Operators() as counter:
         watcher_.observe(publish=publish)
     assert len(copies) == 1
 
@@ -147,9 +135,9 @@ def test_an_ordinary_step_of_a_trainer_reads_no_number(tmp_path: Path) -> None:
 
     class Counted(GradWatch):
         def on_before_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-            with Count() as count:
+            with Operators() as count:
                 super().on_before_optimizer_step(*args, **kwargs)
-            reads.append(sum(count.operators[name] for name in READS))
+            reads.append(sum(count.seen[name] for name in READS))
 
     scaler = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=64.0))
     watch = Counted(dense_steps=1, sample_every_n_steps=1000)

@@ -9,7 +9,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -21,13 +20,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gradwatch import GradWatch
 from lightning_gradwatch.core.clip import make_policies
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.watcher import Settings, Watcher
 
+from ..operators import Operators
 from .race import quiet
 from .workloads import WORKLOADS, Repeat, Task, mlp
 
@@ -127,16 +126,8 @@ def layers(depths: Sequence[int]) -> list[Row]:
     return rows
 
 
-class _Reads(TorchDispatchMode):
+class _Reads(Operators):
     """Counts operators that make the host wait for a number."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.seen: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen[func._schema.name] += 1
-        return func(*args, **(kwargs or {}))
 
     @property
     def total(self) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.core.alone import alone
 from lightning_gradwatch.core.records import BatchCheck, Coverage
 
 MAX_PARTS = 512
@@ -36,6 +37,7 @@ _READ: dict[type, Callable[[Any], Any]] = {
 _END = object()
 
 
+@alone
 def check_batch(batch: object) -> BatchCheck:
     """Look at every floating-point number in a batch, within a bound. No host sync.
 

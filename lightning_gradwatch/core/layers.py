@@ -8,8 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core.modules import (
@@ -28,6 +30,9 @@ ROOT = "(root)"
 OUTSIDE = "(outside the model)"
 MAX_ROWS = 50
 MIN_ROWS = 10
+_DTYPES = {
+    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex32, torch.complex64, torch.complex128,
+}  # fmt: skip
 _PARAMETRIZED = re.compile(r"(^|\.)parametrizations(\.|$)")
 _WRAPPERS = re.compile(r"(?:(?<=\.)|^)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(\.|$)")
 
@@ -66,7 +71,7 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     by_path = dict(named_modules(model))
     for path, module in by_path.items():
         if parameters_of(module):
-            inside = _PARAMETRIZED.search(path)
+            inside = next((m for m in _PARAMETRIZED.finditer(path) if _hides(by_path[path[: m.start()]])), None)
             owner = path[: inside.start()] if inside else path
             found.setdefault(clean_name(owner) or ROOT, by_path[owner])
     return found
@@ -74,9 +79,16 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 def own_parameters(module: nn.Module) -> list[Tensor]:
     """The parameters that a module owns directly, those behind its parametrizations included."""
-    parametrizations = children_of(module).get("parametrizations")
-    hidden = parameters(parametrizations) if isinstance(parametrizations, nn.ModuleDict) else ()
+    hidden = parameters(children_of(module)["parametrizations"]) if _hides(module) else ()
     return list({id(p): p for p in (*parameters_of(module).values(), *hidden)}.values())
+
+
+def _hides(module: nn.Module) -> bool:
+    """Whether ``torch.nn.utils.parametrize`` has taken parameters out of a module."""
+    parametrizations = children_of(module).get("parametrizations")
+    return parametrizations is not None and any(
+        isinstance(part, ParametrizationList) for part in children_of(parametrizations).values()
+    )
 
 
 def uncompiled_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -110,9 +122,18 @@ def check_selection(model: nn.Module, include: Sequence[str], exclude: Sequence[
         raise refuse("exclude", "globs that leave a layer to watch", list(exclude), f"the model's layers are {known}")
 
 
-def _is_measurable(parameter: Tensor) -> bool:
+def is_measurable(parameter: Tensor) -> bool:
+    """Whether a parameter has numbers that can be read: not one that is lazy, empty, nested, sparse or on no device.
+
+    Floats of 8 bits and fewer store weights that are not trained.
+    """
     return (
-        not is_lazy(parameter) and parameter.numel() > 0 and (parameter.is_floating_point() or parameter.is_complex())
+        not is_lazy(parameter)
+        and parameter.layout is torch.strided
+        and not parameter.is_nested
+        and not parameter.is_meta
+        and parameter.dtype in _DTYPES
+        and parameter.numel() > 0
     )
 
 
@@ -140,7 +161,7 @@ def make_plan(
     Returns:
         The plan. Parameters of layers that are not reported still count in the total norm.
     """
-    measurable = tuple({id(p): p for p in parameters if _is_measurable(p)}.values())
+    measurable = tuple({id(p): p for p in parameters if is_measurable(p)}.values())
     wanted = {id(p) for p in measurable}
     names: dict[int, list[str]] = {}
     for name, parameter in named_parameters(model, with_aliases=True):

@@ -52,6 +52,17 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32)).float() for t in tensors]
 
 
+def require_memory(tensors: Iterable[Tensor]) -> None:
+    """Refuse tensors whose memory has been freed, as by an engine that brings weights back when they are needed.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    sizes = map(torch.UntypedStorage.nbytes, map(Tensor.untyped_storage, tensors))
+    if 0 in sizes:
+        raise ValueError("the memory of a weight has been freed")
+
+
 def nonzero_counts(gradients: Sequence[Tensor]) -> list[Tensor]:
     """Number of elements of each gradient that are not exactly zero, shape ``()``, int64."""
     return [torch.count_nonzero(g if g.layout is torch.strided else dense(g)) for g in gradients]
@@ -343,9 +354,14 @@ class ParameterMeter:
         return torch.stack(present) if present else missing.new_empty(0)
 
     def weight_norms(self) -> Tensor:
-        """L2 norm of each parameter (of this rank's part), shape ``(parameters,)``, float32."""
+        """L2 norm of each parameter (of this rank's part), shape ``(parameters,)``, float32.
+
+        Raises:
+            ValueError: If somebody has freed the memory of one.
+        """
         with torch.no_grad():
             parts = self._shards.local_parts(self._parameters)
+            require_memory(parts)
             if self._groups is not None:
                 try:
                     return self._groups.norms(parts)

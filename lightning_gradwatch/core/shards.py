@@ -20,7 +20,7 @@ _WHOLE = (Tensor, torch.nn.Parameter)
 
 def is_spread(tensor: Tensor) -> bool:
     """Whether a tensor is a ``DTensor``, of which each rank holds a part (FSDP2, tensor parallelism)."""
-    return type(tensor) not in _WHOLE and hasattr(tensor, "placements")
+    return type(tensor) not in _WHOLE and any(kind.__name__ == "DTensor" for kind in type(tensor).__mro__)
 
 
 def local(tensor: Tensor) -> Tensor:

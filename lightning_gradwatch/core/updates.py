@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch.core.figures import per_layer
-from lightning_gradwatch.core.measure import alike, dense, distance, stack
+from lightning_gradwatch.core.measure import alike, dense, distance, require_memory, stack
 from lightning_gradwatch.core.shards import Shards, is_spread, local
 
 MAX_ELEMENTS = 256
@@ -160,7 +160,11 @@ class UpdateMeter:
 
         Returns:
             :attr:`sums`, of the latest update seen.
+
+        Raises:
+            ValueError: If somebody has freed the memory of a weight.
         """
+        require_memory([local(p) for p in self._parameters] if self._is_spread else self._parameters)
         self._is_taken = is_taken
         self._before = self._gather(self._parameters)
         self._has_gradient = self._gather(self._pushes()) != 0

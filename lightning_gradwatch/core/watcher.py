@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_gradwatch.core.alone import alone
 from lightning_gradwatch.core.anatomy import merge, survey
 from lightning_gradwatch.core.clip import ClipPolicy
 from lightning_gradwatch.core.clip.clippers import NUM_FACTS, Clippers, ClippersState, ClipWindow
@@ -289,6 +290,7 @@ class Watcher:
     def _survey(self, loss: Tensor) -> Anatomy:
         return merge(self._anatomy, survey(loss, self._model))
 
+    @alone
     def note_backward(self) -> None:
         """Call after a backward pass where somebody may change the gradients before the step.
 
@@ -303,6 +305,7 @@ class Watcher:
     def _is_sampled(self, step: int) -> bool:
         return self._settings.schedule.is_due(step, self.thinning) or step < self._burst_until
 
+    @alone
     def observe(
         self,
         step: int | None = None,
@@ -334,7 +337,7 @@ class Watcher:
         self._follow_order()
         if self.plan is None or not self._device_window.push(loss, loss_scale, gradients_scaled, inputs):
             return self.flush(publish) if publish else _NOTHING
-        if loss is not None:
+        if loss is not None and self._num_surveys < MAX_SURVEYS:
             self.inspect(loss)
         self._step = self.num_steps if step is None else step
         self._steps.append(self._step)
@@ -381,6 +384,7 @@ class Watcher:
         if plan is not None and plan.parameters:
             Clippers(self._policies(), plan.parameters, plan.owners)
 
+    @alone
     def clip_only(self, *, loss_scale: Tensor | None = None, gradients_scaled: bool = False) -> bool:
         """Call instead of :meth:`observe` to clip or skip and do nothing else, as after a failure that ended the watch.
 
@@ -395,6 +399,7 @@ class Watcher:
             self._drop_rows()
         return is_fatal
 
+    @alone
     def intervene_again(self, *, loss_scale: Tensor | None = None, gradients_scaled: bool = False) -> bool:
         """Call instead of :meth:`observe` at a further evaluation of the loss within the step observed last.
 
@@ -437,6 +442,7 @@ class Watcher:
             if self._settings.on_nonfinite == "skip" and hasattr(self._optimizer, flag):
                 delattr(self._optimizer, flag)
 
+    @alone
     def flush(self, publish: bool = True, together: bool = True) -> Report:
         """Bring home what is still on the device, wait for it, and publish it if there is something new.
 
@@ -453,6 +459,7 @@ class Watcher:
         sent = self._send({}, publish)
         return _join(sent, self._digest(self._transfer.receive()))
 
+    @alone
     def state_dict(self) -> dict[str, Any]:
         """Tensors and primitives that :meth:`load_state_dict` takes back; loads with ``weights_only=True``.
 
@@ -486,6 +493,7 @@ class Watcher:
             "evidence": self._evidence.state_dict(),
         }
 
+    @alone
     def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken.
 
@@ -532,6 +540,7 @@ class Watcher:
         self._groups = [list(parameters) for parameters in groups]
         plan = self._make_plan()
         if not plan.parameters:
+            self._lose_parameters()
             return
         self._order = self._order or tuple(self._probe.order)
         self._dtypes = frozenset(str(p.dtype).removeprefix("torch.") for p in plan.parameters)
@@ -553,6 +562,13 @@ class Watcher:
         self._restored_rows = self._restored_layers = self._restored_updates = self._restored_clips = None
         if before is not None:
             self._keep(before)
+
+    def _lose_parameters(self) -> None:
+        """Watch nothing while the optimizer has no parameters."""
+        if self.plan is not None:
+            self._restored_clips, self._restored_layers = self._clippers.state_dict(), self._names()
+            self._late = self.flush(publish=False)
+            self.plan = None
 
     def _follow_kinds(self, plan: Plan) -> None:
         """Have the plan made anew where a parameter has been cast, moved or given another shape, and is still itself.
