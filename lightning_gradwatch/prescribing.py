@@ -19,7 +19,7 @@ from lightning_gradwatch._lightning import LightningModule, Trainer
 from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core.clip import ClipPolicy
 from lightning_gradwatch.core.clip.policies import MaxNorm, MaxValue
-from lightning_gradwatch.core.records import Alert
+from lightning_gradwatch.core.records import Alert, to_try
 from lightning_gradwatch.core.shards import is_spread
 from lightning_gradwatch.prescription.records import Prescription, Trial
 
@@ -176,8 +176,7 @@ def with_figures(alert: Alert, prescription: Prescription) -> Alert:
     """The alert with what was measured; the remedies that helped, the best first, take the place of its own."""
     helpful = [trial for trial in prescription.trials if trial.effect == "helps"][:_MAX_NAMED]
     remedies = tuple(_in_words(trial, prescription) for trial in helpful) or alert.remedies
-    what = alert.message.rpartition(" Try: ")[0] or alert.message
-    message = f"{what} Try: {'; '.join(remedies)}." if helpful else alert.message
+    message = alert.message.removesuffix(to_try(alert.remedies)) + to_try(remedies) if helpful else alert.message
     return replace(alert, message=message, remedies=remedies, prescription=prescription.as_dict())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from datetime import datetime
 from typing import Any
 
@@ -30,12 +29,8 @@ def title(alert: dict[str, Any]) -> str:
 
 
 def explanation(alert: dict[str, Any]) -> str:
-    """What is wrong, in sentences, without what has a place of its own: symptom and step, evidence, remedies."""
-    text = safe(alert["message"]).split(" Try: ")[0]
-    evidence = safe(str(alert.get("evidence") or ""))
-    place = text.lower().find(evidence.lower()) if evidence else -1
-    text = re.sub(r"^[^:.]{0,60} \(step [\d,]+\): ", "", text[:place] if place > 0 else text).strip()
-    return text[:1].upper() + text[1:]
+    """What is wrong, in a sentence; all that an alert of an older version says."""
+    return safe(str(alert.get("summary") or alert["message"]))
 
 
 def remedies(alert: dict[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from statistics import median
 from typing import NamedTuple
 
 from lightning_gradwatch.core.evidence import Evidence, typical
-from lightning_gradwatch.core.records import SMALL_SHARE, Alert, AlertKind, Cause, Finding
+from lightning_gradwatch.core.records import SMALL_SHARE, Alert, AlertKind, Cause, Finding, to_try
 
 HE_GAIN = math.sqrt(2)
 SMALL_PUSH = 1e-2
@@ -54,12 +54,21 @@ def _alert(finding: Finding, what: str, diagnosis: Diagnosis, optimizer: str) ->
         layer=finding.layers[0] if finding.layers else "",
         value=finding.value,
         threshold=finding.threshold,
-        message=f"{what} {_sentence(diagnosis.evidence)} Try: {'; '.join(diagnosis.remedies)}.",
+        message=f"{what} {_sentence(diagnosis.evidence)}{to_try(diagnosis.remedies)}",
         cause=diagnosis.cause,
         evidence=diagnosis.evidence,
         remedies=diagnosis.remedies,
         optimizer=optimizer,
+        summary=_summary(what, finding),
     )
+
+
+def _summary(what: str, finding: Finding) -> str:
+    """A sentence of ours without the symptom and the step, where it begins with them."""
+    _, found, rest = what.partition(f" (step {finding.step}): ")
+    if not found:
+        return what
+    return rest if rest.startswith(finding.layers) else rest[0].upper() + rest[1:]
 
 
 def _sentence(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
@@ -139,6 +139,8 @@ class Alert:
         remedies: What to try, the cheapest first; what was tried and helped, the best first.
         optimizer: Name of the optimizer that owns the layers; ``""`` if there is only one.
         prescription: What was tried on a copy of the model, as ``Prescription.as_dict`` has it; None where nothing was.
+        summary: What is wrong, in a sentence, for a place that shows kind, step, evidence and remedies by themselves;
+            ``""`` in the logs of older versions.
     """
 
     kind: AlertKind
@@ -154,6 +156,12 @@ class Alert:
     remedies: tuple[str, ...] = ()
     optimizer: str = ""
     prescription: Mapping[str, Any] | None = field(default=None, hash=False)
+    summary: str = ""
+
+
+def to_try(remedies: Iterable[str]) -> str:
+    """The end of a message."""
+    return f" Try: {'; '.join(remedies)}."
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from lightning_gradwatch.core._check import refuse, require
 from lightning_gradwatch.core.clip import ClipPolicy, make_policies
-from lightning_gradwatch.core.records import Alert
+from lightning_gradwatch.core.records import Alert, to_try
 from lightning_gradwatch.prescription.copying import unwrapped
 from lightning_gradwatch.prescription.course import Course
 from lightning_gradwatch.prescription.diagnosis import diagnose
@@ -115,7 +115,7 @@ def prescribe(
             trials = _Trials(ward, found, conditions)
         trials.run(_plausible(remedies, found) if chosen is None else chosen, progress, chosen or remedies)
     return Prescription(
-        diagnosis=said if isinstance(said, str) else said.message.partition(" Try: ")[0],
+        diagnosis=said if isinstance(said, str) else said.message.removesuffix(to_try(said.remedies)),
         untreated=trials.untreated,
         trials=tuple(trials.ranked()),
         not_tried=tuple(trials.not_tried),

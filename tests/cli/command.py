@@ -55,6 +55,7 @@ def alert(step: int = 5, until_step: int | None = None, **changes: Any) -> Alert
         "cause": "saturating_activation",
         "evidence": "two sigmoids",
         "remedies": ("ReLU",),
+        "summary": "The early layers starve.",
         **changes,
     }
     return Alert(step=step, until_step=until_step, **fields)

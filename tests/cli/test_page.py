@@ -178,7 +178,7 @@ def test_the_page_answers_what_tensorboard_would(browser: Browser, logs: Path, p
 def test_text_from_a_log_stays_text(browser: Browser, tmp_path: Path, capsys: Any) -> None:
     evil = "</script><script>window.owned = 1</script><img src=x onerror='window.owned = 1'>{nonce}"
     tried = prescription(remedy=evil, why=evil, code=evil)
-    found = alert(layer=evil, message=evil, evidence=evil, remedies=(evil,), prescription=tried)
+    found = alert(layer=evil, message=evil, evidence=evil, remedies=(evil,), prescription=tried, summary=evil)
     write_run(tmp_path / "logs" / "run", [evil, "b", "c"], {0: [1e-9, 1.0, 1.0], 1: [1e-9, 1.0, 1.0]}, found)
     path = tmp_path / "page.html"
     assert here(capsys, "report", tmp_path / "logs", "--html", path)[0] == 1

@@ -119,7 +119,7 @@ def test_text_from_a_log_stays_text_and_steers_no_terminal(tmp_path: Path, capsy
     evil = "[bold red]x[/]\x1b]0;owned\x07\x1b[2J\u202e:smile:"
     message = f"{evil} <script>alert(1)</script>\nsecond line. Try: {evil}"
     tried = prescription(remedy=evil, why=evil, code=f"a = 1\n{evil}")
-    found = alert(layer=evil, message=message, evidence=evil, remedies=(evil,), prescription=tried)
+    found = alert(layer=evil, message=message, evidence=evil, remedies=(evil,), prescription=tried, summary=message)
     write_run(tmp_path / "[red]run[/]", [evil, "b", "c"], TABLE, found)
     status, out, _ = here(capsys, "report", tmp_path)
     assert status == 1

@@ -384,6 +384,11 @@ def test_every_kind_is_explained_even_without_any_evidence(kind: AlertKind) -> N
     assert alert.remedies
     assert "step 3" in alert.message
     assert "Try: " in alert.message
+    assert alert.summary.endswith(".")
+    assert alert.summary[1:] in alert.message  # the rest of which has places of its own
+    assert not [part for part in ("(step 3): ", "Try: ", *alert.remedies) if part in alert.summary]
+    assert alert.evidence.lower() not in alert.summary.lower()
+    assert not alert.summary.startswith("First")  # which would be another layer
 
 
 def test_an_explanation_survives_a_resume() -> None:

@@ -41,7 +41,7 @@ TABLE = {step: [norm(sample, layer) for layer in range(len(LAYERS))] for sample,
 VANISHING = Alert(
     kind="vanishing", level="alert", step=30, until_step=None, layer="encoder.0", value=7.0, threshold=2.0,
     message=f"Gradients vanish with depth (step 30): {EVIL} they shrink. Nine sigmoids. Try: ReLU; {EVIL}.",
-    cause="saturating_activation", evidence="nine sigmoids", remedies=("ReLU", EVIL),
+    cause="saturating_activation", evidence="nine sigmoids", remedies=("ReLU", EVIL), summary=f"{EVIL} they shrink.",
     prescription=prescription(remedy=EVIL, why=EVIL, code=f"a = 1\n{EVIL}"),
 )  # fmt: skip
 OVER = Alert(

@@ -17,16 +17,10 @@ export function foremost(alerts) {
 }
 
 /**
- * What is wrong, in the words of the alert, without what has a place of its own: title, step, evidence, remedies.
+ * What is wrong, in a sentence; all that an alert of an older version says.
  * @param {Alert} alert
  */
-export function whatOf({ message, evidence }) {
-  const reason = evidence ? message.toLowerCase().indexOf(evidence.toLowerCase()) : -1;
-  const end = [message.lastIndexOf(" Try: "), reason].filter((place) => place > 0);
-  const what = message.slice(0, Math.min(...end, message.length)).trim();
-  const said = what.replace(/^[^:.]{0,60} \(step [\d,]+\): /, "");
-  return said.charAt(0).toUpperCase() + said.slice(1);
-}
+export const whatOf = ({ summary, message }) => summary || message;
 
 /** @param {Alert} alert */
 const since = ({ step, until_step: until }) =>

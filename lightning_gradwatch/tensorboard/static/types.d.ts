@@ -76,6 +76,7 @@ interface Alert {
   layer: string;
   optimizer: string;
   message: string;
+  summary?: string;
   evidence?: string;
   remedies?: string[];
   tried?: Trials;
