@@ -17,6 +17,13 @@ from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 from lightning_gradwatch.core.hooks import ModuleHooks
 from lightning_gradwatch.core.inputs import InputFacts
+from lightning_gradwatch.core.modes import (
+    FakeTensor,
+    is_traced,
+    num_dispatch_modes,
+    without_dispatch_modes,
+    without_functions,
+)
 from lightning_gradwatch.core.modules import facts_of, parameters_of
 from lightning_gradwatch.core.shards import local, num_shards
 
@@ -37,18 +44,25 @@ _Seen = Literal["outputs", "sequences", "inputs"]
 def _never_fails(figure: _Seen) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Hooks run inside the user's forward and backward pass: there a failure of ours must end a figure, not the run.
 
-    Inside a graph of ``torch.compile`` they do nothing, so that the compiler folds them away; nor do they in a pause,
-    nor where somebody has kept one of them after :meth:`Probe.detach`.
+    Nothing is computed in a mode of the user's. Inside a graph of ``torch.compile`` they do nothing, so that the
+    compiler folds them away; nor do they under ``torch.jit.trace``, in a pause, nor where somebody has kept one of them
+    after :meth:`Probe.detach`.
     """
 
     def guard(hook: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(hook)
-        def guarded(self: Probe, *args: Any) -> Any:
-            if torch.compiler.is_compiling() or figure in self._failures or self.is_paused or not self._hooks.hung:
+        def guarded(self: Probe, seen: str | _Call, *args: Any) -> Any:
+            if torch.compiler.is_compiling() or figure in self._failures or is_traced():
+                return None
+            if self.is_paused or not self._hooks.hung:
                 return None
             start = perf_counter()
             try:
-                return hook(self, *args)
+                with without_functions():
+                    if not num_dispatch_modes():
+                        return hook(self, seen, *args)
+                    with without_dispatch_modes():
+                        return hook(self, seen, *args)
             except Exception as failure:
                 self._note_failure(figure, failure)
                 return None
@@ -462,10 +476,12 @@ def norms_over_time(gradient: Tensor, time: int, sizes: list[int] | None) -> Ten
 
 
 def is_plain(candidate: object) -> bool:
-    """Whether it is a strided tensor, and none of ``torch.func``'s own."""
+    """Whether it is a strided tensor that holds numbers, and none of ``torch.func``'s own."""
     return (
         isinstance(candidate, Tensor)
         and candidate.layout is torch.strided
+        and not candidate.is_meta
+        and not isinstance(candidate, FakeTensor)
         and not torch._C._functorch.is_functorch_wrapped_tensor(candidate)
     )
 

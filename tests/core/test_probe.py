@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gradwatch.core.layers import named_layers
@@ -202,3 +204,83 @@ class Kernels(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.seen.add(func._schema.name)
         return func(*args, **(kwargs or {}))
+
+
+class Functions(TorchFunctionMode):
+    """Names of the functions that are called, in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators that run, in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def wide_net() -> nn.Sequential:
+    """Its inputs are more than wait to be described together."""
+    torch.manual_seed(0)
+    return nn.Sequential(*[nn.Linear(64, 64) for _ in range(6)])
+
+
+@pytest.mark.parametrize("mode", [Functions, Operators])
+def test_a_mode_of_the_user_sees_nothing_of_ours(mode: Any) -> None:
+    model, x = wide_net(), torch.randn(256, 64)
+    probe, seen = make_probe(model), []
+    for is_watched in (False, True):
+        if is_watched:
+            probe.attach(thorough=True)
+        model.zero_grad()
+        with mode() as around:
+            model(x).square().sum().backward()
+        seen.append(around.seen)
+    assert seen[0] == seen[1]
+    assert probe.failure is None
+    for name in probe.order:
+        assert probe.norm(name) is not None
+        assert probe.inputs(name) is not None
+
+
+def run_fake(model: nn.Module) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model(torch.empty(4, 64))
+
+
+def run_on_meta(model: nn.Module) -> None:
+    weights = {name: p.detach().to("meta").requires_grad_() for name, p in model.named_parameters()}
+    torch.func.functional_call(model, weights, (torch.empty(4, 64, device="meta"),)).sum().backward()
+
+
+def run_traced(model: nn.Module) -> None:
+    torch.jit.trace(model, torch.ones(4, 64), check_trace=False)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.parametrize("run", [run_fake, run_on_meta, run_traced])
+def test_a_pass_without_numbers_or_that_is_written_down_changes_no_figure(run: Any) -> None:
+    x, found = torch.randn(256, 64), []
+    for is_between in (False, True):
+        model = wide_net()
+        probe = make_probe(model)
+        probe.attach(thorough=True)
+        output = model(x)
+        if is_between:
+            run(model)
+        output.square().sum().backward()
+        assert probe.failure is None
+        found.append([[probe.norm(name), probe.inputs(name)] for name in probe.order])
+    for alone, other in zip(*found, strict=True):
+        assert all(a is not None and torch.equal(a, b) for a, b in zip(alone, other, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,12 @@ import pytest
 import torch
 from lightning.pytorch.utilities import grad_norm
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    checkpoint_sequential,
+    create_selective_checkpoint_contexts,
+)
 
 from lightning_gradwatch import GradWatch, GradWatchWarning
 from tests.setups.by_hand import LossOf, Step, train_by_hand
@@ -71,6 +77,43 @@ def test_activation_checkpointing_changes_no_number(tmp_path: Path, segments: in
     bare = Classifier(Checkpointed(segments, use_reentrant))
     fit(None, bare, max_steps=STEPS)
     assert same_weights(bare, model)
+
+
+class Selective(nn.Module):
+    """Keeps the results of some operators, which it finds again by their place among all of that kind."""
+
+    def __init__(self, kept: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.head = nn.Linear(64, 128), nn.Linear(128, 10)
+        self.layers = nn.ModuleList([nn.Linear(128, 128) for _ in range(6)])
+        self.kept = kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        contexts = functools.partial(create_selective_checkpoint_contexts, self.policy)
+        wide = self.up(x[:8])[:, None] * torch.linspace(0.5, 1.5, 64)[None, :, None]
+        out = checkpoint(self.centred, wide, use_reentrant=False, context_fn=contexts)
+        return self.head(out.square().mean(1)).repeat(8, 1)
+
+    def centred(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+            x = x - x.mean(1, keepdim=True)
+        return x
+
+    def policy(self, context: Any, operator: Any, *args: Any, **options: Any) -> CheckpointPolicy:
+        is_kept = self.kept is None or operator is self.kept
+        return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@pytest.mark.parametrize("kept", [None, torch.ops.aten.mean.dim, torch.ops.aten.addmm.default], ids=str)
+def test_selective_activation_checkpointing_trains_as_without_us(kept: Any) -> None:
+    watched, bare = Classifier(Selective(kept), lr=0.01), Classifier(Selective(kept), lr=0.01)
+    watch = GradWatch(sample_every_n_steps=1)
+    fit(watch, watched, max_steps=8)
+    fit(None, bare, max_steps=8)
+    assert same_weights(bare, watched)
+    assert list(watch.profile) == ["net.up", *(f"net.layers.{i}" for i in range(6)), "net.head"]
 
 
 def with_penalty(net: nn.Module, batch: Any) -> Tensor:
