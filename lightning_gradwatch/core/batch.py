@@ -100,7 +100,7 @@ def _walk(batch: object, found: _Found) -> None:
             found.is_bad |= not math.isfinite(part)
         elif not isinstance(part, _WITHOUT_FLOATS) and id(part) not in seen:
             seen.add(id(part))
-            members = _members(part)
+            members = members_of(part)
             if members is None:
                 found.is_whole = False
                 continue
@@ -111,12 +111,12 @@ def _walk(batch: object, found: _Found) -> None:
                 parts += taken
 
 
-def _members(part: object) -> Iterator[Any] | None:
+def members_of(part: object) -> Iterator[Any] | None:
     """What an object holds, read where it is stored; None if that cannot be known."""
     kind = type(part)
     if kind in _READ:
         return chain(_READ[kind](part))
-    held = [read(part) for base, read in _READ.items() if isinstance(part, base)]
+    held = [read(part) for base, read in _READ.items() if issubclass(kind, base)]
     if kind.__dictoffset__:
         held.append(object.__getattribute__(part, "__dict__").values())
     if kind.__module__ != "builtins":  # not the globals of a function

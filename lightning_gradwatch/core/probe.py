@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle, unserializable_hook
 
+from lightning_gradwatch.core.batch import members_of
 from lightning_gradwatch.core.hooks import ModuleHooks
 from lightning_gradwatch.core.inputs import InputFacts
 from lightning_gradwatch.core.modes import (
@@ -30,6 +31,8 @@ from lightning_gradwatch.core.shards import local, num_shards
 MAX_CALLS = 512
 MAX_OUTPUTS = 4
 MAX_NESTING = 6
+MAX_PARTS = 512
+"""Parts of what a layer is given or makes that are looked at."""
 MIN_SEQUENCE = 8
 MAX_CONVERTED = 2**16
 """Elements that a CPU may convert to float64 for their norm; more would cost memory and time."""
@@ -37,6 +40,7 @@ STRONG = 1e-8
 """A gradient whose norm was at least this does not shrink to below ``SMALLEST_NORM`` from one sample to the next."""
 SMALLEST_NORM = 1e-13
 """Norms of up to 1e8 elements are right to 1e-4 in float32 above this; below, squares underflow."""
+_END = object()
 _Seen = Literal["outputs", "sequences", "inputs"]
 """What the probe sees; each may fail alone."""
 
@@ -475,10 +479,10 @@ def norms_over_time(gradient: Tensor, time: int, sizes: list[int] | None) -> Ten
     return norms.float()
 
 
-def is_plain(candidate: object) -> bool:
+def is_plain(candidate: Any) -> bool:
     """Whether it is a strided tensor that holds numbers, and none of ``torch.func``'s own."""
     return (
-        isinstance(candidate, Tensor)
+        issubclass(type(candidate), Tensor)  # isinstance would ask the candidate itself for its class
         and candidate.layout is torch.strided
         and not candidate.is_meta
         and not isinstance(candidate, FakeTensor)
@@ -486,21 +490,28 @@ def is_plain(candidate: object) -> bool:
     )
 
 
-def tensors_in(container: object, nesting: int = MAX_NESTING) -> Iterator[Tensor]:
-    """The plain tensors in a tensor, tuple, list, dict or dataclass, depth first; none of ``torch.func``'s own."""
-    if isinstance(container, Tensor):
-        if is_plain(container):
-            yield container
-        return
-    for part in _parts(container) if nesting else ():
-        yield from tensors_in(part, nesting - 1)
+def tensors_in(container: object) -> Iterator[Tensor]:
+    """The plain tensors in a tensor, tuple, list, dict, mapping or dataclass, depth first, each once.
+
+    Nothing of the container's own runs: they are read where they are stored.
+    """
+    above: list[Iterator[Any]] = [iter((container,))]
+    seen: set[int] = set()
+    room = MAX_PARTS
+    while above and room:
+        part = next(above[-1], _END)
+        if part is _END:
+            above.pop()
+            continue
+        room -= 1
+        if issubclass(type(part), Tensor):
+            if is_plain(part) and id(part) not in seen:
+                seen.add(id(part))
+                yield part
+        elif len(above) <= MAX_NESTING and id(part) not in seen and _is_container(type(part)):
+            seen.add(id(part))
+            above.append(members_of(part) or iter(()))
 
 
-def _parts(container: object) -> Collection[Any]:
-    if isinstance(container, PackedSequence):
-        return (container.data,)
-    if isinstance(container, Mapping):
-        return container.values()
-    if dataclasses.is_dataclass(container) and not isinstance(container, type):
-        return [getattr(container, field.name, None) for field in dataclasses.fields(container)]
-    return container if isinstance(container, (tuple, list)) else ()
+def _is_container(kind: type) -> bool:
+    return issubclass(kind, (tuple, list, Mapping)) or dataclasses.is_dataclass(kind)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +99,69 @@ def test_outputs_may_be_containers(wrap: Any) -> None:
             return wrap(super().forward(input))
 
     assert backward(Wrapped(3, 2), torch.randn(2, 3)).norm("(root)") is not None
+
+
+class Lazy(Mapping[str, Tensor]):
+    """Makes its values when they are asked for."""
+
+    def __init__(self, made: Tensor) -> None:
+        self.made = made
+
+    def __getitem__(self, key: str) -> Tensor:
+        return nn.functional.dropout(self.made)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter("ab")
+
+    def __len__(self) -> int:
+        return 2
+
+
+@dataclass
+class Drawing:
+    made: Tensor
+
+    def __getattribute__(self, name: str) -> Any:
+        torch.rand(1)
+        return super().__getattribute__(name)
+
+
+@dataclass
+class Slotted:
+    __slots__ = ("made",)
+    made: Tensor
+
+
+class Endless(list[Tensor]):
+    def __iter__(self) -> Iterator[Tensor]:
+        return itertools.repeat(self[0])
+
+
+def within_itself(made: Tensor) -> list[Any]:
+    ring: list[Any] = [made]
+    ring += [ring] * 40
+    return ring
+
+
+@pytest.mark.parametrize("wrap", [Lazy, Drawing, Slotted, lambda t: Endless([t]), within_itself, lambda t: (t, [t])])
+def test_containers_are_read_once_where_they_store_and_nothing_of_theirs_runs(wrap: Any) -> None:
+    class Wrapped(nn.Linear):
+        def forward(self, input: Tensor, kept: Any = None) -> Any:  # noqa: A002 - the name of the method it overrides
+            self.made = super().forward(input)
+            return wrap(self.made)
+
+    model, x = Wrapped(3, 2), torch.randn(2, 3)
+    probe = make_probe(model)
+    probe.attach(thorough=True)
+    given = wrap(x)
+    state = torch.get_rng_state()
+    model(x, kept=given)
+    assert torch.equal(torch.get_rng_state(), state)
+    model.made.sum().backward()
+    norm = probe.norm("(root)")
+    assert norm is not None
+    assert norm.item() == pytest.approx(2)
+    assert next(tensors_in(given)) is x
 
 
 def test_tiny_gradients_do_not_vanish_in_their_own_squares_over_calls() -> None:
