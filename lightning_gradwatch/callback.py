@@ -58,6 +58,7 @@ _BLIND = (
     "GradWatch cannot look at the layers' outputs in this model and goes on with the gradients of the weights alone. "
     "What went wrong:\n"
 )
+_PARTLY_BLIND = "GradWatch leaves out the outputs of layer {} from now on, and goes on with the rest ({})."
 _LOST_ADDRESSES = (
     "GradWatch sends no messages to the addresses in `notify`: they hold secrets and so do not travel to other "
     "processes or through pickles. To cure it: put them into the environment variable GRADWATCH_NOTIFY."
@@ -713,9 +714,11 @@ class GradWatch(Callback):
         run.num_samples = num_samples
         if run.is_stepping:
             run.detach_probe()
-        if run.probe is not None and run.probe.failure is not None and not run.is_blind:
+        if run.probe is not None and run.probe.left_out and not run.is_blind:
             run.is_blind = True
-            _lightning.warn(_BLIND + run.probe.failure)
+            layer, why = next(iter(run.probe.left_out.items()))
+            failure = run.probe.failure
+            _lightning.warn(_PARTLY_BLIND.format(layer, why) if failure is None else _BLIND + failure)
         if not run.is_unheard and not run.has_seen_gradients:
             self._listen(pl_module)
 

@@ -36,7 +36,9 @@ class ModuleHooks:
         self.hung: list[Entries] = []
         _OURS.add(self._key)
 
-    def hang(self, hooks: Iterable[tuple[nn.Module, Callable[..., Any]]], before: bool = False) -> None:
+    def hang(
+        self, hooks: Iterable[tuple[nn.Module, Callable[..., Any]]], before: bool = False
+    ) -> list[tuple[Any, Exception]]:
         """Let modules call hooks; a module that torch has not made ready for hooks calls none.
 
         Args:
@@ -44,26 +46,38 @@ class ModuleHooks:
                 ``register_forward_hook(hook, with_kwargs=True)``. They are the same kind of hook at every step:
                 torch.compile would compile a function anew for another.
             before: Whether they are called before ``forward``, without an output.
+
+        Returns:
+            The hooks that a module has refused, each with what it said.
         """
+        refused = []
         kind = "_forward_pre_hooks" if before else "_forward_hooks"
         kinds = (kind, f"{kind}_with_kwargs")
         for module, hook in hooks:
             own = module.__dict__
-            for name in kinds:
-                entries: Any = own.get(name)
-                if id(entries) not in self._veiled:
-                    if not isinstance(entries, OrderedDict):  # of a plain dict torch makes no use
-                        continue
-                    self._veiled[id(entries)] = entries
-                    _veil(entries)
-                entries[self._key] = hook  # as a mark any value will do
-                self.hung.append(entries)
+            try:
+                for name in kinds:
+                    entries: Any = own.get(name)
+                    if id(entries) not in self._veiled:
+                        if not isinstance(entries, OrderedDict):  # of a plain dict torch makes no use
+                            continue
+                        _veil(entries)
+                        self._veiled[id(entries)] = entries
+                    self.hung.append(entries)
+                    entries[self._key] = hook  # as a mark any value will do
+            except Exception as failure:  # the user's own kind of dict
+                refused.append((hook, failure))
+        return refused
 
     def take_down(self) -> None:
         """Remove every hook. The veils stay for the next ones: without a hook behind them they hide nothing."""
-        for entries in self.hung:
-            entries.pop(self._key, None)
-        self.hung = []
+        hung, self.hung = self.hung, []
+        for entries in hung:
+            try:
+                if self._key in entries:
+                    del entries[self._key]
+            except Exception:  # the user's own kind of dict; a hook that is not hung does nothing
+                continue
 
     def close(self) -> None:
         """Remove every hook and every veil."""

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.utils._python_dispatch
+from torch import Tensor
 
 without_functions: type = torch._C.DisableTorchFunction
 """A context in which no function mode is asked, such as that of ``torch.set_default_device``, and no subclass."""
@@ -21,3 +22,7 @@ without_dispatch_modes: Callable[[], AbstractContextManager[object]] = getattr(
 is_traced: Callable[[], object] = torch._C._get_tracing_state
 """Whether ``torch.jit.trace`` writes down what is computed."""
 FakeTensor: type | tuple[()] = getattr(torch._subclasses, "FakeTensor", ())
+is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+"""Whether a tensor is one of ``torch.func``'s own."""
+is_batched: Callable[[Tensor], bool] = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda _: False)
+"""Whether a gradient stands for many at once, as with ``is_grads_batched=True``."""

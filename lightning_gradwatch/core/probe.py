@@ -20,7 +20,9 @@ from lightning_gradwatch.core.hooks import ModuleHooks
 from lightning_gradwatch.core.inputs import InputFacts
 from lightning_gradwatch.core.modes import (
     FakeTensor,
+    is_batched,
     is_traced,
+    is_wrapped,
     num_dispatch_modes,
     without_dispatch_modes,
     without_functions,
@@ -68,7 +70,7 @@ def _never_fails(figure: _Seen) -> Callable[[Callable[..., Any]], Callable[..., 
                     with without_dispatch_modes():
                         return hook(self, seen, *args)
             except Exception as failure:
-                self._note_failure(figure, failure)
+                self._note_failure(figure, seen if isinstance(seen, str) else seen.name, failure)
                 return None
             finally:
                 self.seconds += perf_counter() - start
@@ -112,7 +114,8 @@ class Probe:
     Attributes:
         order: Names of the layers in the order in which their first forward call ended.
         ran: Names of the layers that ran since :meth:`attach`.
-        failure: Traceback of what ended the probe; None while all is well.
+        left_out: Names of layers whose outputs could not be looked at, each with the reason, the first one first.
+        failure: Traceback of what ended the probe, when the last layer was left out; None while there is one.
         is_paused: Whether to look away, as while a model is validated in the middle of a step.
         seconds: Time spent in the hooks so far.
         strong: Names of layers whose next norms are taken in float32, see :meth:`trust`.
@@ -126,6 +129,7 @@ class Probe:
         recurrent: Collection[str] = (),
         fused: Collection[str] = (),
     ) -> None:
+        self.left_out: dict[str, str] = {}
         self.watch(layers, profiled, recurrent, fused)
         self.strong: set[str] = set()
         self.repeated: set[str] = set()
@@ -151,7 +155,7 @@ class Probe:
     ) -> None:
         """Take other layers from the next :meth:`attach` on; the arguments are those of the class."""
         self._layers = {name: m for name, m in layers.items() if not isinstance(m, torch.jit.ScriptModule)}
-        self._profiled = frozenset(profiled) & set(self._layers)
+        self._profiled = frozenset(profiled) & set(self._layers) - self.left_out.keys()
         self._recurrent = frozenset(recurrent) & self._profiled
         self._fused = frozenset(fused) & set(self._layers)
         self._looks = {name: (m, functools.partial(self._see_output, name)) for name, m in self._layers.items()}
@@ -178,7 +182,9 @@ class Probe:
         self._is_thorough = thorough
         asleep = {name for name in self._fused if not facts_of(self._layers[name]).get("training")}
         names = (self._profiled if self.order else self._looks.keys()) - asleep
-        self._hooks.hang([look for name, look in self._looks.items() if name in names])
+        looks = [look for name, look in self._looks.items() if name in names]
+        for look, failure in self._hooks.hang(looks):
+            self._leave_out(look.args[0], failure)
         sequences = [(self._layers[name], functools.partial(self._see_sequence, name)) for name in self._recurrent]
         self._hooks.hang(sequences, before=True)
 
@@ -270,11 +276,23 @@ class Probe:
         }
         return {**repeated, **{name: s for name, s in self._sequences.items() if len(s) >= MIN_SEQUENCE}}
 
-    def _note_failure(self, figure: _Seen, failure: Exception) -> None:
-        """Leave a figure out from now on; without the outputs there is nothing to see at all."""
+    def _note_failure(self, figure: _Seen, layer: str, failure: Exception) -> None:
+        """Leave a figure out from now on; of the outputs, those of this layer."""
         if figure == "outputs":
-            self.failure = traceback.format_exc()
-        self._failures[figure] = failure.with_traceback(None)  # which would keep the user's tensors
+            self._leave_out(layer, failure)
+        else:
+            self._failures[figure] = failure.with_traceback(None)  # which would keep the user's tensors
+
+    def _leave_out(self, layer: str, failure: Exception) -> None:
+        """Look at the outputs of a layer no more; without the last one there is nothing to see at all."""
+        if layer not in self._profiled:
+            return
+        self._profiled -= {layer}
+        self._calls.pop(layer, None)  # a part of a norm is none
+        self._nonzeros.pop(layer, None)
+        self.left_out[layer] = traceback.format_exception_only(failure)[-1].strip()
+        if not self._profiled:
+            self.failure = "".join(traceback.format_exception(failure))
 
     def _forget(self) -> None:
         self._session += 1
@@ -335,10 +353,14 @@ class Probe:
 
     @_never_fails("outputs")
     def _see_gradient(self, call: _Call, gradient: Tensor) -> None:
-        if call.session != self._session or not self._is_of_the_loss:
+        if call.session != self._session or call.name not in self._profiled or not self._is_of_the_loss:
             return
         if self._is_read:
             self._turn_the_page()
+        if is_batched(gradient) or is_wrapped(gradient):  # many gradients at once are not that of the loss
+            return
+        if gradient.layout is not torch.strided or gradient.is_nested:
+            raise TypeError("the gradient at its output is sparse or nested")
         part = gradient if type(gradient) is Tensor else local(gradient)
         norm = _norm(part, call.is_strong)
         if part is not gradient:
@@ -382,7 +404,8 @@ class Probe:
         if gradient is not None and self._is_of_the_loss:
             if self._is_read:
                 self._turn_the_page()
-            self._sequences[name] = norms_over_time(gradient.detach(), time, sizes)
+            if not (is_batched(gradient) or is_wrapped(gradient)):
+                self._sequences[name] = norms_over_time(gradient.detach(), time, sizes)
 
 
 _CONVOLUTION = nn.modules.conv._ConvNd
@@ -484,9 +507,10 @@ def is_plain(candidate: Any) -> bool:
     return (
         issubclass(type(candidate), Tensor)  # isinstance would ask the candidate itself for its class
         and candidate.layout is torch.strided
+        and not candidate.is_nested
         and not candidate.is_meta
         and not isinstance(candidate, FakeTensor)
-        and not torch._C._functorch.is_functorch_wrapped_tensor(candidate)
+        and not is_wrapped(candidate)
     )
 
 

@@ -763,8 +763,10 @@ class Watcher:
                 self._window.add(counted)
                 self._latest = observation.sample or self._refreshed(label, tensors)
                 if observation.sample is not None:
-                    names = [layer.name for layer in label.plan.layers]
-                    self._probe.trust(dict(zip(names, tensors["outputs"].tolist(), strict=True)))
+                    is_same = label.plan is self.plan
+                    names = self._layer_names if is_same else [layer.name for layer in label.plan.layers]
+                    seen = dict(zip(names, tensors["outputs"].tolist(), strict=True))
+                    self._optional.take("outputs", None, self._probe.trust, seen)
                 if "clips" in tensors:
                     self._clip_window.add(tensors["clips"])
                 findings = self._detector.update(observation, label.is_scaled, label.skips)

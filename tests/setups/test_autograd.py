@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import warnings
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,100 @@ def test_selective_activation_checkpointing_trains_as_without_us(kept: Any) -> N
     fit(None, bare, max_steps=8)
     assert same_weights(bare, watched)
     assert list(watch.profile) == ["net.up", *(f"net.layers.{i}" for i in range(6)), "net.head"]
+
+
+class Dense(torch.autograd.Function):
+    """Makes a sparse gradient dense again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.to_dense()
+
+
+class Table(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 64))
+
+    def forward(self) -> Tensor:
+        made: Tensor = Dense.apply(self.weight)
+        return made
+
+
+class Sealed(OrderedDict[int, Any]):
+    """Hooks of a layer that takes none."""
+
+    def __setitem__(self, key: int, hook: Any) -> None:
+        raise RuntimeError("no hooks, please")
+
+
+class Odd(nn.Module):
+    """A layer that reads, makes or takes something odd, before three that do not."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind = kind
+        self.odd = Table() if kind == "sparse" else nn.Linear(64, 64)
+        self.net = deep_net(nn.Tanh, depth=3)
+        if kind == "sealed":
+            self.odd._forward_hooks = Sealed()
+
+    def forward(self, x: Tensor) -> Any:
+        if self.kind == "sparse":
+            x = x + nn.functional.embedding(x.abs().long().clamp(max=3)[:, 0], self.odd(), sparse=True)
+        elif self.kind == "nested":
+            rows = torch.nested.nested_tensor([row.expand(i % 3 + 1, -1) for i, row in enumerate(x)])
+            x = torch.stack([part.mean(0) for part in self.odd(rows).unbind()])
+        else:
+            x = self.odd(x)
+        return self.net(x)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
+@pytest.mark.parametrize("kind", ["sparse", "nested", "sealed"])
+def test_a_layer_whose_outputs_cannot_be_looked_at_costs_no_other(kind: str) -> None:
+    watched, bare = Classifier(Odd(kind)), Classifier(Odd(kind))
+    watch = GradWatch(sample_every_n_steps=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(watch, watched, max_steps=8)
+    fit(None, bare, max_steps=8)
+    assert same_weights(bare, watched)
+    assert list(watch.profile) == ["net.net.0", "net.net.2", "net.net.4"]
+    lines = [str(w.message) for w in caught if w.category is GradWatchWarning]
+    assert all("leaves out the outputs of layer net.odd from now on" in line for line in lines)
+    assert len(lines) == (kind != "nested")
+
+
+def with_gradients_at_once(model: Any) -> None:
+    """Take the gradients of several losses in one backward pass, as multi-task learning does."""
+    parameters = list(model.parameters())
+    found = torch.autograd.grad(model.losses, parameters, torch.eye(2), is_grads_batched=True)
+    for parameter, gradients in zip(parameters, found, strict=True):
+        parameter.grad = gradients.sum(0)
+
+
+def test_gradients_of_many_losses_at_once_cost_no_later_figure() -> None:
+    class Tasks(Classifier):  # type: ignore[misc, valid-type]
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            logits = self.net(batch[0])
+            self.losses = torch.stack([nn.functional.cross_entropy(logits, batch[1]), logits.square().mean()])
+            return self.losses.sum()
+
+        def backward(self, loss: Tensor) -> None:
+            if self.global_step < 4:
+                with_gradients_at_once(self)
+            else:
+                loss.backward()
+
+    watch = GradWatch(sample_every_n_steps=1)
+    fit(watch, Tasks(tanh_net()), max_steps=8)
+    assert len(watch.profile) == 8
 
 
 def with_penalty(net: nn.Module, batch: Any) -> Tensor:
