@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from time import perf_counter
@@ -36,6 +37,8 @@ MAX_NESTING = 6
 MAX_PARTS = 512
 """Parts of what a layer is given or makes that are looked at."""
 MIN_SEQUENCE = 8
+STACK_SHARE = 20
+"""Which part of Python's stack hooks may take: torch calls a module that has one through one more function."""
 MAX_CONVERTED = 2**16
 """Elements that a CPU may convert to float64 for their norm; more would cost memory and time."""
 STRONG = 1e-8
@@ -154,7 +157,12 @@ class Probe:
         fused: Collection[str] = (),
     ) -> None:
         """Take other layers from the next :meth:`attach` on; the arguments are those of the class."""
-        self._layers = {name: m for name, m in layers.items() if not isinstance(m, torch.jit.ScriptModule)}
+        deepest = sys.getrecursionlimit() // STACK_SHARE
+        self._layers = {
+            name: m
+            for name, m in layers.items()
+            if not isinstance(m, torch.jit.ScriptModule) and name.count(".") < deepest
+        }
         self._profiled = frozenset(profiled) & set(self._layers) - self.left_out.keys()
         self._recurrent = frozenset(recurrent) & self._profiled
         self._fused = frozenset(fused) & set(self._layers)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -349,3 +350,47 @@ def test_a_pass_without_numbers_or_that_is_written_down_changes_no_figure(run: A
         found.append([[probe.norm(name), probe.inputs(name)] for name in probe.order])
     for alone, other in zip(*found, strict=True):
         assert all(a is not None and torch.equal(a, b) for a, b in zip(alone, other, strict=True))
+
+
+class Deep(nn.Module):
+    """Layers within layers."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(3))
+        self.inner = Deep(depth - 1) if depth > 1 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.inner(x @ self.weight)
+        return made
+
+
+def frames_left(model: nn.Module, depth: int) -> int:
+    """How many more calls Python's stack has room for at the bottom of the network."""
+    left = []
+
+    def dive(number: int) -> None:
+        left[0] = number
+        dive(number + 1)
+
+    def look(*_: Any) -> None:
+        left[:] = [0]
+        with pytest.raises(RecursionError):
+            dive(1)
+
+    bottom = model.get_submodule(".".join(["inner"] * depth))
+    bottom.forward = look  # type: ignore[assignment]
+    model(torch.ones(2, 3))
+    return left[0]
+
+
+def test_hooks_take_a_twentieth_of_the_stack_at_most_however_deep_layers_are_nested() -> None:
+    depth = 150
+    model = Deep(depth)
+    alone = frames_left(model, depth)
+    probe = make_probe(model)
+    probe.attach()
+    assert frames_left(model, depth) >= alone - sys.getrecursionlimit() // 20 - 5
+    probe.detach()
+    del model.get_submodule(".".join(["inner"] * depth)).forward
+    assert backward(model, torch.ones(2, 3)).norm(".".join(["inner"] * 3)) is not None
