@@ -744,13 +744,21 @@ class GradWatch(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look away: under accumulation a model may be validated in the middle of a step."""
+        self._look_away()
+
+    @_survives
+    def _look_away(self) -> None:
         if self._run.probe is not None:
-            self._run.probe.is_paused = True
+            self._run.probe.pause()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look again."""
+        self._look_again()
+
+    @_survives
+    def _look_again(self) -> None:
         if self._run.probe is not None:
-            self._run.probe.is_paused = False
+            self._run.probe.resume()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Publish what is left, and do what its alerts ask for."""

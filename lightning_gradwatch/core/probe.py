@@ -7,7 +7,7 @@ import functools
 import math
 import sys
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from time import perf_counter
 from typing import Any, Literal
 
@@ -61,9 +61,7 @@ def _never_fails(figure: _Seen) -> Callable[[Callable[..., Any]], Callable[..., 
     def guard(hook: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(hook)
         def guarded(self: Probe, seen: str | _Call, *args: Any) -> Any:
-            if torch.compiler.is_compiling() or figure in self._failures or is_traced():
-                return None
-            if self.is_paused or not self._hooks.hung:
+            if torch.compiler.is_compiling() or figure in self._failures or not self._hooks.hung or is_traced():
                 return None
             start = perf_counter()
             try:
@@ -119,7 +117,6 @@ class Probe:
         ran: Names of the layers that ran since :meth:`attach`.
         left_out: Names of layers whose outputs could not be looked at, each with the reason, the first one first.
         failure: Traceback of what ended the probe, when the last layer was left out; None while there is one.
-        is_paused: Whether to look away, as while a model is validated in the middle of a step.
         seconds: Time spent in the hooks so far.
         strong: Names of layers whose next norms are taken in float32, see :meth:`trust`.
         repeated: Names of layers that run more than once, whose norms never are.
@@ -140,11 +137,12 @@ class Probe:
         self._tensor_handles: list[RemovableHandle] = []
         self._is_thorough = False
         self._page = self._session = 0
+        self._hooked: Set[str] = frozenset()
         self.order: list[str] = []
         self._placed: set[str] = set()
         self._failures: dict[_Seen, Exception] = {}
         self.failure: str | None = None
-        self.is_paused = False
+        self._is_paused = False
         self.seconds = 0.0
         self._is_backward: bool | None = None
         self._forget()
@@ -170,8 +168,8 @@ class Probe:
 
     @property
     def is_attached(self) -> bool:
-        """Whether the hooks are in place."""
-        return bool(self._hooks.hung)
+        """Whether the hooks are in place, or will be after a pause."""
+        return bool(self._hooks.hung) or self._is_paused
 
     @property
     def can_see(self) -> bool:
@@ -184,13 +182,16 @@ class Probe:
         Args:
             thorough: Whether to look at the layers' inputs and count zeros in float16 output gradients, too.
         """
-        if self._hooks.hung or self.failure is not None:
+        if self.is_attached or self.failure is not None:
             return
         self._forget()
         self._is_thorough = thorough
         asleep = {name for name in self._fused if not facts_of(self._layers[name]).get("training")}
-        names = (self._profiled if self.order else self._looks.keys()) - asleep
-        looks = [look for name, look in self._looks.items() if name in names]
+        self._hooked = (self._profiled if self.order else self._looks.keys()) - asleep
+        self._hang()
+
+    def _hang(self) -> None:
+        looks = [look for name, look in self._looks.items() if name in self._hooked]
         for look, failure in self._hooks.hang(looks):
             self._leave_out(look.args[0], failure)
         sequences = [(self._layers[name], functools.partial(self._see_sequence, name)) for name in self._recurrent]
@@ -198,9 +199,25 @@ class Probe:
 
     def detach(self) -> None:
         """Remove every hook and forget what was seen; safe to call at any time."""
-        if self._hooks.hung:
+        if self.is_attached:
+            self._is_paused = False
             self._hooks.take_down()
             self._forget()
+
+    def pause(self) -> None:
+        """Look away and leave no hook in the layers, as while a model is validated in the middle of a step.
+
+        Some layers run in another way where there is a hook in them, and so to other numbers.
+        """
+        if self._hooks.hung:
+            self._is_paused = True
+            self._hooks.take_down()
+
+    def resume(self) -> None:
+        """Look again, and go on with what was seen before."""
+        if self._is_paused:
+            self._is_paused = False
+            self._hang()
 
     def close(self) -> None:
         """Leave nothing on the model, when it is watched no more."""

@@ -310,7 +310,7 @@ def test_a_checkpointed_layer_saves_as_much_when_it_runs_again(use_reentrant: bo
     probe.attach()
     entered = x if not use_reentrant else x.clone().requires_grad_()
     out = torch.utils.checkpoint.checkpoint(lambda t: model(t)[0], entered, use_reentrant=use_reentrant)
-    probe.is_paused = True  # as in a validation between the forward pass and the backward pass
+    probe.pause()  # as in a validation between the forward pass and the backward pass
     out.sum().backward()
     assert model.weight_ih_l0.grad is not None
 

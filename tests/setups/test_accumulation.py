@@ -155,3 +155,49 @@ def test_backward_observes_each_micro_batch(tmp_path: Path) -> None:
     for name, choose in (("total_norm_min", min), ("total_norm_max", max)):
         expected = [choose(oracle[:6]), choose(oracle[6:])]
         assert list(scalars(events, f"gradwatch/{name}").values()) == pytest.approx(expected, rel=1e-6)
+
+
+class Encoded(nn.Module):
+    """Torch runs its middle layer as one kernel in eval mode, with other rounding, unless there is a hook in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.head = nn.Linear(64, 32 * 12), nn.Linear(32, 10)
+        self.middle = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(12)
+        made: Tensor = self.head(self.middle(self.up(x).view(-1, 12, 32), src_mask=mask).mean(1))
+        return made
+
+
+class Validated(Classifier):  # type: ignore[misc, valid-type]
+    """Keeps what it found in validation, and how many hooks there were."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net, lr=LR)
+        self.found: list[float] = []
+        self.num_hooks = 0
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.found.append(self.net(batch[0]).double().abs().sum().item())
+        self.num_hooks += sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in self.modules())
+
+
+def test_a_validation_within_a_step_finds_what_it_finds_without_us_and_costs_no_figure() -> None:
+    models, profiles = [], []
+    for watch, every in ((GradWatch(), 1), (None, 1), (GradWatch(), 10**6)):
+        model = Validated(Encoded())
+        trainer = quiet_trainer(
+            *([watch] if watch else []), max_steps=3, accumulate_grad_batches=3, num_sanity_val_steps=0,
+            limit_val_batches=2, val_check_interval=every, check_val_every_n_epoch=None,
+        )  # fmt: skip
+        trainer.fit(model, digits(), digits())
+        models.append(model)
+        profiles.append(watch.profile if watch else {})
+    assert len(models[0].found) == 2 * 9
+    assert models[0].found == models[1].found
+    assert models[0].num_hooks == 0
+    assert profiles[0] == profiles[2]
+    assert len(profiles[0]) == 5
