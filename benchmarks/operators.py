@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_gradwatch.core import alone
+from lightning_gradwatch.core import modes
 
 
 class Operators(TorchDispatchMode):
@@ -23,12 +23,12 @@ class Operators(TorchDispatchMode):
 
     def __enter__(self) -> Any:
         """Begin to count; GradWatch takes no notice of modes meanwhile."""
-        self._num_modes, alone._num_modes = alone._num_modes, lambda: 0
+        self._num_modes, modes.num_dispatch_modes = modes.num_dispatch_modes, lambda: 0
         return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *failure: Any) -> None:
         """Stop."""
-        alone._num_modes = self._num_modes
+        modes.num_dispatch_modes = self._num_modes
         super().__exit__(*failure)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

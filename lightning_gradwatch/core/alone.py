@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
-from torch.utils import _python_dispatch
+
+from lightning_gradwatch.core import modes
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_num_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 
 
 def alone(work: Callable[P, T]) -> Callable[P, T]:
@@ -23,13 +23,13 @@ def alone(work: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(work)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
-        with torch._C.DisableTorchFunction():
+        with modes.without_functions():
             records = torch.is_grad_enabled()
             torch._C._set_grad_enabled(False)
             try:
-                if not _num_modes():
+                if not modes.num_dispatch_modes():
                     return work(*args, **kwargs)
-                with _python_dispatch._disable_current_modes():
+                with modes.without_dispatch_modes():
                     return work(*args, **kwargs)
             finally:
                 torch._C._set_grad_enabled(records)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle, unserializable_hook
 
+from lightning_gradwatch.core import modes
 from lightning_gradwatch.core.batch import members_of
 from lightning_gradwatch.core.hooks import ModuleHooks
 from lightning_gradwatch.core.inputs import InputFacts
@@ -24,7 +25,6 @@ from lightning_gradwatch.core.modes import (
     is_batched,
     is_traced,
     is_wrapped,
-    num_dispatch_modes,
     without_dispatch_modes,
     without_functions,
 )
@@ -66,7 +66,7 @@ def _never_fails(figure: _Seen) -> Callable[[Callable[..., Any]], Callable[..., 
             start = perf_counter()
             try:
                 with without_functions():
-                    if not num_dispatch_modes():
+                    if not modes.num_dispatch_modes():
                         return hook(self, seen, *args)
                     with without_dispatch_modes():
                         return hook(self, seen, *args)
@@ -177,14 +177,13 @@ class Probe:
         return bool(self._profiled) and self.failure is None
 
     def attach(self, thorough: bool = False) -> None:
-        """Put the hooks in place, unless they are, and start from nothing.
+        """Put the hooks in place, unless they are; what was seen before has been forgotten.
 
         Args:
             thorough: Whether to look at the layers' inputs and count zeros in float16 output gradients, too.
         """
         if self.is_attached or self.failure is not None:
             return
-        self._forget()
         self._is_thorough = thorough
         asleep = {name for name in self._fused if not facts_of(self._layers[name]).get("training")}
         self._hooked = (self._profiled if self.order else self._looks.keys()) - asleep

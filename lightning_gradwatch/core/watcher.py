@@ -345,7 +345,7 @@ class Watcher:
         self._is_scaled = loss_scale is not None
         self._is_overdue = is_due and self._probe.can_see and not self._probe.is_attached
         is_sampled = is_due and not self._is_overdue
-        if self._updates is not None and self._is_comparing:
+        if self._updates is not None and self._updates.is_waiting:
             self._optional.take("updates", None, self._updates.compare)
         scale = loss_scale if gradients_scaled else None
         is_old = self._latest is not None and self.num_steps >= self._state_step + STATE_EVERY
