@@ -13,7 +13,7 @@ import torch
 import torch.utils._python_dispatch
 from torch import Tensor
 
-without_functions: type = torch._C.DisableTorchFunction
+without_functions: Callable[[], AbstractContextManager[object]] = torch._C.DisableTorchFunction
 """A context in which no function mode is asked, such as that of ``torch.set_default_device``, and no subclass."""
 num_dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 without_dispatch_modes: Callable[[], AbstractContextManager[object]] = getattr(

@@ -182,7 +182,7 @@ class Probe:
         Args:
             thorough: Whether to look at the layers' inputs and count zeros in float16 output gradients, too.
         """
-        if self.is_attached or self.failure is not None:
+        if self._hooks.hung or self._is_paused or self.failure is not None:
             return
         self._is_thorough = thorough
         asleep = {name for name in self._fused if not facts_of(self._layers[name]).get("training")}
@@ -198,7 +198,7 @@ class Probe:
 
     def detach(self) -> None:
         """Remove every hook and forget what was seen; safe to call at any time."""
-        if self.is_attached:
+        if self._hooks.hung or self._is_paused:
             self._is_paused = False
             self._hooks.take_down()
             self._forget()
@@ -367,7 +367,7 @@ class Probe:
             if part is not None and part.numel():  # a rank may hold an empty shard
                 self._inputs.add(name, part, channels_first=isinstance(module, _CONVOLUTION))
         except Exception as failure:
-            self._note_failure("inputs", failure)
+            self._note_failure("inputs", name, failure)
 
     def _place(self, name: str) -> None:
         """Give a layer its place in the order: behind the one that ran before it, also if it first runs late."""
@@ -547,7 +547,7 @@ def tensors_in(container: object) -> Iterator[Tensor]:
     seen: set[int] = set()
     room = MAX_PARTS
     while above and room:
-        part = next(above[-1], _END)
+        part: Any = next(above[-1], _END)
         if part is _END:
             above.pop()
             continue

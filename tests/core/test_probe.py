@@ -13,6 +13,7 @@ from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_gradwatch.core.inputs import InputFacts
 from lightning_gradwatch.core.layers import named_layers
 from lightning_gradwatch.core.probe import Probe, tensors_in
 from lightning_gradwatch.core.watcher import make_probe
@@ -320,6 +321,21 @@ def test_a_mode_of_the_user_sees_nothing_of_ours(mode: Any) -> None:
         assert probe.inputs(name) is not None
 
 
+def test_inputs_that_cannot_be_described_cost_no_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise ValueError("these inputs are broken")
+
+    monkeypatch.setattr(InputFacts, "add", broken)
+    model = wide_net()
+    probe = make_probe(model)
+    probe.attach(thorough=True)
+    model(torch.ones(2, 64)).sum().backward()
+    assert not probe.left_out
+    assert probe.norm("0") is not None
+    with pytest.raises(ValueError, match="these inputs are broken"):
+        probe.inputs("0")
+
+
 def run_fake(model: nn.Module) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True):
         model(torch.empty(4, 64))
@@ -367,7 +383,7 @@ class Deep(nn.Module):
 
 def frames_left(model: nn.Module, depth: int) -> int:
     """How many more calls Python's stack has room for at the bottom of the network."""
-    left = []
+    left: list[int] = []
 
     def dive(number: int) -> None:
         left[0] = number
