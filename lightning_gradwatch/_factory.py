@@ -34,5 +34,10 @@ def callbacks() -> list[GradWatchGuest]:
     except Exception as failure:
         import logging
 
+        from lightning_gradwatch.core._guard import is_the_users
+
+        if is_the_users(failure):
+            raise
+
         logging.getLogger("lightning_gradwatch").warning("GradWatch cannot join this Trainer: %r", failure)
         return []

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
+from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.modules import facts_of
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ def warn(message: str) -> None:
 
     try:
         rank_zero_warn(message, category=GradWatchWarning, stacklevel=7)
-    except Exception:  # warnings may be errors, and without Lightning nobody knows the rank
+    except Exception as failure:  # warnings may be errors, and without Lightning nobody knows the rank
+        if is_the_users(failure):
+            raise
         logging.getLogger("lightning_gradwatch").warning(message)
 
 
@@ -76,7 +79,9 @@ def _ask(owner: object, name: str, default: Any = None) -> Any:
     """An attribute of something that users may have written: what cannot be had is not known, and nothing fails."""
     try:
         return getattr(owner, name, default)
-    except Exception:
+    except Exception as failure:
+        if is_the_users(failure):
+            raise
         return default
 
 

@@ -7,10 +7,11 @@ else has imported that namespace, whichever comes first.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import sys
 import threading
+
+from lightning_gradwatch.core._guard import attempt
 
 NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
 
@@ -34,8 +35,7 @@ class _Onlooker:
 
     def find_spec(self, *_: object, **__: object) -> None:
         """Find nothing."""
-        with contextlib.suppress(Exception):  # whatever it is, somebody else's import must not fail because of us
-            adopt()
+        attempt(adopt)  # whatever becomes of it, somebody else's import must not fail because of us
 
 
 def adopt() -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from lightning_gradwatch import _lightning
 from lightning_gradwatch._lightning import Trainer
 from lightning_gradwatch.core._check import refuse
+from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.records import Alert, AlertKind
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.errors import GradientAlertError
@@ -99,6 +100,8 @@ class Actions:
                 _lightning.save_checkpoint(trainer, path)
                 _lightning.inform(f"GradWatch saved {path}.")
             except Exception as failure:
+                if is_the_users(failure):
+                    raise
                 self._report("checkpoint", f"GradWatch cannot save {path} ({failure!r})")
 
     def _act(self, trainer: Trainer, decision: _Decision) -> None:
@@ -127,6 +130,8 @@ class Actions:
         except GradientAlertError:
             raise
         except Exception as failure:
+            if is_the_users(failure):
+                raise
             self._report("function", f"GradWatch: the function for {alert.kind} in `on_alert` failed ({failure!r})")
 
     def _report(self, what: str, failure: str) -> None:

@@ -19,6 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.records import Alert
 
 NAME = "alerts.jsonl"
@@ -89,7 +90,9 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         return
     try:
         texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+    except OSError as failure:
+        if is_the_users(failure):
+            raise
         return
     for text in texts:
         with contextlib.suppress(ValueError, KeyError, TypeError):

@@ -22,6 +22,7 @@ from lightning_gradwatch.alerts_file import Event
 from lightning_gradwatch.closing import Tally, summarise
 from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core._check import refuse, require, require_fraction, require_globs
+from lightning_gradwatch.core._guard import attempt, is_the_users
 from lightning_gradwatch.core.batch import check_batch, join
 from lightning_gradwatch.core.clip import ClipPolicy, make_policies
 from lightning_gradwatch.core.clip.clippers import require_optimizer
@@ -113,7 +114,9 @@ def _survives(hook: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate
             hook(self, *args, **kwargs)
         except GradientAlertError:
             raise
-        except Exception:
+        except Exception as failure:
+            if is_the_users(failure):
+                raise
             self._switch_off(hook.__name__, traceback.format_exc())
         finally:
             cost.spent += cost.clock() - start
@@ -211,10 +214,10 @@ class _Run:
         """
         stop = None if self.signals is None else self.signals.stop
         watchers = [post.watcher.let_go for post in self.posts.values()]
-        for undo in (self.detach_probe, self.forget_clipping, stop, *watchers):
-            with contextlib.suppress(Exception):
+        with contextlib.ExitStack() as attempts:
+            for undo in (*watchers, stop, self.forget_clipping, self.detach_probe):
                 if undo is not None:
-                    undo()
+                    attempts.callback(attempt, undo)
 
     def release(self) -> None:
         """The same, and neither a veil on the model nor a message is left behind; what comes later is another run's."""
@@ -493,8 +496,10 @@ class GradWatch(Callback):
         addresses = [self.notify]
         try:
             addresses.append(Addresses.from_environment())
-        except ValueError as refusal:  # whoever set the variable is not there to read an error
-            _lightning.warn(str(refusal))
+        except ValueError as refusal:
+            if is_the_users(refusal):
+                raise
+            _lightning.warn(str(refusal))  # whoever set the variable is not there to read an error
         servers = [server for some in addresses for server in some]
         is_wanted = bool(servers) and not _lightning.is_dev_run(trainer)
         return Notifier(servers, name, self.tensorboard_url) if is_wanted else None
@@ -609,7 +614,9 @@ class GradWatch(Callback):
         try:
             scaled = _lightning.unscales_itself(post.optimizer)
             is_fatal = post.watcher.clip_only(loss_scale=_lightning.loss_scale(trainer), gradients_scaled=scaled)
-        except Exception:
+        except Exception as failure:
+            if is_the_users(failure):
+                raise
             self._run.is_clipping = False
             _lightning.warn(f"GradWatch can no longer clip the gradients.\n{traceback.format_exc()}")
         if is_fatal:
@@ -682,7 +689,9 @@ class GradWatch(Callback):
         if self.max_overhead is not None:
             try:
                 self._hold_budget(trainer, self.max_overhead)
-            except Exception:
+            except Exception as failure:
+                if is_the_users(failure):
+                    raise
                 self._switch_off("on_train_batch_end", traceback.format_exc())
 
     def _prescribe(self, trainer: Trainer, pl_module: LightningModule, is_before_step: bool) -> bool:
@@ -701,6 +710,8 @@ class GradWatch(Callback):
                 loggers, num_alerts = _lightning.loggers(trainer), self._incidents.num_alerts
                 run.sinks.write_alerts(loggers, self._incidents.alerts, num_alerts, is_last=False)
         except Exception as failure:
+            if is_the_users(failure):
+                raise
             _lightning.warn(f"GradWatch could not try remedies ({failure!r}); training goes on.")
         return True
 
@@ -794,7 +805,10 @@ class GradWatch(Callback):
     def _release(self) -> None:
         try:
             self._run.release()
-        except Exception:
+        except Exception as failure:
+            if is_the_users(failure):
+                self._run.leave()
+                raise
             self._switch_off("teardown", traceback.format_exc())
 
     def state_dict(self) -> dict[str, Any]:
@@ -802,7 +816,9 @@ class GradWatch(Callback):
         state: dict[str, Any] = {"version": _STATE_VERSION, **self._incidents.state_dict()}
         try:
             state["watchers"] = {**self._restored, **self._watcher_states()}
-        except Exception:
+        except Exception as failure:
+            if is_the_users(failure):
+                raise
             self._switch_off("state_dict", traceback.format_exc())
         return state
 
@@ -830,6 +846,8 @@ class GradWatch(Callback):
             self._restored = {name: watchers.take(name, dict[str, Any], {}) for name in watchers}
             self._lost = saved.lost
         except Exception as failure:
+            if is_the_users(failure):
+                raise
             _lightning.warn(f"GradWatch cannot go on from this checkpoint and starts afresh ({failure!r}).")
 
     def _listen(self, pl_module: LightningModule) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Concatenate, ParamSpec
 from lightning_gradwatch import _lightning
 from lightning_gradwatch._lightning import LightningModule, Trainer
 from lightning_gradwatch.callback import GUEST_KEY, GradWatch
+from lightning_gradwatch.core._guard import is_the_users
 
 P = ParamSpec("P")
 
@@ -21,6 +22,8 @@ def _harmless(hook: Callable[Concatenate[Any, Trainer, P], None]) -> Callable[Co
         try:
             hook(self, trainer, *args, **kwargs)
         except Exception as failure:
+            if is_the_users(failure):
+                raise
             self._leave(trainer, failure)
 
     return guarded

@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from lightning_gradwatch.alerts_file import Event
 from lightning_gradwatch.core._check import is_list, refuse
+from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.records import Alert
 
 if TYPE_CHECKING:
@@ -111,7 +112,9 @@ def _servers(argument: str, place: int, address: Any) -> list[Any]:
         warnings.simplefilter("ignore")  # Apprise loads all its services here, and some are old
         try:
             is_fine = isinstance(address, str) and chosen.add(address)
-        except Exception:
+        except Exception as failure:
+            if is_the_users(failure):
+                raise
             is_fine = False
     if not is_fine or not len(chosen):
         raise refuse(argument, "addresses that Apprise understands", came, _CURE)

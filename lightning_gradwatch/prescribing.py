@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_gradwatch import _lightning
 from lightning_gradwatch._lightning import LightningModule, Trainer
 from lightning_gradwatch.core._check import refuse
+from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.clip import ClipPolicy
 from lightning_gradwatch.core.clip.policies import MaxNorm, MaxValue
 from lightning_gradwatch.core.records import Alert, to_try
@@ -158,8 +159,10 @@ def _values(model: nn.Module) -> dict[str, Tensor]:
     changing = [(name, t) for name, t in tensors if t.requires_grad or not isinstance(t, nn.Parameter)]
     try:
         return {name: tensor.detach().cpu().clone() for name, tensor in changing}
-    except (MemoryError, RuntimeError):  # no room on the host: trials begin at the weights of the alert
-        return {}
+    except (MemoryError, RuntimeError) as failure:
+        if is_the_users(failure):
+            raise
+        return {}  # no room on the host: trials begin at the weights of the alert
 
 
 def _set_back(model: nn.Module, optimizer: Optimizer | None, values: dict[str, Tensor]) -> None:

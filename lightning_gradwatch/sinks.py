@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from lightning_gradwatch import _lightning, alerts_file
 from lightning_gradwatch.core import metrics
+from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.records import Alert, Observation, Publication
 from lightning_gradwatch.flight import FlightRecorder
 from lightning_gradwatch.notify import Notifier
@@ -167,6 +168,8 @@ class Sinks:
         try:
             write()
         except Exception as failure:
+            if is_the_users(failure):
+                raise
             self._broken.add(sink)
             _lightning.warn(f"GradWatch: the {sink} cannot be written ({failure!r}) and is left out from now on.")
 

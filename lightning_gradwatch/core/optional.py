@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Callable
 from typing import Literal, ParamSpec, TypeAlias, TypeVar
 
+from lightning_gradwatch.core._guard import is_the_users
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -70,6 +72,8 @@ class OptionalFigures:
         try:
             return measure(*args, **kwargs)
         except Exception as failure:
+            if is_the_users(failure):
+                raise
             self.absent.add(figure)
             why = f"{type(failure).__name__}: {failure}".splitlines()[0]
             self._tell(f"GradWatch leaves out {_WORDS[figure]} from now on, and goes on with the rest ({why}).")

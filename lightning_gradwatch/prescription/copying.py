@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from lightning_gradwatch.core._check import refuse
+from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.shards import is_spread
 
 _CONTAINERS = (tuple, list, set, deque)
@@ -65,6 +66,8 @@ def copy_of(model: nn.Module, *others: Any) -> list[Any]:
         _prepare(others, memo)
         copies = [deepcopy(part, memo) for part in (model, *others)]
     except Exception as failure:
+        if is_the_users(failure):
+            raise
         raise RuntimeError(
             f"GradWatch: no remedy can be tried, because {type(model).__name__} cannot be copied: {failure}. To cure "
             "it: keep what is named there out of the module's attributes."

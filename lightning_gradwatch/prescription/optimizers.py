@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from lightning_gradwatch.core._check import refuse
+from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.prescription.loss import is_lightning
 from lightning_gradwatch.prescription.patient import Patient
 
@@ -43,6 +44,8 @@ def _configured(model: Any) -> Any:
     try:
         return model.configure_optimizers()
     except Exception as failure:
+        if is_the_users(failure):
+            raise
         cure = "pass the run's own, or a function that makes one of parameters"
         raise refuse("optimizer", "given where `configure_optimizers` fails", str(failure), cure) from failure
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_gradwatch.core._check import refuse, require
+from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.clip import ClipPolicy, make_policies
 from lightning_gradwatch.core.records import Alert, to_try
 from lightning_gradwatch.prescription.copying import unwrapped
@@ -144,11 +145,10 @@ def _explained() -> Iterator[None]:
     """Say of a failure of the untreated model that it is one."""
     try:
         yield
-    except ValueError as failure:
-        if str(failure).startswith("GradWatch"):
-            raise
-        raise _untreatable(failure) from failure
     except Exception as failure:
+        is_explained = isinstance(failure, ValueError) and str(failure).startswith("GradWatch")
+        if is_explained or is_the_users(failure):
+            raise
         raise _untreatable(failure) from failure
 
 
@@ -218,6 +218,8 @@ class _Trials:
         except TimeUpError:
             why = f"time was up after {self._conditions.max_seconds:.3g} s"
         except Exception as failure:
+            if is_the_users(failure):
+                raise
             why = "out of memory" if _is_out_of_memory(failure) else f"the treated copy fails: {_brief(failure)}"
         if why:
             self.not_tried.append(NotTried(_join(remedies, "key"), _join(remedies, "name"), why))

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import fx, nn
 
+from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.prescription.remedies.surgery import Trace, kind_of
 
 _PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
@@ -47,7 +48,9 @@ def rewritten(seen: Trace, old: Collection[str], new: type[nn.Module]) -> Rewrit
             continue
         try:
             graph = _Flat().trace(module)
-        except Exception:  # whatever a user's forward raises when it meets a symbol
+        except Exception as failure:  # whatever a user's forward raises when it meets a symbol
+            if is_the_users(failure):
+                raise
             continue
         at_output = any(call.after is None or call.after in seen.tail for call in calls)
         parts = dict(module.named_modules())

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.probe import MIN_SEQUENCE, tensors_in
 from lightning_gradwatch.prescription.patient import CannotApply, Patient
 
@@ -181,6 +182,8 @@ def trace(patient: Patient) -> Trace:
     except CannotApply:
         raise
     except Exception as error:
+        if is_the_users(error):
+            raise
         raise CannotApply(f"it could not be run for its shapes ({type(error).__name__})") from error
     finally:
         for handle in handles:
