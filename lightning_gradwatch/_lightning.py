@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from lightning_gradwatch.core._guard import is_the_users
+from lightning_gradwatch.core._guard import attempt, is_the_users
 from lightning_gradwatch.core.modules import facts_of
 
 if TYPE_CHECKING:
@@ -256,6 +256,42 @@ def still_scaled(trainer: Trainer, optimizer: Optimizer) -> bool:
     return getattr(stage, "name", "READY") == "READY"
 
 
+class _HeardClipping:
+    """``clip_gradients`` of a precision plugin, of whose calls somebody hears first.
+
+    A copy or a pickle of the plugin has the plain one.
+    """
+
+    def __init__(self, plugin: Any, trainer: Trainer, call: Callable[[Optimizer], None]) -> None:
+        self._plain, self._own = plugin.clip_gradients, _own_attributes(plugin).get("clip_gradients")
+        self._hears: tuple[Trainer, Callable[[Optimizer], None]] | None = (trainer, call)
+
+    def __call__(self, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._hears is not None:
+            trainer, call = self._hears
+            wrapped = _ask(optimizer, "optimizer")  # of Lightning's own wrapper
+            for known in trainer.optimizers:
+                if known is optimizer or known is wrapped:
+                    call(known)
+        return self._plain(optimizer, *args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _same, (self._plain,)
+
+    def stop(self) -> None:
+        """Hear of nothing from now on, where somebody else stands above."""
+        self._hears = None
+
+    def beneath(self) -> Any:
+        """What the plugin had as its own before, without others of ours that have stopped; None for nothing."""
+        own = self._own
+        return own.beneath() if isinstance(own, _HeardClipping) and own._hears is None else own
+
+
+def _same(given: T) -> T:
+    return given
+
+
 def before_clipping_by_hand(trainer: Trainer, call: Callable[[Optimizer], None]) -> Callable[[], None]:
     """Hear of each ``self.clip_gradients(...)`` of a LightningModule in manual optimization before it clips.
 
@@ -264,26 +300,25 @@ def before_clipping_by_hand(trainer: Trainer, call: Callable[[Optimizer], None])
         call: Called with the optimizer whose gradients are about to be clipped.
 
     Returns:
-        What undoes it.
+        What undoes it. Where others have wrapped ours since, it stays below theirs, and hears of nothing any more.
     """
     plugin: Any = trainer.precision_plugin
-    own, clip = vars(plugin).get("clip_gradients"), plugin.clip_gradients
-
-    def clip_gradients(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-        wrapped = getattr(optimizer, "optimizer", None)  # of Lightning's own wrapper
-        for known in trainer.optimizers:
-            if known is optimizer or known is wrapped:
-                call(known)
-        return clip(optimizer, *args, **kwargs)
+    heard = _HeardClipping(plugin, trainer, call)
+    attempt(lambda: setattr(plugin, "clip_gradients", heard))  # a plugin may refuse it
 
     def undo() -> None:
-        if vars(plugin).get("clip_gradients") is clip_gradients:
+        heard.stop()
+        if _own_attributes(plugin).get("clip_gradients") is heard:
             del plugin.clip_gradients
-            if own is not None:
-                plugin.clip_gradients = own
+            if (beneath := heard.beneath()) is not None:
+                plugin.clip_gradients = beneath
 
-    plugin.clip_gradients = clip_gradients
     return undo
+
+
+def _own_attributes(owner: object) -> dict[str, Any]:
+    known = _ask(owner, "__dict__")
+    return known if isinstance(known, dict) else {}
 
 
 def is_manual(pl_module: LightningModule) -> bool:

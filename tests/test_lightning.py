@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -12,10 +14,11 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.plugins.precision import Precision
 from torch.utils.data import DataLoader, RandomSampler
 from torchmetrics import MeanMetric
 
-from lightning_gradwatch import GradWatch, _lightning, flight
+from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning, flight
 from tests.tasks import Classifier, digits, fit, quiet_trainer, small_net
 
 
@@ -130,3 +133,65 @@ def test_lightning_keeps_the_numbers_where_we_put_them(kind: Any) -> None:
             assert _lightning._known_metrics(trainer, kind) is getattr(trainer, kind)
 
     quiet_trainer(Look(), max_steps=3).fit(Classifier(small_net()), digits())
+
+
+class ByHand(Classifier):  # type: ignore[misc, valid-type]
+    """Steps and clips in manual optimization."""
+
+    def __init__(self) -> None:
+        super().__init__(small_net())
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+        self.clip_gradients(optimizer, gradient_clip_val=0.1, gradient_clip_algorithm="norm")
+        optimizer.step()
+
+
+def test_a_precision_plugin_is_pickled_and_copied_in_mid_run_as_without_us() -> None:
+    class Pickling(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            plugin = trainer.precision_plugin
+            for same in (pickle.loads(pickle.dumps(plugin)), copy.deepcopy(plugin)):
+                assert type(same) is type(plugin)
+                assert same.clip_gradients == type(plugin).clip_gradients.__get__(same)
+
+    trainer = fit(GradWatch(), ByHand(), callbacks=(Pickling(),), max_steps=3)
+    assert "clip_gradients" not in vars(trainer.precision_plugin)
+
+
+def test_clipping_by_hand_is_left_as_it_was_in_whatever_order_it_is_undone() -> None:
+    trainer, heard = quiet_trainer(), []
+    plugin: Any = trainer.precision_plugin
+    for own in (None, plugin.clip_gradients):
+        if own is not None:
+            plugin.clip_gradients = own
+        undo = [_lightning.before_clipping_by_hand(trainer, heard.append) for _ in range(3)]
+        for place in (1, 0, 2):
+            undo[place]()
+        assert vars(plugin).get("clip_gradients") is own
+        undone = _lightning.before_clipping_by_hand(trainer, heard.append)
+        ours, plugin.clip_gradients = plugin.clip_gradients, lambda *args: None  # somebody comes above
+        undone()
+        plugin.clip_gradients = ours  # and goes again
+        plugin.clip_gradients(torch.optim.SGD([torch.zeros(1)]), 0.1)
+        assert heard == []
+
+
+class Refusing(Precision):
+    """A precision plugin that is made to order, and takes no attributes of others."""
+
+    precision: Any = "32-true"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "clip_gradients":
+            raise AttributeError("frozen")
+        super().__setattr__(name, value)
+
+
+def test_a_precision_plugin_that_takes_no_attributes_costs_the_look_before_clipping_alone() -> None:
+    with pytest.warns(GradWatchWarning, match="changes between") as caught:
+        fit(GradWatch(), ByHand(), plugins=[Refusing()], max_steps=3)
+    assert [w.category for w in caught].count(GradWatchWarning) == 1
