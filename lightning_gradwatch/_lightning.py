@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
@@ -85,6 +86,16 @@ def _ask(owner: object, name: str, default: Any = None) -> Any:
         return default
 
 
+def _call(owner: object, name: str) -> Any:
+    """What such a method returns, without arguments; None if it cannot be had."""
+    try:
+        return getattr(owner, name)()
+    except Exception as failure:
+        if is_the_users(failure):
+            raise
+        return None
+
+
 def callbacks(trainer: Trainer) -> list[Any]:
     """The Trainer's callbacks."""
     return list(trainer.callbacks)  # type: ignore[union-attr]
@@ -106,19 +117,19 @@ def log_dir(trainer: Trainer) -> str | None:
     if not trainer.loggers or is_dev_run(trainer):
         return None
     logger = trainer.loggers[0]
-    if own := _ask(logger, "log_dir"):
-        return _path(own)
-    if not (root := _ask(logger, "save_dir")):
+    if (own := _path(_ask(logger, "log_dir"))) != "":
+        return own
+    if not (root := _path(_ask(logger, "save_dir"))):
         return None
-    name, version = _ask(logger, "name", _UNKNOWN), _ask(logger, "version", _UNKNOWN)
-    known = [root, name or "", str(version) if isinstance(version, int) else version or ""]
-    parts = [part for part in map(_path, known) if part is not None]
-    return str(Path(*parts)) if len(parts) == len(known) else None
+    version = _ask(logger, "version", _UNKNOWN)
+    parts = [root, _path(_ask(logger, "name", _UNKNOWN)), str(version) if isinstance(version, int) else _path(version)]
+    known = [part for part in parts if part is not None]
+    return str(Path(*known)) if len(known) == len(parts) else None
 
 
 def _path(part: object) -> str | None:
-    """A path, or a part of one, as text; None for any other object, though its ``str`` would make a file name, too."""
-    return str(part) if isinstance(part, (str, PurePath)) else None
+    """A path, or a part of one, as text: empty for None, and None for any other object, whose ``str`` is no path."""
+    return "" if part is None else str(part) if isinstance(part, (str, PurePath)) else None
 
 
 def run_name(trainer: Trainer) -> str:
@@ -178,6 +189,7 @@ def _drawing(loader: Any) -> dict[str, Any]:
     known = {name: _ask(sampler, name) for name in ("seed", "shuffle", "num_replicas", "drop_last")}
     plain = {name: value for name, value in known.items() if isinstance(value, (int, float, str))}
     facts = {name: _ask(loader, name) for name in ("batch_size", "num_workers")}
+    facts = {name: value if isinstance(value, (int, float, str)) else None for name, value in facts.items()}
     return {**facts, "sampler": None if sampler is None else type(sampler).__name__, **plain}
 
 
@@ -228,17 +240,20 @@ def completes_a_step(trainer: Trainer) -> bool:
 
 def loss_scale(trainer: Trainer) -> Tensor | None:
     """Factor of the loss scaler, shape ``()``, without a host sync; None without a scaler."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is None or not scaler.is_enabled():
+    scaler = _ask(trainer.precision_plugin, "scaler")
+    if scaler is None or _call(scaler, "is_enabled") is not True:
         return None
-    scale = getattr(scaler, "_scale", None)
-    return scale if isinstance(scale, Tensor) else torch.tensor(scaler.get_scale())
+    scale = _ask(scaler, "_scale")
+    if isinstance(scale, Tensor):
+        return scale
+    number = _call(scaler, "get_scale")
+    return torch.tensor(number, device="cpu") if isinstance(number, (int, float)) else None
 
 
 def mixed_precision(trainer: Trainer) -> torch.dtype | None:
     """The dtype under autocast; None for no mixed precision."""
     names = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-    return names.get(str(trainer.precision_plugin.precision))
+    return names.get(str(_ask(trainer.precision_plugin, "precision")))
 
 
 def steps_only_with_a_loss(trainer: Trainer, pl_module: LightningModule) -> bool:
@@ -250,10 +265,10 @@ def still_scaled(trainer: Trainer, optimizer: Optimizer) -> bool:
     """Whether a loss scaler is at work that has not yet unscaled this optimizer's gradients in the present step."""
     if loss_scale(trainer) is None:
         return False
-    plugin: Any = trainer.precision_plugin
-    states = getattr(plugin.scaler, "_per_optimizer_states", {})
-    stage = states[id(optimizer)].get("stage") if id(optimizer) in states else None
-    return getattr(stage, "name", "READY") == "READY"
+    states = _ask(_ask(trainer.precision_plugin, "scaler"), "_per_optimizer_states")
+    state = states.get(id(optimizer)) if isinstance(states, dict) else None
+    stage = state.get("stage") if isinstance(state, dict) else None
+    return bool(_ask(stage, "name", "READY") == "READY")
 
 
 class _HeardClipping:
@@ -334,7 +349,7 @@ def may_change_gradients(pl_module: LightningModule) -> bool:
 
 def unscales_itself(optimizer: Optimizer) -> bool:
     """Whether gradients still carry the loss scale when the optimizer's step begins (fused optimizers)."""
-    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+    return _ask(optimizer, "_step_supports_amp_scaling") is True
 
 
 def accumulated_batches(trainer: Trainer) -> int:
@@ -367,9 +382,9 @@ def optimizer_names(optimizers: Iterable[Optimizer]) -> list[str]:
         return [""]
     names: list[str] = []
     for optimizer in optimizers:
-        name = type(optimizer).__name__
-        twins = sum(n.split("-")[0] == name for n in names)
-        names.append(f"{name}-{twins}" if twins else name)
+        kind = type(optimizer).__name__
+        numbered = itertools.chain([kind], (f"{kind}-{number}" for number in itertools.count(1)))
+        names.append(next(name for name in numbered if name not in names))
     return names
 
 
@@ -377,7 +392,7 @@ def set_metrics(trainer: Trainer, metrics: dict[str, float]) -> None:
     """Make numbers known to ``EarlyStopping``, ``ModelCheckpoint`` and the caller of ``fit``."""
     known = _known_metrics(trainer, "callback_metrics")
     for name, value in metrics.items():
-        known[name] = torch.full((), value)
+        known[name] = torch.full((), value, device="cpu")
 
 
 def _known_metrics(trainer: Trainer, kind: str) -> dict[str, Any]:
@@ -402,8 +417,13 @@ def loggers(trainer: Trainer) -> list[Any]:
 
 def tag_prefix(logger: Any) -> str:
     """What a logger puts before the tags of its metrics, such as ``TensorBoardLogger(prefix=...)``."""
-    prefix = _ask(logger, "_prefix")
-    return f"{prefix}{_ask(logger, 'LOGGER_JOIN_CHAR', '-')}" if prefix and isinstance(prefix, str) else ""
+    prefix, mark = _ask(logger, "_prefix"), _ask(logger, "LOGGER_JOIN_CHAR")
+    return f"{prefix}{mark if isinstance(mark, str) else '-'}" if isinstance(prefix, str) and prefix else ""
+
+
+def experiment(logger: Any) -> object:
+    """What a logger writes with; None if it cannot be had."""
+    return _ask(logger, "experiment")
 
 
 def is_dev_run(trainer: Trainer) -> bool:

@@ -136,7 +136,7 @@ class Sinks:
 
     def _to_tensorboard(self, loggers: Iterable[Any], write: Callable[[Writer], None]) -> None:
         def write_if_possible(logger: Any) -> None:
-            if is_writable(getattr(logger, "experiment", None)):
+            if is_writable(_lightning.experiment(logger)):
                 write(self._writer(logger))
 
         for place, logger in enumerate(loggers):
@@ -152,14 +152,16 @@ class Sinks:
         _lightning.warn(f"GradWatch, {alert.kind}: {alert.message}")
 
     def _publish(self, logger: Any, publication: Publication, num_alerts: int) -> None:
-        if not is_writable(getattr(logger, "experiment", None)):
+        if not is_writable(_lightning.experiment(logger)):
             logger.log_metrics(metrics.run_level(publication, num_alerts), publication.step)
             return
         self._writer(logger).write(publication, num_alerts)
 
     def _writer(self, logger: Any) -> Writer:
         if id(logger) not in self._writers:
-            self._writers[id(logger)] = Writer(logger.experiment, self._group_by, _lightning.tag_prefix(logger))
+            self._writers[id(logger)] = Writer(
+                _lightning.experiment(logger), self._group_by, _lightning.tag_prefix(logger)
+            )
         return self._writers[id(logger)]
 
     def _attempt(self, sink: str, write: Callable[[], object]) -> None:

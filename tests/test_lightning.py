@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
@@ -195,3 +196,74 @@ def test_a_precision_plugin_that_takes_no_attributes_costs_the_look_before_clipp
     with pytest.warns(GradWatchWarning, match="changes between") as caught:
         fit(GradWatch(), ByHand(), plugins=[Refusing()], max_steps=3)
     assert [w.category for w in caught].count(GradWatchWarning) == 1
+
+
+class Unfit:
+    """Answers questions with what nobody can make anything of."""
+
+    def __init__(self, failure: Exception | None) -> None:
+        self.failure = failure
+
+    def __getattr__(self, name: str) -> Any:
+        if self.failure is not None:
+            raise self.failure
+        return np.zeros(3)  # of which nobody knows whether it is true
+
+
+class Collecting(OwnLogger):
+    """Remembers what it is given."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.known = {**vars(self).get("known", {}), **metrics}
+
+
+@pytest.mark.parametrize("failure", [None, KeyError("no")])
+@pytest.mark.parametrize("name", ["log_dir", "name", "version", "_prefix", "LOGGER_JOIN_CHAR"])
+def test_a_logger_whose_answers_are_unfit_is_given_its_numbers(
+    failure: Exception | None, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    unfit = property(lambda self: Unfit(failure).anything)
+    logger = type("Unfitting", (Collecting,), {name: unfit})()
+    fit(GradWatch(log_every_n_steps=1), logger=logger, max_steps=3)
+    assert "gradwatch/total_norm" in logger.known
+
+
+@pytest.mark.parametrize("failure", [None, AttributeError("no"), KeyError("no")])
+@pytest.mark.parametrize("manual", [False, True])
+def test_a_scaler_whose_answers_are_unfit_is_none(failure: Exception | None, manual: bool) -> None:
+    class Scaling(Precision):
+        scaler = Unfit(failure)
+
+    class Raising(Precision):
+        @property
+        def scaler(self) -> Any:
+            raise RuntimeError("not yet")
+
+    for plugin in (Scaling(), Raising()):
+        watch = GradWatch()
+        trainer = fit(watch, ByHand() if manual else None, plugins=[plugin], max_steps=3)
+        assert _lightning.loss_scale(trainer) is None
+        assert watch.profile
+
+
+class Guarded(torch.optim.SGD):
+    """An optimizer that refuses in its own way to be asked for what it lacks."""
+
+    def __getattr__(self, name: str) -> Any:
+        asked_by_torch = name.startswith("__") or name in ("grad_scale", "found_inf")
+        raise AttributeError(name) if asked_by_torch else RuntimeError(name)
+
+
+def test_an_optimizer_that_refuses_questions_is_watched() -> None:
+    watch = GradWatch(auto_clip=0.1)
+    fit(watch, Classifier(small_net(), optimizer=Guarded), max_steps=3)
+    assert watch.profile
+
+
+@pytest.mark.parametrize("kinds", [["A", "A", "A"], ["A-B", "A-B", "A"], ["A", "A", "A-1", "A-1"], ["A-1", "A", "A"]])
+def test_optimizers_have_names_of_their_own(kinds: list[str]) -> None:
+    made = [type(kind, (torch.optim.SGD,), {})([torch.zeros(1)]) for kind in kinds]
+    names = _lightning.optimizer_names(made)
+    assert len(set(names)) == len(names)
+    assert all(name.startswith(kind) for name, kind in zip(names, kinds, strict=True))
