@@ -49,7 +49,7 @@ def warn(message: str) -> None:
     except Exception as failure:  # warnings may be errors, and without Lightning nobody knows the rank
         if is_the_users(failure):
             raise
-        logging.getLogger("lightning_gradwatch").warning(message)
+        attempt(lambda: logging.getLogger("lightning_gradwatch").warning(message))
 
 
 def inform(message: str) -> None:
@@ -419,11 +419,6 @@ def tag_prefix(logger: Any) -> str:
     """What a logger puts before the tags of its metrics, such as ``TensorBoardLogger(prefix=...)``."""
     prefix, mark = _ask(logger, "_prefix"), _ask(logger, "LOGGER_JOIN_CHAR")
     return f"{prefix}{mark if isinstance(mark, str) else '-'}" if isinstance(prefix, str) and prefix else ""
-
-
-def experiment(logger: Any) -> object:
-    """What a logger writes with; None if it cannot be had."""
-    return _ask(logger, "experiment")
 
 
 def is_dev_run(trainer: Trainer) -> bool:

@@ -88,7 +88,7 @@ class Actions:
             return
         alerts, self._alerts = tuple(self._alerts), []
         directory = Path(_lightning.checkpoint_dir(trainer)) if alerts else Path()
-        num_checkpoints = len(list(directory.glob("gradwatch-*.ckpt"))) if alerts else 0
+        num_checkpoints = _num_checkpoints(directory) if alerts else 0
         decision = _Decision(alerts, directory, num_checkpoints)
         self._act(trainer, _lightning.broadcast(trainer, decision) if together else decision)
 
@@ -138,3 +138,12 @@ class Actions:
         if what not in self._failed:
             self._failed.add(what)
             _lightning.warn(f"{failure}; the training itself is not affected. Nothing is said if it happens again.")
+
+
+def _num_checkpoints(directory: Path) -> int:
+    try:
+        return len(list(directory.glob("gradwatch-*.ckpt")))
+    except (OSError, ValueError) as failure:  # there can be no such directory
+        if is_the_users(failure):
+            raise
+        return 0

@@ -86,11 +86,11 @@ def _incident(line: dict[str, Any]) -> tuple[str, int, str]:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():  # a device would never end
-        return
     try:
+        if not path.is_file():  # a device would never end
+            return
         texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as failure:
+    except (OSError, ValueError) as failure:  # a path that cannot be
         if is_the_users(failure):
             raise
         return

@@ -937,7 +937,8 @@ class GradWatch(Callback):
         if run.posts:
             log_dir = _lightning.log_dir(trainer) if trainer.is_global_zero else None
             num_steps = max(post.watcher.num_steps for post in run.posts.values())
-            _lightning.inform(summarise(run.tally, num_steps, self.alerts, self._incidents.num_alerts, log_dir))
+            about = (run.tally, num_steps, self.alerts, self._incidents.num_alerts, log_dir)
+            run.sinks.conclude(functools.partial(summarise, *about))
         self._restored = {**self._restored, **self._watcher_states()}
 
     def _watcher_states(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -65,5 +66,5 @@ def _of_alerts(alerts: Sequence[Alert], num_alerts: int) -> str:
 
 
 def _names_of_files(directory: Path) -> list[str]:
-    names = [alerts_file.NAME] if (directory / alerts_file.NAME).exists() else []
+    names = [alerts_file.NAME] if os.path.exists(directory / alerts_file.NAME) else []
     return names + [path.name for path in flight.files(directory)[-1:]]

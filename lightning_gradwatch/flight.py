@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.records import MISSING, Alert, Layer, Observation
 
 if TYPE_CHECKING:
@@ -293,8 +294,14 @@ def read(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def files(directory: str | Path) -> list[Path]:
     """The flight records of a run, the oldest first."""
+    try:
+        paths = list(Path(directory).glob("flight-*.jsonl.gz"))
+    except (OSError, ValueError) as failure:  # there can be no such directory
+        if is_the_users(failure):
+            raise
+        return []
     found: list[tuple[int, Path]] = []
-    for path in Path(directory).glob("flight-*.jsonl.gz"):
+    for path in paths:
         with contextlib.suppress(ValueError):
             found.append((int(path.name.removeprefix("flight-").removesuffix(".jsonl.gz")), path))
     return [path for _, path in sorted(found)]

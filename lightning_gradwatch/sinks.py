@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,8 @@ from lightning_gradwatch.notify import Notifier
 from lightning_gradwatch.tensorboard.writer import Writer, is_writable
 
 _WARNING_PAUSE_STEPS = 50
+_PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
+"""Names and numbers in the text of an error."""
 
 
 class Sinks:
@@ -54,6 +57,7 @@ class Sinks:
         self._told = alerts_file.entries(log_dir) if log_dir is not None and is_resumed else frozenset()
         self._writers: dict[int, Writer] = {}
         self._broken: set[str] = set()
+        self._causes: set[tuple[str, object]] = set()
         self._next_warning: dict[tuple[str, str], int] = {}
         self._warnings: Counter[tuple[str, str]] = Counter()
 
@@ -105,6 +109,10 @@ class Sinks:
         if flight is not None:
             self._attempt("flight record", lambda: flight.dump(reason, known, may_wait))
 
+    def conclude(self, summary: Callable[[], str]) -> None:
+        """Say what has become of the run."""
+        self._attempt("closing summary", lambda: _lightning.inform(summary()))
+
     def close(self) -> None:
         """Wait, but not for ever, for messages that are under way."""
         if self._notifier is not None:
@@ -117,8 +125,9 @@ class Sinks:
             self._attempt("alerts file", write)
 
     def _report_troubles(self) -> None:
-        for trouble in self._notifier.troubles() if self._notifier is not None else ():
-            _lightning.warn(f"GradWatch: {trouble}; the training itself is not affected.")
+        troubles = self._notifier.troubles() if self._notifier is not None else []
+        if troubles:
+            _lightning.warn(f"GradWatch: {'; '.join(troubles)}; the training itself is not affected.")
 
     def open(self, loggers: Sequence[Any], optimizers: Sequence[str]) -> None:
         """Before the first step: prepare TensorBoard's dashboards, and say where the run is to be seen."""
@@ -136,7 +145,7 @@ class Sinks:
 
     def _to_tensorboard(self, loggers: Iterable[Any], write: Callable[[Writer], None]) -> None:
         def write_if_possible(logger: Any) -> None:
-            if is_writable(_lightning.experiment(logger)):
+            if is_writable(getattr(logger, "experiment", None)):
                 write(self._writer(logger))
 
         for place, logger in enumerate(loggers):
@@ -152,16 +161,14 @@ class Sinks:
         _lightning.warn(f"GradWatch, {alert.kind}: {alert.message}")
 
     def _publish(self, logger: Any, publication: Publication, num_alerts: int) -> None:
-        if not is_writable(_lightning.experiment(logger)):
+        if not is_writable(getattr(logger, "experiment", None)):
             logger.log_metrics(metrics.run_level(publication, num_alerts), publication.step)
             return
         self._writer(logger).write(publication, num_alerts)
 
     def _writer(self, logger: Any) -> Writer:
         if id(logger) not in self._writers:
-            self._writers[id(logger)] = Writer(
-                _lightning.experiment(logger), self._group_by, _lightning.tag_prefix(logger)
-            )
+            self._writers[id(logger)] = Writer(logger.experiment, self._group_by, _lightning.tag_prefix(logger))
         return self._writers[id(logger)]
 
     def _attempt(self, sink: str, write: Callable[[], object]) -> None:
@@ -173,7 +180,19 @@ class Sinks:
             if is_the_users(failure):
                 raise
             self._broken.add(sink)
-            _lightning.warn(f"GradWatch: the {sink} cannot be written ({failure!r}) and is left out from now on.")
+            cause = _cause(failure)
+            if cause not in self._causes:
+                self._causes.add(cause)
+                _lightning.warn(
+                    f"GradWatch: the {sink} cannot be written ({failure!r}) and is left out from now on, and so is, "
+                    "without a further word, whatever else fails in this way."
+                )
+
+
+def _cause(failure: Exception) -> tuple[str, object]:
+    """What failures have in common of which one word is enough."""
+    number = failure.errno if isinstance(failure, OSError) else None
+    return type(failure).__name__, number or _PARTICULARS.sub("", str(failure))
 
 
 def where_to_look(log_dir: str) -> str:

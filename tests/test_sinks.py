@@ -5,15 +5,18 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lightning.pytorch.loggers.logger import Logger
 
-from lightning_gradwatch import alerts_file, flight, notify
+from lightning_gradwatch import GradWatch, GradWatchWarning, alerts_file, flight, notify
 from lightning_gradwatch.flight import FlightRecorder
 from lightning_gradwatch.incidents import MAX_ALERTS, Incidents
 from lightning_gradwatch.notify import Addresses, Notifier
 from lightning_gradwatch.sinks import Sinks
 from tests.servers import Inbox
+from tests.tasks import Classifier, deep_net, fit
 from tests.test_alerts_file import alert
 from tests.test_flight import observation
 
@@ -55,3 +58,45 @@ def test_ten_thousand_alerts_in_a_row_cost_bounded_files_and_memory(tmp_path: Pa
     assert len(flight.files(tmp_path)) <= flight.MAX_FILES
     assert len(list(tmp_path.iterdir())) <= flight.MAX_FILES + alerts_file.NUM_ASIDE + 1
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 3 * alerts_file.MAX_BYTES + 1_000_000
+
+
+class Keeping(Logger):
+    """A logger with a directory of somebody's choice."""
+
+    name, version, save_dir, log_dir = "own", 0, None, ""
+
+    def __init__(self, directory: str, refusal: str = "") -> None:
+        super().__init__()
+        self.log_dir, self.refusal = directory, refusal
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if self.refusal and any(name.startswith("gradwatch/") for name in metrics):
+            raise RuntimeError(self.refusal)
+
+
+@pytest.mark.parametrize("place", ["file/below", "null\0character", "x" * 300, "y/" * 3000, "locked/below"])
+@pytest.mark.parametrize("on_alert", ["warn", "checkpoint"])
+def test_a_directory_that_cannot_be_costs_one_line_and_no_watch(place: str, on_alert: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "locked").mkdir(mode=0o500)
+    watch = GradWatch(on_alert=on_alert)
+    with pytest.warns(GradWatchWarning) as caught:
+        fit(watch, Classifier(deep_net()), logger=Keeping(f"{tmp_path}/{place}"), max_steps=15)
+    told = [str(w.message) for w in caught if w.category is GradWatchWarning]
+    assert sum("is left out" in line for line in told) <= 1
+    assert not any("switched itself off" in line for line in told)
+    assert [alert.kind for alert in watch.alerts] == ["vanishing"]
+
+
+def test_a_cause_is_said_once_and_another_one_once_more(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    place = str(tmp_path / "file/below")
+    refusals = ["no row 1 in 'a'", "no row 22 in 'b'", "another cause"]
+    with pytest.warns(GradWatchWarning) as caught:
+        fit(GradWatch(log_every_n_steps=1), logger=[Keeping(place, refusal) for refusal in refusals], max_steps=15)
+    told = [str(w.message) for w in caught if w.category is GradWatchWarning]
+    assert len(told) == 3
+    for part in (refusals[0], refusals[2], "Not a directory"):
+        assert sum(part in line for line in told) == 1
