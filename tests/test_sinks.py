@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.loggers.logger import Logger
 
@@ -100,3 +102,25 @@ def test_a_cause_is_said_once_and_another_one_once_more(tmp_path: Path) -> None:
     assert len(told) == 3
     for part in (refusals[0], refusals[2], "Not a directory"):
         assert sum(part in line for line in told) == 1
+
+
+@pytest.mark.parametrize("last_step", [4, 19])
+@pytest.mark.parametrize("every", [1, 100])
+def test_a_directory_that_is_deleted_in_mid_run_does_not_end_it(tmp_path: Path, last_step: int, every: int) -> None:
+    class Deleting(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == last_step:
+                trainer.logger.experiment.flush()
+                shutil.rmtree(tmp_path / "logs")
+
+    class Silent(Classifier):  # type: ignore[misc, valid-type]
+        def log(self, *args: Any, **kwargs: Any) -> None: ...
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", GradWatchWarning)
+        trainer = fit(
+            GradWatch(), Silent(deep_net()), callbacks=(Deleting(),), directory=tmp_path / "logs", max_steps=20,
+            log_every_n_steps=every,
+        )  # fmt: skip
+    assert trainer.global_step == 20
+    assert sum("is left out" in str(w.message) for w in caught) <= 1

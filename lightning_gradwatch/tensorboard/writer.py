@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -152,7 +154,7 @@ class Writer:
             if publication.histogram is not None:
                 self._add_histograms(summary, course, publication.histogram.numpy())
         course.num_publications += 1
-        self._experiment._get_file_writer().add_summary(summary, publication.step)
+        self._add_event(summary, publication.step)
 
     def write_alerts(self, alerts: Sequence[Alert], num_alerts: int, is_last: bool = False) -> None:
         """Write all alerts, for the tab and as a table, unless they stand like this in the file already.
@@ -182,7 +184,7 @@ class Writer:
                 self._add_text(
                     summary, metrics.PRESCRIPTION_TABLE, TEXT, prescription_table(alert.prescription).encode()
                 )
-        self._experiment._get_file_writer().add_summary(summary, step)
+        self._add_event(summary, step)
         self._experiment.flush()
 
     def write_layout(self, optimizers: Iterable[str]) -> None:
@@ -195,7 +197,18 @@ class Writer:
         if not has_layout(self.directory):
             summary = Summary()
             self._add_text(summary, CONFIG_SUMMARY_TAG, CUSTOM_SCALARS, layout(optimizers, self._prefix))
-            self._experiment._get_file_writer().add_summary(summary, 0)
+            self._add_event(summary, 0)
+
+    def _add_event(self, summary: Summary, step: int) -> None:
+        """Write an event, unless somebody has taken the file away.
+
+        The error would come out in a thread of the logger's own writer, and end the run when the logger is closed.
+        """
+        writer = self._experiment._get_file_writer()
+        path = os.fsdecode(getattr(writer.event_writer, "_file_name", self.directory))
+        if "://" not in path and not os.path.exists(path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        writer.add_summary(summary, step)
 
     def _add_details(self, summary: Summary, course: _Course, publication: Publication) -> None:
         """What is too much for every publication."""
