@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -113,7 +114,21 @@ def is_fitting(trainer: Trainer | None) -> bool:
 
 
 def log_dir(trainer: Trainer) -> str | None:
-    """Directory of the run in the first logger; None if it has none, or none that is a path; meant for rank zero."""
+    """Directory of the run in the first logger, for files of our own; meant for rank zero.
+
+    None if there is none, or none that is a path, or if it is a URL: what we write goes to local files.
+    """
+    place = place_of_run(trainer)
+    return None if place is None or is_url(place) else place
+
+
+def is_url(place: str) -> bool:
+    """Whether it is the address of something that is no local directory, such as ``s3://bucket/logs``."""
+    return "://" in place
+
+
+def place_of_run(trainer: Trainer) -> str | None:
+    """Where the first logger keeps the run, be it a directory or a URL; None if it does not say; for rank zero."""
     if not trainer.loggers or is_dev_run(trainer):
         return None
     logger = trainer.loggers[0]
@@ -124,7 +139,9 @@ def log_dir(trainer: Trainer) -> str | None:
     version = _ask(logger, "version", _UNKNOWN)
     parts = [root, _path(_ask(logger, "name", _UNKNOWN)), str(version) if isinstance(version, int) else _path(version)]
     known = [part for part in parts if part is not None]
-    return str(Path(*known)) if len(known) == len(parts) else None
+    if len(known) < len(parts):
+        return None
+    return "/".join(part.strip("/") for part in known if part) if is_url(root) else str(Path(*known))
 
 
 def _path(part: object) -> str | None:
@@ -134,13 +151,13 @@ def _path(part: object) -> str | None:
 
 def run_name(trainer: Trainer) -> str:
     """What the first logger calls the run; meant for rank zero."""
-    directory = log_dir(trainer)
-    return Path(directory).name if directory else "a run without a logger"
+    place = place_of_run(trainer)
+    return PurePath(place).name if place else "a run without a logger"
 
 
 def checkpoint_dir(trainer: Trainer) -> str:
     """Where Lightning itself puts checkpoints unless told otherwise; meant for rank zero."""
-    return str(Path(log_dir(trainer) or trainer.default_root_dir) / "checkpoints")
+    return os.path.join(place_of_run(trainer) or trainer.default_root_dir, "checkpoints")
 
 
 def num_ranks(trainer: Trainer) -> int:
@@ -159,7 +176,7 @@ def stop(trainer: Trainer) -> None:
     trainer.should_stop = True
 
 
-def save_checkpoint(trainer: Trainer, path: Path) -> None:
+def save_checkpoint(trainer: Trainer, path: str) -> None:
     """Save a checkpoint; all ranks must call this together, and none is left waiting if the file cannot be written."""
     try:
         trainer.save_checkpoint(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ class _Decision:
     """What rank zero has decided for all ranks."""
 
     alerts: tuple[Alert, ...]
-    directory: Path
+    directory: str
     num_checkpoints: int
 
 
@@ -65,7 +66,8 @@ class Actions:
         self._choices = choices
         self._schedule = schedule
         self._alerts: list[Alert] = []
-        self._unsaved: list[Path] = []
+        self._unsaved: list[str] = []
+        self._num_saved = 0
         self._failed: set[str] = set()
 
     def note(self, alerts: Iterable[Alert]) -> None:
@@ -87,8 +89,8 @@ class Actions:
         if not is_due:
             return
         alerts, self._alerts = tuple(self._alerts), []
-        directory = Path(_lightning.checkpoint_dir(trainer)) if alerts else Path()
-        num_checkpoints = _num_checkpoints(directory) if alerts else 0
+        directory = _lightning.checkpoint_dir(trainer) if alerts else ""
+        num_checkpoints = max(_num_checkpoints(directory), self._num_saved) if alerts else 0
         decision = _Decision(alerts, directory, num_checkpoints)
         self._act(trainer, _lightning.broadcast(trainer, decision) if together else decision)
 
@@ -98,6 +100,7 @@ class Actions:
             path = self._unsaved.pop(0)
             try:
                 _lightning.save_checkpoint(trainer, path)
+                self._num_saved += 1
                 _lightning.inform(f"GradWatch saved {path}.")
             except Exception as failure:
                 if is_the_users(failure):
@@ -122,7 +125,7 @@ class Actions:
 
     def _plan_checkpoint(self, alert: Alert, decision: _Decision) -> None:
         if decision.num_checkpoints + len(self._unsaved) < MAX_CHECKPOINTS:
-            self._unsaved.append(decision.directory / f"gradwatch-{alert.kind}-step={alert.step}.ckpt")
+            self._unsaved.append(os.path.join(decision.directory, f"gradwatch-{alert.kind}-step={alert.step}.ckpt"))
 
     def _call(self, action: Callable[[Alert], None], alert: Alert) -> None:
         try:
@@ -140,9 +143,10 @@ class Actions:
             _lightning.warn(f"{failure}; the training itself is not affected. Nothing is said if it happens again.")
 
 
-def _num_checkpoints(directory: Path) -> int:
+def _num_checkpoints(directory: str) -> int:
+    """Those that are there already, of this run or of those before; where it is a URL nobody knows."""
     try:
-        return len(list(directory.glob("gradwatch-*.ckpt")))
+        return len(list(Path(directory).glob("gradwatch-*.ckpt")))
     except (OSError, ValueError) as failure:  # there can be no such directory
         if is_the_users(failure):
             raise

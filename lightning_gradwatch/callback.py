@@ -87,6 +87,10 @@ _CHANGED = (
     "them before: in manual optimization, clip with `self.clip_gradients(...)`; otherwise let the Trainer, or "
     "`auto_clip`, do it."
 )
+_ELSEWHERE = (
+    "GradWatch keeps no flight record and no alerts file of this run: they need a local directory, and the logger's is "
+    "a URL."
+)
 _DECISION_STEPS = 50
 _THINNED = (
     "Watching has cost {:.1f} % of the steps' time. To hold max_overhead={:g}, GradWatch takes a full sample about "
@@ -479,6 +483,8 @@ class GradWatch(Callback):
         if not trainer.is_global_zero:
             return Sinks()
         name, log_dir = _lightning.run_name(trainer), _lightning.log_dir(trainer)
+        if _lightning.is_url(_lightning.place_of_run(trainer) or ""):
+            _lightning.inform(_ELSEWHERE)
         is_kept = log_dir is not None and self.flight_steps > 0
         flight = FlightRecorder(str(log_dir), self.flight_steps, _about(trainer, name)) if is_kept else None
         is_resumed = trainer.global_step > 0

@@ -179,7 +179,7 @@ class FlightRecorder:
         unfinished, path = self._directory / _UNFINISHED, self._directory / f"flight-{step}.jsonl.gz"
         with unfinished.open("wb") as file:
             with gzip.open(file, "wt", compresslevel=1, encoding="utf-8") as text:
-                for line in [self._first_line(reason, alerts), *self._lines(may_wait)]:
+                for line in [_finite(self._first_line(reason, alerts)), *self._lines(may_wait)]:
                     text.write(json.dumps(line, default=_not_known) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -237,7 +237,7 @@ def _line(optimizer: str, step: int, facts: _Facts | None, may_wait: bool) -> di
         "optimizer": optimizer,
         "epoch": None if facts is None else facts.epoch,
         "batch_idx": None if facts is None else facts.batch_idx,
-        "lr": None if facts is None else facts.lrs,
+        "lr": None if facts is None else _finite(facts.lrs),
         "loss_scale": None if scale is None or not may_wait else _plain(float(scale)),
     }
 
@@ -274,7 +274,16 @@ def _plain(value: object) -> object:
     """A number as JSON knows it, with six digits."""
     if not isinstance(value, float):
         return value
-    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else str(value)
+    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else str(float(value))
+
+
+def _finite(value: Any) -> Any:
+    """The same, with strings for the numbers that JSON does not know, however deep."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return str(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _not_known(_: object) -> None:

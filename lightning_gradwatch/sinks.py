@@ -55,7 +55,7 @@ class Sinks:
         self._notifier = notifier
         self.flight = flight
         self._told = alerts_file.entries(log_dir) if log_dir is not None and is_resumed else frozenset()
-        self._writers: dict[int, Writer] = {}
+        self._writers: list[tuple[Any, Writer]] = []
         self._broken: set[str] = set()
         self._causes: set[tuple[str, object]] = set()
         self._next_warning: dict[tuple[str, str], int] = {}
@@ -140,7 +140,7 @@ class Sinks:
         self._to_tensorboard(loggers, lambda writer: writer.write_alerts(alerts, num_alerts, is_last))
 
     def _say_where_to_look(self) -> None:
-        writer = next(iter(self._writers.values()))
+        _, writer = self._writers[0]
         _lightning.inform(where_to_look(writer.directory))
 
     def _to_tensorboard(self, loggers: Iterable[Any], write: Callable[[Writer], None]) -> None:
@@ -167,9 +167,13 @@ class Sinks:
         self._writer(logger).write(publication, num_alerts)
 
     def _writer(self, logger: Any) -> Writer:
-        if id(logger) not in self._writers:
-            self._writers[id(logger)] = Writer(logger.experiment, self._group_by, _lightning.tag_prefix(logger))
-        return self._writers[id(logger)]
+        """The writer of a logger, which is held, so that no other one can be taken for it."""
+        for known, writer in self._writers:
+            if known is logger:
+                return writer
+        writer = Writer(logger.experiment, self._group_by, _lightning.tag_prefix(logger))
+        self._writers.append((logger, writer))
+        return writer
 
     def _attempt(self, sink: str, write: Callable[[], object]) -> None:
         if sink in self._broken or os.getpid() != self._pid:

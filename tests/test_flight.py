@@ -491,3 +491,18 @@ def test_a_fit_that_fails_before_it_reaches_us_changes_no_earlier_record(tmp_pat
     with pytest.raises(OSError, match="no data"):
         trainer.fit(Broken(small_net()), digits())
     assert {path: flight.read(path) for path in flight.files(tmp_path)} == before
+
+
+def test_a_record_is_json_whatever_numbers_are_in_it(tmp_path: Path) -> None:
+    numbers = (math.inf, -math.inf, math.nan)
+    figures = {"figures": [{"loss": number} for number in numbers]}
+    told = Alert("vanishing", "alert", 3, None, "", math.inf, 1.0, "...", prescription=figures)
+    recorder = FlightRecorder(tmp_path, 20, {"seed": math.nan, "batches": [{"batch_size": math.inf}]})
+    recorder.begin_step("", 0, 0, 0, [{"lr": number} for number in numbers])
+    path = recorder.dump("end", [told])
+    assert path is not None
+    with gzip.open(path, "rt") as file:
+        first, step = [json.loads(line, parse_constant=pytest.fail) for line in file]
+    assert first["alerts"][0]["prescription"] == {"figures": [{"loss": text} for text in ("inf", "-inf", "nan")]}
+    assert (first["seed"], first["batches"]) == ("nan", [{"batch_size": "inf"}])
+    assert step["lr"] == ["inf", "-inf", "nan"]

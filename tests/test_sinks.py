@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import warnings
 from dataclasses import replace
@@ -10,15 +11,18 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+from fsspec.core import url_to_fs
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 
 from lightning_gradwatch import GradWatch, GradWatchWarning, alerts_file, flight, notify
+from lightning_gradwatch.core.metrics import ALERT_DOCUMENT
 from lightning_gradwatch.flight import FlightRecorder
 from lightning_gradwatch.incidents import MAX_ALERTS, Incidents
 from lightning_gradwatch.notify import Addresses, Notifier
 from lightning_gradwatch.sinks import Sinks
 from tests.servers import Inbox
-from tests.tasks import Classifier, deep_net, fit
+from tests.tasks import Classifier, deep_net, fit, read_events
 from tests.test_alerts_file import alert
 from tests.test_flight import observation
 
@@ -124,3 +128,28 @@ def test_a_directory_that_is_deleted_in_mid_run_does_not_end_it(tmp_path: Path, 
         )  # fmt: skip
     assert trainer.global_step == 20
     assert sum("is left out" in str(w.message) for w in caught) <= 1
+
+
+def test_each_logger_is_written_by_a_writer_of_its_own_however_short_its_life(tmp_path: Path) -> None:
+    sinks = Sinks()
+    for number in range(10):
+        logger = TensorBoardLogger(tmp_path, name=str(number), version="")
+        sinks.write_alerts([logger], [alert(number)], 1, is_last=True)
+        logger.experiment.close()
+        del logger
+        gc.collect()
+    for number in range(10):
+        assert len(read_events(tmp_path / str(number)).Tensors(ALERT_DOCUMENT)) == 1
+
+
+def test_where_a_run_is_kept_at_a_url_nothing_of_ours_is_written_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    watch, logger = GradWatch(on_alert="checkpoint"), CSVLogger("memory://runs", name="own", version="first")
+    with pytest.warns(GradWatchWarning, match="vanish"):
+        fit(watch, Classifier(deep_net()), logger=logger, max_steps=15)
+    assert watch.alerts
+    assert list(tmp_path.iterdir()) == []
+    files, _ = url_to_fs("memory://runs")
+    assert len(files.glob("memory://runs/own/first/checkpoints/gradwatch-*.ckpt")) == 1
