@@ -267,3 +267,22 @@ def test_optimizers_have_names_of_their_own(kinds: list[str]) -> None:
     names = _lightning.optimizer_names(made)
     assert len(set(names)) == len(names)
     assert all(name.startswith(kind) for name, kind in zip(names, kinds, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::lightning_gradwatch.GradWatchWarning")
+def test_numbers_for_others_are_on_the_host_whatever_the_default_device_is() -> None:
+    class Elsewhere(pl.Callback):
+        def on_train_start(self, *args: Any) -> None:
+            torch.set_default_device("meta")
+
+    class Silent(Classifier):  # type: ignore[misc, valid-type]
+        def log(self, *args: Any, **kwargs: Any) -> None: ...
+
+    batches = list(digits())
+    loader: Any = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    try:
+        trainer = fit(None, Silent(small_net()), loader, callbacks=(Elsewhere(), GradWatch()), max_steps=12)
+    finally:
+        torch.set_default_device(None)
+    assert trainer.global_step == 12
+    assert {metric.device.type for metric in trainer.callback_metrics.values()} == {"cpu"}
