@@ -358,10 +358,24 @@ def is_manual(pl_module: LightningModule) -> bool:
     return not pl_module.automatic_optimization
 
 
-def may_change_gradients(pl_module: LightningModule) -> bool:
-    """Whether the user's own code runs between the backward pass and the optimizer's step."""
-    is_overridden = any("on_after_backward" in vars(base) for base in _own_classes(pl_module))
-    return is_manual(pl_module) or is_overridden
+def may_change_gradients(trainer: Trainer, pl_module: LightningModule, watch: object) -> bool:
+    """Whether the user's own code runs between the callback's look after the backward pass and that before the step.
+
+    Lightning calls a hook of the callbacks one by one, and then that of the model.
+    """
+    everyone = callbacks(trainer)
+    place = next((place for place, callback in enumerate(everyone) if callback is watch), len(everyone))
+    after_backward = [*everyone[place + 1 :], pl_module]
+    return (
+        is_manual(pl_module)
+        or any(_has_own(actor, "on_after_backward") for actor in after_backward)
+        or any(_has_own(callback, "on_before_optimizer_step") for callback in everyone[:place])
+    )
+
+
+def _has_own(actor: object, hook: str) -> bool:
+    """Whether somebody has written a hook, for the class or for this one alone, as ``LambdaCallback`` takes it."""
+    return hook in _own_attributes(actor) or any(hook in vars(base) for base in _own_classes(actor))
 
 
 def unscales_itself(optimizer: Optimizer) -> bool:
@@ -379,11 +393,10 @@ def builds_layers_later(pl_module: LightningModule) -> bool:
     return any(hook in vars(base) for hook in ("configure_model", "setup") for base in _own_classes(pl_module))
 
 
-def _own_classes(pl_module: LightningModule) -> list[type]:
+def _own_classes(actor: object) -> list[type]:
+    """The classes of a model or a callback that are not Lightning's."""
     return [
-        base
-        for base in type(pl_module).__mro__
-        if base.__module__.split(".")[0] not in ("lightning", "pytorch_lightning")
+        base for base in type(actor).__mro__ if base.__module__.split(".")[0] not in ("lightning", "pytorch_lightning")
     ]
 
 

@@ -83,9 +83,9 @@ _CLIPPED_TWICE = (
 )
 _CHANGED = (
     "GradWatch: the gradient changes between the backward pass and the optimizer's step ({before:.3g} became "
-    "{after:.3g} at step {step}), so the model's own code clips or edits it. All norms are those after that. To see "
-    "them before: in manual optimization, clip with `self.clip_gradients(...)`; otherwise let the Trainer, or "
-    "`auto_clip`, do it."
+    "{after:.3g} at step {step}), so the model's own code, or another callback, clips or edits it. All norms are those "
+    "after that. To see them before: in manual optimization, clip with `self.clip_gradients(...)`; otherwise let the "
+    "Trainer, or `auto_clip`, do it."
 )
 _ELSEWHERE = (
     "GradWatch keeps no flight record and no alerts file of this run: they need a local directory, and the logger's is "
@@ -468,7 +468,7 @@ class GradWatch(Callback):
         for optimizer, name in zip(optimizers, names, strict=True):
             self._watch(pl_module, optimizer, name)
         if self.sample_at == "step":
-            run.compares = _lightning.may_change_gradients(pl_module)
+            run.compares = _lightning.may_change_gradients(trainer, pl_module, self)
             if _lightning.is_manual(pl_module):
                 look = functools.partial(self._observe_early, trainer, pl_module)
                 run.forget_clipping = _lightning.before_clipping_by_hand(trainer, look)

@@ -17,6 +17,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.plugins.precision import MixedPrecision
 from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor, nn
@@ -767,6 +768,44 @@ def test_what_is_changed_behind_our_back_is_said_once(tmp_path: Path) -> None:
         ) as caught:
             fit(GradWatch(), model, max_steps=12)
         assert [w.category for w in caught].count(GradWatchWarning) == 1
+
+
+class Clipping(pl.Callback):
+    """Clips in a hook of a callback."""
+
+    def clip(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        torch.nn.utils.clip_grad_norm_(pl_module.parameters(), 1e-3)
+
+
+class BeforeStep(Clipping):
+    on_before_optimizer_step = Clipping.clip
+
+
+class AfterBackward(Clipping):
+    on_after_backward = Clipping.clip
+
+
+@pytest.mark.parametrize(
+    ("ahead", "behind"),
+    [
+        ([BeforeStep()], []),
+        ([], [AfterBackward()]),
+        ([LambdaCallback(on_before_optimizer_step=Clipping().clip)], []),
+        ([], [LambdaCallback(on_after_backward=Clipping().clip)]),
+    ],
+)
+def test_what_another_callback_changes_before_we_look_is_said_once(ahead: list[Any], behind: list[Any]) -> None:
+    trainer = quiet_trainer(*ahead, GradWatch(), *behind, max_steps=12)
+    with pytest.warns(
+        GradWatchWarning, match="changes between the backward pass and the optimizer's step .*another callback"
+    ) as caught:
+        trainer.fit(Classifier(small_net()), digits())
+    assert [w.category for w in caught].count(GradWatchWarning) == 1
+
+
+@pytest.mark.parametrize("callback", [BeforeStep(), Clipping()])
+def test_nothing_is_said_of_a_callback_that_comes_after_us(callback: Any) -> None:
+    quiet_trainer(GradWatch(), callback, max_steps=12).fit(Classifier(small_net()), digits())
 
 
 def test_nothing_is_said_where_the_gradient_stays_as_it_is() -> None:
