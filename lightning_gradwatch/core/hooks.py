@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.modules import facts_of
 
 Entries = OrderedDict[int, Any]
@@ -66,6 +67,8 @@ class ModuleHooks:
                     self.hung.append(entries)
                     entries[self._key] = hook  # as a mark any value will do
             except Exception as failure:  # the user's own kind of dict
+                if is_the_users(failure):
+                    raise
                 refused.append((hook, failure))
         return refused
 
@@ -76,8 +79,9 @@ class ModuleHooks:
             try:
                 if self._key in entries:
                     del entries[self._key]
-            except Exception:  # the user's own kind of dict; a hook that is not hung does nothing
-                continue
+            except Exception as failure:  # the user's own kind of dict; a hook that is not hung does nothing
+                if is_the_users(failure):
+                    raise
 
     def close(self) -> None:
         """Remove every hook and every veil."""

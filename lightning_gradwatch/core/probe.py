@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 from lightning_gradwatch.core import modes
+from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.batch import members_of
 from lightning_gradwatch.core.hooks import ModuleHooks
 from lightning_gradwatch.core.inputs import InputFacts
@@ -71,6 +72,8 @@ def _never_fails(figure: _Seen) -> Callable[[Callable[..., Any]], Callable[..., 
                     with without_dispatch_modes():
                         return hook(self, seen, *args)
             except Exception as failure:
+                if is_the_users(failure):
+                    raise
                 self._note_failure(figure, seen if isinstance(seen, str) else seen.name, failure)
                 return None
             finally:
@@ -367,6 +370,8 @@ class Probe:
             if part is not None and part.numel():  # a rank may hold an empty shard
                 self._inputs.add(name, part, channels_first=isinstance(module, _CONVOLUTION))
         except Exception as failure:
+            if is_the_users(failure):
+                raise
             self._note_failure("inputs", name, failure)
 
     def _place(self, name: str) -> None:
