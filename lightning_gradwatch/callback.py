@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
+import lightning_gradwatch
 from lightning_gradwatch import _lightning
 from lightning_gradwatch._lightning import Callback, LightningModule, Trainer
 from lightning_gradwatch.actions import Actions, OnAlert, require_actions
@@ -979,6 +980,7 @@ def _about(trainer: Trainer, run: str) -> dict[str, Any]:
         "num_ranks": _lightning.num_ranks(trainer),
         "accumulate_grad_batches": _lightning.accumulated_batches(trainer),
         "torch": torch.__version__,
+        "lightning_gradwatch": lightning_gradwatch.__version__,
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,8 @@ from lightning_gradwatch import alerts_file, flight
 from lightning_gradwatch.core.records import Alert, Publication
 
 _MAX_NAMED = 5
+_MAX_RECORDS = 3
+"""Flight records that are named: that of the end, and those of the latest alerts."""
 
 
 @dataclass
@@ -51,6 +53,8 @@ def summarise(tally: Tally, num_steps: int, alerts: Sequence[Alert], num_alerts:
         lines.append(f"Watching added {tally.cost_percent:.1f}% to the time of the last steps.")
     if log_dir is not None and (names := _names_of_files(Path(log_dir))):
         lines.append(f"See {', '.join(names)} in {log_dir}.")
+        if num_alerts:
+            lines.append(f"Causes, remedies and pictures: gradwatch report {shlex.quote(log_dir)}")
     return "\n  ".join(lines)
 
 
@@ -58,13 +62,20 @@ def _of_alerts(alerts: Sequence[Alert], num_alerts: int) -> str:
     if not num_alerts:
         return "No alerts."
     open_ones = [f"{alert.kind} since step {alert.step}" for alert in alerts if alert.until_step is None]
-    kinds = Counter(alert.kind for alert in alerts if alert.until_step is not None)
-    over = [f"{kind}{f' ({number} times)' if number > 1 else ''}" for kind, number in kinds.items()]
+    ended: dict[str, list[Alert]] = {}
+    for alert in alerts:
+        if alert.until_step is not None:
+            ended.setdefault(alert.kind, []).append(alert)
+    over = [f"{kind} ({_when(those)})" for kind, those in ended.items()]
     parts = [f"still open: {', '.join(open_ones[:_MAX_NAMED])}"] if open_ones else []
     parts += [f"over: {', '.join(over)}"] if over else []
     return f"Alerts: {num_alerts:,}; {'; '.join(parts)}."
 
 
+def _when(alerts: Sequence[Alert]) -> str:
+    return f"{len(alerts)} times" if len(alerts) > 1 else f"steps {alerts[0].step} to {alerts[0].until_step}"
+
+
 def _names_of_files(directory: Path) -> list[str]:
     names = [alerts_file.NAME] if os.path.exists(directory / alerts_file.NAME) else []
-    return names + [path.name for path in flight.files(directory)[-1:]]
+    return names + [path.name for path in flight.files(directory)[-_MAX_RECORDS:]]

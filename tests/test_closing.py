@@ -37,7 +37,8 @@ def test_a_sick_run_is_summed_up(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         "  Alerts: 1; still open: vanishing since step 9.",
         "  Clipped the gradient in 100.0% of 30 steps.",
         "  Watching added N% to the time of the last steps.",
-        f"  See alerts.jsonl, flight-29.jsonl.gz in {tmp_path}/.",
+        f"  See alerts.jsonl, flight-9.jsonl.gz, flight-29.jsonl.gz in {tmp_path}/.",
+        f"  Causes, remedies and pictures: gradwatch report {tmp_path}/",
     ]
 
 
@@ -65,7 +66,7 @@ def test_alerts_are_counted_by_kind_and_the_cost_is_told_where_it_is_known() -> 
     tally = Tally({"": 7}, cost_percent=0.84)
     assert summarise(tally, 1200, alerts, 4, None).splitlines() == [
         "GradWatch watched 7 layers for 1,200 steps.",
-        "  Alerts: 4; still open: vanishing since step 9; over: nonfinite (2 times), dead.",
+        "  Alerts: 4; still open: vanishing since step 9; over: nonfinite (2 times), dead (steps 31 to 40).",
         "  Watching added 0.8% to the time of the last steps.",
     ]
 

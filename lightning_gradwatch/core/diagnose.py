@@ -94,7 +94,7 @@ def _of_vanishing_through_time(finding: Finding, evidence: Evidence) -> str:
     when = "whatever the loss does" if _is_overlooked(finding, evidence) else "while the loss is flat"
     return (
         f"Gradients vanish through time in {layer} (step {finding.step}) by {finding.value:.1f} decades {when}: only "
-        f"{horizon} of {length} time steps carry at least 1 % of the largest gradient."
+        f"the last {horizon} of {length} time steps carry at least 1 % of the largest gradient."
     )
 
 

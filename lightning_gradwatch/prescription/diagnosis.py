@@ -48,7 +48,7 @@ def _all_clear(course: Course, num_batches: int, is_late: bool) -> str:
     if is_late:
         seen = f"No alert in {num_steps} step{'s' * (num_steps > 1)} on {where}, when time was up"
         return f"{seen}: too few to tell. Give more `max_seconds`: watching takes {SHARE_OF_TIME:.0%} of them."
-    clear = f"Nothing is needed: no alert in {num_steps} steps on {where}."
+    clear = f"Nothing was found: no alert in {num_steps} steps on {where}."
     if not lost > MANY_DECADES:
         return clear
     along_time = f"Along its {course.num_time_steps} time steps the gradient loses {lost:.1f} decades, though"

@@ -216,7 +216,7 @@ class _Trials:
         except (CannotApply, TooLargeError) as reason:
             why = str(reason)
         except TimeUpError:
-            why = f"time was up after {self._conditions.max_seconds:.3g} s"
+            why = f"time was up after {self._conditions.max_seconds:.3g} s; a larger max_seconds tries it"
         except Exception as failure:
             if is_the_users(failure):
                 raise

@@ -325,7 +325,8 @@ def test_a_sequence_of_zeros_tells_nothing_and_hurts_nothing() -> None:
 
 def test_the_memory_horizon_counts_what_carries_a_hundredth_of_the_largest() -> None:
     assert memory_horizon([0.0, 0.0099, 0.01, 0.5, 1.0]) == 3
-    assert memory_horizon([math.nan, 1.0, math.inf, 1.0]) == 2
+    assert memory_horizon([math.nan, 1.0, math.inf, 1.0]) == 3
+    assert memory_horizon([1.0, 0.0, 0.0, 0.001]) == 4  # all that matters lies at the start
     assert memory_horizon([0.0, 0.0]) == memory_horizon([]) == memory_horizon([math.nan]) == 0
 
 

@@ -95,7 +95,7 @@ def test_a_healthy_network_needs_nothing() -> None:
     assert found.trials == ()
     assert found.not_tried == ()
     assert found.best is None
-    assert re.fullmatch(r"Nothing is needed: no alert in \d\d steps on this batch\.", str(found))
+    assert re.fullmatch(r"Nothing was found: no alert in \d\d steps on this batch\.", str(found))
 
 
 def test_an_all_clear_is_not_given_before_anything_could_be_told() -> None:
@@ -104,7 +104,7 @@ def test_an_all_clear_is_not_given_before_anything_could_be_told() -> None:
         return LOSS(output, target)
 
     found = ask(deep_net(depth=6), BATCH, slow, max_seconds=0.5)
-    assert "Nothing is needed" not in found.diagnosis
+    assert "Nothing was found" not in found.diagnosis
     assert re.match(r"No alert in \d steps? on this batch, when time was up: too few to tell", found.diagnosis)
 
 
@@ -117,7 +117,7 @@ def test_a_recurrence_that_forgets_is_mentioned_without_an_alert() -> None:
             nn.init.constant_(rnn.get_parameter("bias_ih_l0").data[16:32], 8.0)
         found = ask(model, batches, LOSS, optimizer=lambda p: torch.optim.Adam(p, lr=1e-2))
         assert not found.is_needed
-        assert "Nothing is needed: no alert in" in found.diagnosis
+        assert "Nothing was found: no alert in" in found.diagnosis
         assert "on these 2 batches" in found.diagnosis
         told = re.search(r"its 40 time steps the gradient loses (\S+) decades", found.diagnosis)
         assert (told is not None and float(told[1]) > 3) is forgets
@@ -197,7 +197,8 @@ def test_a_lightning_module_needs_no_loss_function() -> None:
 
 
 def test_an_alert_that_is_given_is_not_found_again() -> None:
-    alert = Alert("nonfinite", "alert", 7, None, "", 1.0, 1.0, "It is bad. Try: prayer.", cause="learning_rate")
+    said: Any = {"message": "It is bad. Try: prayer.", "cause": "learning_rate", "remedies": ("prayer",)}
+    alert = Alert("nonfinite", "alert", 7, None, "", 1.0, 1.0, **said)
     found = ask(small_net(), BATCH, LOSS, alert=alert)
     assert (found.diagnosis, found.kind, found.cause) == ("It is bad.", "nonfinite", "learning_rate")
     assert sorted(trial.key for trial in found.trials) == ["lr.tenth", "lr.tenth + init.he"]
@@ -295,7 +296,7 @@ def test_time_is_bounded_and_what_was_not_reached_is_listed() -> None:
     sloth = Remedy("x.slow", "patience", "", lambda _: time.sleep(2.5))
     found = ask(small_net(), BATCH, LOSS, candidates="all", remedies=(sloth, HE), max_seconds=2.5)
     assert found.trials == ()
-    why = "time was up after 2.5 s"
+    why = "time was up after 2.5 s; a larger max_seconds tries it"
     assert [(entry.key, entry.why) for entry in found.not_tried] == [("x.slow", why), ("init.he", why)]
 
 

@@ -257,6 +257,7 @@ class TimeRule:
 
 
 def memory_horizon(norms: Sequence[float]) -> int:
-    """Number of time steps whose gradient is at least 1 % of the largest."""
-    finite = [norm for norm in norms if math.isfinite(norm)]
-    return sum(norm >= HORIZON_SHARE * max(finite) > 0 for norm in finite) if finite else 0
+    """How many time steps back the gradient reaches: to the first whose norm is at least 1 % of the largest."""
+    least = HORIZON_SHARE * max(filter(math.isfinite, norms), default=0.0)
+    reached = (place for place, norm in enumerate(norms) if math.isfinite(norm) and norm >= least > 0)
+    return len(norms) - next(reached, len(norms))
