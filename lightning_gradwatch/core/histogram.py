@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.core.measure import bunches, dense, distance, stack
+from lightning_gradwatch.core.measure import bunches, dense, distance, send, stack
 from lightning_gradwatch.core.records import BINS_PER_DECADE, LOWEST, NUM_BINS
 
 _WIDTH = NUM_BINS + 2
@@ -85,7 +85,7 @@ def _plan(
     bases = torch.tensor([owners[i][0] * _WIDTH for i in order]).repeat_interleave(lengths)
     factors = torch.tensor([owners[i][1] * sizes[i] / max(taken[i], 1) for i in order], dtype=torch.float32)
     weights = factors.repeat_interleave(lengths)
-    return _Plan(found, others, [limit for _, _, limit in kinds], bases.to(device), weights.to(device))
+    return _Plan(found, others, [limit for _, _, limit in kinds], send(bases, device), send(weights, device))
 
 
 def log_histograms(

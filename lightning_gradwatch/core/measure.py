@@ -68,10 +68,22 @@ def nonzero_counts(gradients: Sequence[Tensor]) -> list[Tensor]:
     return [torch.count_nonzero(g if g.layout is torch.strided else dense(g)) for g in gradients]
 
 
+def need_not_wait(device: torch.device) -> bool:
+    """Whether numbers may be used on a device before they are there: a host would read what has not come yet."""
+    return device.type != "cpu"
+
+
+def send(numbers: Tensor, device: torch.device) -> Tensor:
+    """Numbers of the host on a device, which the host does not wait for."""
+    ready = numbers.pin_memory() if device.type == "cuda" else numbers
+    return ready.to(device, non_blocking=need_not_wait(device))
+
+
 def fill_missing(values: Iterable[Tensor], gradients: Sequence[Tensor | None], missing: Tensor) -> list[Tensor]:
     """One value per gradient, given the values of those that are not None; on the device of ``missing``."""
-    following = iter(values)
-    return [missing if g is None else next(following).to(missing.device, non_blocking=True) for g in gradients]
+    following, device = iter(values), missing.device
+    at_once = need_not_wait(device)
+    return [missing if g is None else next(following).to(device, non_blocking=at_once) for g in gradients]
 
 
 def _are_plain(tensors: Sequence[Tensor]) -> bool:
@@ -350,7 +362,7 @@ class ParameterMeter:
         """Scalars to one vector on the parameters' device, ``-1`` for None; shape ``(len(values),)``."""
         missing, device = self.missing, self.missing.device
         present = [missing if v is None else v for v in values]
-        present = [v if v.device == device else v.to(device, non_blocking=True) for v in present]
+        present = [v if v.device == device else v.to(device, non_blocking=need_not_wait(device)) for v in present]
         return torch.stack(present) if present else missing.new_empty(0)
 
     def weight_norms(self) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch.core.figures import per_layer
-from lightning_gradwatch.core.measure import alike, dense, distance, require_memory, stack
+from lightning_gradwatch.core.measure import alike, dense, distance, require_memory, send, stack
 from lightning_gradwatch.core.shards import Shards, is_spread, local
 
 MAX_ELEMENTS = 256
@@ -139,7 +139,7 @@ class UpdateMeter:
         self._counts = torch.tensor(counts, device=device)
         self._num_elements = sum(counts)
         is_added = device.type != "cpu"
-        self._places = torch.arange(len(counts), device=device).repeat_interleave(self._counts) if is_added else None
+        self._places = self._per_element(torch.arange(len(counts), device=device)) if is_added else None
         self._layer = torch.tensor([layer_index[i] for i in kept], device=device, dtype=torch.int64)
         holds = torch.tensor([shards.shares[i] if shards else 1.0 for i in kept], dtype=torch.float32, device=device)
         factors = [size / max(count, 1) for size, count in zip(sizes, counts, strict=True)]
@@ -226,8 +226,10 @@ class UpdateMeter:
         if any(isinstance(n, Tensor) for n in here):  # the others are filled in on the device
             each = torch.stack([n.reshape(()).float() if isinstance(n, Tensor) else self._one(n) for n in here])
         else:
-            each = torch.tensor(here, dtype=torch.float32, pin_memory=device.type == "cuda")
-        each = each.to(device, non_blocking=True)
+            each = send(torch.tensor(here, dtype=torch.float32), device)
+        return self._per_element(each)
+
+    def _per_element(self, each: Tensor) -> Tensor:
         return each.repeat_interleave(self._counts, output_size=self._num_elements)
 
     def _one(self, number: float) -> Tensor:

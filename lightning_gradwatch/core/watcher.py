@@ -30,7 +30,7 @@ from lightning_gradwatch.core.layers import (
     running_order,
     uncompiled_layers,
 )
-from lightning_gradwatch.core.measure import NormWindow, ParameterMeter, norms
+from lightning_gradwatch.core.measure import NormWindow, ParameterMeter, need_not_wait, norms
 from lightning_gradwatch.core.modules import modules
 from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.probe import Probe
@@ -671,11 +671,18 @@ class Watcher:
         unknown = self._unknown(len(self._layer_names))
         outputs = {"outputs": self._optional.take("outputs", unknown, self._output_norms)}
         if not self._shards.is_spread:  # sequences may be longer on one rank than on another
-            sequences = self._optional.take("sequences", {}, self._probe.sequences)
-            outputs.update((f"sequence {name}", norms) for name, norms in sequences.items())
+            outputs.update(self._optional.take("sequences", {}, self._sequences))
         if loss_scale is not None:
             outputs = {name: torch.where(norms < 0, norms, norms / loss_scale) for name, norms in outputs.items()}
         return {**outputs, **self._check_up()} if thorough else outputs
+
+    def _sequences(self) -> dict[str, Tensor]:
+        """Those of layers on other devices are brought to where the rest is."""
+        sequences, device = self._probe.sequences(), self._meter.missing.device
+        if not sequences:
+            return sequences
+        at_once = need_not_wait(device)
+        return {f"sequence {name}": norms.to(device, non_blocking=at_once) for name, norms in sequences.items()}
 
     def _output_norms(self) -> Tensor:
         return self._meter.stack([self._probe.norm(name) for name in self._layer_names]).float()
@@ -699,7 +706,10 @@ class Watcher:
     def _input_facts(self) -> Tensor:
         unknown = self._meter.missing.expand(NUM_INPUT_FACTS)
         inputs = [self._probe.inputs(name) for name in self._layer_names]
-        return torch.stack([unknown if i is None else i.to(unknown.device) for i in inputs] or [unknown])[: len(inputs)]
+        device = unknown.device
+        at_once = need_not_wait(device)
+        present = [unknown if i is None else i.to(device, non_blocking=at_once) for i in inputs]
+        return torch.stack(present or [unknown])[: len(inputs)]
 
     @property
     def _is_comparing(self) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_gradwatch.core.clip.policies import AGC
 from lightning_gradwatch.core.clip.thresholds import unitwise_coefficients, unitwise_norms
+from lightning_gradwatch.core.measure import need_not_wait
 from lightning_gradwatch.core.shards import local
 
 
@@ -39,7 +40,7 @@ def multiply_all_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
     """
     values = [_reals(gradient) for gradient in gradients]
     for (device, dtype), places in _groups(values).items():
-        group, here = [values[i] for i in places], coefficient.to(device, non_blocking=True)
+        group, here = [values[i] for i in places], coefficient.to(device, non_blocking=need_not_wait(device))
         if _rounds_coefficients(device, dtype):
             multiply_half_(group, here)
         else:
@@ -55,7 +56,8 @@ def multiply_each_(gradients: Sequence[Tensor], coefficients: Sequence[Tensor]) 
     """
     values = [_reals(gradient) for gradient in gradients]
     for (device, dtype), places in _groups(values).items():
-        group, here = [values[i] for i in places], [coefficients[i].to(device, non_blocking=True) for i in places]
+        at_once = need_not_wait(device)
+        group, here = [values[i] for i in places], [coefficients[i].to(device, non_blocking=at_once) for i in places]
         if _rounds_coefficients(device, dtype):
             for value, coefficient in zip(group, here, strict=True):
                 multiply_half_([value], coefficient)
@@ -110,7 +112,7 @@ def clamp_(gradient: Tensor, limit: Tensor) -> None:
         limit: Largest absolute value, float32, shape ``()``. Where it is ``inf``, nothing is changed.
     """
     values = _reals(gradient)
-    here = limit.to(values.device, non_blocking=True)
+    here = limit.to(values.device, non_blocking=need_not_wait(values.device))
     values.clamp_max_(here).clamp_min_(-here)  # on a CPU ten times as fast as both at once
 
 
@@ -138,7 +140,7 @@ def clip_units_(
     coefficients = coefficients.masked_fill(~is_active, 1.0)
     sizes = [n.numel() for n in norms]
     for value, norm, part in zip(values, norms, coefficients.split(sizes), strict=True):
-        value.mul_(part.to(value.device, non_blocking=True).view_as(norm))
+        value.mul_(part.to(value.device, non_blocking=need_not_wait(value.device)).view_as(norm))
     totals, clipped = (torch.stack(torch._foreach_norm(n.split(sizes))) for n in (before, before * coefficients))
     return list((clipped / totals).clamp(max=1).masked_fill(~is_active | (totals == 0), 1.0).unbind())
 
@@ -149,4 +151,5 @@ def _rows(weight: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _join(norms: Sequence[Tensor], device: torch.device) -> Tensor:
-    return torch.cat([n.flatten().to(device, non_blocking=True) for n in norms])
+    at_once = need_not_wait(device)
+    return torch.cat([n.flatten().to(device, non_blocking=at_once) for n in norms])
