@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,13 +16,19 @@ import pytest
 import torch
 
 from benchmarks.gpu.__main__ import PIECES
-from benchmarks.gpu.pieces import Piece, Row, Setting, run
+from benchmarks.gpu.correct import deterministic
+from benchmarks.gpu.cost import contestants
+from benchmarks.gpu.models import mlp, rows
+from benchmarks.gpu.pieces import Piece, Row, Setting, run, tried
 from benchmarks.gpu.report import Report
+from benchmarks.gpu.traces import count
+from benchmarks.gpu.training import Training, settings
 
 ROOT = Path(__file__).parents[1]
 DRY = Setting("cpu", is_dry=True)
-MAY_NOT_RUN = {"1.3B", "tests"}
-"""Pieces that a dry run leaves out: one is too large, the other needs a GPU."""
+BUDGET = 450.0
+MAY_NOT_RUN = {"1.3B", "tests", "memory"}
+"""Pieces that a dry run leaves out: one is too large, the others are about a GPU."""
 WITHOUT_LIGHTNING = "import sys\nsys.modules['pytorch_lightning'] = sys.modules['lightning'] = None\n"
 
 
@@ -66,6 +73,72 @@ def test_a_budget_ends_a_piece_and_what_there_is_no_time_for_is_named(tmp_path: 
         "large": [("everything", "not run")],
     }
     assert not report.has_failed
+
+
+def test_a_row_that_hangs_is_interrupted_and_the_next_piece_has_its_time(tmp_path: Path) -> None:
+    def hang(setting: Setting) -> Iterator[Row]:
+        yield Row("a", "right")
+        while True:
+            try:
+                time.sleep(10)
+            except Exception:  # as hooks and compilers do
+                continue
+
+    others, _ = signal.setitimer(signal.ITIMER_REAL, 200)
+    start = time.monotonic()
+    run([Piece("one", "One", 0.2, hang), piece("two", Row("b", "right"))], DRY, 60.0, Report(tmp_path, DRY))
+    assert time.monotonic() - start < 5
+    assert results(tmp_path) == {"one": [("a", "right"), ("the rest", "not run")], "two": [("b", "right")]}
+    assert 190 < signal.getitimer(signal.ITIMER_REAL)[0] < 200  # whoever else has set an alarm is called in time
+    signal.setitimer(signal.ITIMER_REAL, others)
+
+
+def test_a_failing_row_costs_itself_alone() -> None:
+    row = tried("a", lambda: [][1])  # type: ignore[arg-type, return-value]
+    assert (row.name, row.status) == ("a", "WRONG")
+    assert "IndexError" in row.note
+
+
+def test_the_pieces_have_time_for_all_of_them_together() -> None:
+    assert sum(each.seconds for each in PIECES) <= BUDGET
+
+
+def test_a_figure_that_fails_is_no_right_answer() -> None:
+    training = Training(mlp(4), rows(8, 64), settings(3, 2))
+    assert training.troubles == ["nothing was watched"]
+    training.step()
+    assert training.troubles == []
+    assert training.watcher is not None
+    training.watcher._optional.take("histogram", None, lambda: [][1])
+    training.watcher._device_window._groups = None
+    assert len(training.troubles) == 2
+
+
+def test_what_makes_results_reproducible_does_not_slow_what_is_measured_later() -> None:
+    before = torch.backends.cudnn.deterministic, torch.are_deterministic_algorithms_enabled()
+    with deterministic():
+        assert torch.are_deterministic_algorithms_enabled()
+    assert (torch.backends.cudnn.deterministic, torch.are_deterministic_algorithms_enabled()) == before
+
+
+def test_a_trace_is_counted_by_what_it_does_to_the_host() -> None:
+    events = [
+        {"cat": "kernel", "name": "a"}, {"cat": "Kernel", "name": "b"}, {"name": "no category"},
+        {"cat": "gpu_memcpy", "name": "Memcpy DtoH (Device -> Pinned)"},
+        {"cat": "gpu_memcpy", "name": "Memcpy DtoH (Device -> Pageable)"},
+        {"cat": "gpu_memcpy", "name": "Memcpy HtoD (Pageable -> Device)"},
+        {"cat": "gpu_memcpy", "name": "Memcpy DtoD (Device -> Device)"},
+        {"cat": "cuda_runtime", "name": "cudaLaunchKernel"}, {"cat": "cuda_runtime", "name": "cudaStreamSynchronize"},
+    ]  # fmt: skip
+    seen = {"kernels": 2, "waits": 1, "to the host": 2, "to the host, pageable": 1, "from the host": 1}
+    assert {name: number for name, number in count(events).items() if number} == seen
+
+
+def test_who_reads_every_number_on_the_host_takes_part_where_that_ends() -> None:
+    assert [each.name for each in contestants() if each.reads_all] == [
+        "add_histogram for each parameter",
+        "wandb.watch",
+    ]
 
 
 def test_what_was_measured_is_there_whatever_ends_the_run(tmp_path: Path) -> None:

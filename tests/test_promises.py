@@ -325,8 +325,11 @@ def test_on_a_gpu_no_step_waits_for_the_device() -> None:
         loss.backward()
         is_ordinary = step > 0 and not watcher_.is_due()
         torch.cuda.set_sync_debug_mode("error" if is_ordinary else "default")
-        watcher_.observe(loss=loss)
-        torch.cuda.set_sync_debug_mode("default")
+        try:
+            watcher_.observe(loss=loss)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert watcher_._optional.absent == set()  # what waits may have cost a figure alone
     (publication,) = watcher_.flush().publications
     assert publication.window.num_steps == 60
 

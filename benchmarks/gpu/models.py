@@ -154,7 +154,6 @@ class Workload:
         batch: Makes the batch of every step.
         dtype: Of autocast; None for none.
         compile: Whether the blocks go through torch.compile.
-        block_steps: Steps between two readings of the clock.
         is_channels_last: Whether images and weights lie channel by channel.
     """
 
@@ -163,30 +162,29 @@ class Workload:
     batch: Callable[[], Batch]
     dtype: torch.dtype | None = torch.bfloat16
     compile: bool = False
-    block_steps: int = 20
     is_channels_last: bool = False
 
 
 FULL = {
-    "mlp": Workload("20-layer MLP", mlp, lambda: rows(128, 64), None, block_steps=50),
+    "mlp": Workload("20-layer MLP", mlp, lambda: rows(128, 64), None),
     "gpt": Workload("GPT-2 small, 8 x 1,024 tokens, bf16", GPT, lambda: text(8, 1024, 50257)),
     "resnet": Workload("ResNet-50, 64 images of 256 px, bf16", resnet, lambda: images(64, 256), is_channels_last=True),
     "gpt compiled": Workload("the same GPT-2, blocks compiled", GPT, lambda: text(8, 1024, 50257), compile=True),
     "vit": Workload("ViT-B/16, 64 images of 224 px, bf16", ViT, lambda: images(64, 224)),
-    "small": Workload("10,000 small tensors", lambda: ManySmall(5000), lambda: rows(32, 16), None, block_steps=5),
+    "small": Workload("10,000 small tensors", lambda: ManySmall(5000), lambda: rows(32, 16), None),
     "1.3B": Workload(
         "1.3 billion parameters, 2 x 1,024 tokens, bf16",
         lambda: GPT(24, 2048, 16),
         lambda: text(2, 1024, 50257),
-        block_steps=5,
     ),
 }
 DRY = {
-    "mlp": Workload("MLP", lambda: mlp(4), lambda: rows(8, 64), None, block_steps=3),
-    "gpt": Workload("GPT", lambda: GPT(2, 32, 2, 50, 16), lambda: text(2, 8, 50), block_steps=3),
-    "resnet": Workload(
-        "ResNet", lambda: resnet((1, 1), 8), lambda: images(2, 32), block_steps=3, is_channels_last=True
+    "mlp": Workload("MLP", lambda: mlp(4), lambda: rows(8, 64), None),
+    "gpt": Workload("GPT", lambda: GPT(2, 32, 2, 50, 16), lambda: text(2, 8, 50)),
+    "resnet": Workload("ResNet", lambda: resnet((1, 1), 8), lambda: images(2, 32), is_channels_last=True),
+    "gpt compiled": Workload(
+        "GPT, blocks compiled", lambda: GPT(2, 32, 2, 50, 16), lambda: text(2, 8, 50), compile=True
     ),
-    "vit": Workload("ViT", lambda: ViT(2, 32, 2, 32, 8), lambda: images(2, 32), block_steps=3),
-    "small": Workload("small tensors", lambda: ManySmall(50), lambda: rows(4, 16), None, block_steps=3),
+    "vit": Workload("ViT", lambda: ViT(2, 32, 2, 32, 8), lambda: images(2, 32)),
+    "small": Workload("small tensors", lambda: ManySmall(50), lambda: rows(4, 16), None),
 }

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +18,12 @@ if TYPE_CHECKING:
     from .report import Report
 
 Status = Literal["right", "WRONG", "measured", "not run"]
+OVERTIME = 1.5
+"""By which factor of its budget a piece may run over while a row is under way, before that row is interrupted."""
+
+
+class OverTimeError(BaseException):
+    """A row takes too long. No ``except Exception`` of a hook or a compiler swallows it."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,8 @@ class Piece:
     Attributes:
         name: For ``--only``.
         title: For the table.
-        seconds: What it may take: it begins no further row afterwards, and is left out where less than a third is left.
+        seconds: What it may take: it begins no further row afterwards, a row is interrupted at 1.5 times as much, and
+            the piece is left out where less than a third is left.
         rows: Makes them one by one.
     """
 
@@ -67,6 +77,39 @@ class Piece:
     title: str
     seconds: float
     rows: Callable[[Setting], Iterator[Row]]
+
+
+def tried(name: str, make: Callable[[], Row], or_else: Status = "WRONG") -> Row:
+    """A row; what fails costs this row alone."""
+    try:
+        return make()
+    except Exception:
+        return Row(name, or_else, note=traceback.format_exc())
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Interrupt what runs in here after so many seconds, unless it hangs in C++; that of the caller goes on afterwards.
+
+    Raises:
+        OverTimeError: Then.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise OverTimeError
+
+    start, handler = time.monotonic(), signal.signal(signal.SIGALRM, interrupt)
+    others, _ = signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if others:
+            signal.setitimer(signal.ITIMER_REAL, max(others - (time.monotonic() - start), 0.01))
 
 
 def run(pieces: Sequence[Piece], setting: Setting, budget: float, report: Report) -> None:
@@ -84,13 +127,17 @@ def run(pieces: Sequence[Piece], setting: Setting, budget: float, report: Report
 def _run_one(piece: Piece, setting: Setting, seconds: float, report: Report) -> None:
     start = before = time.monotonic()
     try:
-        for row in piece.rows(setting):
-            now = time.monotonic()
-            report.add(piece, row, now - before)
-            before = now
-            if now - start > seconds:
-                report.add(piece, Row("the rest", "not run", note=f"{seconds:.0f} s were over"), 0.0)
-                return
+        with limited(OVERTIME * seconds):
+            for row in piece.rows(setting):
+                now = time.monotonic()
+                report.add(piece, row, now - before)
+                before = now
+                if now - start > seconds:
+                    report.add(piece, Row("the rest", "not run", note=f"{seconds:.0f} s were over"), 0.0)
+                    return
+    except OverTimeError:
+        note = f"interrupted after {OVERTIME * seconds:.0f} s"
+        report.add(piece, Row("the rest", "not run", note=note), time.monotonic() - before)
     except Exception:
         report.add(piece, Row("the rest", "WRONG", note=traceback.format_exc()), time.monotonic() - before)
 
@@ -98,6 +145,6 @@ def _run_one(piece: Piece, setting: Setting, seconds: float, report: Report) -> 
 def release(setting: Setting) -> None:
     """Give memory back that nobody holds any more."""
     gc.collect()
-    if setting.is_gpu:
+    if setting.is_gpu and torch.cuda.is_initialized():
         torch.cuda.synchronize()
         torch.cuda.empty_cache()

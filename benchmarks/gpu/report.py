@@ -32,6 +32,7 @@ def about(setting: Setting) -> dict[str, Any]:
             "memory_gib": round(properties.total_memory / 2**30, 1),
             "capability": f"{properties.major}.{properties.minor}",
             "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
         }
     return {
         **device,
@@ -64,10 +65,17 @@ class Report:
         known = self._pieces.setdefault(piece.name, {"title": piece.title, "rows": []})
         known["rows"].append({**asdict(row), "seconds": round(seconds, 2)})
         self.has_failed |= row.status == "WRONG"
-        print(f"{piece.name:12} {row.status:9} {row.name}: {_figures(row.figures)} {row.note}".rstrip(), flush=True)
+        told = f"{_figures(row.figures)} {_first_and_last(row.note)}"
+        print(f"{piece.name:12} {row.status:9} {row.name}: {told}".rstrip(), flush=True)
         document = {"about": self._about, "pieces": self._pieces}
-        (self.directory / "gpu.json").write_text(json.dumps(document, indent=1, default=str) + "\n")
-        (self.directory / "gpu.md").write_text(self._markdown())
+        self._write("gpu.json", json.dumps(document, indent=1, default=str) + "\n")
+        self._write("gpu.md", self._markdown())
+
+    def _write(self, name: str, text: str) -> None:
+        """In one piece, whatever ends the process meanwhile."""
+        path = self.directory / name
+        path.with_suffix(".new").write_text(text)
+        path.with_suffix(".new").replace(path)
 
     def _markdown(self) -> str:
         lines = ["# GradWatch on a GPU", ""]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_gradwatch.core.batch import check_batch
 from lightning_gradwatch.core.clip import make_policies
-from lightning_gradwatch.core.records import Observation
+from lightning_gradwatch.core.records import BatchCheck, Observation
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.watcher import Report, Settings, Watcher
 
@@ -36,6 +37,12 @@ class Training:
         optimizer: Makes the optimizer.
         scaler: A loss scaler, or None.
         before_step: Called between the backward pass and the optimizer's step: what people use instead.
+        lr: The learning rate.
+
+    Attributes:
+        guard: Entered around everything that GradWatch is called for.
+        guard_all: Entered around the whole step, hooks in the forward and backward pass included.
+        left_out: What GradWatch says it leaves out.
     """
 
     def __init__(
@@ -47,33 +54,60 @@ class Training:
         optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
         scaler: Any = None,
         before_step: Callable[[], object] | None = None,
+        lr: float = 1e-3,
     ) -> None:
         self.model, self.batch, self.dtype, self.scaler = model, batch, dtype, scaler
-        self.optimizer = optimizer(model.parameters(), lr=1e-3)
-        self.watcher = None if watch is None else Watcher(model, self.optimizer, watch)
+        self.optimizer = optimizer(model.parameters(), lr=lr)
+        self.left_out: list[str] = []
+        self.watcher = None if watch is None else self.make_watcher(watch)
         self.before_step = before_step
         self.guard: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self.guard_all: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.observations: list[Observation] = []
-        self.alerts: list[str] = []
+        self.alerts: list[tuple[str, int]] = []
         self.num_steps = 0
+
+    def make_watcher(self, watch: Settings) -> Watcher:
+        """A watcher of this training."""
+        return Watcher(self.model, self.optimizer, watch, tell=self.left_out.append)
+
+    @property
+    def troubles(self) -> list[str]:
+        """What GradWatch does without, or does the slow way, after a failure that it has survived."""
+        watcher = self.watcher
+        if watcher is None or watcher.plan is None:
+            return self.left_out if watcher is None else ["nothing was watched"]
+        slow = watcher._device_window._groups is None or watcher._meter._groups is None
+        blind = watcher._probe.failure or [f"{name}: {why!r}" for name, why in watcher._probe._failures.items()]
+        return [*self.left_out, *(["norms one by one"] if slow else []), *([str(blind)] if blind else [])]
 
     def step(self, publish: bool = False, spoil: Callable[[nn.Module], None] | None = None) -> None:
         """One step; ``spoil`` may change the gradients after the backward pass."""
+        with self.guard_all():
+            report = self._step(publish, spoil)
+        self._take_in(report)
+        self.num_steps += 1
+
+    def _step(self, publish: bool, spoil: Callable[[nn.Module], None] | None) -> Report:
+        inputs = None
         if self.watcher is not None:
             with self.guard():
                 self.watcher.arm()
+                inputs = check_batch(self.batch)
         with self._autocast():
             output = self.model(self.batch[0])
             loss = F.cross_entropy(output.flatten(0, -2).float(), self.batch[1].flatten())
+        if self.watcher is not None:
+            self.watcher.inspect(loss)
         self.optimizer.zero_grad()
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         if spoil is not None:
             spoil(self.model)
         self._unscale()
+        report = Report()
         if self.watcher is not None:
             with self.guard():
-                report = self._observe(loss, publish)
-            self._take_in(report)
+                report = self._observe(self.watcher, loss, inputs, publish)
         if self.before_step is not None:
             self.before_step()
         if self.scaler is None:
@@ -81,7 +115,7 @@ class Training:
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        self.num_steps += 1
+        return report
 
     def finish(self) -> None:
         """Bring home what is still on the device."""
@@ -102,12 +136,12 @@ class Training:
         if self.scaler is not None and not self.is_fused:
             self.scaler.unscale_(self.optimizer)
 
-    def _observe(self, loss: Tensor, publish: bool) -> Report:
-        assert self.watcher is not None
+    def _observe(self, watcher: Watcher, loss: Tensor, inputs: BatchCheck | None, publish: bool) -> Report:
         scale = None if self.scaler is None else self.scaler._scale
         scaled = None if scale is None else loss.detach() * scale
-        return self.watcher.observe(
+        return watcher.observe(
             loss=loss.detach() if scaled is None else scaled,
+            inputs=inputs,
             loss_scale=scale,
             gradients_scaled=scale is not None and self.is_fused,
             publish=publish,
@@ -115,7 +149,7 @@ class Training:
 
     def _take_in(self, report: Report) -> None:
         self.observations += report.observations
-        self.alerts += [alert.kind for alert in report.alerts]
+        self.alerts += [(alert.kind, alert.step) for alert in report.alerts]
 
 
 @contextmanager

@@ -646,8 +646,10 @@ def test_on_a_gpu_no_step_waits_and_all_are_as_on_the_cpu(policy: ClipPolicy, dt
         norms = norms_of(here)
         on_device = norms.cuda()
         torch.cuda.set_sync_debug_mode("error")
-        clipping = clippers[1].clip_(on_device)
-        torch.cuda.set_sync_debug_mode("default")
+        try:
+            clipping = clippers[1].clip_(on_device)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
         for one, two in zip(clipping, clippers[0].clip_(norms), strict=True):
             torch.testing.assert_close(one.cpu(), two, equal_nan=True, rtol=1e-3, atol=1e-5)
         for p, q in zip(here, there, strict=True):
