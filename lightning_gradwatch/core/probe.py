@@ -21,6 +21,7 @@ from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.batch import members_of
 from lightning_gradwatch.core.hooks import ModuleHooks
 from lightning_gradwatch.core.inputs import InputFacts
+from lightning_gradwatch.core.measure import need_not_wait
 from lightning_gradwatch.core.modes import (
     FakeTensor,
     is_batched,
@@ -41,7 +42,7 @@ MIN_SEQUENCE = 8
 STACK_SHARE = 20
 """Which part of Python's stack hooks may take: torch calls a module that has one through one more function."""
 MAX_CONVERTED = 2**16
-"""Elements that a CPU may convert to float64 for their norm; more would cost memory and time."""
+"""Elements that are converted to float64 for their norm; more would cost memory and time."""
 STRONG = 1e-8
 """A gradient whose norm was at least this does not shrink to below ``SMALLEST_NORM`` from one sample to the next."""
 SMALLEST_NORM = 1e-13
@@ -477,7 +478,7 @@ def _norm(tensor: Tensor, is_strong: bool = False) -> Tensor:
     if is_strong and not tensor.is_complex():
         strong: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
         return strong
-    if tensor.numel() > MAX_CONVERTED and tensor.is_cpu and not tensor.is_complex():
+    if tensor.numel() > MAX_CONVERTED and _wide(tensor) is torch.float64:
         return _large_norm(tensor)
     norm: Tensor = torch.linalg.vector_norm(tensor, dtype=_wide(tensor))
     return norm
@@ -507,9 +508,9 @@ def _root_of_squares(norms: list[Tensor]) -> Tensor:
     """L2 norm of norms."""
     if len(norms) == 1:
         return norms[0]
-    root: Tensor = torch.linalg.vector_norm(
-        torch.stack([norm.to(norms[0].device, non_blocking=True) for norm in norms])
-    )
+    device = norms[0].device
+    here = [norm if norm.device == device else norm.to(device, non_blocking=need_not_wait(device)) for norm in norms]
+    root: Tensor = torch.linalg.vector_norm(torch.stack(here))
     return root
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_gradwatch.core import alone, layers
+from lightning_gradwatch.core import layers, modes, probe
 from lightning_gradwatch.core.clip import Clipper, make_policies
 from lightning_gradwatch.core.histogram import log_histograms
 from lightning_gradwatch.core.measure import NormWindow, ParameterMeter
@@ -61,8 +61,9 @@ class Copies(TorchDispatchMode):
 
 @pytest.fixture
 def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[Copies]:
-    monkeypatch.setattr(alone, "_num_modes", lambda: 0)  # else GradWatch hides from modes
-    monkeypatch.setattr(layers, "is_measurable", lambda _: True)
+    monkeypatch.setattr(modes, "num_dispatch_modes", lambda: 0)  # else GradWatch hides from modes
+    monkeypatch.setattr(layers, "is_measurable", lambda _: True)  # a meta tensor has no numbers
+    monkeypatch.setattr(probe, "is_plain", lambda part: isinstance(part, Tensor))
     with Copies() as seen:
         yield seen
 
