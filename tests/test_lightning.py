@@ -164,8 +164,9 @@ def test_a_precision_plugin_is_pickled_and_copied_in_mid_run_as_without_us() -> 
 
 
 def test_clipping_by_hand_is_left_as_it_was_in_whatever_order_it_is_undone() -> None:
-    trainer, heard = quiet_trainer(), []
+    trainer = quiet_trainer()
     plugin: Any = trainer.precision_plugin
+    heard: list[Any] = []
     for own in (None, plugin.clip_gradients):
         if own is not None:
             plugin.clip_gradients = own

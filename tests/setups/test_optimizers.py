@@ -773,7 +773,7 @@ def test_what_is_changed_behind_our_back_is_said_once(tmp_path: Path) -> None:
 class Clipping(pl.Callback):
     """Clips in a hook of a callback."""
 
-    def clip(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+    def clip(self, trainer: Any, pl_module: Any, optimizer: Any = None) -> None:
         torch.nn.utils.clip_grad_norm_(pl_module.parameters(), 1e-3)
 
 
