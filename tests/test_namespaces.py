@@ -139,7 +139,7 @@ from lightning_gradwatch import GradWatch
 
 class Broken:
     def find_spec(self, name, path=None, target=None):
-        if name == "pytorch_lightning.trainer":
+        if name == "pytorch_lightning.callbacks":
             raise ImportError("broken on purpose")
 
 broken = Broken()
