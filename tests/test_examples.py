@@ -11,6 +11,8 @@ import pytest
 
 from tests.tasks import read_events, scalars
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RUN_LEVEL = {
     "gradwatch/total_norm",

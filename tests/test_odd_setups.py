@@ -22,6 +22,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_gradwatch import GradWatch, GradWatchWarning
 
+pytestmark = pytest.mark.slow
+
 STEPS = 8
 SIZE = 8
 CLASSES = 4

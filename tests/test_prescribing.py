@@ -29,6 +29,8 @@ from tests.prescriptions import prescription
 from tests.setups.processes import run_ranks, tell
 from tests.tasks import Classifier, deep_net, digits, fit, quiet_trainer, read_events, small_net
 
+pytestmark = pytest.mark.slow
+
 STEPS = 30
 RANKS = "import sys; from tests import test_prescribing; test_prescribing.train_on_a_rank(sys.argv[1])"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -43,6 +44,14 @@ HEALTHY = [
     "accumulated_gelu8",
 ]
 
+AT_ONCE = {"sigmoid_mlp10_sgd", "dead_relu_mid", "detached_encoder", "lr_too_high", "nan_batch", "rnn_explode_T60"}
+AT_ONCE |= {"relu_he_mlp20", "tiny_loss_adam", "lora", "zero_init_residual", "lr_warmup", "unused_params"}
+"""Those that are trained in every run of the tests; the others in the slow ones."""
+
+
+def cases(names: list[str]) -> list[Any]:
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in AT_ONCE)) for name in names]
+
 
 def alerts_of(name: str) -> list[Alert]:
     case, watch = CASES[name], GradWatch()
@@ -56,7 +65,7 @@ def alerts_of(name: str) -> list[Alert]:
     return watch.alerts
 
 
-@pytest.mark.parametrize("name", SICK)
+@pytest.mark.parametrize("name", cases(SICK))
 def test_sick_networks_are_found_with_their_cause(name: str) -> None:
     case, alerts = CASES[name], alerts_of(name)
     kinds = {alert.kind for alert in alerts}
@@ -66,6 +75,6 @@ def test_sick_networks_are_found_with_their_cause(name: str) -> None:
     assert all(alert.step >= case.onset for alert in alerts)
 
 
-@pytest.mark.parametrize("name", HEALTHY)
+@pytest.mark.parametrize("name", cases(HEALTHY))
 def test_healthy_networks_are_left_alone(name: str) -> None:
     assert alerts_of(name) == []

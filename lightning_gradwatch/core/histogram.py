@@ -10,7 +10,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.core.measure import bunches, dense, distance, send, stack
+from lightning_gradwatch.core.devices import send
+from lightning_gradwatch.core.measure import bunches, dense, distance, stack
 from lightning_gradwatch.core.records import BINS_PER_DECADE, LOWEST, NUM_BINS
 
 _WIDTH = NUM_BINS + 2

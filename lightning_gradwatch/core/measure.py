@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.core.devices import need_not_wait
 from lightning_gradwatch.core.records import MISSING, BatchCheck, Coverage
 from lightning_gradwatch.core.shards import Shards, is_spread, local
 
@@ -66,17 +67,6 @@ def require_memory(tensors: Iterable[Tensor]) -> None:
 def nonzero_counts(gradients: Sequence[Tensor]) -> list[Tensor]:
     """Number of elements of each gradient that are not exactly zero, shape ``()``, int64."""
     return [torch.count_nonzero(g if g.layout is torch.strided else dense(g)) for g in gradients]
-
-
-def need_not_wait(device: torch.device) -> bool:
-    """Whether numbers may be used on a device before they are there: a host would read what has not come yet."""
-    return device.type != "cpu"
-
-
-def send(numbers: Tensor, device: torch.device) -> Tensor:
-    """Numbers of the host on a device, which the host does not wait for."""
-    ready = numbers.pin_memory() if device.type == "cuda" else numbers
-    return ready.to(device, non_blocking=need_not_wait(device))
 
 
 def fill_missing(values: Iterable[Tensor], gradients: Sequence[Tensor | None], missing: Tensor) -> list[Tensor]:

@@ -19,9 +19,9 @@ from torch.utils.hooks import RemovableHandle, unserializable_hook
 from lightning_gradwatch.core import modes
 from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.batch import members_of
+from lightning_gradwatch.core.devices import need_not_wait
 from lightning_gradwatch.core.hooks import ModuleHooks
 from lightning_gradwatch.core.inputs import InputFacts
-from lightning_gradwatch.core.measure import need_not_wait
 from lightning_gradwatch.core.modes import (
     FakeTensor,
     is_batched,

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_gradwatch.core.devices import send
 from lightning_gradwatch.core.figures import per_layer
-from lightning_gradwatch.core.measure import alike, dense, distance, require_memory, send, stack
+from lightning_gradwatch.core.measure import alike, dense, distance, require_memory, stack
 from lightning_gradwatch.core.shards import Shards, is_spread, local
 
 MAX_ELEMENTS = 256

@@ -18,6 +18,7 @@ from lightning_gradwatch.core.anatomy import merge, survey
 from lightning_gradwatch.core.clip import ClipPolicy
 from lightning_gradwatch.core.clip.clippers import NUM_FACTS, Clippers, ClippersState, ClipWindow
 from lightning_gradwatch.core.detect import Detector
+from lightning_gradwatch.core.devices import need_not_wait
 from lightning_gradwatch.core.diagnose import explain, explain_nothing
 from lightning_gradwatch.core.evidence import Evidence
 from lightning_gradwatch.core.figures import Arrangement, LayerFigures, complement, moment_figures, update_figures
@@ -30,7 +31,7 @@ from lightning_gradwatch.core.layers import (
     running_order,
     uncompiled_layers,
 )
-from lightning_gradwatch.core.measure import NormWindow, ParameterMeter, need_not_wait, norms
+from lightning_gradwatch.core.measure import NormWindow, ParameterMeter, norms
 from lightning_gradwatch.core.modules import modules
 from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.probe import Probe

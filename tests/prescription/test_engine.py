@@ -25,6 +25,8 @@ from .bits import snapshot
 from .patients import LastStep, sequences
 from .remedies import HE, LOWER, RELU, REMEDIES
 
+pytestmark = pytest.mark.slow
+
 BATCH = next(iter(digits()))
 LOSS = nn.CrossEntropyLoss()
 

@@ -18,6 +18,8 @@ from lightning_gradwatch import GradWatch, GradWatchWarning
 from tests.setups.by_hand import train_by_hand
 from tests.tasks import Classifier, deep_net, digits, fit, quiet_trainer, read_events, scalars
 
+pytestmark = pytest.mark.slow
+
 STEPS = 60
 WAYS = ["the LightningModule", "its forward in place", "its network", "its network in place", "a part", "a function"]
 BLIND = WAYS[:4]

@@ -26,6 +26,8 @@ from lightning_gradwatch import GradWatch, GradWatchWarning
 from tests.setups.processes import run_ranks, tell
 from tests.tasks import Classifier, Sponge, deep_net, digits, quiet_trainer, read_events, scalars, small_net
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "import sys; from tests.setups import test_ddp; test_ddp.train_everything(sys.argv[1])"
 NUM_RANKS = 2
 BATCH_SIZE = 32

@@ -37,6 +37,8 @@ from tests.tasks import (
     small_net,
 )
 
+pytestmark = pytest.mark.slow
+
 AT = 3
 """The step at which a run is interrupted: one that is sampled."""
 

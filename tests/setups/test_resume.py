@@ -21,7 +21,7 @@ from lightning_gradwatch.core.transfer import Transfer
 from tests.setups.published import Numbers, numbers, same
 from tests.tasks import deep_net, digits, make_classifier_class, read_events, scalars
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*dirpath has changed.*")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*dirpath has changed.*")]
 
 STEPS = 60
 EVERY = 5

@@ -21,6 +21,8 @@ from tests.setups.processes import run_ranks
 from tests.setups.sharded_training import BATCH, EVERY, LR, MAX_NORM, NUM_STEPS, make_data, make_loss, make_net
 from tests.tasks import read_events, scalars
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("fsdp", "tensor", "sequence")
 POINTS = [step for step in range(NUM_STEPS) if (step + 1) % EVERY == 0]
 

@@ -32,6 +32,8 @@ from tests.tensorboard.browser import (
     write_run,
 )
 
+pytestmark = pytest.mark.slow
+
 LAYERS = ("net.0", "net.2", "net.4")
 Norms = Callable[[int], list[float]]
 POLL = 5000

@@ -25,6 +25,8 @@ from tests.tasks import Classifier, small_net
 from tests.tensorboard.board import Board
 from tests.tensorboard.logs import train, watch
 
+pytestmark = pytest.mark.slow
+
 LOADERS = {"Rust loader": "--load_fast=true", "Python loader": "--load_fast=false"}
 both_loaders = pytest.mark.parametrize("loader", list(LOADERS.values()), ids=list(LOADERS))
 NORMS = Description("grad_norm", layers=("a", "b"))

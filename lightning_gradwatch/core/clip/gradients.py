@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_gradwatch.core.clip.policies import AGC
 from lightning_gradwatch.core.clip.thresholds import unitwise_coefficients, unitwise_norms
-from lightning_gradwatch.core.measure import need_not_wait
+from lightning_gradwatch.core.devices import need_not_wait
 from lightning_gradwatch.core.shards import local
 
 
