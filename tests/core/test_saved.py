@@ -225,7 +225,7 @@ def test_of_any_part_that_is_missing_or_cannot_be_read_the_right_thing_is_said()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("garbage", GARBAGE, ids=str)
+@pytest.mark.parametrize("garbage", GARBAGE, ids=lambda part: "missing" if part is MISSING else str(part))
 @pytest.mark.parametrize("name", NAMES)
 def test_any_part_may_be_anything(name: str, garbage: Any) -> None:
     """The watch goes on, whatever it may make of numbers that nobody has measured."""
