@@ -228,7 +228,7 @@ class _Run:
         """The same, and neither a veil on the model nor a message is left behind; what comes later is another run's."""
         self.is_over = True
         if self.probe is not None:
-            self.probe.close()
+            attempt(self.probe.close)
         self.prescriber = None
         self.leave()
         self.sinks.close()
