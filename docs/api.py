@@ -17,8 +17,10 @@ from docstring_parser.google import GoogleParser, Section, SectionType
 import lightning_gradwatch
 from lightning_gradwatch import GradWatch
 from lightning_gradwatch.core.records import Clip, Publication, Sample, Window
+from lightning_gradwatch.core.reports import Report
 from lightning_gradwatch.core.schedule import Schedule
-from lightning_gradwatch.core.watcher import Report, Settings, Watcher
+from lightning_gradwatch.core.settings import Settings
+from lightning_gradwatch.core.watcher import Watcher
 from lightning_gradwatch.tensorboard.writer import Writer
 
 REFERENCE = Path(__file__).parent / "api.md"

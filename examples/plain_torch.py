@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_gradwatch.core.records import Alert
-from lightning_gradwatch.core.watcher import Report, Watcher
+from lightning_gradwatch.core.reports import Report
+from lightning_gradwatch.core.watcher import Watcher
 from lightning_gradwatch.incidents import Incidents
 from lightning_gradwatch.tensorboard.writer import Writer
 

@@ -33,11 +33,14 @@ from lightning_gradwatch.core.measure import norms
 from lightning_gradwatch.core.modules import parameters
 from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.probe import Probe
+from lightning_gradwatch.core.probing import make_probe
 from lightning_gradwatch.core.records import Alert, BatchCheck, Coverage
+from lightning_gradwatch.core.reports import Report
 from lightning_gradwatch.core.saved import Saved
 from lightning_gradwatch.core.schedule import Schedule
+from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.core.shards import local
-from lightning_gradwatch.core.watcher import Report, Settings, Watcher, make_probe
+from lightning_gradwatch.core.watcher import Watcher
 from lightning_gradwatch.errors import GradientAlertError
 from lightning_gradwatch.flight import FlightRecorder
 from lightning_gradwatch.incidents import Incidents

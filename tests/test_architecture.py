@@ -73,7 +73,7 @@ def test_every_file_keeps_to_the_plan() -> None:
     [
         ("core/measure.py", "from lightning.pytorch import Trainer"),
         ("core/detect.py", "def f():\n    import tensorboard.plugins"),
-        ("core/probe.py", "from lightning_gradwatch.core.layers import Plan"),
+        ("core/probe.py", "from lightning_gradwatch.core.layers import ParameterLayout"),
         ("core/clip.py", "from lightning_gradwatch import _lightning"),
         ("alerts_file.py", "from lightning_gradwatch.callback import GradWatch"),
         ("callback.py", "import pytorch_lightning as pl"),

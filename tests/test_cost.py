@@ -25,8 +25,9 @@ from lightning_gradwatch.core.detect import Detector
 from lightning_gradwatch.core.measure import Groups, norms
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.schedule import Schedule
+from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.core.shards import local
-from lightning_gradwatch.core.watcher import Settings, Watcher
+from lightning_gradwatch.core.watcher import Watcher
 from tests.setups.processes import run_ranks, tell
 from tests.tasks import Classifier, deep_net, digits, fit, quiet_trainer, read_events, scalars
 

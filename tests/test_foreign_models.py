@@ -263,8 +263,8 @@ def test_a_parameter_returned_as_an_output_keeps_no_hook() -> None:
     model, watch = Classifier(Prompted()), GradWatch(sample_every_n_steps=1)
     quiet_trainer(watch, Oracle(), max_steps=20).fit(model, digits())
     (post,) = watch._run.posts.values()
-    assert post.watcher._latest is not None
-    assert post.watcher._latest.output_grad_norm[0].item() == pytest.approx(norms[-1], rel=1e-5)
+    assert post.watcher.latest is not None
+    assert post.watcher.latest.output_grad_norm[0].item() == pytest.approx(norms[-1], rel=1e-5)
     assert not model.net.prompt.weight._backward_hooks
 
 
@@ -281,9 +281,9 @@ def test_only_the_last_state_of_an_lstm_is_enough() -> None:
     watch = GradWatch()
     fit(watch, Classifier(LastState()), max_steps=3)
     (post,) = watch._run.posts.values()
-    assert post.watcher._latest is not None
-    assert (post.watcher._latest.output_grad_norm > 0).all()
-    assert dict(post.watcher._latest.sequences)["net.rnn"].shape == (8,)
+    assert post.watcher.latest is not None
+    assert (post.watcher.latest.output_grad_norm > 0).all()
+    assert dict(post.watcher.latest.sequences)["net.rnn"].shape == (8,)
 
 
 def test_parametrized_layers_are_measured_at_their_output() -> None:

@@ -110,7 +110,8 @@ def test_a_figure_that_fails_is_no_right_answer() -> None:
     assert training.troubles == []
     assert training.watcher is not None
     training.watcher._optional.take("histogram", None, lambda: [][1])
-    training.watcher._device_window._groups = None
+    assert training.watcher.instruments is not None
+    training.watcher.instruments.window._groups = None
     assert len(training.troubles) == 2
 
 

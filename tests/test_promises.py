@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.operators import Operators
 from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning, alerts_file, callback
-from lightning_gradwatch.core import watcher
+from lightning_gradwatch.core import anatomy, fitting, judge, reader
 from lightning_gradwatch.core.clip import make_policies
 from lightning_gradwatch.core.detect.depth import DepthRule
 from lightning_gradwatch.core.detect.nonfinite import NonfiniteRule
@@ -28,9 +28,10 @@ from lightning_gradwatch.core.inputs import InputFacts
 from lightning_gradwatch.core.measure import ParameterMeter
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.schedule import Schedule
+from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.core.transfer import Transfer
 from lightning_gradwatch.core.updates import UpdateMeter
-from lightning_gradwatch.core.watcher import Settings, Watcher
+from lightning_gradwatch.core.watcher import Watcher
 from lightning_gradwatch.core.window import PublicationWindow
 from lightning_gradwatch.flight import FlightRecorder
 from lightning_gradwatch.tensorboard import writer
@@ -69,22 +70,22 @@ def test_weights_are_bit_identical_with_and_without(tmp_path: Path, options: dic
 READS = ("aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal", "aten::nonzero")
 
 
-def observe(net: nn.Module, watcher_: Watcher, publish: bool = False, **options: Any) -> Counter[str]:
-    watcher_.arm()
+def observe(net: nn.Module, watcher: Watcher, publish: bool = False, **options: Any) -> Counter[str]:
+    watcher.arm()
     loss = net(torch.ones(4, 64)).square().mean()
     net.zero_grad()
     loss.backward()
     with Operators() as count:
-        watcher_.observe(loss=loss, publish=publish, **options)
+        watcher.observe(loss=loss, publish=publish, **options)
     return count.seen
 
 
 @pytest.mark.parametrize("depth", [3, 30])
 def test_an_ordinary_step_costs_few_operators_and_no_read(depth: int) -> None:
     net = deep_net(nn.ReLU, depth)
-    watcher_ = Watcher(net, torch.optim.SGD(net.parameters(), 0.1), Settings(Schedule(0, 1000)))
-    observe(net, watcher_)
-    operators = observe(net, watcher_)
+    watcher = Watcher(net, torch.optim.SGD(net.parameters(), 0.1), Settings(Schedule(0, 1000)))
+    observe(net, watcher)
+    operators = observe(net, watcher)
     assert not any(operators[name] for name in READS)
     views = {"aten::detach", "aten::select", "aten::view"}
     kernels = {name: count for name, count in operators.items() if name not in views}
@@ -98,9 +99,9 @@ def test_an_ordinary_step_costs_few_operators_and_no_read(depth: int) -> None:
 def test_clipping_and_skipping_with_a_fused_optimizer_read_nothing(policy: str, on_nonfinite: Any) -> None:
     net = deep_net(nn.ReLU, 30)
     settings = Settings(Schedule(0, 1000), policies=make_policies(policy), on_nonfinite=on_nonfinite)
-    watcher_ = Watcher(net, torch.optim.Adam(net.parameters(), fused=True), settings)
-    observe(net, watcher_)
-    operators = observe(net, watcher_)
+    watcher = Watcher(net, torch.optim.Adam(net.parameters(), fused=True), settings)
+    observe(net, watcher)
+    operators = observe(net, watcher)
     assert operators["aten::_foreach_mul_"] or policy in ("agc", "adagc", "value")
     assert not any(operators[name] for name in READS)
 
@@ -108,22 +109,22 @@ def test_clipping_and_skipping_with_a_fused_optimizer_read_nothing(policy: str, 
 @pytest.mark.parametrize("publish", [False, True])
 def test_a_sampled_or_published_step_reads_nothing_but_its_one_copy(publish: bool) -> None:
     net = deep_net(nn.ReLU, 30)
-    watcher_ = Watcher(net, torch.optim.SGD(net.parameters(), 0.1), Settings(Schedule(100, 1)))
-    observe(net, watcher_)
+    watcher = Watcher(net, torch.optim.SGD(net.parameters(), 0.1), Settings(Schedule(100, 1)))
+    observe(net, watcher)
 
     copies: list[int] = []
-    send = watcher_._transfer.send
+    send = watcher._transfer.send
 
     def counted(label: Any, tensors: Any) -> Any:
         copies.append(sum(t.numel() for t in tensors.values()))
         assert not any(counter.seen[name] for name in READS)  # before the copy, that is on the device
         return send(label, tensors)
 
-    watcher_._transfer.send = counted  # type: ignore[method-assign]
-    watcher_.arm()
+    watcher._transfer.send = counted  # type: ignore[method-assign]
+    watcher.arm()
     net(torch.ones(4, 64)).square().mean().backward()
     with Operators() as counter:
-        watcher_.observe(publish=publish)
+        watcher.observe(publish=publish)
     assert len(copies) == 1
 
 
@@ -147,7 +148,7 @@ def test_an_ordinary_step_of_a_trainer_reads_no_number(tmp_path: Path) -> None:
 
 
 ROOMS = [
-    (watcher, "make_plan"),
+    (fitting, "make_layout"),
     (Probe, "attach"),
     (Transfer, "send"),
     (PublicationWindow, "add"),
@@ -160,7 +161,7 @@ ROOMS = [
 ]
 OPTIONAL: list[tuple[Any, str, str]] = [
     (callback, "check_batch", ""),
-    (watcher, "survey", ""),
+    (anatomy, "survey", ""),
     (ParameterMeter, "weight_norms", "gradwatch/layers/weight_norm"),
     (LayerFigures, "weight_norms", "gradwatch/layers/weight_norm"),
     (ParameterMeter, "nonzeros", "gradwatch/layers/zero_fraction"),
@@ -174,10 +175,10 @@ OPTIONAL: list[tuple[Any, str, str]] = [
     (Probe, "nonzero_fraction", ""),
     (Probe, "inputs", ""),
     (InputFacts, "add", ""),
-    (watcher, "log_histograms", "gradwatch/layers/log10_histogram"),
+    (reader, "log_histograms", "gradwatch/layers/log10_histogram"),
     (LayerFigures, "highest", "gradwatch/layers/clipped_fraction"),
     (Evidence, "add", "gradwatch/layers/update_ratio"),
-    (watcher, "explain", ""),
+    (judge, "explain", ""),
 ]
 """Figures that a watch can do without, and a tag under which they are seen."""
 SINKS = [
@@ -316,21 +317,21 @@ def test_an_alert_that_comes_and_goes_does_not_flood_the_console() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_no_step_waits_for_the_device() -> None:
     net = deep_net(nn.ReLU, 10).cuda()
-    watcher_ = Watcher(net, torch.optim.SGD(net.parameters(), 0.1), Settings(Schedule(5, 10)))
+    watcher = Watcher(net, torch.optim.SGD(net.parameters(), 0.1), Settings(Schedule(5, 10)))
     x = torch.ones(4, 64, device="cuda")
     for step in range(60):
-        watcher_.arm()
+        watcher.arm()
         net.zero_grad()
         loss = net(x).square().mean()
         loss.backward()
-        is_ordinary = step > 0 and not watcher_.is_due()
+        is_ordinary = step > 0 and not watcher.is_due()
         torch.cuda.set_sync_debug_mode("error" if is_ordinary else "default")
         try:
-            watcher_.observe(loss=loss)
+            watcher.observe(loss=loss)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert watcher_._optional.absent == set()  # what waits may have cost a figure alone
-    (publication,) = watcher_.flush().publications
+    assert watcher._optional.absent == set()  # what waits may have cost a figure alone
+    (publication,) = watcher.flush().publications
     assert publication.window.num_steps == 60
 
 
@@ -349,13 +350,13 @@ def test_another_default_dtype_changes_nothing(policy: str, default_dtype: Calla
         optimizer = torch.optim.SGD(net.parameters(), 0.1)
         inputs, seen = torch.ones(4, 64), []
         default_dtype(dtype)
-        watcher_ = Watcher(net, optimizer, Settings(Schedule(2, 3), policies=make_policies(policy)))
+        watcher = Watcher(net, optimizer, Settings(Schedule(2, 3), policies=make_policies(policy)))
         for step in range(12):
-            watcher_.arm()
+            watcher.arm()
             loss = net(inputs).square().mean()
             optimizer.zero_grad()
             loss.backward()
-            for observation in watcher_.observe(loss=loss, publish=step % 4 == 3).observations:
+            for observation in watcher.observe(loss=loss, publish=step % 4 == 3).observations:
                 seen += [t for t in (observation.norms, observation.clips, observation.histogram) if t is not None]
             optimizer.step()
         default_dtype(torch.float32)

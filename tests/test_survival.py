@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch import GradWatch, GradWatchWarning, alerts_file, callback
-from lightning_gradwatch.core import probe, watcher
+from lightning_gradwatch.core import anatomy, fitting, instruments, judge, probe, reader
 from lightning_gradwatch.core.clip.clippers import Clippers, ClipWindow
 from lightning_gradwatch.core.detect import Detector
 from lightning_gradwatch.core.detect.depth import DepthRule
@@ -36,11 +36,11 @@ NUM_STEPS = 24
 STEPS = {"first": 0, "dense": 3, "alert": 9, "published": 13, "ordinary": 17, "sampled": None, "last": NUM_STEPS}
 """The kinds of steps with one of each, below; the first sampled one behind the dense start is looked up."""
 ROOMS: list[tuple[Any, str]] = [
-    (watcher, "make_plan"),
-    (watcher, "log_histograms"),
-    (watcher, "survey"),
-    (watcher, "explain"),
-    (watcher, "running_order"),
+    (fitting, "make_layout"),
+    (reader, "log_histograms"),
+    (anatomy, "survey"),
+    (judge, "explain"),
+    (instruments, "running_order"),
     (callback, "check_batch"),
     (callback, "make_probe"),
     (Clippers, "clip_"),

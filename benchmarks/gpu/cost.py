@@ -16,7 +16,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
-from lightning_gradwatch.core.watcher import Settings, Watcher
+from lightning_gradwatch.core.settings import Settings
+from lightning_gradwatch.core.watcher import Watcher
 
 from .correct import cannot_compile
 from .models import DRY, FULL, Workload

@@ -13,8 +13,10 @@ from torch.nn import functional as F
 from lightning_gradwatch.core.batch import check_batch
 from lightning_gradwatch.core.clip import make_policies
 from lightning_gradwatch.core.records import BatchCheck, Observation
+from lightning_gradwatch.core.reports import Report
 from lightning_gradwatch.core.schedule import Schedule
-from lightning_gradwatch.core.watcher import Report, Settings, Watcher
+from lightning_gradwatch.core.settings import Settings
+from lightning_gradwatch.core.watcher import Watcher
 
 from .models import Batch
 
@@ -75,9 +77,10 @@ class Training:
     def troubles(self) -> list[str]:
         """What GradWatch does without, or does the slow way, after a failure that it has survived."""
         watcher = self.watcher
-        if watcher is None or watcher.plan is None:
+        if watcher is None or watcher.instruments is None:
             return self.left_out if watcher is None else ["nothing was watched"]
-        slow = watcher._device_window._groups is None or watcher._meter._groups is None
+        instruments = watcher.instruments
+        slow = instruments.window._groups is None or instruments.meter._groups is None
         blind = watcher._probe.failure or [f"{name}: {why!r}" for name, why in watcher._probe._failures.items()]
         return [*self.left_out, *(["norms one by one"] if slow else []), *([str(blind)] if blind else [])]
 

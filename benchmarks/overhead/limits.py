@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from lightning_gradwatch import GradWatch
 from lightning_gradwatch.core.clip import make_policies
 from lightning_gradwatch.core.schedule import Schedule
-from lightning_gradwatch.core.watcher import Settings, Watcher
+from lightning_gradwatch.core.settings import Settings
+from lightning_gradwatch.core.watcher import Watcher
 
 from ..operators import Operators
 from .race import quiet

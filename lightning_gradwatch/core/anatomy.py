@@ -9,9 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_gradwatch.core.modules import modules
+from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.records import Anatomy
 
 MAX_NODES = 50_000
+MAX_SURVEYS = 4
+"""Losses after which all paths through a network are taken for seen."""
 _ACTIVATIONS = {
     "sigmoid": ("sigmoid",),
     "tanh": ("tanh",),
@@ -89,3 +92,30 @@ def _normalises(name: str) -> bool:
 def _joins_computed(node: Any) -> bool:
     computed = [f for f, _ in node.next_functions if f is not None and f.next_functions]
     return len(computed) >= 2
+
+
+class Surveyor:
+    """Reads the anatomy off the first few losses.
+
+    Args:
+        model: The model.
+        optional: Leaves the anatomy out if it cannot be read.
+
+    Attributes:
+        anatomy: What is known so far; None before the first loss.
+    """
+
+    def __init__(self, model: nn.Module, optional: OptionalFigures) -> None:
+        self._model = model
+        self._optional = optional
+        self._num_surveys = 0
+        self.anatomy: Anatomy | None = None
+
+    def inspect(self, loss: Tensor) -> None:
+        """Take in a loss, attached to its graph; only the first few calls do anything."""
+        if self._num_surveys < MAX_SURVEYS and loss.grad_fn is not None:
+            self._num_surveys += 1
+            self.anatomy = self._optional.take("anatomy", self.anatomy, self._survey, loss)
+
+    def _survey(self, loss: Tensor) -> Anatomy:
+        return merge(self.anatomy, survey(loss, self._model))

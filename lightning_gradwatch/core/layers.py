@@ -38,7 +38,7 @@ _WRAPPERS = re.compile(r"(?:(?<=\.)|^)(_orig_mod|_fsdp_wrapped_module|_checkpoin
 
 
 @dataclass(frozen=True)
-class Plan:
+class ParameterLayout:
     """The parameters of one optimizer, sorted into layers.
 
     Attributes:
@@ -142,9 +142,9 @@ def owns_matrix(module: nn.Module, parameters: Iterable[Tensor]) -> bool:
     return "norm" not in type(module).__name__.lower() and any(is_lazy(p) or p.ndim >= 2 for p in parameters)
 
 
-def make_plan(
+def make_layout(
     model: nn.Module, parameters: Iterable[Tensor], include: Sequence[str] = (), exclude: Sequence[str] = ()
-) -> Plan:
+) -> ParameterLayout:
     """Sort an optimizer's parameters into the layers that own them.
 
     A shared parameter belongs to the first layer that registered it, and counts there alone. Further layers that share
@@ -159,7 +159,7 @@ def make_plan(
         exclude: Globs over layer names not to report.
 
     Returns:
-        The plan. Parameters of layers that are not reported still count in the total norm.
+        The layout. Parameters of layers that are not reported still count in the total norm.
     """
     measurable = tuple({id(p): p for p in parameters if is_measurable(p)}.values())
     wanted = {id(p) for p in measurable}
@@ -195,7 +195,7 @@ def make_plan(
     chosen = set(select((layer.name for layer in layers), include, exclude))
     kept = [i for i, layer in enumerate(layers) if layer.name in chosen]
     place = {old: new for new, old in enumerate(kept)}
-    return Plan(
+    return ParameterLayout(
         parameters=measurable,
         layers=tuple(layers[i] for i in kept),
         layer_index=tuple(place.get(layer_of[id(p)], len(kept)) for p in measurable),

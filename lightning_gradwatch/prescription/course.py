@@ -16,8 +16,10 @@ from torch.optim import Optimizer
 from lightning_gradwatch.core.clip import make_policies
 from lightning_gradwatch.core.detect.profile import decades_lost, depth_profile, positive
 from lightning_gradwatch.core.records import Alert, Observation, Sample
+from lightning_gradwatch.core.reports import Report
 from lightning_gradwatch.core.schedule import Schedule
-from lightning_gradwatch.core.watcher import Report, Settings, Watcher
+from lightning_gradwatch.core.settings import Settings
+from lightning_gradwatch.core.watcher import Watcher
 from lightning_gradwatch.prescription.memory import limited
 from lightning_gradwatch.prescription.patient import Patient
 from lightning_gradwatch.prescription.state import seed_everything

@@ -10,7 +10,7 @@ from lightning_gradwatch.core.diagnose import explain
 from lightning_gradwatch.core.evidence import Evidence
 from lightning_gradwatch.core.records import Alert, Observation
 from lightning_gradwatch.core.schedule import Schedule
-from lightning_gradwatch.core.watcher import Settings
+from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.prescription.course import Course
 from lightning_gradwatch.prescription.ward import Ward
 

@@ -19,9 +19,10 @@ from lightning_gradwatch.core.clip import Clipper, make_policies
 from lightning_gradwatch.core.histogram import log_histograms
 from lightning_gradwatch.core.measure import NormWindow, ParameterMeter
 from lightning_gradwatch.core.schedule import Schedule
+from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.core.shards import Shards
 from lightning_gradwatch.core.updates import UpdateMeter
-from lightning_gradwatch.core.watcher import Settings, Watcher
+from lightning_gradwatch.core.watcher import Watcher
 
 THERE = "meta"
 READS = {f"aten::{name}" for name in ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select")}

@@ -17,7 +17,8 @@ from lightning_gradwatch.core.diagnose import explain
 from lightning_gradwatch.core.evidence import Evidence
 from lightning_gradwatch.core.records import Alert, AlertKind, Cause, Finding, Layer, Observation
 from lightning_gradwatch.core.schedule import Schedule
-from lightning_gradwatch.core.watcher import Settings, Watcher
+from lightning_gradwatch.core.settings import Settings
+from lightning_gradwatch.core.watcher import Watcher
 from tests.tasks import deep_net, digits
 
 Feed = Callable[[int, Tensor], Tensor]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.core.hooks import ModuleHooks
-from lightning_gradwatch.core.watcher import make_probe
+from lightning_gradwatch.core.probing import make_probe
 
 KINDS = [
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",

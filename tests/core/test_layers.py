@@ -14,7 +14,7 @@ from lightning_gradwatch.core.layers import (
     ROOT,
     check_selection,
     clean_name,
-    make_plan,
+    make_layout,
     named_layers,
     roll_up,
     running_order,
@@ -40,7 +40,7 @@ def names(plan_layers: tuple[object, ...]) -> list[str]:
 
 def test_layers_are_modules_that_own_parameters_and_share_none_twice() -> None:
     model = Tied()
-    plan = make_plan(model, model.parameters())
+    plan = make_layout(model, model.parameters())
     by_name = {layer.name: layer for layer in plan.layers}
     assert list(by_name) == [ROOT, "embed", "norm", "head"]
     assert by_name[ROOT].parameters == ("scale",)  # neither the empty nor the integer one
@@ -51,7 +51,7 @@ def test_layers_are_modules_that_own_parameters_and_share_none_twice() -> None:
 
 def test_only_matrices_of_layers_other_than_norms_take_part_in_the_depth_profile() -> None:
     model = Tied()
-    plan = make_plan(model, model.parameters())
+    plan = make_layout(model, model.parameters())
     assert {layer.name for layer in plan.layers if layer.has_matrix} == {"embed", "head"}
     assert {layer.name for layer in plan.layers if layer.owns_matrix} == {"embed"}
 
@@ -72,7 +72,7 @@ class Holder(nn.Module):
 
 def test_layers_that_share_all_they_have_are_there_for_their_outputs_and_own_nothing() -> None:
     model = Holder()
-    plan = make_plan(model, model.parameters())
+    plan = make_layout(model, model.parameters())
     assert names(plan.layers) == ["layers.0", "layers.1", "layers.2", "norms.0"]  # no lists, no second norm
     first, second = plan.layers[:2]
     assert first.owns_matrix
@@ -84,26 +84,26 @@ def test_layers_that_share_all_they_have_are_there_for_their_outputs_and_own_not
 
 def test_a_layer_shares_what_this_optimizer_does_not_hold_with_nobody() -> None:
     model = Tied()
-    plan = make_plan(model, [model.head.bias])
+    plan = make_layout(model, [model.head.bias])
     assert names(plan.layers) == ["head"]
     assert not plan.layers[0].has_matrix
 
 
 def test_only_this_optimizers_parameters_are_planned() -> None:
     model = nn.ModuleDict({"g": nn.Linear(2, 2), "d": nn.Linear(2, 2)})
-    assert names(make_plan(model, model["g"].parameters()).layers) == ["g"]
+    assert names(make_layout(model, model["g"].parameters()).layers) == ["g"]
 
 
 def test_a_parameter_of_no_module_is_still_watched() -> None:
     stray = nn.Parameter(torch.ones(3))
-    plan = make_plan(nn.Linear(2, 2), [stray])
+    plan = make_layout(nn.Linear(2, 2), [stray])
     assert names(plan.layers) == [OUTSIDE]
     assert plan.parameters == (stray,)
 
 
 def test_selection_keeps_every_parameter_in_the_total() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
-    plan = make_plan(model, model.parameters(), include=("[01]",), exclude=("0",))
+    plan = make_layout(model, model.parameters(), include=("[01]",), exclude=("0",))
     assert names(plan.layers) == ["1"]
     assert len(plan.parameters) == 6
     assert plan.layer_index == (1, 1, 0, 0, 1, 1)
@@ -125,7 +125,7 @@ def test_a_selection_of_nothing_is_refused_with_the_layers_there_are(
 
 def test_layers_are_put_in_the_order_in_which_they_ran() -> None:
     model = nn.ModuleDict({"last": nn.Linear(2, 2), "unused": nn.Linear(2, 2), "first": nn.Linear(2, 2)})
-    plan = make_plan(model, model.parameters())
+    plan = make_layout(model, model.parameters())
     places = running_order(plan.layers, ["first", "last"])
     assert [plan.layers[place].name for place in places] == ["first", "last", "unused"]
     owners = {id(p): plan.layers[i].name for p, i in zip(plan.parameters, plan.layer_index, strict=True)}
@@ -143,9 +143,9 @@ def test_wrapper_prefixes_are_no_part_of_a_name() -> None:
 
 def test_a_lazy_parameter_waits_until_it_has_a_shape() -> None:
     model = nn.LazyLinear(3)
-    assert make_plan(model, model.parameters()).parameters == ()
+    assert make_layout(model, model.parameters()).parameters == ()
     model(torch.ones(1, 2))
-    assert len(make_plan(model, model.parameters()).parameters) == 2
+    assert len(make_layout(model, model.parameters()).parameters) == 2
 
 
 def test_a_model_of_400_layers_rolls_up_to_its_blocks() -> None:

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_gradwatch.core.inputs import InputFacts
 from lightning_gradwatch.core.layers import named_layers
 from lightning_gradwatch.core.probe import Probe, tensors_in
-from lightning_gradwatch.core.watcher import make_probe
+from lightning_gradwatch.core.probing import make_probe
 
 
 def backward(model: nn.Module, *inputs: Any, **keywords: Any) -> Probe:

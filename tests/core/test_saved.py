@@ -17,7 +17,8 @@ from lightning_gradwatch.core.clip import make_policies
 from lightning_gradwatch.core.records import Alert, Finding
 from lightning_gradwatch.core.saved import Saved
 from lightning_gradwatch.core.schedule import Schedule
-from lightning_gradwatch.core.watcher import Settings, Watcher
+from lightning_gradwatch.core.settings import Settings
+from lightning_gradwatch.core.watcher import Watcher
 from lightning_gradwatch.incidents import Incidents
 
 Path = tuple[Any, ...]

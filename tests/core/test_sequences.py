@@ -13,8 +13,8 @@ from torch.utils.hooks import RemovableHandle
 from lightning_gradwatch.core import probe as probe_module
 from lightning_gradwatch.core.inputs import describe
 from lightning_gradwatch.core.probe import Probe
+from lightning_gradwatch.core.probing import make_probe
 from lightning_gradwatch.core.records import Inputs
-from lightning_gradwatch.core.watcher import make_probe
 
 STEPS, BATCH, WIDTH = 12, 3, 4
 RECURRENT = [nn.RNN, nn.LSTM, nn.GRU]

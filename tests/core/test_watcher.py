@@ -8,7 +8,8 @@ from lightning_gradwatch import GradWatch, GradWatchWarning
 from lightning_gradwatch.core.clip import make_policies
 from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.core.schedule import Schedule
-from lightning_gradwatch.core.watcher import Settings, Watcher
+from lightning_gradwatch.core.settings import Settings
+from lightning_gradwatch.core.watcher import Watcher
 from tests.tasks import Classifier, deep_net, digits, fit
 
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gradwatch.core.detect.profile import decades_lost, positive
-from lightning_gradwatch.core.watcher import Watcher, make_probe
+from lightning_gradwatch.core.probing import make_probe
+from lightning_gradwatch.core.watcher import Watcher
 from lightning_gradwatch.prescription.patient import CannotApply, Patient
 from lightning_gradwatch.prescription.remedies import REMEDIES
 

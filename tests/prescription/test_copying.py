@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import orthogonal
 
 from lightning_gradwatch import GradWatch
 from lightning_gradwatch.core.probe import Probe
-from lightning_gradwatch.core.watcher import make_probe
+from lightning_gradwatch.core.probing import make_probe
 from lightning_gradwatch.prescription.copying import copy_of, unwrapped
 from tests.tasks import Classifier, deep_net, digits, quiet_trainer, small_net
 

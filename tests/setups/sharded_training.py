@@ -21,7 +21,7 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
 from lightning_gradwatch import GradWatch, _lightning
-from lightning_gradwatch.core import watcher
+from lightning_gradwatch.core import reader
 from lightning_gradwatch.core.measure import ParameterMeter
 from tests.setups.processes import tell
 from tests.tasks import quiet_trainer
@@ -172,7 +172,7 @@ def main(directory: Path) -> dict[str, Any]:
             if os.environ["RANK"] == "1":
                 patch.setattr(ParameterMeter, "weight_norms", fail)
                 patch.setattr(ParameterMeter, "nonzeros", fail)
-                patch.setattr(watcher, "log_histograms", fail)
+                patch.setattr(reader, "log_histograms", fail)
             watch = GradWatch(dense_steps=4, sample_every_n_steps=1000, histogram_every=1)
             train(kind, watch, directory=directory / f"{kind} without")
             told[f"{kind} without"] = [post.watcher.num_steps for post in watch._run.posts.values()]

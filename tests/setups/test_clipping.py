@@ -16,7 +16,8 @@ from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor, nn
 
 from lightning_gradwatch import AGC, AdaGC, GradientAlertError, GradWatch, GradWatchWarning, MaxNorm, Percentile, ZScore
-from lightning_gradwatch.core import watcher
+from lightning_gradwatch.core.sampling import STATE_EVERY
+from lightning_gradwatch.core.watcher import Watcher
 from tests.tasks import Classifier, Poison, digits, fit, quiet_trainer, read_events, scalars, small_net
 
 cross_entropy = nn.functional.cross_entropy
@@ -279,7 +280,7 @@ def test_clipping_goes_on_when_the_watch_fails(monkeypatch: pytest.MonkeyPatch) 
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("on purpose")
 
-    monkeypatch.setattr(watcher.Watcher, "_take_sample", broken)
+    monkeypatch.setattr(Watcher, "_take_sample", broken)
     watch = GradWatch(auto_clip=LIMIT)
     with pytest.warns(GradWatchWarning, match="has switched itself off"):
         model, after = clipped(watch)
@@ -294,7 +295,7 @@ def test_steps_that_are_not_finite_are_kept_away_when_the_watch_fails(
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("on purpose")
 
-    monkeypatch.setattr(watcher.Watcher, "_take_sample", broken)
+    monkeypatch.setattr(Watcher, "_take_sample", broken)
     model = Classifier(small_net())
     trainer = quiet_trainer(Poison(4), GradWatch(on_nonfinite=on_nonfinite))
     error = pytest.raises(GradientAlertError, match="not finite") if on_nonfinite == "raise" else nullcontext()
@@ -306,10 +307,10 @@ def test_steps_that_are_not_finite_are_kept_away_when_the_watch_fails(
 
 def test_a_skipped_step_says_nothing_of_zeros_and_hides_nothing(tmp_path: Path) -> None:
     watch = GradWatch(on_nonfinite="skip", log_every_n_steps=1, dense_steps=1, sample_every_n_steps=1000)
-    trainer = quiet_trainer(Poison(watcher.STATE_EVERY), watch, directory=tmp_path, max_steps=15)
+    trainer = quiet_trainer(Poison(STATE_EVERY), watch, directory=tmp_path, max_steps=15)
     trainer.fit(Classifier(small_net()), digits())
     zeros = [make_ndarray(e.tensor_proto) for e in read_events(tmp_path).Tensors("gradwatch/layers/zero_fraction")]
-    assert len(zeros) > watcher.STATE_EVERY + 1
+    assert len(zeros) > STATE_EVERY + 1
     assert all(shares.min() >= 0 for shares in zeros)
 
 

@@ -413,7 +413,8 @@ def test_what_a_policy_remembers_counts_steps_and_not_evaluations(tmp_path: Path
     watch = GradWatch(auto_clip=policy)
     fit(watch, Classifier(small_net(), optimizer=SAM), directory=tmp_path, max_steps=9)
     (post,) = watch._run.posts.values()
-    (clipper,) = post.watcher._clippers._clippers
+    assert post.watcher.instruments is not None
+    (clipper,) = post.watcher.instruments.clippers._clippers
     assert clipper.memory["count"].item() == 9
 
 

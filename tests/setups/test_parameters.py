@@ -207,8 +207,8 @@ def test_layers_that_are_made_late_can_be_selected(where: str) -> None:
     watch = GradWatch(include="net.[02]")
     fit(watch, Build(where), max_steps=3)
     (post,) = watch._run.posts.values()
-    assert post.watcher.plan is not None
-    assert [layer.name for layer in post.watcher.plan.layers] == ["net.0", "net.2"]
+    assert post.watcher.instruments is not None
+    assert [layer.name for layer in post.watcher.instruments.layout.layers] == ["net.0", "net.2"]
     with pytest.raises(ValueError, match="`include` must be"):
         fit(GradWatch(include="nothing"), Build(where))
 
@@ -230,8 +230,8 @@ def test_a_layer_that_is_made_while_training_is_followed_to_its_outputs(tmp_path
     layers = ["net.0", "net.2", "net.4", *(["net.5"] if what == "added" else [])]
     check(tmp_path, model, *layers)
     (post,) = watch._run.posts.values()
-    assert post.watcher._latest is not None
-    assert (post.watcher._latest.output_grad_norm > 0).all()
+    assert post.watcher.latest is not None
+    assert (post.watcher.latest.output_grad_norm > 0).all()
     assert list(watch.profile) == layers
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -315,9 +315,9 @@ def test_parameters_that_change_in_their_place_are_measured_as_they_are_now(
     rel = 2e-2 if change == "bfloat16" else 1e-4
     assert list(found.values()) == pytest.approx([model.totals[step] for step in found], rel=rel)
     (post,) = watch._run.posts.values()
-    assert post.watcher.plan is not None
-    dtypes = {str(p.dtype).removeprefix("torch.") for p in post.watcher.plan.parameters}
-    assert post.watcher._dtypes == dtypes
+    assert post.watcher.instruments is not None
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in post.watcher.instruments.layout.parameters}
+    assert post.watcher.instruments.dtypes == dtypes
 
 
 class Every(nn.Module):

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 from torch import nn
 
-from lightning_gradwatch.core.watcher import STATE_EVERY
+from lightning_gradwatch.core.sampling import STATE_EVERY
 from tests.setups import sharded_training
 from tests.setups.processes import run_ranks
 from tests.setups.sharded_training import BATCH, EVERY, LR, MAX_NORM, NUM_STEPS, make_data, make_loss, make_net

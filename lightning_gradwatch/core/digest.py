@@ -1,0 +1,104 @@
+"""What has arrived on the host becomes alerts and publications."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lightning_gradwatch.core.assemble import Assembly, Label, Numbers, change, clipped_counts
+from lightning_gradwatch.core.judge import Judge
+from lightning_gradwatch.core.optional import OptionalFigures
+from lightning_gradwatch.core.probe import Probe
+from lightning_gradwatch.core.publishing import Publisher
+from lightning_gradwatch.core.records import Alert, Observation, Publication
+from lightning_gradwatch.core.reports import NOTHING, Report, join
+from lightning_gradwatch.core.sampling import Sampling
+from lightning_gradwatch.core.saved import Saved
+
+
+class Digest:
+    """The host's side of a watch: assembles, judges and publishes.
+
+    Args:
+        optimizer: Name of the optimizer; ``""`` if there is only one.
+        vanishing_threshold: Score in (0, 1] at which ``vanishing`` opens.
+        probe: Is told which gradients were strong enough to be trusted.
+        sampling: Is asked to look closer where that would settle something.
+        optional: Leaves out what fails.
+
+    Attributes:
+        judge: Judges the observations.
+        assembly: Makes the observations.
+        publisher: Gathers what is published.
+    """
+
+    def __init__(
+        self,
+        optimizer: str,
+        vanishing_threshold: float,
+        probe: Probe,
+        sampling: Sampling,
+        optional: OptionalFigures,
+    ) -> None:
+        self._probe = probe
+        self._sampling = sampling
+        self._optional = optional
+        self.assembly = Assembly(optimizer, optional)
+        self.judge = Judge(vanishing_threshold, optimizer, optional)
+        self.publisher = Publisher(optimizer)
+
+    def take(self, arrived: Iterable[tuple[Label, Numbers]]) -> Report:
+        """Digest copies, the oldest first."""
+        report = NOTHING
+        for label, numbers in arrived:
+            observation = self.assembly.observation(label, numbers)
+            alerts = self._judged(observation, label, numbers) if observation.steps else ()
+            publications = self._published(observation, label, numbers) if label.publish else ()
+            changed = change(observation, numbers)
+            report = join(report, Report(alerts, publications, True, (observation,), changed))
+        return report
+
+    def _judged(self, observation: Observation, label: Label, numbers: Numbers) -> tuple[Alert, ...]:
+        """Remember an observation, and judge it."""
+        self.publisher.add(observation, label.skips)
+        self.assembly.remember(observation, label, numbers)
+        if observation.sample is not None:
+            seen = dict(zip(label.instruments.layer_names, numbers["outputs"].tolist(), strict=True))
+            self._optional.take("outputs", None, self._probe.trust, seen)
+        alerts = self.judge.judge(observation, label.is_scaled, label.skips)
+        # a few more samples at once would settle it; where ranks see different numbers, none samples alone
+        if self.judge.is_suspicious and label.instruments.shards.agrees:
+            self._sampling.look_closer()
+        return alerts
+
+    def _published(self, observation: Observation, label: Label, numbers: Numbers) -> tuple[Publication, ...]:
+        evidence = self.judge.evidence
+        counts = self._optional.take("clipped", None, clipped_counts, label, numbers)
+        return self.publisher.publish(
+            observation,
+            sample=self.assembly.latest,
+            clipped=None if counts is None else self.publisher.clipped_share(counts),
+            scores=self.judge.scores,
+            update_ratios=evidence.update_ratio,
+            horizons={name: steps for name, (steps, _, _) in evidence.horizons.items()},
+        )
+
+    def keep(self, names: Sequence[str], before: Sequence[str]) -> None:
+        """Keep what was measured in another order, or of other layers; what is known of those that are no more, forget.
+
+        It must not be taken for other layers'.
+        """
+        self.publisher.rearrange(names, before)
+        self.assembly.latest = None
+        self._sampling.forget_state()
+        self.judge.keep(set(names) & set(before))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and primitives that :meth:`load_state_dict` takes back."""
+        return {**self.publisher.state_dict(), **self.assembly.state_dict(), **self.judge.state_dict()}
+
+    def load_state_dict(self, saved: Saved, layers: Sequence[str] | None) -> None:
+        """Go on where :meth:`state_dict` was taken, given the names of the layers if they are known."""
+        self.publisher.load_state_dict(saved, layers)
+        self.assembly.load_state_dict(saved, layers)
+        self.judge.load_state_dict(saved)

@@ -1,0 +1,82 @@
+"""Observations become alerts: what is wrong, why, and what to try."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from lightning_gradwatch.core.detect import Detector
+from lightning_gradwatch.core.diagnose import explain, explain_nothing
+from lightning_gradwatch.core.evidence import Evidence
+from lightning_gradwatch.core.optional import OptionalFigures
+from lightning_gradwatch.core.records import Alert, Finding, Observation
+from lightning_gradwatch.core.saved import Saved
+
+
+class Judge:
+    """Judges the observations of one optimizer.
+
+    Args:
+        vanishing_threshold: Score in (0, 1] at which ``vanishing`` opens.
+        optimizer: Name of the optimizer; ``""`` if there is only one.
+        optional: Leaves out causes that cannot be told.
+    """
+
+    def __init__(self, vanishing_threshold: float, optimizer: str, optional: OptionalFigures) -> None:
+        self._optimizer = optimizer
+        self._take = optional.take
+        self._detector = Detector(vanishing_threshold)
+        self.evidence = Evidence()
+
+    def judge(self, observation: Observation, is_scaled: bool, skips: bool) -> tuple[Alert, ...]:
+        """Take in an observation.
+
+        Args:
+            observation: The numbers of the steps since the last one.
+            is_scaled: Whether a loss scaler is at work, which skips non-finite steps by itself.
+            skips: Whether non-finite steps are skipped, by whomever.
+
+        Returns:
+            The alerts that opened, rose, or ended.
+        """
+        findings = self._detector.update(observation, is_scaled, skips)
+        self._take("evidence", None, self.evidence.add, observation, self._detector.time.horizons)
+        return tuple(self._explain(finding) for finding in findings)
+
+    def _explain(self, finding: Finding) -> Alert:
+        alert = self._take("causes", None, explain, finding, self.evidence, self._optimizer)
+        return explain_nothing(finding, self._optimizer) if alert is None else alert
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether a few more samples at once would settle something."""
+        return self._detector.is_suspicious
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Run-level numbers by their short name."""
+        return {**self._detector.scores, **self.evidence.scores}
+
+    @property
+    def vanishing(self) -> float:
+        """The vanishing score alone."""
+        return self._detector.depth.score
+
+    @property
+    def profile(self) -> dict[str, float]:
+        """The latest depth profile: gradient norms at layer outputs (or of weights), the input end first."""
+        return dict(zip(self._detector.profile.layers, self._detector.profile.norms, strict=True))
+
+    def keep(self, layers: Collection[str]) -> None:
+        """Forget every layer but these: the others are no more."""
+        self._detector.time.keep(layers)
+        self.evidence.keep(layers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives that :meth:`load_state_dict` takes back."""
+        return {"detector": self._detector.state_dict(), "evidence": self.evidence.state_dict()}
+
+    def load_state_dict(self, saved: Saved) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self._detector.load_state_dict(saved.part("detector"))
+        self.evidence.load_state_dict(saved.part("evidence"))

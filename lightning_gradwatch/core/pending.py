@@ -1,0 +1,52 @@
+"""The steps whose numbers are still on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_gradwatch.core.records import Coverage
+from lightning_gradwatch.core.sampling import is_step
+from lightning_gradwatch.core.saved import Saved
+
+
+@dataclass
+class Pending:
+    """One entry for each row of the window on the device, and what is known of the last one in particular.
+
+    Attributes:
+        step: The last step, on the x-axis of the loggers.
+        steps: Every step.
+        known: For each of them whether its loss is known, and how much of its batch was looked at.
+        ran: Names of the layers that ran at the last sampled step, and that a gradient is asked for.
+        is_scaled: Whether a loss scaler was at work at the last step.
+    """
+
+    step: int = 0
+    steps: list[int] = field(default_factory=list)
+    known: list[tuple[bool, Coverage]] = field(default_factory=list)
+    ran: frozenset[str] = frozenset()
+    is_scaled: bool = False
+
+    def add(self, step: int, known: tuple[bool, Coverage], is_scaled: bool) -> None:
+        """A step has been put into the window."""
+        self.step, self.is_scaled = step, is_scaled
+        self.steps.append(step)
+        self.known.append(known)
+
+    def drop(self) -> None:
+        """The window has been cleared."""
+        self.steps, self.known = [], []
+
+    def state_dict(self, is_whole: bool) -> dict[str, Any]:
+        """Primitives that :meth:`load_state_dict` takes back; without the rows where ranks hold parts of them."""
+        steps = list(self.steps) if is_whole else []
+        known = [[loss, int(coverage)] for loss, coverage in self.known] if is_whole else []
+        return {"step": self.step, "steps": steps, "known": known}
+
+    def load_state_dict(self, saved: Saved) -> None:
+        """Go on where :meth:`state_dict` was taken; with no row if it is not known which they are."""
+        self.step = saved.take("step", int, self.step, is_step)
+        steps, known = saved.take("steps", list[int], []), saved.take("known", list[tuple[bool, Coverage]], [])
+        if len(steps) == len(known):
+            self.steps, self.known = steps, known

@@ -1,0 +1,138 @@
+"""Reads off the device what not every step needs: samples, weights, histograms. No host sync here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_gradwatch.core.devices import need_not_wait
+from lightning_gradwatch.core.histogram import log_histograms
+from lightning_gradwatch.core.instruments import Instruments
+from lightning_gradwatch.core.measure import norms
+from lightning_gradwatch.core.optional import OptionalFigures
+from lightning_gradwatch.core.probe import Probe
+from lightning_gradwatch.core.records import NUM_BINS
+from lightning_gradwatch.core.shards import Kind
+from lightning_gradwatch.core.updates import NUM_MOMENT_SUMS, NUM_SUMS
+
+NUM_INPUT_FACTS = 7
+SEQUENCE = "sequence "
+"""Before the name of a layer: its gradient norms along time steps."""
+REDUCTIONS: dict[str, Kind] = {
+    "norms": "norm",
+    "facts": "mean",
+    "weights": "norm",
+    "nonzeros": "count",
+    "outputs": "rms",
+    "updates": "sum",
+    "moments": "sum",
+    "output_nonzeros": "mean",
+    "inputs": "mean",
+    "histogram": "sum",
+    "clips": "mean",
+    "clipped": "mean",
+    "after_backward": "mean",
+}
+"""What is carried from the device to the host, and how ranks that hold parts of it add it up."""
+
+
+class Reader:
+    """Reads what samples and publications need; what cannot be read is left out from then on.
+
+    Args:
+        probe: Has seen the gradients at the layers' outputs.
+        optional: Leaves out what fails.
+
+    Attributes:
+        noted: Total norm after the last backward pass, shape ``()``; None where nobody needs it.
+    """
+
+    def __init__(self, probe: Probe, optional: OptionalFigures) -> None:
+        self._probe = probe
+        self._take = optional.take
+        self.noted: Tensor | None = None
+
+    def note_backward(self, instruments: Instruments) -> None:
+        """Keep the total norm as it is after a backward pass, to be compared with that at the step."""
+        present = [p.grad for p in instruments.layout.parameters if p.grad is not None]
+        if present:
+            self.noted = torch.linalg.vector_norm(instruments.meter.stack(norms(present)))
+
+    def after_backward(self, loss_scale: Tensor | None) -> dict[str, Tensor]:
+        """What :meth:`note_backward` has kept, shape ``(1,)``, unscaled; nothing where it was not called."""
+        if self.noted is None:
+            return {}
+        return {"after_backward": (self.noted if loss_scale is None else self.noted / loss_scale).view(1)}
+
+    def state(self, instruments: Instruments) -> dict[str, Tensor]:
+        """What changes slowly, and is measured for publications and thorough samples alone."""
+        meter, unknown = instruments.meter, instruments.unknown(len(instruments.layout.parameters))
+        return {
+            "weights": self._take("weights", unknown, meter.weight_norms),
+            "nonzeros": self._take("nonzeros", unknown, meter.nonzeros, instruments.local_gradients()),
+        }
+
+    def sample(self, instruments: Instruments, loss_scale: Tensor | None) -> dict[str, Tensor]:
+        """Gradient norms at the layers' outputs, and along time, unscaled."""
+        unknown = instruments.unknown(len(instruments.layer_names))
+        outputs = {"outputs": self._take("outputs", unknown, self._output_norms, instruments)}
+        if not instruments.shards.is_spread:  # sequences may be longer on one rank than on another
+            outputs.update(self._take("sequences", {}, self._sequences, instruments))
+        if loss_scale is not None:
+            outputs = {name: torch.where(norms < 0, norms, norms / loss_scale) for name, norms in outputs.items()}
+        return outputs
+
+    def _output_norms(self, instruments: Instruments) -> Tensor:
+        return instruments.meter.stack([self._probe.norm(name) for name in instruments.layer_names]).float()
+
+    def _sequences(self, instruments: Instruments) -> dict[str, Tensor]:
+        """Those of layers on other devices are brought to where the rest is."""
+        sequences, device = self._probe.sequences(), instruments.meter.missing.device
+        if not sequences:
+            return sequences
+        at_once = need_not_wait(device)
+        return {f"{SEQUENCE}{name}": norms.to(device, non_blocking=at_once) for name, norms in sequences.items()}
+
+    def thorough(self, instruments: Instruments, num_steps: int) -> dict[str, Tensor]:
+        """What a thorough sample sees besides: updates, Adam's moments, zeros at outputs, inputs."""
+        take, num_layers = self._take, len(instruments.layer_names)
+        sums, moments = instruments.unknown(NUM_SUMS, num_layers), instruments.unknown(NUM_MOMENT_SUMS, num_layers)
+        updates = instruments.updates
+        if updates is not None:
+            moments = take("moments", moments, updates.moments, num_steps)
+            sums = take("updates", sums, updates.remember, instruments.window.norms[-1].isfinite().all())
+        zeros, facts = instruments.unknown(num_layers), instruments.unknown(num_layers, NUM_INPUT_FACTS)
+        return {
+            "updates": sums,
+            "moments": moments,
+            "output_nonzeros": take("output_nonzeros", zeros, self._output_nonzeros, instruments),
+            "inputs": take("inputs", facts, self._input_facts, instruments),
+        }
+
+    def _output_nonzeros(self, instruments: Instruments) -> Tensor:
+        return instruments.meter.stack([self._probe.nonzero_fraction(name) for name in instruments.layer_names])
+
+    def _input_facts(self, instruments: Instruments) -> Tensor:
+        unknown = instruments.unknown(NUM_INPUT_FACTS)
+        inputs = [self._probe.inputs(name) for name in instruments.layer_names]
+        device = unknown.device
+        at_once = need_not_wait(device)
+        present = [unknown if i is None else i.to(device, non_blocking=at_once) for i in inputs]
+        return torch.stack(present or [unknown])[: len(inputs)]
+
+    def histogram(self, instruments: Instruments, turn: int, scale: Tensor | None) -> dict[str, Tensor]:
+        """Counts of log10|g| per layer; which elements are counted depends on ``turn``."""
+        unknown = instruments.unknown(len(instruments.layer_names), NUM_BINS + 2)
+        gradients = instruments.local_gradients()  # with all ranks, also where histograms are left out
+        return {"histogram": self._take("histogram", unknown, _histogram, instruments, gradients, turn, scale)}
+
+
+def _histogram(instruments: Instruments, gradients: Sequence[Tensor | None], turn: int, scale: Tensor | None) -> Tensor:
+    owned = zip(gradients, instruments.layout.layer_index, instruments.shards.shares, strict=True)
+    there = [(gradient, owner, share) for gradient, owner, share in owned if gradient is not None]
+    owners, shares = [owner for _, owner, _ in there], [share for _, _, share in there]
+    return log_histograms(
+        [gradient for gradient, _, _ in there], owners, len(instruments.layer_names), turn, scale, shares
+    )

@@ -1,0 +1,36 @@
+"""What to watch and how often: the choices of one watcher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from lightning_gradwatch.core.clip import ClipPolicy
+from lightning_gradwatch.core.schedule import Schedule
+
+OnNonfinite: TypeAlias = Literal["keep", "skip", "raise"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to watch and how often.
+
+    Attributes:
+        schedule: When full samples are taken.
+        histogram_every: Every how many publications there is a histogram; 0 for never.
+        include: Globs over the names of the layers to report; empty for all.
+        exclude: Globs over the names of the layers not to report.
+        vanishing_threshold: Score in (0, 1] at which ``vanishing`` opens.
+        policies: What to clip by; empty for no clipping. A gradient is clipped by the first policy that is for it.
+        on_nonfinite: What to do with a step whose gradient is not finite, where no loss scaler skips it anyway:
+            ``"keep"`` it, ``"skip"`` it (weights and the optimizer's state stay as they are) or ``"raise"``, which is
+            left to the caller: the alert is in the report of that step.
+    """
+
+    schedule: Schedule = field(default_factory=Schedule)
+    histogram_every: int = 10
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    vanishing_threshold: float = 0.5
+    policies: tuple[ClipPolicy, ...] = ()
+    on_nonfinite: Literal["keep", "skip", "raise"] = "keep"

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+
+from lightning_gradwatch.core.sampling import BURST_PAUSE, BURST_STEPS, STATE_EVERY, THOROUGH_EVERY, Sampling
+from lightning_gradwatch.core.saved import Saved
+from lightning_gradwatch.core.schedule import Schedule
+
+
+def run(sampling: Sampling, num_steps: int) -> list[int]:
+    """The steps that are sampled."""
+    sampled = []
+    for _ in range(num_steps):
+        if sampling.falls_on(sampling.num_steps):
+            sampled.append(sampling.num_steps)
+            sampling.num_samples += 1
+        sampling.num_steps += 1
+    return sampled
+
+
+def test_the_first_step_is_looked_at_even_without_a_dense_start() -> None:
+    sampling = Sampling(Schedule(0, 1000))
+    assert sampling.is_due()
+    sampling.num_steps = 1
+    assert not sampling.is_due()
+
+
+def test_steps_ahead_count_where_one_batch_makes_several() -> None:
+    sampling = Sampling(Schedule(0, 1000))
+    (due,) = run(Sampling(Schedule(0, 1000)), 1000)
+    sampling.num_steps = due - 2
+    assert not sampling.is_due(steps_ahead=1)
+    assert sampling.is_due(steps_ahead=2)
+
+
+def test_the_first_and_every_fifth_sample_is_thorough() -> None:
+    sampling, thorough = Sampling(Schedule(100, 1)), []
+    for _ in range(12):
+        thorough.append(sampling.is_thorough)
+        sampling.num_samples += 1
+    assert [i for i, is_thorough in enumerate(thorough) if is_thorough] == [
+        0,
+        THOROUGH_EVERY - 1,
+        2 * THOROUGH_EVERY - 1,
+    ]
+
+
+def test_a_burst_is_thorough_and_has_a_pause_after_it() -> None:
+    sampling = Sampling(Schedule(0, 10**6))
+    sampling.num_steps, sampling.num_samples = 100, 2
+    sampling.look_closer()
+    assert run(sampling, BURST_STEPS + 3) == [100 + i for i in range(BURST_STEPS)]
+    sampling.look_closer()
+    assert not sampling.falls_on(sampling.num_steps)
+    sampling.num_steps = 100 + BURST_STEPS + BURST_PAUSE
+    sampling.look_closer()
+    assert sampling.falls_on(sampling.num_steps)
+    assert sampling.is_thorough
+
+
+def test_thinning_takes_samples_farther_apart() -> None:
+    plain, thinned = Sampling(Schedule(0, 10)), Sampling(Schedule(0, 10))
+    thinned.thinning = 8
+    assert len(run(plain, 800)) == 80
+    assert len(run(thinned, 800)) == 10
+
+
+def test_weights_are_measured_anew_after_ten_steps_or_for_other_layers() -> None:
+    sampling = Sampling(Schedule())
+    is_old = [sampling.is_state_old]
+    for later in (sampling.note_state, sampling.forget_state, sampling.note_state):
+        later()
+        is_old.append(sampling.is_state_old)
+    sampling.num_steps = STATE_EVERY
+    assert [*is_old, sampling.is_state_old] == [True, False, True, False, True]
+
+
+@pytest.mark.parametrize("damage", [{}, {"num_steps": -1, "thinning": 0, "burst_until": "soon"}])
+def test_it_goes_on_where_it_was_and_starts_afresh_what_is_damaged(damage: dict[str, object]) -> None:
+    sampling = Sampling(Schedule(5, 10))
+    sampling.thinning = 2
+    run(sampling, 37)
+    sampling.look_closer()
+    resumed, saved = Sampling(Schedule(5, 10)), Saved({**sampling.state_dict(), **damage})
+    resumed.load_state_dict(saved)
+    assert sorted(saved.lost) == sorted(damage)
+    if not damage:
+        assert run(resumed, 100) == run(sampling, 100)
+    else:
+        assert (resumed.num_steps, resumed.thinning, resumed.num_samples) == (0, 1, sampling.num_samples)
