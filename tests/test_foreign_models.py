@@ -226,7 +226,7 @@ def test_a_probe_that_fails_inside_the_users_backward_is_given_up_alone(monkeypa
     def broken(tensor: Tensor, is_strong: bool) -> Tensor:
         raise NotImplementedError("no norm for this tensor")
 
-    monkeypatch.setattr("lightning_gradwatch.core.probe._norm", broken)
+    monkeypatch.setattr("lightning_gradwatch.core.probe.norm_of", broken)
     watch = GradWatch()
     with pytest.warns(GradWatchWarning) as caught:
         trainer = fit(watch, Classifier(deep_net()), max_steps=60)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from benchmarks.operators import Operators
 from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning, alerts_file, callback
 from lightning_gradwatch.core import anatomy, fitting, judge, reader
+from lightning_gradwatch.core.account import Account
 from lightning_gradwatch.core.clip import make_policies
 from lightning_gradwatch.core.detect.depth import DepthRule
 from lightning_gradwatch.core.detect.nonfinite import NonfiniteRule
@@ -166,7 +167,7 @@ OPTIONAL: list[tuple[Any, str, str]] = [
     (LayerFigures, "weight_norms", "gradwatch/layers/weight_norm"),
     (ParameterMeter, "nonzeros", "gradwatch/layers/zero_fraction"),
     (LayerFigures, "zero_fractions", "gradwatch/layers/zero_fraction"),
-    (Probe, "norm", "gradwatch/layers/output_grad_norm"),
+    (Account, "norm", "gradwatch/layers/output_grad_norm"),
     (Probe, "sequences", ""),
     (UpdateMeter, "__init__", "gradwatch/layers/update_ratio"),
     (UpdateMeter, "remember", "gradwatch/layers/update_ratio"),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_gradwatch import GradWatch, GradWatchWarning, alerts_file, callback
 from lightning_gradwatch.core import anatomy, fitting, instruments, judge, probe, reader
+from lightning_gradwatch.core.account import Account
 from lightning_gradwatch.core.clip.clippers import Clippers, ClipWindow
 from lightning_gradwatch.core.detect import Detector
 from lightning_gradwatch.core.detect.depth import DepthRule
@@ -62,11 +63,11 @@ ROOMS: list[tuple[Any, str]] = [
     (NormWindow, "push"),
     (ParameterMeter, "nonzeros"),
     (ParameterMeter, "weight_norms"),
-    (probe, "_norm"),
+    (probe, "norm_of"),
     (probe, "tensors_in"),
     (Probe, "attach"),
     (Probe, "detach"),
-    (Probe, "norm"),
+    (Account, "norm"),
     (Probe, "sequences"),
     (PublicationWindow, "add"),
     (PublicationWindow, "summary"),

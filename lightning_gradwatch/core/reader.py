@@ -76,7 +76,7 @@ class Reader:
 
     def sample(self, instruments: Instruments, loss_scale: Tensor | None) -> dict[str, Tensor]:
         """Gradient norms at the layers' outputs, and along time, unscaled."""
-        unknown = instruments.unknown(len(instruments.layer_names))
+        unknown = instruments.meter.missing.expand(len(instruments.layer_names))
         outputs = {"outputs": self._take("outputs", unknown, self._output_norms, instruments)}
         if not instruments.shards.is_spread:  # sequences may be longer on one rank than on another
             outputs.update(self._take("sequences", {}, self._sequences, instruments))
@@ -85,7 +85,7 @@ class Reader:
         return outputs
 
     def _output_norms(self, instruments: Instruments) -> Tensor:
-        return instruments.meter.stack([self._probe.norm(name) for name in instruments.layer_names]).float()
+        return instruments.meter.stack([self._probe.account.norm(name) for name in instruments.layer_names]).float()
 
     def _sequences(self, instruments: Instruments) -> dict[str, Tensor]:
         """Those of layers on other devices are brought to where the rest is."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_gradwatch.core import layers, modes, probe
+from lightning_gradwatch.core import layers, modes, probe, tensors
 from lightning_gradwatch.core.clip import Clipper, make_policies
 from lightning_gradwatch.core.histogram import log_histograms
 from lightning_gradwatch.core.measure import NormWindow, ParameterMeter
@@ -64,7 +64,8 @@ class Copies(TorchDispatchMode):
 def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[Copies]:
     monkeypatch.setattr(modes, "num_dispatch_modes", lambda: 0)  # else GradWatch hides from modes
     monkeypatch.setattr(layers, "is_measurable", lambda _: True)  # a meta tensor has no numbers
-    monkeypatch.setattr(probe, "is_plain", lambda part: isinstance(part, Tensor))
+    for room in (probe, tensors):
+        monkeypatch.setattr(room, "is_plain", lambda part: isinstance(part, Tensor))
     with Copies() as seen:
         yield seen
 

@@ -256,7 +256,7 @@ def test_a_hook_that_somebody_has_kept_does_nothing_later() -> None:
     model[0]._forward_hooks.update(kept)  # type: ignore[index]
     model(X).sum().backward()
     assert probe.ran == set()
-    assert probe.norm("0") is None
+    assert probe.account.norm("0") is None
     assert probe.failure is None
 
 

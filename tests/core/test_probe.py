@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gradwatch.core.inputs import InputFacts
 from lightning_gradwatch.core.layers import named_layers
-from lightning_gradwatch.core.probe import Probe, tensors_in
+from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.probing import make_probe
+from lightning_gradwatch.core.tensors import tensors_in
 
 
 def backward(model: nn.Module, *inputs: Any, **keywords: Any) -> Probe:
@@ -41,7 +42,7 @@ def test_norms_are_those_of_autograd() -> None:
     probe = backward(nn.Sequential(first, nn.Tanh(), second), x)
     assert probe.order == ["0", "2"]
     for name, gradient in zip(("0", "2"), expected, strict=True):
-        norm = probe.norm(name)
+        norm = probe.account.norm(name)
         assert norm is not None
         assert norm.item() == pytest.approx(gradient.norm().item(), rel=1e-6)
 
@@ -64,14 +65,14 @@ def test_repeated_and_keyword_calls_add_up_in_squares() -> None:
     model = Repeated()
     probe = backward(model, x=torch.randn(2, 3))
     squares = sum(float(t.grad.square().sum()) for t in model.seen if t.grad is not None)
-    norm = probe.norm("cell")
+    norm = probe.account.norm("cell")
     assert norm is not None
     assert norm.item() == pytest.approx(squares**0.5, rel=1e-6)
 
 
 def test_inplace_activations_are_survived() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True), nn.Linear(3, 1))
-    assert backward(model, torch.randn(2, 3)).norm("0") is not None
+    assert backward(model, torch.randn(2, 3)).account.norm("0") is not None
 
 
 def test_double_backward_is_survived() -> None:
@@ -81,7 +82,7 @@ def test_double_backward_is_survived() -> None:
     x = torch.randn(2, 3, requires_grad=True)
     (gradient,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
     gradient.square().sum().backward()
-    norm = probe.norm("0")
+    norm = probe.account.norm("0")
     assert norm is not None
     assert not norm.requires_grad
 
@@ -100,7 +101,7 @@ def test_outputs_may_be_containers(wrap: Any) -> None:
         def forward(self, input: Tensor) -> Any:  # noqa: A002 - the name of the method it overrides
             return wrap(super().forward(input))
 
-    assert backward(Wrapped(3, 2), torch.randn(2, 3)).norm("(root)") is not None
+    assert backward(Wrapped(3, 2), torch.randn(2, 3)).account.norm("(root)") is not None
 
 
 class Lazy(Mapping[str, Tensor]):
@@ -160,7 +161,7 @@ def test_containers_are_read_once_where_they_store_and_nothing_of_theirs_runs(wr
     model(x, kept=given)
     assert torch.equal(torch.get_rng_state(), state)
     model.made.sum().backward()
-    norm = probe.norm("(root)")
+    norm = probe.account.norm("(root)")
     assert norm is not None
     assert norm.item() == pytest.approx(2)
     assert next(tensors_in(given)) is x
@@ -171,7 +172,7 @@ def test_tiny_gradients_do_not_vanish_in_their_own_squares_over_calls() -> None:
     probe = make_probe(model)
     probe.attach()
     (model(x=torch.randn(2, 3)).sum() * 1e-15).backward()
-    norm = probe.norm("cell")
+    norm = probe.account.norm("cell")
     assert norm is not None
     assert 0 < norm.item() < 1e-12
 
@@ -180,7 +181,7 @@ def test_norm_layers_have_a_place_in_the_order_only() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 1))
     probe = backward(model, torch.randn(2, 3))
     assert probe.order == ["0", "1", "2"]
-    assert probe.norm("1") is None
+    assert probe.account.norm("1") is None
 
 
 def test_no_hook_is_left_behind() -> None:
@@ -192,7 +193,7 @@ def test_no_hook_is_left_behind() -> None:
     probe.detach()
     probe.detach()
     assert hooks_on(model) == 0
-    assert probe.norm("0") is None
+    assert probe.account.norm("0") is None
 
 
 def test_an_empty_probe_is_harmless() -> None:
@@ -205,7 +206,7 @@ def test_an_empty_probe_is_harmless() -> None:
 def norms_scaled_by(probe: Probe, model: nn.Module, x: Tensor, scale: float) -> dict[str, Tensor]:
     probe.attach()
     (model(x).square().sum() * scale).backward()
-    found = {name: norm for name in ("0", "2") if (norm := probe.norm(name)) is not None}
+    found = {name: norm for name in ("0", "2") if (norm := probe.account.norm(name)) is not None}
     probe.mark_read()
     probe.detach()
     return found
@@ -234,7 +235,7 @@ def test_layers_that_run_repeatedly_are_never_trusted_to_float32() -> None:
     probe.detach()
     probe.attach()
     model(x=torch.randn(2, 3)).square().sum().backward()
-    norm = probe.norm("cell")
+    norm = probe.account.norm("cell")
     assert norm is not None
     assert norm.dtype == torch.float64
 
@@ -247,7 +248,7 @@ def test_a_layer_to_which_nothing_is_passed_back_is_unseen_and_no_failure() -> N
     probe.attach()
     model(torch.randn(2, 3))[0].sum().backward()
     assert probe.failure is None
-    assert all(probe.norm(name) is not None for name in ("0", "1"))
+    assert all(probe.account.norm(name) is not None for name in ("0", "1"))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -317,7 +318,7 @@ def test_a_mode_of_the_user_sees_nothing_of_ours(mode: Any) -> None:
     assert seen[0] == seen[1]
     assert probe.failure is None
     for name in probe.order:
-        assert probe.norm(name) is not None
+        assert probe.account.norm(name) is not None
         assert probe.inputs(name) is not None
 
 
@@ -331,7 +332,7 @@ def test_inputs_that_cannot_be_described_cost_no_outputs(monkeypatch: pytest.Mon
     probe.attach(thorough=True)
     model(torch.ones(2, 64)).sum().backward()
     assert not probe.left_out
-    assert probe.norm("0") is not None
+    assert probe.account.norm("0") is not None
     with pytest.raises(ValueError, match="these inputs are broken"):
         probe.inputs("0")
 
@@ -363,7 +364,7 @@ def test_a_pass_without_numbers_or_that_is_written_down_changes_no_figure(run: A
             run(model)
         output.square().sum().backward()
         assert probe.failure is None
-        found.append([[probe.norm(name), probe.inputs(name)] for name in probe.order])
+        found.append([[probe.account.norm(name), probe.inputs(name)] for name in probe.order])
     for alone, other in zip(*found, strict=True):
         assert all(a is not None and torch.equal(a, b) for a, b in zip(alone, other, strict=True))
 
@@ -409,4 +410,4 @@ def test_hooks_take_a_twentieth_of_the_stack_at_most_however_deep_layers_are_nes
     assert frames_left(model, depth) >= alone - sys.getrecursionlimit() // 20 - 5
     probe.detach()
     del model.get_submodule(".".join(["inner"] * depth)).forward
-    assert backward(model, torch.ones(2, 3)).norm(".".join(["inner"] * 3)) is not None
+    assert backward(model, torch.ones(2, 3)).account.norm(".".join(["inner"] * 3)) is not None

@@ -239,7 +239,7 @@ def test_code_of_the_user_receives_the_very_tensor_that_it_was_given(make: Any) 
     assert vars(layer)["given"] is x
     assert not x.requires_grad
     assert probe.sequences() == {}
-    assert probe.norm("(root)") is not None  # only the profile over time is lost
+    assert probe.account.norm("(root)") is not None  # only the profile over time is lost
     assert probe.failure is None
 
 
@@ -272,7 +272,7 @@ def test_hooks_of_the_user_see_the_very_tensor_that_was_given(where: str, is_ear
     handle.remove()
     assert seen[0] is (None if where == "backward" else x)  # data has no gradient
     assert probe.sequences() == {}
-    assert probe.norm("read") is not None
+    assert probe.account.norm("read") is not None
     assert probe.failure is None
 
 
@@ -291,7 +291,7 @@ def test_a_computed_input_is_followed_whoever_looks_at_it() -> None:
     assert probe.failure is None
 
 
-@pytest.mark.parametrize("name", ["_asks_for_nothing_else", "norms_over_time"])
+@pytest.mark.parametrize("name", ["readable", "norms_over_time"])
 def test_a_profile_over_time_that_fails_costs_no_other_figure(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> Any:
         raise ValueError("this profile is broken")
@@ -300,7 +300,7 @@ def test_a_profile_over_time_that_fails_costs_no_other_figure(name: str, monkeyp
     probe = probed(Reader(), sequence(False))
     with pytest.raises(ValueError, match="this profile is broken"):
         probe.sequences()
-    assert probe.norm("read") is not None
+    assert probe.account.norm("read") is not None
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])

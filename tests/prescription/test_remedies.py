@@ -12,8 +12,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_gradwatch.core.probe import tensors_in
 from lightning_gradwatch.core.records import AlertKind, Cause
+from lightning_gradwatch.core.tensors import tensors_in
 from lightning_gradwatch.prescription.patient import CannotApply, Patient
 from tests.prescription.patients import (
     KEYS,

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_gradwatch.core._guard import is_the_users
-from lightning_gradwatch.core.probe import MIN_SEQUENCE, tensors_in
+from lightning_gradwatch.core.account import MIN_SEQUENCE
+from lightning_gradwatch.core.tensors import tensors_in
 from lightning_gradwatch.prescription.patient import CannotApply, Patient
 
 CONVOLUTION = nn.modules.conv._ConvNd
