@@ -41,16 +41,6 @@ def newest(alerts: list[Incident]) -> list[Incident]:
     return [alert for i, alert in enumerate(alerts) if i >= len(alerts) - MAX_ALERTS or alert["until_step"] is None]
 
 
-def worst_first(alerts: Iterable[Incident]) -> list[Incident]:
-    """Open before ended, alerts before notices, then the earliest; of those that ended the latest."""
-
-    def rank(alert: Incident) -> tuple[bool, bool, int]:
-        until = alert["until_step"]
-        return until is not None, alert["level"] != "alert", alert["step"] if until is None else -until
-
-    return sorted(alerts, key=rank)
-
-
 def _key(alert: Mapping[str, Any]) -> tuple[str, int, str]:
     return alert["kind"], alert["step"], alert["optimizer"]
 

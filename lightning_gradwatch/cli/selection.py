@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 
 from lightning_gradwatch.cli.drawing import canvas_for
-from lightning_gradwatch.cli.incidents import worst_first
 from lightning_gradwatch.cli.logs import OpenRun
 from lightning_gradwatch.cli.picture import Picture, is_seen, names_of, paint, rows_of
+from lightning_gradwatch.tensorboard.status import urgency
 from lightning_gradwatch.tensorboard.tables import QUANTITIES
 
 _TOLD_BY_OUTPUTS = frozenset({"vanishing", "exploding"})
@@ -50,6 +50,6 @@ def _ailing(alerts: list[dict[str, Any]], layers: tuple[str, ...], max_rows: int
 
 def _candidates(alerts: list[dict[str, Any]]) -> list[str]:
     """The gradients at layer outputs where they are what an alert is about, the weights' gradients otherwise."""
-    foremost = next(iter(worst_first(alerts)), None)
+    foremost = min(alerts, key=urgency, default=None)
     names = ["grad_norm", "output_grad_norm"]
     return names[::-1] if foremost is not None and foremost["kind"] in _TOLD_BY_OUTPUTS else names

@@ -14,10 +14,11 @@ from rich.text import Text
 from lightning_gradwatch.cli import words
 from lightning_gradwatch.cli.drawing import MAX_ROWS, draw, shorten
 from lightning_gradwatch.cli.glyphs import STYLES, glyphs_for
-from lightning_gradwatch.cli.incidents import Incident, worst_first
+from lightning_gradwatch.cli.incidents import Incident
 from lightning_gradwatch.cli.logs import Logs, OpenRun, Run
 from lightning_gradwatch.cli.recurrence import through_time
 from lightning_gradwatch.cli.selection import pictures
+from lightning_gradwatch.tensorboard.status import urgency
 from lightning_gradwatch.tensorboard.tables import STATUSES, Status
 from lightning_gradwatch.tensorboard.trials import HEADER, not_tried, recipes, rows_of, summary
 
@@ -112,7 +113,7 @@ def _facts(whole: OpenRun, scene: Scene) -> Iterator[str]:
 
 def _alerts(run: Run, scene: Scene) -> Iterator[RenderableType]:
     """The open ones in full, the ended ones in a line."""
-    ranked = worst_first(run.alerts)
+    ranked = sorted(run.alerts, key=urgency)
     open_ones = [alert for alert in ranked if alert["until_step"] is None]
     ended = [alert for alert in ranked if alert["until_step"] is not None]
     yield from (_in_full(alert, scene) for alert in open_ones[:_MAX_OPEN])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -21,7 +21,7 @@ from lightning_gradwatch.tensorboard.schema import (
     decode_histogram,
     encode_frame,
 )
-from lightning_gradwatch.tensorboard.status import SICKEST_FIRST, Verdict, judge, loss_tag
+from lightning_gradwatch.tensorboard.status import SICKEST_FIRST, Verdict, judge, loss_tag, urgency
 from lightning_gradwatch.tensorboard.store import Catalogue, Document, MissingError, Samples, Series, Store
 from lightning_gradwatch.tensorboard.trials import shown
 
@@ -56,12 +56,19 @@ def run(store: Store, run: str) -> dict[str, Any]:
         "run": run,
         "stamp": catalogue.stamp,
         **_verdict(catalogue)._asdict(),
-        "alerts": [shown(alert) for alert in document.alerts],
+        "alerts": ranked(document.alerts),
         "num_dropped": document.num_dropped,
         "optimizers": [{**o, "versions": [v for v in o["versions"] if v is not None]} for o in optimizers],
         "scalars": list(catalogue.scalars),
         "loss_tag": loss_tag(catalogue.scalars),
     }
+
+
+def ranked(alerts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Alerts as they are shown, in the order in which they come, each with its ``rank``: 0 matters most."""
+    worst = sorted(range(len(alerts)), key=lambda place: urgency(alerts[place]))
+    ranks = {place: rank for rank, place in enumerate(worst)}
+    return [{**shown(alert), "rank": ranks[place]} for place, alert in enumerate(alerts)]
 
 
 def heatmap(store: Store, series: Series, span: Span, columns: int) -> bytes:

@@ -38,17 +38,25 @@ def judge(alerts: Sequence[Mapping[str, Any]] | None, is_watched: bool, problem:
     if not is_watched:
         return Verdict("not_watched", "GradWatch does not watch this run.", 0)
     open_ones = [alert for alert in alerts or () if alert["until_step"] is None]
-    urgent = [alert for alert in open_ones if alert["level"] == "alert"]
     if open_ones:
-        first = (urgent or open_ones)[0]
+        first = min(open_ones, key=urgency)
         more = f", and {len(open_ones) - 1} more" if len(open_ones) > 1 else ""
-        return Verdict("sick" if urgent else "notice", f"{_since(first)}{more}.", len(open_ones))
+        return Verdict("sick" if first["level"] == "alert" else "notice", f"{_since(first)}{more}.", len(open_ones))
     if problem or alerts is None:
         return Verdict("unreadable", problem or "The document of this run's alerts is missing.", 0)
     if alerts:
         last = max(alerts, key=lambda alert: alert["until_step"])
         return Verdict("recovered", f"{symptom(last)} until step {last['until_step']}; well since.", 0)
     return Verdict("healthy", "No alert." if last_step is None else f"No alert up to step {last_step}.", 0)
+
+
+def urgency(alert: Mapping[str, Any]) -> tuple[bool, bool, int]:
+    """What alerts are sorted by, the worst first: everywhere the same.
+
+    Open before ended, alerts before notices, then the earliest; of those that ended the latest.
+    """
+    until = alert["until_step"]
+    return until is not None, alert["level"] != "alert", alert["step"] if until is None else -until
 
 
 def symptom(alert: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lightning_gradwatch.cli.incidents import merge, newest, worst_first
+from lightning_gradwatch.cli.incidents import merge, newest
 from tests.cli.command import alert
 
 WRITTEN = 1_800_000_000.0
@@ -62,11 +62,6 @@ def test_the_same_trouble_of_two_optimizers_is_two_alerts() -> None:
 
 def test_a_line_that_is_no_alert_is_left_out() -> None:
     assert merge([], [{"event": "opened", "kind": "vanishing", "step": 3, "optimizer": ""}], -math.inf) == []
-
-
-def test_open_alerts_come_first_and_the_latest_of_the_others() -> None:
-    alerts = known(alert(1, 2), alert(3, 9), alert(7, level="notice"), alert(8), alert(4))
-    assert [one["step"] for one in worst_first(alerts)] == [4, 8, 7, 3, 1]
 
 
 def test_of_very_many_alerts_the_open_and_the_newest_are_kept() -> None:

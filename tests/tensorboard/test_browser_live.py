@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, Request, expect
 from torch import Tensor, nn
 
 from lightning_gradwatch import GradWatch
+from tests.cli.command import alert
 from tests.tasks import Classifier, digits, fit, small_net
 from tests.tensorboard.browser import (
     Log,
@@ -258,6 +259,13 @@ def test_every_quantity_of_a_real_run_can_be_shown(browser: Browser, tmp_path: P
             assert len(set(tab.pixels(0.5, 0.5, size=64))) <= 4
             tab.press("q")
         assert "gradient norm" in tab.spoken, "after the last one comes the first"
+
+
+def test_of_alerts_that_have_ended_the_banner_shows_the_latest(browser: Browser, tmp_path: Path) -> None:
+    ended = alert(1, 5, kind="exploding"), alert(2, 9, kind="dead"), alert(3, 9, kind="stalled", level="notice")
+    write_run(tmp_path / "run", LAYERS, {step: norms(step) for step in range(12)}, *ended)
+    with tensorboard(tmp_path) as address, opened(browser, alone(address)) as tab:
+        assert "Layers without any gradient" in tab.frame.locator(".banner h2").inner_text()
 
 
 def test_clipping_shows_its_coefficient_and_its_share(browser: Browser, tmp_path: Path) -> None:

@@ -6,14 +6,16 @@ import html
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lightning_gradwatch.tensorboard import plugin, tables
+from lightning_gradwatch.tensorboard import answers, plugin, tables
 from lightning_gradwatch.tensorboard.status import SICKEST_FIRST
+from tests.cli.command import alert
 from tests.tasks import read_events, scalars
 from tests.tensorboard.board import Board
 from tests.tensorboard.logs import SICK_LAYERS
@@ -85,6 +87,14 @@ def test_a_run_tells_its_layers_alerts_and_scalars(board: Board) -> None:
     assert {"loss", "gradwatch/total_norm"} <= set(answer["scalars"])
     assert answer["loss_tag"] == "loss"
     assert {answer[name] for name in ("run", "status", "num_dropped")} == {"sick", 0}
+
+
+def test_alerts_are_ranked_by_the_rule_of_the_command(board: Board) -> None:
+    ended = alert(1, 2), alert(3, 9), alert(7, level="notice"), alert(8), alert(4)
+    found = answers.ranked([asdict(one) for one in ended])
+    assert [one["step"] for one in found] == [1, 3, 7, 8, 4]
+    assert [one["rank"] for one in found] == [4, 3, 2, 1, 0]
+    assert [one["rank"] for one in board.get("run", run="sick").json["alerts"]] == [0]
 
 
 def test_a_run_that_is_not_watched_has_scalars_and_nothing_else(board: Board) -> None:

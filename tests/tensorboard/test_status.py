@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lightning_gradwatch.tensorboard.status import judge, loss_tag
+from lightning_gradwatch.tensorboard.status import judge, loss_tag, urgency
 
 
 def alert(kind: str = "vanishing", step: int = 9, until: int | None = None, **changes: Any) -> dict[str, Any]:
@@ -37,6 +37,11 @@ def alert(kind: str = "vanishing", step: int = 9, until: int | None = None, **ch
 )
 def test_a_run_is_called_by_its_alerts(alerts: list[dict[str, Any]], verdict: tuple[str, str, int]) -> None:
     assert judge(alerts, True, "", 50) == verdict
+
+
+def test_open_alerts_come_first_and_the_latest_of_the_others() -> None:
+    alerts = [alert(step=1, until=2), alert(step=3, until=9), alert(step=7, level="notice"), alert(step=8), alert()]
+    assert [one["step"] for one in sorted(alerts, key=urgency)] == [8, 9, 7, 3, 1]
 
 
 def test_a_run_that_is_not_watched_is_not_called_healthy() -> None:

@@ -12,7 +12,6 @@ from lightning_gradwatch.cli.logs import Logs, OpenRun, Run
 from lightning_gradwatch.tensorboard import answers, tables
 from lightning_gradwatch.tensorboard.schema import HISTOGRAM, NORM_RANGE, Array, encode_frame, plain
 from lightning_gradwatch.tensorboard.store import Samples, Series
-from lightning_gradwatch.tensorboard.trials import shown
 
 MAX_RUNS = 20
 _NUMBERS, _BYTES = 1_500_000, 4_000_000
@@ -32,7 +31,7 @@ def _run(whole: OpenRun, title: str) -> dict[str, Any]:
     row = {"run": title, **run.verdict._asdict(), "last_step": run.last_step, "wall_time": run.wall_time}
     parts = [part for optimizer in whole.document["optimizers"] for part in _versions(whole, optimizer)]
     scalars = {tag: _scalar(whole, tag) for tag in whole.document["scalars"]}
-    document = {**whole.document, "run": title, "alerts": [shown(alert) for alert in run.alerts]}
+    document = {**whole.document, "run": title, "alerts": answers.ranked(run.alerts)}
     return {"row": {**row, "stamp": run.stamp}, "document": document, "versions": parts, "scalars": scalars}
 
 

@@ -6,15 +6,11 @@ import { kindOf } from "./tables.js";
 import { trialsOf } from "./trials.js";
 
 /**
- * The alert that matters most: open before ended, alert before notice, then the earliest.
+ * The alert that matters most, as the server ranks them.
  * @param {Alert[]} alerts
  * @returns {Alert|null}
  */
-export function foremost(alerts) {
-  const rank = (/** @type {Alert} */ { until_step: until, level }) =>
-    (until === null ? 0 : 2) + (level === "alert" ? 0 : 1);
-  return [...alerts].sort((a, b) => rank(a) - rank(b) || a.step - b.step)[0] ?? null;
-}
+export const foremost = (alerts) => [...alerts].sort((a, b) => a.rank - b.rank)[0] ?? null;
 
 /**
  * What is wrong, in a sentence; all that an alert of an older version says.

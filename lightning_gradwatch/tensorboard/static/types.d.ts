@@ -71,6 +71,8 @@ interface Version {
 interface Alert {
   kind: string;
   level: "notice" | "alert";
+  /** 0 for the one that matters most. */
+  rank: number;
   step: number;
   until_step: number | null;
   layer: string;
