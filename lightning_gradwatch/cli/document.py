@@ -40,7 +40,7 @@ def encode(logs: Logs, runs: Sequence[Run], directory: Path) -> dict[str, Any]:
 
 def _run(logs: Logs, run: Run) -> dict[str, Any]:
     whole = logs.open(run)
-    document = {name: value for name, value in whole.document.items() if name != "stamp"}
+    document = {name: value for name, value in whole.document.items() if name not in ("stamp", "view")}
     for optimizer in document["optimizers"]:
         for version in optimizer["versions"]:
             version["latest"] = _latest(whole, optimizer["name"], version)

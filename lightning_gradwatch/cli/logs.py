@@ -138,7 +138,7 @@ class Logs:
         try:
             found = answers.run(store, run.name)
         except MissingError:  # there is only a file of alerts, or the directory has just been removed
-            found = {"optimizers": [], "scalars": [], "loss_tag": None}
+            found = {"optimizers": [], "scalars": [], "loss_tag": None, "view": answers.NO_VIEW}
         known = {"alerts": list(run.alerts), "num_dropped": run.num_dropped, "stamp": run.stamp}
         return OpenRun(run, store, {**found, "run": run.name, **run.verdict._asdict(), **known})
 

@@ -48,6 +48,16 @@ def of_optimizer(tag: str, optimizer: str) -> str:
     return f"{group}/{optimizer}/{rest}" if optimizer else tag
 
 
+def run_level_tag(name: str, optimizer: str = "") -> str:
+    """The tag of one of the handful of numbers of :func:`run_level`."""
+    return of_optimizer(f"gradwatch/{name}", optimizer)
+
+
+def is_layer_norm(tag: str) -> bool:
+    """Whether a tag is one of :func:`layer_norm_tag`'s."""
+    return tag.startswith("grad_norm/")
+
+
 def layer_norm_tag(row: str, optimizer: str = "") -> str:
     """Tag of the gradient norm of a layer, or of a row of layers, in the standard dashboards."""
     return of_optimizer(f"grad_norm/{row}", optimizer)
@@ -90,7 +100,7 @@ def run_level(publication: Publication, num_alerts: int) -> dict[str, float]:
         numbers.update(_clip_numbers(clip, f"-{place + 1}" if place else ""))
     if not numbers.get("skipped_steps"):
         numbers.pop("skipped_steps", None)
-    tagged = {of_optimizer(f"gradwatch/{name}", publication.optimizer): value for name, value in numbers.items()}
+    tagged = {run_level_tag(name, publication.optimizer): value for name, value in numbers.items()}
     costs = {} if publication.overhead_percent is None else {OVERHEAD: publication.overhead_percent}
     return {**tagged, ALERTS: float(num_alerts), **costs}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core.records import BINS_PER_DECADE, LOWEST, MISSING, NUM_BINS
 from lightning_gradwatch.tensorboard.schema import (
     GRAD_NORM,
@@ -23,12 +24,15 @@ from lightning_gradwatch.tensorboard.schema import (
 )
 from lightning_gradwatch.tensorboard.status import SICKEST_FIRST, Verdict, judge, loss_tag, urgency
 from lightning_gradwatch.tensorboard.store import Catalogue, Document, MissingError, Samples, Series, Store
+from lightning_gradwatch.tensorboard.tables import LINES
 from lightning_gradwatch.tensorboard.trials import shown
 
 Span = tuple[int | None, int | None]
 """First and last step, both included; None for an open end."""
 DEFAULT_COLUMNS = 1000
 MAX_NAMES = 20
+NO_VIEW: Mapping[str, Any] = {"lines": {}, "choices": []}
+"""What a page must know to draw a run of which there is no event file."""
 SEVERAL_NUMBERS = (NORM_RANGE, HISTOGRAM)
 """Quantities with more than one number per layer."""
 _NOTHING_USED = (-LOWEST * BINS_PER_DECADE, -LOWEST * BINS_PER_DECADE + 1)
@@ -61,6 +65,7 @@ def run(store: Store, run: str) -> dict[str, Any]:
         "optimizers": [{**o, "versions": [v for v in o["versions"] if v is not None]} for o in optimizers],
         "scalars": list(catalogue.scalars),
         "loss_tag": loss_tag(catalogue.scalars),
+        "view": _view(catalogue),
     }
 
 
@@ -69,6 +74,20 @@ def ranked(alerts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     worst = sorted(range(len(alerts)), key=lambda place: urgency(alerts[place]))
     ranks = {place: rank for rank, place in enumerate(worst)}
     return [{**shown(alert), "rank": ranks[place]} for place, alert in enumerate(alerts)]
+
+
+def _view(catalogue: Catalogue) -> dict[str, Any]:
+    """What a page must know to draw a run: the tags of its lines, and those that can take the place of the loss."""
+    return {
+        "lines": {optimizer: _line_tags(catalogue, optimizer) for optimizer in catalogue.optimizers},
+        "choices": [tag for tag in catalogue.scalars if not metrics.is_layer_norm(tag)],
+    }
+
+
+def _line_tags(catalogue: Catalogue, optimizer: str) -> dict[str, str]:
+    """The tags of an optimizer's lines that have been written, by the names of the lines."""
+    tags = {line.name: metrics.run_level_tag(line.name, optimizer) for line in LINES}
+    return {name: tag for name, tag in tags.items() if tag in catalogue.scalars}
 
 
 def heatmap(store: Store, series: Series, span: Span, columns: int) -> bytes:

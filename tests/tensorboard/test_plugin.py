@@ -97,6 +97,16 @@ def test_alerts_are_ranked_by_the_rule_of_the_command(board: Board) -> None:
     assert [one["rank"] for one in board.get("run", run="sick").json["alerts"]] == [0]
 
 
+def test_a_run_tells_the_tags_of_its_lines(board: Board) -> None:
+    view = board.get("run", run="clipped").json["view"]
+    names = "clip_coefficient", "clipped_percent"
+    assert view["lines"] == {"": {name: f"gradwatch/{name}" for name in names}}
+    assert {"loss", "gradwatch/total_norm", *view["lines"][""].values()} <= set(view["choices"])
+    assert not [tag for tag in view["choices"] if tag.startswith("grad_norm/")]
+    assert board.get("run", run="sick").json["view"]["lines"] == {"": {}}
+    assert board.get("run", run="gan").json["view"]["lines"] == {"Adam": {}, "SGD": {}}
+
+
 def test_a_run_that_is_not_watched_has_scalars_and_nothing_else(board: Board) -> None:
     answer = board.get("run", run="group/plain").json
     assert (answer["status"], answer["optimizers"], answer["alerts"]) == ("not_watched", [], [])

@@ -17,6 +17,7 @@ from lightning_gradwatch.tensorboard.tables import CELLS, KINDS, LINES, QUANTITI
 
 PACKAGE = Path(tables.__file__).parents[1]
 SCRIPTS = [*PACKAGE.glob("tensorboard/static/*.js"), *PACKAGE.glob("cli/page/*.js")]
+TAGS = ("gradwatch/", "grad_norm/", "grad_hist/")
 _COMMENT = re.compile(r"/\*.*?\*/|^\s*//.*?$", re.DOTALL | re.MULTILINE)
 _LITERAL = re.compile(r""""[^"\n]*"|'[^'\n]*'|`[^`]*`""")
 
@@ -35,8 +36,10 @@ def words() -> set[str]:
 
 
 def copies(source: str) -> list[str]:
-    """The words that stand in a script, too."""
-    return [word for word in words() if any(word.lower() in text for text in literals(source))]
+    """The words that stand in a script, too, and the tags that do."""
+    texts = literals(source)
+    found = [word for word in words() if any(word.lower() in text for text in texts)]
+    return found + [text for text in texts if text.startswith(TAGS)]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
@@ -49,6 +52,7 @@ def test_the_browser_has_no_words_of_its_own(script: Path) -> None:
 def test_the_check_sees_a_copy() -> None:
     assert copies('const TITLES = { dead: "Layers without any gradient" };')
     assert copies("const label = `gradient norm: ${value}`;")
+    assert copies("const tag = `grad_norm/${layer}`;")
     assert not copies("/** Gradient norm */ const x = 1;")
 
 

@@ -90,15 +90,11 @@ export async function overlaysOf(ask, model, others) {
  */
 export async function linesOf(ask, model, lossTag) {
   const { run, optimizer, domain, full, rowOfRun } = model;
-  const own = (/** @type {string} */ name) => {
-    const wanted = ["gradwatch", optimizer, name].filter(Boolean).join("/");
-    return run.scalars.find((tag) => tag === wanted);
-  };
-  const tags = run.scalars.filter((tag) => !tag.startsWith("grad_norm/"));
+  const { choices: tags, lines } = run.view;
   const loss = lossTag !== null && tags.includes(lossTag) ? lossTag : (run.loss_tag ?? tags[0]);
   const wanted = [
     { key: "loss", label: loss, tag: loss, tags },
-    ...lineTable().map(({ name, label, range }) => ({ key: name, label, range, tag: own(name) })),
+    ...lineTable().map(({ name, label, range }) => ({ key: name, label, range, tag: lines[optimizer]?.[name] })),
   ];
   const margin = domain[1] - domain[0];
   const isWhole = domain[0] === full[0] && domain[1] === full[1];

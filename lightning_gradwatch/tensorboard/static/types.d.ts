@@ -55,6 +55,12 @@ interface RunDocument {
   optimizers: { name: string; versions: Version[] }[];
   scalars: string[];
   loss_tag: string | null;
+  view: {
+    /** Tags of the lines, by optimizer and by the name of the line. */
+    lines: Record<string, Record<string, string>>;
+    /** Tags of the scalars that can take the place of the loss. */
+    choices: string[];
+  };
 }
 
 /** A list of layers, and what is known of them. */
