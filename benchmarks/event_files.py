@@ -22,6 +22,7 @@ from tensorboard.util.grpc_util import ChannelCredsType
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_gradwatch.core.histogram import MAX_ELEMENTS, log_histograms
+from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
 from lightning_gradwatch.core.records import Layer, Publication, Sample, Window
 from lightning_gradwatch.tensorboard.loader import SAMPLES
 from lightning_gradwatch.tensorboard.writer import Writer, _Course
@@ -72,7 +73,7 @@ class NormsWriter(Writer):
         summary = Summary()
         course = self._courses.setdefault("", _Course(""))
         course.turn_to(tuple(layer.name for layer in publication.layers), None)
-        self._add_layers(summary, course, "grad_norm", publication.window.last.numpy()[1:])
+        self._add_quantity(summary, course, GRAD_NORM, publication)
         self._experiment._get_file_writer().add_summary(summary, publication.step)
 
 

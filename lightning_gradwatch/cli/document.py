@@ -8,9 +8,9 @@ from typing import Any
 
 from lightning_gradwatch.cli.choice import exit_status
 from lightning_gradwatch.cli.logs import Logs, OpenRun, Run
+from lightning_gradwatch.core.quantities import BY_NAME
 from lightning_gradwatch.tensorboard import answers
 from lightning_gradwatch.tensorboard.schema import SCHEMA_VERSION, plain
-from lightning_gradwatch.tensorboard.tables import QUANTITIES
 
 
 def encode(logs: Logs, runs: Sequence[Run], directory: Path) -> dict[str, Any]:
@@ -49,5 +49,5 @@ def _run(logs: Logs, run: Run) -> dict[str, Any]:
 
 def _latest(run: OpenRun, optimizer: str, version: dict[str, Any]) -> dict[str, dict[str, Any]]:
     series = run.quantities(optimizer, version["version"])
-    names = [name for name in QUANTITIES if name in series]
+    names = [name for name in BY_NAME if name in series]
     return {name: answers.column(run.store, series[name], version["last_step"]) for name in names}

@@ -21,8 +21,9 @@ from lightning_gradwatch.cli.glyphs import (
 )
 from lightning_gradwatch.cli.picture import Picture, Scale
 from lightning_gradwatch.cli.words import safe
+from lightning_gradwatch.core.quantities.quantity import Quantity
 from lightning_gradwatch.core.records import MISSING
-from lightning_gradwatch.tensorboard.tables import CELLS, Quantity
+from lightning_gradwatch.tensorboard.tables import CELLS
 
 MAX_ROWS = 24
 _NUMBER_WIDTH = 9
@@ -143,7 +144,8 @@ def number(value: float, quantity: Quantity) -> str:
 
 def _title(picture: Picture, canvas: Canvas) -> Text:
     quantity = picture.quantity
-    text = Text(f"{quantity.label}, in {quantity.unit}" if quantity.unit else quantity.label, style="bold")
+    title = f"{quantity.label}, in {quantity.unit}" if quantity.unit else quantity.label
+    text = Text(safe(title), style="bold")
     width = _MARK + canvas.name_width + 1 + canvas.columns
     text.append("  input above, loss below", style="dim")
     text.append(" " * max(width - len(text) + 1, 2))
@@ -174,7 +176,7 @@ def _legend(canvas: Canvas, picture: Picture) -> Text:
     specials = (
         ((shown == 0).any(), 0.0, CELLS["zero"]),
         ((~np.isfinite(shown)).any(), math.nan, CELLS["nonfinite"]),
-        ((shown == MISSING).any(), MISSING, picture.quantity.missing),
+        ((shown == MISSING).any(), MISSING, safe(picture.quantity.missing)),
     )
     for is_there, value, words in specials:
         if is_there:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_gradwatch.cli.errors import CommandError
-from lightning_gradwatch.tensorboard.tables import QUANTITIES
+from lightning_gradwatch.core.quantities import BY_NAME
 
 ERROR = 2
 _EXIT = "Exit status: 1 if an alert is open, 0 if none is, 2 if that cannot be told."
@@ -99,7 +99,7 @@ def _add_versions(commands: Any) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="where a run, or several, have been logged")
     parser.add_argument("--run", metavar="NAME", help="which one of several runs (default: the sickest)")
-    parser.add_argument("--quantity", choices=QUANTITIES, help="what the heatmap shows (default: what suits the run)")
+    parser.add_argument("--quantity", choices=BY_NAME, help="what the heatmap shows (default: what suits the run)")
 
 
 def _seconds(text: str) -> float:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lightning_gradwatch.core.quantities.quantity import Quantity, ScaleKind
 from lightning_gradwatch.core.records import MISSING
 from lightning_gradwatch.tensorboard.schema import Array
 from lightning_gradwatch.tensorboard.store import Samples
-from lightning_gradwatch.tensorboard.tables import LEAST_DECADES, Quantity, ScaleKind
+from lightning_gradwatch.tensorboard.tables import LEAST_DECADES
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from rich.console import Console
 from lightning_gradwatch.cli.drawing import canvas_for
 from lightning_gradwatch.cli.logs import OpenRun
 from lightning_gradwatch.cli.picture import Picture, is_seen, names_of, paint, rows_of
+from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
+from lightning_gradwatch.core.quantities.output_gradient import OUTPUT_GRAD_NORM
 from lightning_gradwatch.tensorboard.status import urgency
-from lightning_gradwatch.tensorboard.tables import QUANTITIES
 
 _TOLD_BY_OUTPUTS = frozenset({"vanishing", "exploding"})
 
@@ -34,10 +35,11 @@ def pictures(
         alerts = [alert for alert in run.document["alerts"] if alert["optimizer"] == name]
         series = run.quantities(name, version["version"])
         for candidate in [quantity] if quantity else _candidates(alerts):
-            if candidate in series and is_seen((samples := run.store.samples(series[candidate])).values):
+            shown_as = series[candidate].description.shown_as if candidate in series else None
+            if shown_as is not None and is_seen((samples := run.store.samples(series[candidate])).values):
                 layers = tuple(version["layers"])
                 columns = canvas_for(console, names_of(layers, max_rows)).columns
-                picture = paint(samples, layers, QUANTITIES[candidate], max_rows, columns)
+                picture = paint(samples, layers, shown_as, max_rows, columns)
                 yield name, picture, _ailing(alerts, layers, max_rows)
                 break
 
@@ -51,5 +53,5 @@ def _ailing(alerts: list[dict[str, Any]], layers: tuple[str, ...], max_rows: int
 def _candidates(alerts: list[dict[str, Any]]) -> list[str]:
     """The gradients at layer outputs where they are what an alert is about, the weights' gradients otherwise."""
     foremost = min(alerts, key=urgency, default=None)
-    names = ["grad_norm", "output_grad_norm"]
+    names = [GRAD_NORM.name, OUTPUT_GRAD_NORM.name]
     return names[::-1] if foremost is not None and foremost["kind"] in _TOLD_BY_OUTPUTS else names

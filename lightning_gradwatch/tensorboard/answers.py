@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 
 from lightning_gradwatch.core import metrics
+from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
+from lightning_gradwatch.core.quantities.memory_horizon import MEMORY_HORIZON
+from lightning_gradwatch.core.quantities.several import HISTOGRAM, HISTOGRAM_BINS, NORM_RANGE
 from lightning_gradwatch.core.records import BINS_PER_DECADE, LOWEST, MISSING, NUM_BINS
 from lightning_gradwatch.tensorboard.schema import (
-    GRAD_NORM,
-    HISTOGRAM,
-    HISTOGRAM_BINS,
-    HORIZON,
-    NORM_RANGE,
     SCHEMA_VERSION,
     Array,
     UnreadableError,
@@ -33,8 +31,6 @@ DEFAULT_COLUMNS = 1000
 MAX_NAMES = 20
 NO_VIEW: Mapping[str, Any] = {"lines": {}, "choices": []}
 """What a page must know to draw a run of which there is no event file."""
-SEVERAL_NUMBERS = (NORM_RANGE, HISTOGRAM)
-"""Quantities with more than one number per layer."""
 _NOTHING_USED = (-LOWEST * BINS_PER_DECADE, -LOWEST * BINS_PER_DECADE + 1)
 
 
@@ -130,7 +126,7 @@ def sequence(store: Store, catalogue: Catalogue, optimizer: str, version: int, l
     samples = store.samples(found[layer])
     place = samples.place(step)
     steps_back, norms = samples.values[place].T
-    horizons = catalogue.of(optimizer, version).get(HORIZON)
+    horizons = catalogue.of(optimizer, version).get(MEMORY_HORIZON.name)
     horizon = MISSING
     if horizons is not None and layer in horizons.description.layers:
         horizon = column(store, horizons, step)["values"][row_of(horizons, layer)]
@@ -147,13 +143,13 @@ def layer(store: Store, catalogue: Catalogue, optimizer: str, version: int, laye
     numbers, steps = {}, {}
     for quantity, series in catalogue.of(optimizer, version).items():
         row = row_of(series, layer)
-        if quantity != HISTOGRAM and _is_readable(store, series):
+        if quantity != HISTOGRAM.name and _is_readable(store, series):
             found = column(store, series, step)
             numbers[quantity], steps[quantity] = found["values"][row], found["step"]
     if not steps:
         raise MissingError(f"`layer` must have been measured, but of {layer!r} nothing can be read in this run.")
-    norm_range = numbers.pop(NORM_RANGE, None)
-    return {"step": steps.get(GRAD_NORM, max(steps.values())), "numbers": numbers, NORM_RANGE: norm_range}
+    norm_range = numbers.pop(NORM_RANGE.name, None)
+    return {"step": steps.get(GRAD_NORM.name, max(steps.values())), "numbers": numbers, NORM_RANGE.name: norm_range}
 
 
 def scalars(store: Store, run: str, tag: str, span: Span, points: int) -> dict[str, Any]:
@@ -216,7 +212,7 @@ def _verdict(catalogue: Catalogue) -> Verdict:
 
 def _version(store: Store, catalogue: Catalogue, optimizer: str, version: int) -> dict[str, Any] | None:
     quantities = catalogue.of(optimizer, version)
-    by_weight = sorted(quantities.values(), key=lambda series: series.description.quantity != GRAD_NORM)
+    by_weight = sorted(quantities.values(), key=lambda series: series.description.quantity != GRAD_NORM.name)
     leading = next((series for series in by_weight if _is_readable(store, series)), None)
     if leading is None:
         return None

@@ -15,8 +15,9 @@ from tensorboard.plugins import base_plugin
 from werkzeug.wrappers import Request, Response
 
 from lightning_gradwatch.core.metrics import PLUGIN
+from lightning_gradwatch.core.quantities.several import HISTOGRAM, SEVERAL
 from lightning_gradwatch.tensorboard import answers, tables
-from lightning_gradwatch.tensorboard.schema import HISTOGRAM, UnreadableError, plain
+from lightning_gradwatch.tensorboard.schema import UnreadableError, plain
 from lightning_gradwatch.tensorboard.store import Cache, Catalogue, MissingError, Series, Store
 
 STATIC = Path(__file__).parent / "static"
@@ -90,7 +91,7 @@ def _column(store: Store, query: Query) -> dict[str, Any]:
 def _distribution(store: Store, query: Query) -> bytes:
     layer, span, columns = query.text("layer"), query.span(), query.limit("columns", 1)
     catalogue = store.catalogue(query.text("run"))
-    series = answers.series_of(catalogue, *_whose(catalogue, query), HISTOGRAM)
+    series = answers.series_of(catalogue, *_whose(catalogue, query), HISTOGRAM.name)
     return answers.distribution(store, series, layer, span, columns)
 
 
@@ -120,7 +121,7 @@ def _series(store: Store, query: Query, quantity: str) -> Series:
     """The series of a quantity with one number per layer."""
     catalogue = store.catalogue(query.text("run"))
     series = answers.series_of(catalogue, *_whose(catalogue, query), quantity)
-    if quantity in answers.SEVERAL_NUMBERS:
+    if quantity in SEVERAL:
         raise QueryError(
             f"`quantity` must have one number per layer, but {quantity!r} came: see /layer, /distribution."
         )

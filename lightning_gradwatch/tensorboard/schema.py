@@ -11,17 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lightning_gradwatch.core.quantities import BY_NAME
+from lightning_gradwatch.core.quantities.quantity import Quantity
+from lightning_gradwatch.core.quantities.several import HISTOGRAM_BINS, SEQUENCE, SEVERAL
 from lightning_gradwatch.core.records import NUM_BINS, Alert
 
 SCHEMA_VERSION = 1
 """Raised when older readers would misread what is written; further quantities do not raise it."""
-HISTOGRAM_BINS = 64
 MAX_TIME_STEPS = 128
 MAX_ALERTS = 100
-GRAD_NORM, NORM_RANGE, HISTOGRAM = "grad_norm", "grad_norm_range", "log10_histogram"
-HORIZON, SEQUENCE = "memory_horizon", "sequence"
-_WIDTHS = {NORM_RANGE: 3, HISTOGRAM: 2 + HISTOGRAM_BINS}
-"""Numbers per layer, of the quantities that have more than one."""
 
 Array = npt.NDArray[Any]
 
@@ -46,6 +44,11 @@ class Description:
     optimizer: str = ""
     version: int = 0
     layers: tuple[str, ...] = ()
+
+    @property
+    def shown_as(self) -> Quantity | None:
+        """The quantity in words; None for what has no place in a heatmap, or is of a newer version."""
+        return BY_NAME.get(self.quantity)
 
     def encode(self) -> bytes:
         """The description as the content of a tag's metadata."""
@@ -74,9 +77,9 @@ class Description:
         """Whether values can be a sample of this tag."""
         if self.quantity == SEQUENCE:
             return values.ndim == 2 and values.shape[1] == 2 and values.dtype == np.float32
-        width = _WIDTHS.get(self.quantity)
-        shape = (len(self.layers),) if width is None else (len(self.layers), width)
-        return values.shape == shape and values.dtype == (np.uint8 if self.quantity == HISTOGRAM else np.float32)
+        several = SEVERAL.get(self.quantity)
+        shape = (len(self.layers),) if several is None else (len(self.layers), several.width)
+        return values.shape == shape and values.dtype == ("float32" if several is None else several.dtype)
 
 
 def _parse(content: bytes | str, what: str) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from tensorboard.data.provider import DataProvider, RunTagFilter
 from tensorboard.plugins.scalar.metadata import PLUGIN_NAME as SCALARS
 
 from lightning_gradwatch.core.metrics import ALERT_DOCUMENT, PLUGIN
-from lightning_gradwatch.tensorboard.schema import SEQUENCE, Array, Description, UnreadableError, decode_alerts
+from lightning_gradwatch.core.quantities.several import SEQUENCE
+from lightning_gradwatch.tensorboard.schema import Array, Description, UnreadableError, decode_alerts
 
 ALL_SAMPLES = 1_000_000
 """More than any loader keeps of one series."""

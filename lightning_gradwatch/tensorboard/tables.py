@@ -9,29 +9,13 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, Literal
 
+from lightning_gradwatch.core.quantities import QUANTITIES
+from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
+from lightning_gradwatch.core.quantities.memory_horizon import MEMORY_HORIZON
+from lightning_gradwatch.core.quantities.quantity import Quantity
+from lightning_gradwatch.core.quantities.several import HISTOGRAM
+
 Status = Literal["sick", "notice", "unreadable", "recovered", "healthy", "not_watched"]
-ScaleKind = Literal["log", "fraction", "linear"]
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """What a heatmap can show.
-
-    Attributes:
-        name: As in the event file.
-        label: In a few words.
-        scale: ``"log"`` in decades, ``"fraction"`` for a share from 0 to 1, ``"linear"`` from 0 to the largest.
-        missing: What -1 stands for.
-        hint: In a sentence.
-        unit: Stands behind a value; ``""`` for none.
-    """
-
-    name: str
-    label: str
-    scale: ScaleKind
-    missing: str
-    hint: str
-    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,63 +46,6 @@ class Line:
     range: tuple[float, float]
 
 
-QUANTITIES = {
-    quantity.name: quantity
-    for quantity in (
-        Quantity(
-            "grad_norm",
-            "Gradient norm",
-            "log",
-            "no gradient",
-            "L2 norm of the gradient of a layer's weights, unscaled and before clipping",
-        ),
-        Quantity(
-            "output_grad_norm",
-            "Gradient at layer output",
-            "log",
-            "not observed",
-            "L2 norm of the gradient of the loss by a layer's output",
-        ),
-        Quantity(
-            "update_ratio",
-            "Update / weight",
-            "log",
-            "not observed",
-            "Size of the optimizer's update relative to the weights; about 1e-3 is usual",
-        ),
-        Quantity("weight_norm", "Weight norm", "log", "not observed", "L2 norm of a layer's weights"),
-        Quantity(
-            "zero_fraction",
-            "Zero gradients",
-            "fraction",
-            "not observed",
-            "Share of gradient elements that are exactly zero",
-        ),
-        Quantity(
-            "nonfinite_fraction",
-            "NaN and Inf gradients",
-            "fraction",
-            "not observed",
-            "Share of gradient elements that are NaN or infinite",
-        ),
-        Quantity(
-            "clipped_fraction",
-            "Clipped steps",
-            "fraction",
-            "not clipped here",
-            "Share of steps in which this layer's gradient was clipped",
-        ),
-        Quantity(
-            "memory_horizon",
-            "Memory horizon",
-            "linear",
-            "not recurrent",
-            "Time steps back over which the gradient of a recurrent layer survives",
-            "steps",
-        ),
-    )
-}
-"""In the order in which they are offered."""
 KINDS = {
     "vanishing": Kind("Gradients vanish with depth", "Vanishing"),
     "vanishing_through_time": Kind("Gradients vanish through time", "Vanishing through time"),
@@ -129,6 +56,8 @@ KINDS = {
     "stalled": Kind("The loss does not fall", "Stalled"),
     "underflow": Kind("Gradients or updates are rounded away", "Underflow"),
 }
+PARTICULAR = {"default": GRAD_NORM.name, "horizon": MEMORY_HORIZON.name, "histogram": HISTOGRAM.name}
+"""What a view needs by its name: what is shown first, and what has a panel of its own."""
 STATUSES: dict[Status, str] = {
     "sick": "sick",
     "notice": "notice",
@@ -154,11 +83,17 @@ VIRIDIS = (
 """17 even points of viridis (Nathaniel Smith and Stefan van der Walt, CC0), which colour-blind people read as well."""
 
 
+def words(quantity: Quantity) -> dict[str, str]:
+    """A quantity in words, as plain JSON."""
+    return {"name": quantity.name, **quantity.words()}
+
+
 @cache
 def encode() -> dict[str, Any]:
     """All of them as plain JSON; not to be changed by who gets it."""
     return {
-        "quantities": {name: asdict(quantity) for name, quantity in QUANTITIES.items()},
+        "quantities": {quantity.name: words(quantity) for quantity in QUANTITIES},
+        "particular": PARTICULAR,
         "kinds": {name: asdict(kind) for name, kind in KINDS.items()},
         "statuses": STATUSES,
         "cells": CELLS,

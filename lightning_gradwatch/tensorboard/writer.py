@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,9 @@ from tensorboard.plugins.text.metadata import PLUGIN_NAME as TEXT
 from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core.histogram import EDGES
 from lightning_gradwatch.core.layers import roll_up
-from lightning_gradwatch.core.records import MISSING, NUM_BINS, Alert, Publication, Sample
+from lightning_gradwatch.core.quantities import QUANTITIES
+from lightning_gradwatch.core.quantities.several import ALERTS, HISTOGRAM, NORM_RANGE, SEQUENCE
+from lightning_gradwatch.core.records import MISSING, NUM_BINS, Alert, Publication
 from lightning_gradwatch.tensorboard.dashboards import (
     add_histograms,
     alert_table,
@@ -27,11 +29,6 @@ from lightning_gradwatch.tensorboard.dashboards import (
     prescription_table,
 )
 from lightning_gradwatch.tensorboard.schema import (
-    GRAD_NORM,
-    HISTOGRAM,
-    HORIZON,
-    NORM_RANGE,
-    SEQUENCE,
     Array,
     Description,
     encode_alerts,
@@ -41,6 +38,8 @@ from lightning_gradwatch.tensorboard.schema import (
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from lightning_gradwatch.core.quantities.quantity import Quantity
 
 DENSE_PUBLICATIONS = 200
 DETAIL_EVERY = 10
@@ -84,6 +83,10 @@ class _Course:
     def version(self) -> int:
         """Which of the lists of layers is the present one."""
         return self.layer_lists.index(self.names)
+
+    def describe(self, quantity: str) -> Description:
+        """What a tag of the present layers holds."""
+        return Description(quantity, self.optimizer, self.version, self.names)
 
     def turn_to(self, names: tuple[str, ...], group_by: int | None) -> None:
         """Go on with these layers."""
@@ -148,8 +151,11 @@ class Writer:
         for tag, number in metrics.run_level(publication, num_alerts).items():
             summary.value.add(tag=self._prefix + tag, simple_value=number)
         if course.names:  # there are none where `include` wants no layer of this optimizer
-            self._add_layers(summary, course, GRAD_NORM, publication.window.last.numpy()[1:])
-            if course.num_publications < DENSE_PUBLICATIONS or course.num_publications % DETAIL_EVERY == 0:
+            is_full = course.num_publications < DENSE_PUBLICATIONS or course.num_publications % DETAIL_EVERY == 0
+            for quantity in QUANTITIES:
+                if is_full or quantity.is_always_written:
+                    self._add_quantity(summary, course, quantity, publication)
+            if is_full:
                 self._add_details(summary, course, publication)
             if publication.histogram is not None:
                 self._add_histograms(summary, course, publication.histogram.numpy())
@@ -177,7 +183,7 @@ class Writer:
         before, self._alerts, self._document_step = self._alerts or (), alerts, step
         self._num_documents += 1
         summary, document = Summary(), encode_alerts(alerts, num_alerts)
-        self._add_text(summary, metrics.ALERT_DOCUMENT, metrics.PLUGIN, document.encode(), Description("alerts"))
+        self._add_text(summary, metrics.ALERT_DOCUMENT, metrics.PLUGIN, document.encode(), Description(ALERTS))
         self._add_text(summary, metrics.ALERT_TABLE, TEXT, alert_table(alerts).encode())
         for alert in alerts:
             if alert.prescription is not None and not any(a.prescription == alert.prescription for a in before):
@@ -210,6 +216,12 @@ class Writer:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         writer.add_summary(summary, step)
 
+    def _add_quantity(self, summary: Summary, course: _Course, quantity: Quantity, publication: Publication) -> None:
+        """One number per layer, if there is any."""
+        numbers = quantity.of(publication)
+        if numbers is not None:
+            self._add_layers(summary, course.describe(quantity.name), numbers.numpy())
+
     def _add_details(self, summary: Summary, course: _Course, publication: Publication) -> None:
         """What is too much for every publication."""
         norms = metrics.row_norms(publication.window.last[1:].tolist(), course.rows)
@@ -217,13 +229,8 @@ class Writer:
             tag = self._prefix + metrics.layer_norm_tag(row, publication.optimizer)
             summary.value.add(tag=tag, simple_value=norm)
         norm_range = course.take_range(publication.window.last.numpy()[1:])
-        self._add_layers(summary, course, NORM_RANGE, norm_range)
-        if publication.clipped_fraction is not None:
-            clipped = publication.clipped_fraction.numpy()
-            self._add_layers(summary, course, "clipped_fraction", clipped)
+        self._add_layers(summary, course.describe(NORM_RANGE.name), norm_range)
         if publication.sample is not None:
-            for quantity, values in _of_sample(publication, publication.sample):
-                self._add_layers(summary, course, quantity, values)
             for layer, norms_over_time in publication.sample.sequences:
                 self._add_sequence(summary, course, layer, norms_over_time)
 
@@ -234,19 +241,15 @@ class Writer:
             tags = [self._prefix + metrics.layer_histogram_tag(row, course.optimizer) for row in course.rows]
             rows = [counts[i[0]] if len(i) == 1 else counts[i].sum(0) for i in course.rows.values()]
             add_histograms(summary, tags, np.array(rows).reshape(len(tags), -1)[:, :NUM_BINS], EDGES)
-        total = counts.sum(1)
-        nonfinite = np.where(total > 0, counts[:, -1] / np.maximum(total, 1), np.float32(MISSING))
-        self._add_layers(summary, course, "nonfinite_fraction", nonfinite)
-        self._add_layers(summary, course, HISTOGRAM, encode_histogram(counts))
+        self._add_layers(summary, course.describe(HISTOGRAM.name), encode_histogram(counts))
 
     def _add_sequence(self, summary: Summary, course: _Course, layer: str, norms: Tensor) -> None:
         tag = metrics.sequence_tag(layer, course.version, course.optimizer)
         description = Description(SEQUENCE, course.optimizer, course.version, (layer,))
         self._add_tensor(summary, tag, description, encode_sequence(norms.numpy()))
 
-    def _add_layers(self, summary: Summary, course: _Course, quantity: str, values: Array) -> None:
-        tag = metrics.layers_tag(quantity, course.version, course.optimizer)
-        description = Description(quantity, course.optimizer, course.version, course.names)
+    def _add_layers(self, summary: Summary, description: Description, values: Array) -> None:
+        tag = metrics.layers_tag(description.quantity, description.version, description.optimizer)
         self._add_tensor(summary, tag, description, values)
 
     def _add_tensor(self, summary: Summary, tag: str, description: Description, values: Array) -> None:
@@ -273,14 +276,3 @@ class Writer:
             value.metadata.plugin_data.plugin_name = plugin
             value.metadata.plugin_data.content = description.encode() if description is not None else b""
         return value
-
-
-def _of_sample(publication: Publication, sample: Sample) -> Iterator[tuple[str, Array]]:
-    """What is known about every layer from the latest sample, and from those before it."""
-    yield "output_grad_norm", sample.output_grad_norm.numpy()
-    yield "weight_norm", sample.weight_norm.numpy()
-    yield "zero_fraction", sample.zero_fraction.numpy()
-    for quantity, known in (("update_ratio", publication.update_ratios), (HORIZON, publication.horizons)):
-        if known:
-            values = [known.get(layer.name, MISSING) for layer in publication.layers]
-            yield quantity, np.array(values, np.float32)

@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, Page
 
 from lightning_gradwatch.cli.logs import Logs, OpenRun
 from lightning_gradwatch.cli.page import build
+from lightning_gradwatch.core.quantities.several import SEVERAL
 from lightning_gradwatch.tensorboard import answers
 from tests.cli.command import alert, here
 from tests.prescriptions import prescription
@@ -164,7 +165,7 @@ def test_the_page_answers_what_tensorboard_would(browser: Browser, logs: Path, p
     for optimizer, (*_, version) in both.catalogue.optimizers.items():
         whose = {"optimizer": optimizer, "version": version}
         quantities = both.catalogue.of(optimizer, version)
-        for quantity in set(quantities) - set(answers.SEVERAL_NUMBERS):
+        for quantity in set(quantities) - set(SEVERAL):
             both.check_quantity(whose, quantity)
         for layer in quantities["grad_norm"].description.layers[:3]:
             both.check_layer(whose, layer)

@@ -18,6 +18,8 @@ from playwright.sync_api import Browser, Request, expect
 from torch import Tensor, nn
 
 from lightning_gradwatch import GradWatch
+from lightning_gradwatch.core.quantities import QUANTITIES
+from lightning_gradwatch.core.quantities.clipped_fraction import CLIPPED_FRACTION
 from tests.cli.command import alert
 from tests.tasks import Classifier, digits, fit, small_net
 from tests.tensorboard.browser import (
@@ -244,18 +246,13 @@ def test_every_quantity_of_a_real_run_can_be_shown(browser: Browser, tmp_path: P
         GradWatch(histogram_every=1), Classifier(Reader()), directory=tmp_path / "rnn", log_every_n_steps=1, max_steps=5
     )
     with tensorboard(tmp_path) as address, opened(browser, alone(address)) as tab:
-        quantities = [
-            ("Gradient norm", "gradient norm"),
-            ("Gradient at layer output", "gradient at layer output"),
-            ("Update / weight", "update / weight"),
-            ("Weight norm", "weight norm"),
-            ("Zero gradients", "0 %"),
-            ("NaN and Inf gradients", "0 %"),
-            ("Memory horizon", "steps"),
-        ]
-        assert tab.frame.get_by_label("Quantity").locator("option").all_inner_texts() == [q for q, _ in quantities]
-        for _, spoken in quantities:
-            assert spoken in tab.spoken
+        quantities = [quantity for quantity in QUANTITIES if quantity is not CLIPPED_FRACTION]
+        offered = tab.frame.get_by_label("Quantity").locator("option").all_inner_texts()
+        assert offered == [quantity.label for quantity in quantities]
+        for quantity in quantities:
+            assert quantity.label.lower() in tab.spoken
+            unit = "%" if quantity.scale == "fraction" else quantity.unit
+            assert tab.spoken.endswith(f" {unit}." if unit else ".")
             assert len(set(tab.pixels(0.5, 0.5, size=64))) <= 4
             tab.press("q")
         assert "gradient norm" in tab.spoken, "after the last one comes the first"

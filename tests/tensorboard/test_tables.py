@@ -10,13 +10,16 @@ from typing import get_args
 import pytest
 
 from lightning_gradwatch.cli.logs import Logs
+from lightning_gradwatch.core.quantities import QUANTITIES
+from lightning_gradwatch.core.quantities.several import SEVERAL
 from lightning_gradwatch.core.records import AlertKind
-from lightning_gradwatch.tensorboard import answers, tables
+from lightning_gradwatch.tensorboard import tables
 from lightning_gradwatch.tensorboard.store import Catalogue
-from lightning_gradwatch.tensorboard.tables import CELLS, KINDS, LINES, QUANTITIES, STATUSES, VIRIDIS
+from lightning_gradwatch.tensorboard.tables import CELLS, KINDS, LINES, PARTICULAR, STATUSES, VIRIDIS
 
 PACKAGE = Path(tables.__file__).parents[1]
 SCRIPTS = [*PACKAGE.glob("tensorboard/static/*.js"), *PACKAGE.glob("cli/page/*.js")]
+NAMES = {*(quantity.name for quantity in QUANTITIES), *SEVERAL}
 TAGS = ("gradwatch/", "grad_norm/", "grad_hist/")
 _COMMENT = re.compile(r"/\*.*?\*/|^\s*//.*?$", re.DOTALL | re.MULTILINE)
 _LITERAL = re.compile(r""""[^"\n]*"|'[^'\n]*'|`[^`]*`""")
@@ -29,17 +32,17 @@ def literals(source: str) -> list[str]:
 
 def words() -> set[str]:
     """Everything that is said to people. A status is also a name, which is no copy of its word."""
-    quantities = {text for q in QUANTITIES.values() for text in (q.label, q.missing, q.hint)}
+    quantities = {text for q in QUANTITIES for text in (q.label, q.missing, q.hint)}
     kinds = {text for kind in KINDS.values() for text in (kind.title, kind.label)}
     statuses = {word for name, word in STATUSES.items() if word != name}
     return quantities | kinds | statuses | set(CELLS.values()) | {line.label for line in LINES}
 
 
 def copies(source: str) -> list[str]:
-    """The words that stand in a script, too, and the tags that do."""
+    """The words that stand in a script, too, and the names of quantities and the tags that do."""
     texts = literals(source)
     found = [word for word in words() if any(word.lower() in text for text in texts)]
-    return found + [text for text in texts if text.startswith(TAGS)]
+    return found + [text for text in texts if text in NAMES or text.startswith(TAGS)]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
@@ -52,6 +55,7 @@ def test_the_browser_has_no_words_of_its_own(script: Path) -> None:
 def test_the_check_sees_a_copy() -> None:
     assert copies('const TITLES = { dead: "Layers without any gradient" };')
     assert copies("const label = `gradient norm: ${value}`;")
+    assert copies('if (name === "zero_fraction") return;')
     assert copies("const tag = `grad_norm/${layer}`;")
     assert not copies("/** Gradient norm */ const x = 1;")
 
@@ -74,7 +78,7 @@ def test_what_a_log_holds_of_every_layer_can_be_shown(logs: Path) -> None:
         for version in versions
         for quantity in catalogue.of(optimizer, version)
     }
-    assert found - set(answers.SEVERAL_NUMBERS) == set(QUANTITIES)
+    assert found - set(SEVERAL) == {quantity.name for quantity in QUANTITIES}
 
 
 def test_the_lines_are_numbers_of_the_run(logs: Path) -> None:
@@ -83,4 +87,9 @@ def test_the_lines_are_numbers_of_the_run(logs: Path) -> None:
 
 
 def test_the_tables_are_plain_json() -> None:
-    assert set(json.loads(json.dumps(tables.encode(), allow_nan=False))["quantities"]) == set(QUANTITIES)
+    served = json.loads(json.dumps(tables.encode(), allow_nan=False))
+    assert list(served["quantities"]) == [quantity.name for quantity in QUANTITIES]
+
+
+def test_what_is_shown_first_is_offered_first() -> None:
+    assert PARTICULAR["default"] == QUANTITIES[0].name

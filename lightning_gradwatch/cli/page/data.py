@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from lightning_gradwatch.cli.logs import Logs, OpenRun, Run
+from lightning_gradwatch.core.quantities.several import HISTOGRAM, NORM_RANGE
 from lightning_gradwatch.tensorboard import answers, tables
-from lightning_gradwatch.tensorboard.schema import HISTOGRAM, NORM_RANGE, Array, encode_frame, plain
+from lightning_gradwatch.tensorboard.schema import Array, encode_frame, plain
 from lightning_gradwatch.tensorboard.store import Samples, Series
 
 MAX_RUNS = 20
@@ -40,7 +41,7 @@ def _versions(whole: OpenRun, optimizer: dict[str, Any]) -> Iterator[dict[str, A
     for version in optimizer["versions"]:
         whose = name, version["version"]
         series = whole.quantities(*whose)
-        ranges, histograms = series.pop(NORM_RANGE, None), series.pop(HISTOGRAM, None)
+        ranges, histograms = series.pop(NORM_RANGE.name, None), series.pop(HISTOGRAM.name, None)
         columns = _within(_NUMBERS // (len(version["layers"]) * max(len(series), 1)), 100, _COLUMNS)
         yield {
             "optimizer": name,

@@ -158,7 +158,7 @@ export function embeddedSource({ tables, runs }) {
         return { name, ...columnOf(frameOf(text), query.step) };
       });
       const range = ranges ? columnOf(frameOf(ranges), query.step).values.slice(3 * row, 3 * row + 3) : null;
-      const { step } = columns.find(({ name }) => name === "grad_norm") ?? columns[0];
+      const { step } = columns.find(({ name }) => name === tables.particular.default) ?? columns[0];
       const numbers = Object.fromEntries(columns.map(({ name, values }) => [name, values[row]]));
       return { step, numbers, grad_norm_range: range };
     },

@@ -2,7 +2,7 @@
 import { ZERO } from "./colours.js";
 import { isComparable } from "./compare.js";
 import { toCells } from "./scale.js";
-import { lineTable } from "./tables.js";
+import { lineTable, particular } from "./tables.js";
 
 const OVERLAYS = 4;
 const DASHES = [[], [6, 3], [2, 3], [8, 3, 2, 3]];
@@ -121,7 +121,7 @@ export async function layerOf(ask, model, columns) {
   const margin = frame.steps.length > 1 ? frame.steps[1] - frame.steps[0] : 1;
   const reach = 20 * Math.max(margin, 1);
   const part = zoom ? { from: Math.floor(zoom[0] - reach), to: Math.ceil(zoom[1] + reach) } : {};
-  const hasHistogram = version.quantities.includes("log10_histogram");
+  const hasHistogram = version.quantities.includes(particular().histogram);
   const [numbers, distribution, sequence] = await Promise.all([
     ask("layer", { ...query, step }, rowOfRun.stamp),
     hasHistogram ? ask("distribution", { ...query, ...part, columns }, rowOfRun.stamp) : null,

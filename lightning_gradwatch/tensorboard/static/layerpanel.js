@@ -5,7 +5,7 @@ import { h, prepare } from "./dom.js";
 import { formatNumber, formatStep, formatValue } from "./format.js";
 import { createCrosshair, listen } from "./plot.js";
 import { createSequence } from "./sequence.js";
-import { kindOf, quantityOf, shown } from "./tables.js";
+import { kindOf, particular, quantityOf, shown } from "./tables.js";
 
 const NO_HISTOGRAM = "No histogram of this layer has been logged yet (histogram_every).";
 
@@ -90,7 +90,7 @@ const button = (text, label, onclick) =>
 /** @param {LayerDetail} detail */
 function numberRows({ numbers, range }) {
   const rows = shown(Object.keys(numbers))
-    .filter((name) => name === "grad_norm" || !(numbers[name] < 0))
+    .filter((name) => name === particular().default || !(numbers[name] < 0))
     .map((name) => [quantityOf(name).label, formatValue(numbers[name], name)]);
   if (range && range[2] >= 0) {
     const [low, high] = [range[0], range[2]].map((value) => formatNumber(value, 3));

@@ -1,11 +1,11 @@
 /** What is asked about all runs: thumbnails, and what the others have to offer for overlays and comparison. */
 import { remember } from "./data.js";
 import { partnerOf, thumbnailOf } from "./model.js";
+import { particular } from "./tables.js";
 
 const OTHERS = 8;
 const THUMBNAILS = 40;
 const COLUMNS = 80;
-const QUANTITY = "grad_norm";
 
 /** @param {RunRow} row */
 const isReadable = ({ status }) => status !== "not_watched" && status !== "unreadable";
@@ -21,11 +21,12 @@ export function createOthers(source) {
    * @param {(run: string, picture: Picture|null) => void} draw
    */
   async function thumbnails(runs, isStale, draw) {
+    const quantity = particular().default;
     for (const row of runs.slice(0, THUMBNAILS).filter(isReadable)) {
-      const query = { run: row.run, quantity: QUANTITY, columns: COLUMNS };
+      const query = { run: row.run, quantity, columns: COLUMNS };
       const frame = await ask("heatmap", query, row.stamp).catch(() => null);
       if (isStale()) return;
-      draw(row.run, frame?.columns ? thumbnailOf(frame, QUANTITY) : null);
+      draw(row.run, frame?.columns ? thumbnailOf(frame, quantity) : null);
     }
   }
 

@@ -2,7 +2,7 @@
 import { h } from "./dom.js";
 import { formatDecade, formatNumber, formatStep } from "./format.js";
 import { drawLine } from "./lines.js";
-import { quantityOf } from "./tables.js";
+import { particular, quantityOf } from "./tables.js";
 
 const HEIGHT = 140;
 /** A horizon behind this share of the sequence is drawn as one that leaves nothing out. */
@@ -30,12 +30,12 @@ export function createSequence() {
     const farthest = Math.max(x[x.length - 1], 1);
     const horizon = sequence.horizon !== null && Number.isFinite(sequence.horizon) ? sequence.horizon : null;
     title.textContent = `Gradient against time steps back, at step ${formatStep(sequence.step)}`;
-    const { label } = quantityOf("memory_horizon");
+    const { label } = quantityOf(particular().horizon);
     side.textContent = horizon === null ? "" : `${label}: ${formatNumber(horizon, 3)} of ${farthest + 1} time steps`;
     holder.setAttribute("aria-label", `${title.textContent}. ${side.textContent}`);
     plot = drawLine(holder, { x, y }, {
       width, gutter, palette, height: HEIGHT, domain: [0, farthest], showSteps: true,
-      label: quantityOf("grad_norm").label,
+      label: quantityOf(particular().default).label,
       format: (decade) => (Number.isInteger(decade) ? formatDecade(decade) : ""),
     });
     if (horizon !== null) plot.over.append(markOf(horizon, farthest));

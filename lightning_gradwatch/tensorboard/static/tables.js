@@ -4,7 +4,10 @@
  * Filled by `adopt` before anything is drawn; see `tables.py`.
  * @type {Tables}
  */
-const tables = { quantities: {}, kinds: {}, statuses: {}, cells: {}, lines: [], least_decades: 1, viridis: [] };
+const tables = {
+  quantities: {}, particular: { default: "", horizon: "", histogram: "" },
+  kinds: {}, statuses: {}, cells: {}, lines: [], least_decades: 1, viridis: [],
+};
 
 /**
  * Take the tables of the server.
@@ -25,6 +28,9 @@ export const quantityOf = (name) => tables.quantities[name];
  * @param {string[]} names
  */
 export const shown = (names) => Object.keys(tables.quantities).filter((name) => names.includes(name));
+
+/** The names of the quantities that have a place of their own. */
+export const particular = () => tables.particular;
 
 /**
  * An alert kind in words; one of a newer version has its name only.

@@ -16,6 +16,7 @@ interface Box {
 
 interface Tables {
   quantities: Record<string, Quantity>;
+  particular: { default: string; horizon: string; histogram: string };
   kinds: Record<string, { title: string; label: string }>;
   statuses: Record<string, string>;
   cells: Record<string, string>;

@@ -1,0 +1,67 @@
+"""A quantity is declared once: files, tuple, schema, tables and guide agree."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+
+import pytest
+
+from lightning_gradwatch.core import quantities
+from lightning_gradwatch.core.quantities import BY_NAME, QUANTITIES
+from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
+from lightning_gradwatch.core.quantities.quantity import SCALES, Quantity
+from lightning_gradwatch.core.quantities.several import SEVERAL
+from lightning_gradwatch.tensorboard import tables
+from lightning_gradwatch.tensorboard.schema import Description
+
+ROOT = Path(__file__).parents[3]
+GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+ids = [quantity.name for quantity in QUANTITIES]
+
+
+def test_every_file_declares_one_quantity_of_the_tuple_and_has_a_test() -> None:
+    declared = []
+    for module in iter_modules(quantities.__path__):
+        found = import_module(f"{quantities.__name__}.{module.name}")
+        own = [value for name, value in vars(found).items() if isinstance(value, Quantity)]
+        assert len(own) <= 1, module.name
+        if own:
+            declared += own
+            assert (Path(__file__).parent / f"test_{module.name}.py").exists()
+    assert sorted(quantity.name for quantity in declared) == sorted(ids)
+
+
+def test_names_and_labels_are_unique_and_the_gradient_norm_comes_first() -> None:
+    assert QUANTITIES[0] is GRAD_NORM
+    assert len(BY_NAME) == len({quantity.label for quantity in QUANTITIES}) == len(QUANTITIES)
+    assert not set(BY_NAME) & set(SEVERAL)
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES, ids=ids)
+def test_a_quantity_is_complete(quantity: Quantity) -> None:
+    assert quantity.name.isidentifier()
+    assert quantity.scale in SCALES
+    assert quantity.label
+    assert quantity.hint
+    assert quantity.missing
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES, ids=ids)
+def test_the_tables_serve_what_is_declared_in_its_order(quantity: Quantity) -> None:
+    served = tables.encode()["quantities"]
+    assert list(served) == ids
+    assert served[quantity.name] == {"name": quantity.name, **quantity.words()}
+
+
+@pytest.mark.parametrize("name", [*BY_NAME, *SEVERAL])
+def test_what_is_built_in_is_described_as_ever(name: str) -> None:
+    content = Description(name, layers=("a",)).encode()
+    assert set(json.loads(content)) == {"schema", "quantity", "optimizer", "version", "layers"}
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES, ids=ids)
+def test_a_quantity_has_a_line_in_the_guide(quantity: Quantity) -> None:
+    assert any(f"`{quantity.name}`" in line and quantity.label in line for line in GUIDE.splitlines())
