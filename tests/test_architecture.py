@@ -110,7 +110,7 @@ def test_tag_strings_stay_in_metrics() -> None:
         ("from lightning_gradwatch import Alert, Prescription", ("torch", "lightning", "pytorch_lightning")),
         ("from lightning_gradwatch import GradWatch", ("lightning", "pytorch_lightning")),
         ("from lightning_gradwatch import prescribe", ("lightning", "pytorch_lightning", "tensorboard")),
-        ("import lightning_gradwatch.core.quantities", ("torch", "numpy", "lightning", "tensorboard")),
+        ("import lightning_gradwatch.core.quantities.own", ("torch", "numpy", "lightning", "tensorboard")),
         ("import lightning_gradwatch.core.watcher", ("lightning", "pytorch_lightning", "tensorboard")),
         ("import lightning_gradwatch.tensorboard.loader", ("torch", "lightning", "pytorch_lightning", "numpy")),
         ("import lightning_gradwatch.tensorboard.plugin", ("torch", "lightning", "pytorch_lightning")),

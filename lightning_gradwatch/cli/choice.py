@@ -8,6 +8,8 @@ from pathlib import Path
 
 from lightning_gradwatch.cli.errors import CommandError
 from lightning_gradwatch.cli.logs import Run
+from lightning_gradwatch.cli.words import safe
+from lightning_gradwatch.core.quantities import BY_NAME
 
 OK, SICK, UNKNOWN = 0, 1, 2
 _MAX_NAMED = 10
@@ -60,6 +62,20 @@ def watched(runs: Sequence[Run], directory: Path) -> list[Run]:
         f"`RUN_DIR` must hold what GradWatch wrote, but {str(directory)!r} came, which holds {others}. To cure it: "
         "give the directory of the logger, and train with callbacks=[GradWatch()]."
     )
+
+
+def require_quantity(name: str | None, runs: Sequence[Run]) -> None:
+    """Refuse a quantity that neither GradWatch nor one of the runs knows.
+
+    Raises:
+        CommandError: If nobody knows it.
+    """
+    own = {name for run in runs if run.catalogue is not None for name in run.catalogue.own_quantities}
+    if name is not None and name not in {*BY_NAME, *own}:
+        raise CommandError(
+            f"`--quantity` must be a quantity that GradWatch or a run in `RUN_DIR` knows, but {name!r} came. "
+            f"To cure it: give one of {', '.join(map(safe, [*BY_NAME, *sorted(own)]))}."
+        )
 
 
 def exit_status(runs: Sequence[Run]) -> int:

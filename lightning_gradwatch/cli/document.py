@@ -49,5 +49,5 @@ def _run(logs: Logs, run: Run) -> dict[str, Any]:
 
 def _latest(run: OpenRun, optimizer: str, version: dict[str, Any]) -> dict[str, dict[str, Any]]:
     series = run.quantities(optimizer, version["version"])
-    names = [name for name in BY_NAME if name in series]
+    names = [name for name in {**BY_NAME, **run.catalogue.own_quantities} if name in series]
     return {name: answers.column(run.store, series[name], version["last_step"]) for name in names}

@@ -99,7 +99,12 @@ def _add_versions(commands: Any) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="where a run, or several, have been logged")
     parser.add_argument("--run", metavar="NAME", help="which one of several runs (default: the sickest)")
-    parser.add_argument("--quantity", choices=BY_NAME, help="what the heatmap shows (default: what suits the run)")
+    names = ", ".join(BY_NAME)
+    parser.add_argument(
+        "--quantity",
+        metavar="NAME",
+        help=f"what the heatmap shows: {names}, or one of the run's own (default: what suits the run)",
+    )
 
 
 def _seconds(text: str) -> float:
@@ -135,5 +140,7 @@ class _PrintCompletion(argparse.Action):
                 kind = {"run_dir": shtab.DIRECTORY, "html": shtab.FILE}.get(action.dest)
                 if kind is not None:
                     action.complete = kind
+                if action.dest == "quantity":  # a run may have more of them, so they are no rule of the parser
+                    action.choices = tuple(BY_NAME)
         sys.stdout.write(shtab.complete(parser, shell=values) + "\n")
         parser.exit()

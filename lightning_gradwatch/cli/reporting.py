@@ -9,7 +9,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_gradwatch.cli.choice import exit_status, normal, require_directory, require_run, watched
+from lightning_gradwatch.cli.choice import (
+    exit_status,
+    normal,
+    require_directory,
+    require_quantity,
+    require_run,
+    watched,
+)
 from lightning_gradwatch.cli.document import encode
 from lightning_gradwatch.cli.errors import CommandError
 from lightning_gradwatch.cli.logs import Logs, Run
@@ -28,6 +35,7 @@ def run(options: argparse.Namespace) -> int:
     require_run(options.run, options.run_dir)
     logs = Logs(options.run_dir, normal(options.run))
     runs = watched(logs.reload(), options.run_dir)
+    require_quantity(options.quantity, runs)
     if options.html is not None:
         _write_page(logs, runs, options.html)
     if options.json:

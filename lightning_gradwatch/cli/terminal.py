@@ -76,7 +76,11 @@ def report(run: Run, scene: Scene, max_rows: int = MAX_ROWS) -> RenderableType:
     whole = scene.logs.open(run)
     parts: list[RenderableType] = [_verdict(whole, scene)]
     parts += [Padding(part, (1, 0, 0, 0)) for part in _alerts(run, scene)]
-    for optimizer, picture, ailing in pictures(whole, scene.quantity, scene.console, max_rows):
+    found = list(pictures(whole, scene.quantity, scene.console, max_rows))
+    if scene.quantity is not None and not found:
+        nothing = f"This run holds nothing of the quantity {words.safe(scene.quantity)} so far."
+        parts.append(Padding(Text(nothing, "dim"), (1, 0, 0, 0)))
+    for optimizer, picture, ailing in found:
         is_one_of_many = len(whole.document["optimizers"]) > 1
         heading = [Text(f"Optimizer {words.safe(optimizer)}", "bold")] if is_one_of_many else []
         parts.append(Padding(Group(*heading, draw(picture, scene.console, ailing)), (1, 0, 0, 0)))

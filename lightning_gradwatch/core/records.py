@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lightning_gradwatch.core.quantities.quantity import Quantity
+
 MISSING = -1.0
 """Stands for "no gradient" or "not observed" in a tensor of numbers that are never negative."""
 SMALL_SHARE = 0.01
@@ -377,6 +379,9 @@ class Publication:
         update_ratios: Size of the latest update seen relative to the weights, by the name of the layer.
         horizons: Memory horizon of recurrent and repeatedly called layers in time steps, by the name of the layer.
         overhead_percent: What watching costs the host, in percent of the steps' own time; None if that is not known.
+        extra: Numbers of the user's own quantities by their name: shape ``(layers,)``, float32, on the host; not
+            negative but for -1, which stands for none. What is not due is left out.
+        declared: What these quantities are; the log says so, since its reader may not know them.
     """
 
     step: int
@@ -391,3 +396,5 @@ class Publication:
     update_ratios: Mapping[str, float] = field(default_factory=dict)
     horizons: Mapping[str, int] = field(default_factory=dict)
     overhead_percent: float | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    declared: tuple[Quantity, ...] = ()

@@ -22,14 +22,14 @@ from lightning_gradwatch.tensorboard.schema import (
 )
 from lightning_gradwatch.tensorboard.status import SICKEST_FIRST, Verdict, judge, loss_tag, urgency
 from lightning_gradwatch.tensorboard.store import Catalogue, Document, MissingError, Samples, Series, Store
-from lightning_gradwatch.tensorboard.tables import LINES
+from lightning_gradwatch.tensorboard.tables import LINES, words
 from lightning_gradwatch.tensorboard.trials import shown
 
 Span = tuple[int | None, int | None]
 """First and last step, both included; None for an open end."""
 DEFAULT_COLUMNS = 1000
 MAX_NAMES = 20
-NO_VIEW: Mapping[str, Any] = {"lines": {}, "choices": []}
+NO_VIEW: Mapping[str, Any] = {"quantities": {}, "lines": {}, "choices": []}
 """What a page must know to draw a run of which there is no event file."""
 _NOTHING_USED = (-LOWEST * BINS_PER_DECADE, -LOWEST * BINS_PER_DECADE + 1)
 
@@ -73,8 +73,9 @@ def ranked(alerts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _view(catalogue: Catalogue) -> dict[str, Any]:
-    """What a page must know to draw a run: the tags of its lines, and those that can take the place of the loss."""
+    """What a page must know to draw a run: words for quantities of the user's own, and tags of the lines."""
     return {
+        "quantities": {name: words(quantity) for name, quantity in catalogue.own_quantities.items()},
         "lines": {optimizer: _line_tags(catalogue, optimizer) for optimizer in catalogue.optimizers},
         "choices": [tag for tag in catalogue.scalars if not metrics.is_layer_norm(tag)],
     }

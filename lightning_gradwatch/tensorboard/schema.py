@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_gradwatch.core.quantities import BY_NAME
+from lightning_gradwatch.core.quantities import BY_NAME, RESERVED
 from lightning_gradwatch.core.quantities.quantity import Quantity
 from lightning_gradwatch.core.quantities.several import HISTOGRAM_BINS, SEQUENCE, SEVERAL
 from lightning_gradwatch.core.records import NUM_BINS, Alert
@@ -38,21 +38,25 @@ class Description:
         optimizer: Name of the optimizer that owns the layers; ``""`` if there is only one.
         version: Counts up whenever the list of layers has changed.
         layers: Names of the layers in the order in which they ran, the input end first: the rows of the tensors.
+        declaration: What a quantity of the user's own is, which the reader may not know; None for all others.
     """
 
     quantity: str
     optimizer: str = ""
     version: int = 0
     layers: tuple[str, ...] = ()
+    declaration: Quantity | None = None
 
     @property
     def shown_as(self) -> Quantity | None:
         """The quantity in words; None for what has no place in a heatmap, or is of a newer version."""
-        return BY_NAME.get(self.quantity)
+        return BY_NAME.get(self.quantity, self.declaration)
 
     def encode(self) -> bytes:
         """The description as the content of a tag's metadata."""
-        return json.dumps({"schema": SCHEMA_VERSION, **asdict(self)}).encode()
+        where = {"optimizer": self.optimizer, "version": self.version, "layers": self.layers}
+        words = {} if self.declaration is None else {"declaration": self.declaration.words()}
+        return json.dumps({"schema": SCHEMA_VERSION, "quantity": self.quantity, **where, **words}).encode()
 
     @classmethod
     def decode(cls, content: bytes) -> Description:
@@ -71,7 +75,8 @@ class Description:
             raise UnreadableError("The description of a series is damaged: its names are no text.")
         if names[0] == SEQUENCE and len(names) != 3:
             raise UnreadableError("The description of a series is damaged: a sequence belongs to one layer.")
-        return cls(names[0], names[1], version, tuple(names[2:]))
+        declaration = None if names[0] in RESERVED else Quantity.from_words(names[0], found.get("declaration"))
+        return cls(names[0], names[1], version, tuple(names[2:]), declaration)
 
     def fits(self, values: Array) -> bool:
         """Whether values can be a sample of this tag."""

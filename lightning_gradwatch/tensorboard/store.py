@@ -15,6 +15,7 @@ from tensorboard.data.provider import DataProvider, RunTagFilter
 from tensorboard.plugins.scalar.metadata import PLUGIN_NAME as SCALARS
 
 from lightning_gradwatch.core.metrics import ALERT_DOCUMENT, PLUGIN
+from lightning_gradwatch.core.quantities.quantity import Quantity
 from lightning_gradwatch.core.quantities.several import SEQUENCE
 from lightning_gradwatch.tensorboard.schema import Array, Description, UnreadableError, decode_alerts
 
@@ -131,6 +132,12 @@ class Catalogue:
         for series in self.series:
             found.setdefault(series.description.optimizer, set()).add(series.description.version)
         return {name: sorted(versions) for name, versions in sorted(found.items())}
+
+    @property
+    def own_quantities(self) -> dict[str, Quantity]:
+        """Quantities of the user's own, as the run declares them."""
+        declared = [series.description.declaration for series in self.series]
+        return {quantity.name: quantity for quantity in declared if quantity is not None}
 
     def of(self, optimizer: str, version: int) -> dict[str, Series]:
         """The series with one row per layer, by their quantity."""

@@ -84,9 +84,9 @@ class _Course:
         """Which of the lists of layers is the present one."""
         return self.layer_lists.index(self.names)
 
-    def describe(self, quantity: str) -> Description:
+    def describe(self, quantity: str, declaration: Quantity | None = None) -> Description:
         """What a tag of the present layers holds."""
-        return Description(quantity, self.optimizer, self.version, self.names)
+        return Description(quantity, self.optimizer, self.version, self.names, declaration)
 
     def turn_to(self, names: tuple[str, ...], group_by: int | None) -> None:
         """Go on with these layers."""
@@ -152,7 +152,7 @@ class Writer:
             summary.value.add(tag=self._prefix + tag, simple_value=number)
         if course.names:  # there are none where `include` wants no layer of this optimizer
             is_full = course.num_publications < DENSE_PUBLICATIONS or course.num_publications % DETAIL_EVERY == 0
-            for quantity in QUANTITIES:
+            for quantity in (*QUANTITIES, *publication.declared):
                 if is_full or quantity.is_always_written:
                     self._add_quantity(summary, course, quantity, publication)
             if is_full:
@@ -217,10 +217,11 @@ class Writer:
         writer.add_summary(summary, step)
 
     def _add_quantity(self, summary: Summary, course: _Course, quantity: Quantity, publication: Publication) -> None:
-        """One number per layer, if there is any."""
+        """One number per layer, if there is any; a quantity of the user's own says what it is."""
         numbers = quantity.of(publication)
         if numbers is not None:
-            self._add_layers(summary, course.describe(quantity.name), numbers.numpy())
+            description = course.describe(quantity.name, quantity if quantity.take is None else None)
+            self._add_layers(summary, description, numbers.float().numpy())
 
     def _add_details(self, summary: Summary, course: _Course, publication: Publication) -> None:
         """What is too much for every publication."""

@@ -82,9 +82,14 @@ class Log:
         self.optimizer = optimizer
 
     def write(
-        self, step: int, norms: Sequence[float], optimizer: str | None = None, layers: Sequence[str] = ()
+        self,
+        step: int,
+        norms: Sequence[float],
+        optimizer: str | None = None,
+        layers: Sequence[str] = (),
+        **more: Any,
     ) -> None:
-        """One publication."""
+        """One publication, with more of its fields."""
         values = torch.tensor([0.0, *norms])
         self.writer.write(
             Publication(
@@ -95,6 +100,7 @@ class Log:
                 sample=None,
                 histogram=None,
                 scores={},
+                **more,
             ),
             0,
         )

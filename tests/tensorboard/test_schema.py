@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
+from lightning_gradwatch.core.quantities.quantity import Quantity
 from lightning_gradwatch.core.records import NUM_BINS, Alert
 from lightning_gradwatch.tensorboard.schema import (
     Description,
@@ -147,6 +149,23 @@ GOOD = json.loads(DESCRIPTION.encode())
 def test_a_damaged_description_is_called_damaged(content: bytes) -> None:
     with pytest.raises(UnreadableError, match="is damaged"):
         Description.decode(content)
+
+
+OWN = Quantity("turn", "Turn", "Angle to the gradient before", "linear", "first step", "degrees")
+
+
+def test_a_declaration_comes_back_as_it_was() -> None:
+    description = replace(DESCRIPTION, quantity="turn", declaration=OWN)
+    assert Description.decode(description.encode()) == description
+    assert description.shown_as == OWN
+    assert DESCRIPTION.shown_as is GRAD_NORM
+
+
+@pytest.mark.parametrize("declaration", [3, [], "linear", {"label": "Turn"}, {**OWN.words(), "scale": "cyclic"}])
+def test_numbers_can_be_read_whatever_their_declaration_says(declaration: Any) -> None:
+    found = Description.decode(json.dumps({**GOOD, "quantity": "turn", "declaration": declaration}).encode())
+    assert found.shown_as is None
+    assert found.fits(np.zeros(2, np.float32))
 
 
 def test_what_a_newer_version_wrote_is_not_guessed() -> None:

@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 
 from lightning_gradwatch.cli.logs import Logs
-from lightning_gradwatch.core.quantities import QUANTITIES
+from lightning_gradwatch.core.quantities import QUANTITIES, RESERVED
 from lightning_gradwatch.core.quantities.several import SEVERAL
 from lightning_gradwatch.core.records import AlertKind
 from lightning_gradwatch.tensorboard import tables
@@ -93,3 +93,4 @@ def test_the_tables_are_plain_json() -> None:
 
 def test_what_is_shown_first_is_offered_first() -> None:
     assert PARTICULAR["default"] == QUANTITIES[0].name
+    assert set(PARTICULAR.values()) <= RESERVED

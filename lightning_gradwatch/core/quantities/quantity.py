@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from lightning_gradwatch.core.records import MISSING
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ScaleKind = Literal["log", "fraction", "linear"]
 SCALES: tuple[str, ...] = get_args(ScaleKind)
 WORDS = ("label", "scale", "missing", "hint", "unit")
-"""The fields of a quantity that a reader needs."""
+"""The fields of a quantity that a reader needs, and that travel in the log with a quantity that it may not know."""
 
 
 @dataclass(frozen=True)
@@ -31,25 +31,85 @@ class Quantity:
         missing: What -1 stands for.
         unit: Stands behind a value; ``""`` for none.
         take: Takes it from a publication: shape ``(layers,)``, float32, on the host; None if there is nothing to write.
+            Left out for a quantity of the user, which stands in ``Publication.extra``.
         is_always_written: Whether every publication is written; else the first 200, and then every tenth.
     """
 
     name: str
     label: str
     hint: str
-    take: Callable[[Publication], Tensor | None]
     scale: ScaleKind = "log"
     missing: str = "not observed"
     unit: str = ""
+    take: Callable[[Publication], Tensor | None] | None = None
     is_always_written: bool = False
 
     def of(self, publication: Publication) -> Tensor | None:
         """The numbers to write, shape ``(layers,)``, float32, -1 where there is none; None for nothing to write."""
-        return self.take(publication)
+        return publication.extra.get(self.name) if self.take is None else self.take(publication)
 
     def words(self) -> dict[str, str]:
-        """What a reader needs to show it, as plain JSON."""
+        """What a reader needs to show it, as plain JSON; :meth:`from_words` is the inverse."""
         return {field: getattr(self, field) for field in WORDS}
+
+    @classmethod
+    def from_words(cls, name: str, words: object) -> Quantity | None:
+        """A quantity of which only a log knows; None if what the log says of it is of no use.
+
+        Args:
+            name: As in the event file.
+            words: What :meth:`words` gave, or anything: logs may be damaged, or newer than their reader.
+        """
+        if not isinstance(words, Mapping) or not all(isinstance(words.get(field), str) for field in WORDS):
+            return None
+        is_shown = words["scale"] in SCALES and words["label"]
+        return cls(name, **{field: words[field] for field in WORDS}) if is_shown else None
+
+
+class LayerQuantity(Protocol):
+    """A quantity of the user's own: what to call it, and how to measure it. It must never be negative."""
+
+    @property
+    def name(self) -> str:
+        """As in the event file: letters, digits, ``_``, ``.`` and ``-``; not that of a built-in one."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """In a few words."""
+        ...
+
+    @property
+    def hint(self) -> str:
+        """In a sentence."""
+        ...
+
+    @property
+    def scale(self) -> ScaleKind:
+        """As in :class:`Quantity`."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """Stands behind a value; ``""`` for none."""
+        ...
+
+    @property
+    def missing(self) -> str:
+        """What to say of a layer without a value."""
+        ...
+
+    def measure(self, weights: list[Tensor], gradients: list[Tensor]) -> Tensor:
+        """The number of one layer.
+
+        Args:
+            weights: The layer's parameters that have a gradient.
+            gradients: Their gradients, complete, unscaled and not yet clipped, in the same order and shapes.
+
+        Returns:
+            Shape ``()``, on the same device, so that nothing waits for it.
+        """
+        ...
 
 
 def by_layer(publication: Publication, known: Mapping[str, float]) -> Tensor | None:

@@ -5,7 +5,7 @@ import { differenceFrame, isComparable } from "./compare.js";
 import { lanesOf } from "./lanes.js";
 import { differenceScale, scaleOf, toCells } from "./scale.js";
 import { columnAt, domainOf, nearestColumn, spansOf } from "./steps.js";
-import { quantityOf, shown } from "./tables.js";
+import { learn, quantityOf, shown } from "./tables.js";
 import { groupsOf, rowOf, rowsOf } from "./tree.js";
 
 /** @typedef {Omit<View, "scale" | "cells" | "spans">} Loaded A view without colours. */
@@ -77,6 +77,7 @@ function follow(zoom, full, before) {
  */
 export async function loadView(ask, runs, row, state, columns, before) {
   const run = await ask("run", { run: row.run }, row.stamp);
+  learn(run.view.quantities);
   if (!run.optimizers.length) return { run, view: null };
   const { name: optimizer, versions } = chosenOptimizer(run, state.optimizer);
   const version = newest({ versions });

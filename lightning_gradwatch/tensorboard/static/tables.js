@@ -10,6 +10,12 @@ const tables = {
 };
 
 /**
+ * Quantities of the users' own, as their runs declare them.
+ * @type {Record<string, Quantity>}
+ */
+let own = {};
+
+/**
  * Take the tables of the server.
  * @param {Tables} found
  */
@@ -18,16 +24,25 @@ export function adopt(found) {
 }
 
 /**
+ * Learn what a run calls its own quantities. Those of other runs are kept, for what is drawn already.
+ * @param {Record<string, Quantity>} found
+ */
+export function learn(found) {
+  own = { ...own, ...found };
+}
+
+/**
  * Label, hint, scale, unit and the word for "no value" of a quantity.
  * @param {string} name
  */
-export const quantityOf = (name) => tables.quantities[name];
+export const quantityOf = (name) => own[name] ?? tables.quantities[name];
 
 /**
- * Those of a run's quantities that can be shown, in the order of the table.
+ * Those of a run's quantities that can be shown, in the order of the table, the run's own last.
  * @param {string[]} names
  */
-export const shown = (names) => Object.keys(tables.quantities).filter((name) => names.includes(name));
+export const shown = (names) =>
+  Object.keys({ ...tables.quantities, ...own }).filter((name) => names.includes(name));
 
 /** The names of the quantities that have a place of their own. */
 export const particular = () => tables.particular;

@@ -57,6 +57,8 @@ interface RunDocument {
   scalars: string[];
   loss_tag: string | null;
   view: {
+    /** The run's own quantities in words. */
+    quantities: Record<string, Quantity>;
     /** Tags of the lines, by optimizer and by the name of the line. */
     lines: Record<string, Record<string, string>>;
     /** Tags of the scalars that can take the place of the loss. */

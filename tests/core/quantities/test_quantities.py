@@ -10,8 +10,9 @@ from pkgutil import iter_modules
 import pytest
 
 from lightning_gradwatch.core import quantities
-from lightning_gradwatch.core.quantities import BY_NAME, QUANTITIES
+from lightning_gradwatch.core.quantities import BY_NAME, QUANTITIES, RESERVED
 from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
+from lightning_gradwatch.core.quantities.own import MAX_NAME
 from lightning_gradwatch.core.quantities.quantity import SCALES, Quantity
 from lightning_gradwatch.core.quantities.several import SEVERAL
 from lightning_gradwatch.tensorboard import tables
@@ -38,15 +39,18 @@ def test_names_and_labels_are_unique_and_the_gradient_norm_comes_first() -> None
     assert QUANTITIES[0] is GRAD_NORM
     assert len(BY_NAME) == len({quantity.label for quantity in QUANTITIES}) == len(QUANTITIES)
     assert not set(BY_NAME) & set(SEVERAL)
+    assert {*BY_NAME, *SEVERAL} < RESERVED
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES, ids=ids)
 def test_a_quantity_is_complete(quantity: Quantity) -> None:
     assert quantity.name.isidentifier()
+    assert len(quantity.name) <= MAX_NAME
     assert quantity.scale in SCALES
     assert quantity.label
     assert quantity.hint
     assert quantity.missing
+    assert quantity.take is not None
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES, ids=ids)
@@ -57,9 +61,14 @@ def test_the_tables_serve_what_is_declared_in_its_order(quantity: Quantity) -> N
 
 
 @pytest.mark.parametrize("name", [*BY_NAME, *SEVERAL])
-def test_what_is_built_in_is_described_as_ever(name: str) -> None:
+def test_what_is_built_in_does_not_say_what_it_is(name: str) -> None:
+    """So that its description is that of every version, and a log cannot rename it."""
     content = Description(name, layers=("a",)).encode()
     assert set(json.loads(content)) == {"schema", "quantity", "optimizer", "version", "layers"}
+    words = {**GRAD_NORM.words(), "label": "Renamed"}
+    renamed = Description.decode(json.dumps({**json.loads(content), "declaration": words}).encode())
+    assert renamed.declaration is None
+    assert renamed.shown_as is BY_NAME.get(name)
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES, ids=ids)
