@@ -208,8 +208,9 @@ def test_keys_zoom_fold_and_help(tab: Tab) -> None:
 
 def test_q_goes_through_the_quantities(tab: Tab) -> None:
     quantities = tab.frame.get_by_label("Quantity").locator("option").all_inner_texts()
-    assert quantities == ["Gradient norm"]
-    tab.press("q")
+    assert quantities[0] == "Gradient norm"
+    for _ in quantities:
+        tab.press("q")
     assert tab.frame.get_by_label("Quantity").input_value() == "grad_norm"
 
 
