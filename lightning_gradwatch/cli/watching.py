@@ -72,18 +72,19 @@ def _news(scene: Scene, options: argparse.Namespace) -> Iterator[Sequence[Run]]:
         state = [(run.name, run.stamp) for run in runs]
         if seen is None or state != seen[0]:
             changed = time.monotonic()
-        if (state, scene.console.size) != seen:
-            seen = state, scene.console.size
+        size = scene.console.size
+        if (state, size) != seen:
+            seen = state, size
             yield runs
         is_idle = options.until_idle is not None and time.monotonic() - changed >= options.until_idle
         if is_idle or (options.until_alert and exit_status(runs) == SICK):
             return
-        _wait(options.every, scene.console)
+        _wait(options.every, scene.console, size)
 
 
-def _wait(seconds: float, console: Console) -> None:
-    """Wait; shorter if the window changes."""
-    end, size = time.monotonic() + seconds, console.size
+def _wait(seconds: float, console: Console, size: tuple[int, int]) -> None:
+    """Wait; shorter if the window has no longer the size for which was drawn, also where it has changed meanwhile."""
+    end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0 and console.size == size:
         time.sleep(min(left, _TICK_SECONDS))
 

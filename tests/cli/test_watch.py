@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 
 from lightning_gradwatch import alerts_file
 from lightning_gradwatch.cli.logs import Logs
+from lightning_gradwatch.cli.main import build_parser
 from lightning_gradwatch.cli.terminal import Scene
-from lightning_gradwatch.cli.watching import _fitted
+from lightning_gradwatch.cli.watching import _fitted, _news
 from tests.cli.command import COMMAND, alert, environment, here
 from tests.cli.terminal import HOME, Terminal
 from tests.tensorboard.browser import Log, write_run
@@ -172,3 +173,17 @@ def test_the_picture_makes_room_for_the_words(logs: Path, run: str, height: int)
     source = Logs(logs / run)
     view = _fitted(source.reload(), Scene(source, console))
     assert len(console.render_lines(view)) <= height
+
+
+@pytest.mark.timeout(60)
+def test_a_window_that_changes_while_it_is_drawn_is_drawn_anew(tmp_path: Path) -> None:
+    write_run(tmp_path, LAYERS, {0: [1.0] * 3})
+    console = Console(width=100, height=40, file=io.StringIO())
+    options = build_parser().parse_args(["watch", str(tmp_path), "--every", "600"])
+    news = _news(Scene(Logs(tmp_path, None), console, options.quantity), options)
+    drawn = []
+    for _ in range(2):
+        next(news)
+        drawn.append(console.size)
+        console.size = ConsoleDimensions(60, 20)  # before the wait for the next news begins
+    assert drawn == [(100, 40), (60, 20)]
