@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_gradwatch.core.figures import Arrangement, LayerFigures, complement, moment_figures, update_figures
 from lightning_gradwatch.core.instruments import Instruments
 from lightning_gradwatch.core.optional import OptionalFigures
+from lightning_gradwatch.core.own import OwnMeter
 from lightning_gradwatch.core.reader import SEQUENCE
 from lightning_gradwatch.core.records import MISSING, Anatomy, Checkup, Coverage, Observation, Sample
 from lightning_gradwatch.core.reports import Change
@@ -69,14 +70,16 @@ class Assembly:
 
     Args:
         optimizer: Name of the optimizer; ``""`` if there is only one.
+        own: Checks quantities of the user's own.
         optional: Leaves out what cannot be made.
 
     Attributes:
         latest: The latest sample, with what publications have measured since; None before the first one.
     """
 
-    def __init__(self, optimizer: str, optional: OptionalFigures) -> None:
+    def __init__(self, optimizer: str, own: OwnMeter, optional: OptionalFigures) -> None:
         self._optimizer = optimizer
+        self._own = own
         self._optional = optional
         self.latest: Sample | None = None
 
@@ -119,6 +122,7 @@ class Assembly:
             sequences=tuple((n.removeprefix(SEQUENCE), t) for n, t in numbers.items() if n.startswith(SEQUENCE)),
             checkup=_checkup(numbers, instruments.figures, order) if "updates" in numbers else None,
             is_skipped=is_skipped,
+            extra=self._extra(label, numbers, is_skipped) if self._own.names else {},
         )
 
     def _refreshed(self, label: Label, numbers: Numbers) -> Sample | None:
@@ -128,8 +132,17 @@ class Assembly:
             return None
         if "weights" not in numbers:
             return latest
-        weights, zeros = self._state(label, numbers, _is_skipped(label, numbers))
-        return replace(latest, weight_norm=weights, zero_fraction=zeros)
+        is_skipped = _is_skipped(label, numbers)
+        weights, zeros = self._state(label, numbers, is_skipped)
+        extra = self._extra(label, numbers, is_skipped)
+        return replace(latest, weight_norm=weights, zero_fraction=zeros, extra=extra)
+
+    def _extra(self, label: Label, numbers: Numbers, is_skipped: bool) -> Mapping[str, Tensor]:
+        """Quantities of the user's own: as measured with these numbers, otherwise as they were last known."""
+        order, latest = label.instruments.order, self.latest
+        if "weights" in numbers and not is_skipped:
+            return {name: order.rows(values) for name, values in self._own.checked(numbers).items()}
+        return {} if latest is None or len(latest.weight_norm) != len(order.layers) else latest.extra
 
     def _state(self, label: Label, numbers: Numbers, is_skipped: bool) -> tuple[Tensor, Tensor]:
         """Weight norms and zero fractions: as measured with these numbers, otherwise as they were last known."""

@@ -8,6 +8,7 @@ from typing import Any
 from lightning_gradwatch.core.assemble import Assembly, Label, Numbers, change, clipped_counts
 from lightning_gradwatch.core.judge import Judge
 from lightning_gradwatch.core.optional import OptionalFigures
+from lightning_gradwatch.core.own import OwnMeter
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.publishing import Publisher
 from lightning_gradwatch.core.records import Alert, Observation, Publication
@@ -24,6 +25,7 @@ class Digest:
         vanishing_threshold: Score in (0, 1] at which ``vanishing`` opens.
         probe: Is told which gradients were strong enough to be trusted.
         sampling: Is asked to look closer where that would settle something.
+        own: Quantities of the user's own.
         optional: Leaves out what fails.
 
     Attributes:
@@ -38,14 +40,15 @@ class Digest:
         vanishing_threshold: float,
         probe: Probe,
         sampling: Sampling,
+        own: OwnMeter,
         optional: OptionalFigures,
     ) -> None:
         self._probe = probe
         self._sampling = sampling
         self._optional = optional
-        self.assembly = Assembly(optimizer, optional)
+        self.assembly = Assembly(optimizer, own, optional)
         self.judge = Judge(vanishing_threshold, optimizer, optional)
-        self.publisher = Publisher(optimizer)
+        self.publisher = Publisher(optimizer, own.declared)
 
     def take(self, arrived: Iterable[tuple[Label, Numbers]]) -> Report:
         """Digest copies, the oldest first."""

@@ -28,7 +28,7 @@ Figure: TypeAlias = Literal[
     "causes",
     "remedies",
 ]
-_WORDS: dict[Figure, str] = {
+_WORDS: dict[str, str] = {
     "batch": "whether the batch is finite",
     "anatomy": "what the network is made of",
     "weights": "the weight norms",
@@ -47,6 +47,12 @@ _WORDS: dict[Figure, str] = {
 }
 
 
+class OwnFigure(str):
+    """A figure that only its user knows by name."""
+
+    __slots__ = ()
+
+
 def _warn(line: str) -> None:
     warnings.warn(line, stacklevel=2)
 
@@ -58,14 +64,16 @@ class OptionalFigures:
         tell: Takes the line that says what is left out, and why.
 
     Attributes:
-        absent: The figures that have failed.
+        absent: The figures that have failed; besides those of the house, ``quantity NAME`` for a user's own.
     """
 
     def __init__(self, tell: Callable[[str], None] = _warn) -> None:
         self._tell = tell
-        self.absent: set[Figure] = set()
+        self.absent: set[str] = set()
 
-    def take(self, figure: Figure, instead: T, measure: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def take(
+        self, figure: Figure | OwnFigure, instead: T, measure: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """What ``measure`` returns for these arguments; ``instead`` if it fails, or has failed before."""
         if figure in self.absent:
             return instead
@@ -76,5 +84,7 @@ class OptionalFigures:
                 raise
             self.absent.add(figure)
             why = f"{type(failure).__name__}: {failure}".splitlines()[0]
-            self._tell(f"GradWatch leaves out {_WORDS[figure]} from now on, and goes on with the rest ({why}).")
+            self._tell(
+                f"GradWatch leaves out {_WORDS.get(figure, figure)} from now on, and goes on with the rest ({why})."
+            )
             return instead

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.core.clip.clippers import ClipWindow
+from lightning_gradwatch.core.quantities.quantity import Quantity
 from lightning_gradwatch.core.records import Observation, Publication, Sample
 from lightning_gradwatch.core.saved import Saved, count
 from lightning_gradwatch.core.window import PublicationWindow
@@ -19,13 +20,15 @@ class Publisher:
 
     Args:
         optimizer: Name of the optimizer; ``""`` if there is only one.
+        declared: Quantities of the user's own.
 
     Attributes:
         num_publications: Publications asked for so far.
     """
 
-    def __init__(self, optimizer: str) -> None:
+    def __init__(self, optimizer: str, declared: tuple[Quantity, ...] = ()) -> None:
         self._optimizer = optimizer
+        self._declared = declared
         self._norms = PublicationWindow()
         self._clips = ClipWindow()
         self.num_publications = 0
@@ -71,6 +74,8 @@ class Publisher:
                 clipped_fraction=clipped,
                 update_ratios=dict(update_ratios),
                 horizons=dict(horizons),
+                extra={} if sample is None else sample.extra,
+                declared=self._declared,
             ),
         )
 

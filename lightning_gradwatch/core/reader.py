@@ -12,6 +12,7 @@ from lightning_gradwatch.core.histogram import log_histograms
 from lightning_gradwatch.core.instruments import Instruments
 from lightning_gradwatch.core.measure import norms
 from lightning_gradwatch.core.optional import OptionalFigures
+from lightning_gradwatch.core.own import OwnMeter
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.records import NUM_BINS
 from lightning_gradwatch.core.shards import Kind
@@ -20,7 +21,7 @@ from lightning_gradwatch.core.updates import NUM_MOMENT_SUMS, NUM_SUMS
 NUM_INPUT_FACTS = 7
 SEQUENCE = "sequence "
 """Before the name of a layer: its gradient norms along time steps."""
-REDUCTIONS: dict[str, Kind] = {
+_REDUCTIONS: dict[str, Kind] = {
     "norms": "norm",
     "facts": "mean",
     "weights": "norm",
@@ -43,15 +44,19 @@ class Reader:
 
     Args:
         probe: Has seen the gradients at the layers' outputs.
+        own: Measures quantities of the user's own.
         optional: Leaves out what fails.
 
     Attributes:
+        reductions: How ranks that hold parts of what is carried to the host add it up, by name.
         noted: Total norm after the last backward pass, shape ``()``; None where nobody needs it.
     """
 
-    def __init__(self, probe: Probe, optional: OptionalFigures) -> None:
+    def __init__(self, probe: Probe, own: OwnMeter, optional: OptionalFigures) -> None:
         self._probe = probe
+        self._own = own
         self._take = optional.take
+        self.reductions: dict[str, Kind] = {**_REDUCTIONS, **dict.fromkeys(own.names, "mean")}
         self.noted: Tensor | None = None
 
     def note_backward(self, instruments: Instruments) -> None:
@@ -66,12 +71,13 @@ class Reader:
             return {}
         return {"after_backward": (self.noted if loss_scale is None else self.noted / loss_scale).view(1)}
 
-    def state(self, instruments: Instruments) -> dict[str, Tensor]:
-        """What changes slowly, and is measured for publications and thorough samples alone."""
+    def state(self, instruments: Instruments, scale: Tensor | None) -> dict[str, Tensor]:
+        """What is measured for publications and thorough samples alone; ``scale`` is still in the gradients."""
         meter, unknown = instruments.meter, instruments.unknown(len(instruments.layout.parameters))
         return {
             "weights": self._take("weights", unknown, meter.weight_norms),
             "nonzeros": self._take("nonzeros", unknown, meter.nonzeros, instruments.local_gradients()),
+            **self._own.measure(instruments, scale),
         }
 
     def sample(self, instruments: Instruments, loss_scale: Tensor | None) -> dict[str, Tensor]:

@@ -249,6 +249,7 @@ class Sample:
         checkup: What a thorough sample saw besides; None on the other samples.
         is_skipped: Whether the step is not taken, by a loss scaler or ``on_nonfinite="skip"``: then nothing is said of
             its gradients.
+        extra: Quantities of the user's own, by name. Shape ``(layers,)`` each, measured when weights are.
     """
 
     step: int
@@ -259,6 +260,7 @@ class Sample:
     sequences: tuple[tuple[str, Tensor], ...] = ()
     checkup: Checkup | None = None
     is_skipped: bool = False
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def output_norms(self) -> list[float]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from lightning_gradwatch.core.clip import ClipPolicy
+from lightning_gradwatch.core.quantities.quantity import LayerQuantity
 from lightning_gradwatch.core.schedule import Schedule
 
 OnNonfinite: TypeAlias = Literal["keep", "skip", "raise"]
@@ -25,6 +26,7 @@ class Settings:
         on_nonfinite: What to do with a step whose gradient is not finite, where no loss scaler skips it anyway:
             ``"keep"`` it, ``"skip"`` it (weights and the optimizer's state stay as they are) or ``"raise"``, which is
             left to the caller: the alert is in the report of that step.
+        quantities: What to measure of every layer besides, on thorough samples and for publications.
     """
 
     schedule: Schedule = field(default_factory=Schedule)
@@ -34,3 +36,4 @@ class Settings:
     vanishing_threshold: float = 0.5
     policies: tuple[ClipPolicy, ...] = ()
     on_nonfinite: Literal["keep", "skip", "raise"] = "keep"
+    quantities: tuple[LayerQuantity, ...] = ()

@@ -17,10 +17,11 @@ from lightning_gradwatch.core.fitting import Fitting, Names
 from lightning_gradwatch.core.instruments import Instruments
 from lightning_gradwatch.core.intervene import intervene, leave
 from lightning_gradwatch.core.optional import OptionalFigures
+from lightning_gradwatch.core.own import OwnMeter
 from lightning_gradwatch.core.pending import Pending
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.probing import make_probe
-from lightning_gradwatch.core.reader import REDUCTIONS, Reader
+from lightning_gradwatch.core.reader import Reader
 from lightning_gradwatch.core.records import Alert, BatchCheck, Sample
 from lightning_gradwatch.core.reports import NOTHING, Report, join
 from lightning_gradwatch.core.sampling import Sampling
@@ -68,9 +69,12 @@ class Watcher:
         self._sampling = Sampling(self._settings.schedule)
         self._surveyor = Surveyor(model, self._optional)
         self._fitting = Fitting(model, optimizer, name, self._settings, self._probe, self._optional)
-        self._reader = Reader(self._probe, self._optional)
+        own = OwnMeter(self._settings.quantities, self._optional)
+        self._reader = Reader(self._probe, own, self._optional)
         self._transfer: Transfer[Label] = Transfer()
-        self._digest = Digest(name, self._settings.vanishing_threshold, self._probe, self._sampling, self._optional)
+        self._digest = Digest(
+            name, self._settings.vanishing_threshold, self._probe, self._sampling, own, self._optional
+        )
         self._pending = Pending()
         self._late = NOTHING
 
@@ -351,7 +355,7 @@ class Watcher:
         is_first, is_thorough = digest.assembly.latest is None, is_sampled and sampling.is_thorough
         if is_thorough or (is_sampled and is_first) or (publish and not is_first and sampling.is_state_old):
             sampling.note_state()
-            due.update(self._reader.state(instruments))
+            due.update(self._reader.state(instruments, scale))
         if is_sampled:
             due.update(self._take_sample(instruments, loss_scale, is_thorough))
         every, num_publications = self._settings.histogram_every, digest.publisher.num_publications
@@ -394,9 +398,9 @@ class Watcher:
             skips=pending.is_scaled or self._settings.on_nonfinite == "skip",
         )
         tensors = {"norms": window.norms, "facts": window.facts, **due}
-        reductions = REDUCTIONS
+        reductions = self._reader.reductions
         if instruments.intervenes:  # the norms are those of the whole already
-            reductions = {**REDUCTIONS, "norms": "mean"}
+            reductions = {**reductions, "norms": "mean"}
         if len(instruments.clippers):
             tensors["clips"] = window.extra
             if publish:

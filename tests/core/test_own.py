@@ -1,0 +1,116 @@
+"""Quantities of the user's own, from a hand-written loop to a publication."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_gradwatch.core.quantities.quantity import ScaleKind
+from lightning_gradwatch.core.records import MISSING, Publication
+from lightning_gradwatch.core.schedule import Schedule
+from lightning_gradwatch.core.settings import Settings
+from lightning_gradwatch.core.watcher import Watcher
+from tests.tasks import deep_net
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The largest element of a layer's gradients."""
+
+    name: str = "largest"
+    label: str = "Largest element"
+    hint: str = "Largest element of a layer's gradient"
+    scale: ScaleKind = "log"
+    unit: str = ""
+    missing: str = "no gradient"
+
+    def measure(self, weights: list[Tensor], gradients: list[Tensor]) -> Tensor:
+        return torch.stack([gradient.abs().amax() for gradient in gradients]).amax()
+
+
+class Wrong(Largest):
+    """Returns something else."""
+
+    def __init__(self, returned: Any) -> None:
+        super().__init__(name="wrong")
+        object.__setattr__(self, "returned", returned)
+
+    def measure(self, weights: list[Tensor], gradients: list[Tensor]) -> Tensor:
+        if isinstance(self.returned, Exception):  # type: ignore[attr-defined]
+            raise self.returned  # type: ignore[attr-defined]
+        return self.returned  # type: ignore[attr-defined, no-any-return]
+
+
+def published(net: nn.Module, *quantities: Any, scale: float | None = None, said: Any = None) -> Publication:
+    """The publication after three steps, all sampled."""
+    settings = Settings(Schedule(5, 5), quantities=quantities)
+    watcher = Watcher(net, torch.optim.SGD(net.parameters(), 0.1), settings, tell=said)
+    factor = None if scale is None else torch.tensor(scale)
+    found: tuple[Publication, ...] = ()
+    for step in range(3):
+        net.zero_grad()
+        watcher.arm()
+        loss = net(torch.ones(2, 64)).square().mean()
+        (loss if factor is None else loss * factor).backward()
+        found = watcher.observe(
+            loss=loss.detach(), loss_scale=factor, gradients_scaled=scale is not None, publish=step == 2
+        ).publications
+    (publication,) = found
+    return publication
+
+
+@pytest.mark.parametrize("scale", [None, 1024.0])
+def test_it_is_measured_layer_by_layer_unscaled(scale: float | None) -> None:
+    net = deep_net(depth=3)
+    found = published(net, Largest(), scale=scale).extra["largest"].tolist()
+    layers = [module for module in net.modules() if isinstance(module, nn.Linear)]
+    expected = [max(p.grad.abs().max().item() for p in layer.parameters() if p.grad is not None) for layer in layers]
+    assert found == pytest.approx([value / (scale or 1.0) for value in expected])
+
+
+def test_a_layer_without_a_gradient_has_none() -> None:
+    net = deep_net(depth=3)
+    first = next(module for module in net.modules() if isinstance(module, nn.Linear))
+    for parameter in first.parameters():
+        parameter.requires_grad_(False)
+    assert published(net, Largest()).extra["largest"].tolist()[0] == MISSING
+
+
+def test_the_log_can_say_what_it_is() -> None:
+    (declared,) = published(deep_net(depth=3), Largest()).declared
+    assert (declared.name, declared.label, declared.missing) == ("largest", "Largest element", "no gradient")
+
+
+@pytest.mark.parametrize(
+    ("returned", "why"),
+    [
+        (RuntimeError("no idea"), "no idea"),
+        (torch.ones(3), r"shape \(\), but shape \(3,\) came"),
+        (0.5, "but float came"),
+        (None, "but NoneType came"),
+        (torch.tensor(-2.0), "must not return negative numbers"),
+    ],
+    ids=["raises", "shape", "no tensor", "nothing", "negative"],
+)
+def test_one_that_fails_costs_itself_alone(returned: Any, why: str) -> None:
+    said: list[str] = []
+    publication = published(deep_net(depth=3), Largest(), Wrong(returned), said=said.append)
+    assert list(publication.extra) == ["largest"]
+    (line,) = said
+    assert line.startswith("GradWatch leaves out quantity wrong from now on")
+    with pytest.raises(AssertionError, match=why):
+        raise AssertionError(line)
+
+
+def test_what_is_not_finite_is_shown_as_it_is() -> None:
+    found = published(deep_net(depth=3), Wrong(torch.tensor(torch.inf))).extra["wrong"].tolist()
+    assert found == [torch.inf] * 3
+
+
+def test_one_that_takes_a_name_of_the_house_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`quantities\[0\].name` must be a name that GradWatch does not use"):
+        published(deep_net(depth=3), Largest(name="grad_norm"))
