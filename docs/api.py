@@ -39,7 +39,7 @@ Made from the docstrings by `python docs/api.py`. What it is for stands in the [
 def reference() -> str:
     """The whole reference as Markdown: what the package exports, then what a loop without Lightning needs."""
     parts = [INTRODUCTION, "## `lightning_gradwatch`\n"]
-    for name in lightning_gradwatch.__all__:
+    for name in vars(lightning_gradwatch)["__all__"]:
         parts += described(name, getattr(lightning_gradwatch, name))
     parts.append("## Without Lightning\n\nThese know torch only.\n")
     for thing in WITHOUT_LIGHTNING:

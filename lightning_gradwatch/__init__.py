@@ -8,31 +8,21 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from lightning_gradwatch._lightning import GradWatchWarning
-    from lightning_gradwatch.callback import GradWatch
-    from lightning_gradwatch.core.clip.policies import AGC, AdaGC, MaxNorm, MaxValue, Percentile, ZScore
-    from lightning_gradwatch.core.records import Alert
-    from lightning_gradwatch.errors import GradientAlertError
-    from lightning_gradwatch.prescription.prescribe import prescribe
-    from lightning_gradwatch.prescription.records import Prescription
+if TYPE_CHECKING:  # `as` exports a name to type checkers
+    from lightning_gradwatch._lightning import GradWatchWarning as GradWatchWarning
+    from lightning_gradwatch.callback import GradWatch as GradWatch
+    from lightning_gradwatch.core.clip import AGC as AGC
+    from lightning_gradwatch.core.clip import AdaGC as AdaGC
+    from lightning_gradwatch.core.clip import MaxNorm as MaxNorm
+    from lightning_gradwatch.core.clip import MaxValue as MaxValue
+    from lightning_gradwatch.core.clip import Percentile as Percentile
+    from lightning_gradwatch.core.clip import ZScore as ZScore
+    from lightning_gradwatch.core.records import Alert as Alert
+    from lightning_gradwatch.errors import GradientAlertError as GradientAlertError
+    from lightning_gradwatch.prescription.prescribe import prescribe as prescribe
+    from lightning_gradwatch.prescription.records import Prescription as Prescription
 
     __version__: str
-
-__all__ = [
-    "AGC",
-    "AdaGC",
-    "Alert",
-    "GradWatch",
-    "GradWatchWarning",
-    "GradientAlertError",
-    "MaxNorm",
-    "MaxValue",
-    "Percentile",
-    "Prescription",
-    "ZScore",
-    "prescribe",
-]
 
 _HOMES = {
     "Alert": "lightning_gradwatch.core.records",
@@ -41,10 +31,11 @@ _HOMES = {
     "GradientAlertError": "lightning_gradwatch.errors",
     "Prescription": "lightning_gradwatch.prescription.records",
     "prescribe": "lightning_gradwatch.prescription.prescribe",
-    **dict.fromkeys(
-        ("AGC", "AdaGC", "MaxNorm", "MaxValue", "Percentile", "ZScore"), "lightning_gradwatch.core.clip.policies"
-    ),
+    **dict.fromkeys(("AGC", "AdaGC", "MaxNorm", "MaxValue", "Percentile", "ZScore"), "lightning_gradwatch.core.clip"),
 }
+
+if not TYPE_CHECKING:  # type checkers understand a written list only, and have the imports above
+    __all__ = sorted(_HOMES)
 
 
 def _version() -> str:
@@ -66,4 +57,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+    return sorted({*globals(), *_HOMES, "__version__"})

@@ -18,8 +18,7 @@ from lightning_gradwatch import _lightning
 from lightning_gradwatch._lightning import LightningModule, Trainer
 from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core._guard import is_the_users
-from lightning_gradwatch.core.clip import ClipPolicy
-from lightning_gradwatch.core.clip.policies import MaxNorm, MaxValue
+from lightning_gradwatch.core.clip import ClipPolicy, MaxNorm, MaxValue
 from lightning_gradwatch.core.records import Alert, to_try
 from lightning_gradwatch.core.shards import is_spread
 from lightning_gradwatch.prescription.records import Prescription, Trial

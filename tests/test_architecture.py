@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import lightning_gradwatch
+from lightning_gradwatch.core.clip import POLICIES
 
 PACKAGE = Path(lightning_gradwatch.__file__).parent
 ROOMS = {
@@ -133,11 +134,23 @@ def test_the_import_check_can_fail() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "True"
 
 
+def for_type_checkers() -> Iterator[str]:
+    """The names that the package declares to type checkers alone."""
+    for node in ast.parse((PACKAGE / "__init__.py").read_text()).body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for statement in node.body:
+                if isinstance(statement, ast.ImportFrom):
+                    yield from (alias.asname or f"{alias.name}, which is not exported" for alias in statement.names)
+                else:
+                    assert isinstance(statement, ast.AnnAssign)
+                    yield ast.unparse(statement.target)
+
+
 def test_public_names_are_the_announced_ones() -> None:
-    assert lightning_gradwatch.__all__ == [
-        "AGC", "AdaGC", "Alert", "GradWatch", "GradWatchWarning", "GradientAlertError", "MaxNorm", "MaxValue",
-        "Percentile", "Prescription", "ZScore", "prescribe",
-    ]  # fmt: skip
+    policies = {policy.__name__ for policy in POLICIES}
+    others = {"Alert", "GradWatch", "GradWatchWarning", "GradientAlertError", "Prescription", "prescribe"}
+    assert lightning_gradwatch.__all__ == sorted(policies | others)
+    assert set(for_type_checkers()) == policies | others | {"__version__"}
     assert all(hasattr(lightning_gradwatch, name) for name in lightning_gradwatch.__all__)
     assert set(lightning_gradwatch.__all__) <= set(dir(lightning_gradwatch))
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):

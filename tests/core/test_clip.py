@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,10 +26,10 @@ from lightning_gradwatch.core.clip import (
     MaxValue,
     Percentile,
     ZScore,
-    make_policy,
 )
+from lightning_gradwatch.core.clip.agc import unitwise_norms
 from lightning_gradwatch.core.clip.gradients import multiply_half_
-from lightning_gradwatch.core.clip.thresholds import percentile_threshold, unitwise_norms
+from lightning_gradwatch.core.clip.percentile import percentile_threshold
 from lightning_gradwatch.core.shards import Shards
 from tests.setups.processes import run_ranks
 
@@ -554,13 +553,13 @@ def test_memory_does_not_grow(policy: ClipPolicy) -> None:
     training = Training(policy)
 
     def num_bytes() -> int:
-        return sum(value.untyped_storage().nbytes() for value in training.clipper._rule.memory.values())
+        return sum(value.untyped_storage().nbytes() for value in training.clipper.memory.values())
 
-    before, tensors = num_bytes(), dict(training.clipper._rule.memory)
+    before, tensors = num_bytes(), dict(training.clipper.memory)
     for _ in range(30):
         training.step()
     assert num_bytes() == before <= 64
-    assert all(training.clipper._rule.memory[name] is value for name, value in tensors.items())
+    assert all(training.clipper.memory[name] is value for name, value in tensors.items())
 
 
 class Count(TorchDispatchMode):
@@ -794,34 +793,6 @@ def test_a_wrong_argument_is_refused_with_its_cure(policy: Any, argument: str, v
         policy(**{argument: value})
 
 
-@pytest.mark.parametrize("choice", ["percentil", "", False, None, -1.0, math.inf, [MaxNorm()]], ids=str)
-def test_an_unknown_choice_is_refused_with_its_cure(choice: Any) -> None:
-    with pytest.raises(ValueError, match=r"must be .* came\. To cure it: "):
-        make_policy(choice)
-
-
-@pytest.mark.parametrize(
-    ("choice", "policy"),
-    [
-        ("percentile", Percentile()),
-        ("zscore", ZScore()),
-        ("agc", AGC()),
-        ("adagc", AdaGC()),
-        ("norm", MaxNorm(1.0)),
-        ("value", MaxValue(1.0)),
-        (0.25, MaxNorm(0.25)),
-        (1, MaxNorm(1.0)),
-        (AGC(0.1), AGC(0.1)),
-    ],
-)
-def test_a_choice_names_its_policy(choice: Any, policy: ClipPolicy) -> None:
-    assert make_policy(choice) == policy
-
-
-def test_the_default_needs_no_number_with_the_unit_of_the_loss() -> None:
-    assert isinstance(make_policy(True), Percentile)
-
-
 def test_a_foreign_policy_is_refused() -> None:
     with pytest.raises(ValueError, match="one of GradWatch's policies"):
         make_clipper(ClipPolicy(), with_gradients(torch.ones(1)))
@@ -833,72 +804,3 @@ def test_globs_become_tuples_and_policies_stay_frozen() -> None:
     assert hash(policy) == hash(MaxNorm(2.0, include=["net.*"], exclude=("net.0", "net.1"), optimizer="generator"))
     with pytest.raises(AttributeError):
         policy.max_norm = 3.0  # type: ignore[misc]
-
-
-class Owner:
-    """Stands for the callback: the annotation under test is what LightningCLI reads."""
-
-    def __init__(self, auto_clip: bool | float | str | ClipPolicy | Sequence[ClipPolicy] | None = None) -> None:
-        self.auto_clip = auto_clip
-
-
-def parse(arguments: list[str] | None = None, choice: Any = None) -> Any:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Owner, "owner")
-    parsed = (
-        parser.parse_object({"owner": {"auto_clip": choice}}) if arguments is None else parser.parse_args(arguments)
-    )
-    instantiate = parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes
-    return instantiate(parsed).owner.auto_clip
-
-
-PATH = "lightning_gradwatch.core.clip"
-
-
-@pytest.mark.parametrize(
-    ("choice", "expected"),
-    [
-        (True, True),
-        (None, None),
-        (0.5, 0.5),
-        ("zscore", "zscore"),
-        ({"class_path": f"{PATH}.ZScore"}, ZScore()),
-        (
-            {"class_path": f"{PATH}.Percentile", "init_args": {"percentile": 20, "window": 50, "include": "net.*"}},
-            Percentile(20.0, 50, include="net.*"),
-        ),
-        (
-            [
-                {"class_path": f"{PATH}.MaxNorm", "init_args": {"max_norm": 2, "optimizer": "critic"}},
-                {"class_path": f"{PATH}.AGC", "init_args": {"exclude": ["head", "norm*"]}},
-            ],
-            [MaxNorm(2.0, optimizer="critic"), AGC(exclude=["head", "norm*"])],
-        ),
-    ],
-    ids=str,
-)
-def test_a_configuration_file_can_say_every_choice(choice: Any, expected: Any) -> None:
-    assert parse(choice=choice) == expected
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["true"], True),
-        (["0.5"], 0.5),
-        (["adagc"], "adagc"),
-        ([f"{PATH}.MaxNorm", "--owner.auto_clip.max_norm=2.5"], MaxNorm(2.5)),
-    ],
-    ids=str,
-)
-def test_a_command_line_can_say_it_too(arguments: list[str], expected: Any) -> None:
-    first, *rest = arguments
-    assert parse([f"--owner.auto_clip={first}", *rest]) == expected
-
-
-@pytest.mark.parametrize(
-    ("init_args", "message"), [({"max_nrm": 1}, "max_nrm"), ({"max_norm": -1}, "`max_norm` must be a number, positive")]
-)
-def test_a_mistake_in_a_configuration_is_named(init_args: dict[str, Any], message: str) -> None:
-    with pytest.raises(Exception, match=message):
-        parse(choice={"class_path": f"{PATH}.MaxNorm", "init_args": init_args})

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core.clip.clipper import Clipper, ClipperState
-from lightning_gradwatch.core.clip.policies import ClipPolicy
+from lightning_gradwatch.core.clip.policy import ClipPolicy
 from lightning_gradwatch.core.layers import select
 from lightning_gradwatch.core.records import Clip
 from lightning_gradwatch.core.saved import Saved

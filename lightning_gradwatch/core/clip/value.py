@@ -1,0 +1,92 @@
+"""Every element of a gradient is clipped at a fixed number, as torch does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_gradwatch.core._check import refuse
+from lightning_gradwatch.core.clip.gradients import reals_of, settle_
+from lightning_gradwatch.core.clip.policy import SelectivePolicy, require_number
+from lightning_gradwatch.core.clip.transform import Outcome, Step, Transform
+from lightning_gradwatch.core.devices import need_not_wait
+from lightning_gradwatch.core.measure import fill_missing, norms
+from lightning_gradwatch.core.shards import Shards, is_spread
+
+
+@dataclass(frozen=True)
+class MaxValue(SelectivePolicy):
+    """Clips every element to ``[-max_value, max_value]``, as ``torch.nn.utils.clip_grad_value_`` does.
+
+    The only policy that turns the gradient even within a unit. Real and imaginary parts are clipped each by itself.
+
+    Attributes:
+        max_value: Largest absolute value of an element; positive.
+        include: As in :class:`Percentile`.
+        exclude: As in :class:`Percentile`.
+        optimizer: As in :class:`Percentile`.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    name: ClassVar = "value"
+
+    max_value: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("max_value", self.max_value, "positive and finite", "1.0 is a usual choice")
+
+    def _transform(self, parameters: Sequence[Tensor], shards: Shards) -> _Transform:
+        if any(map(_is_replicated, parameters)):
+            cure = "clip by the norm instead, or leave the layers out that are not sharded"
+            rule = "a policy that works on partial sums, where DTensors are replicated"
+            raise refuse("auto_clip", rule, self, cure)
+        return _Transform(self, parameters, shards)
+
+
+class _Transform(Transform):
+    """Remembers nothing; norms after clipping do not follow from those before, and are measured again."""
+
+    def __init__(self, policy: MaxValue, parameters: Sequence[Tensor], shards: Shards) -> None:
+        super().__init__(parameters)
+        self._max_value, self._shards = policy.max_value, shards
+
+    def clip_(self, step: Step) -> Outcome:
+        # The limit is in the gradients' own unit, loss scale included; none where a gradient is not finite.
+        threshold = torch.full_like(step.total, self._max_value)
+        limit = (threshold * step.loss_scale).masked_fill(~(step.total < torch.inf), torch.inf)
+        gradients = [settle_(p) for p in self.parameters]
+        present = [g for g in gradients if g is not None]
+        for gradient in present:
+            clamp_(gradient, limit)
+
+        # What is missing is filled with minus the loss scale, which the division makes the -1 that `reduce` expects.
+        found = fill_missing(norms(self._shards.local_parts(present)), gradients, -step.loss_scale)
+        after = self._shards.reduce({"after": torch.stack(found) / step.loss_scale}, {"after": "norm"})["after"]
+        is_changed = (step.total < torch.inf) & (step.norms > 0)
+        return Outcome(threshold, (after / step.norms).clamp(max=1).masked_fill(~is_changed, 1.0))
+
+
+def clamp_(gradient: Tensor, limit: Tensor) -> None:
+    """Bound every element of a gradient.
+
+    Args:
+        gradient: Settled, of any dtype. Real and imaginary parts are bounded each by itself.
+        limit: Largest absolute value, float32, shape ``()``. Where it is ``inf``, nothing is changed.
+    """
+    values = reals_of(gradient)
+    here = limit.to(values.device, non_blocking=need_not_wait(values.device))
+    values.clamp_max_(here).clamp_min_(-here)  # on a CPU ten times as fast as both at once
+
+
+def _is_replicated(parameter: Any) -> bool:
+    """Whether a parameter is held whole by several ranks, so that its gradient may be a partial sum on each."""
+    return is_spread(parameter) and any(
+        place.is_replicate() and parameter.device_mesh.size(dim) > 1 for dim, place in enumerate(parameter.placements)
+    )
