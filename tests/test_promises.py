@@ -19,7 +19,7 @@ from benchmarks.operators import Operators
 from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning, alerts_file, callback
 from lightning_gradwatch.core import anatomy, fitting, judge, reader
 from lightning_gradwatch.core.account import Account
-from lightning_gradwatch.core.clip import make_policies
+from lightning_gradwatch.core.clip import NAMES, make_policies
 from lightning_gradwatch.core.detect.depth import DepthRule
 from lightning_gradwatch.core.detect.nonfinite import NonfiniteRule
 from lightning_gradwatch.core.detect.silence import SilenceRule
@@ -95,7 +95,7 @@ def test_an_ordinary_step_costs_few_operators_and_no_read(depth: int) -> None:
     assert kernels == (row if depth == 3 else {**row, **alike})  # weights are measured together, and biases
 
 
-@pytest.mark.parametrize("policy", ["percentile", "zscore", "agc", "adagc", "norm", "value"])
+@pytest.mark.parametrize("policy", NAMES)
 @pytest.mark.parametrize("on_nonfinite", ["keep", "skip"])
 def test_clipping_and_skipping_with_a_fused_optimizer_read_nothing(policy: str, on_nonfinite: Any) -> None:
     net = deep_net(nn.ReLU, 30)
@@ -343,7 +343,7 @@ def default_dtype() -> Iterator[Callable[[torch.dtype], None]]:
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("policy", ["percentile", "zscore", "agc", "adagc", "norm", "value"])
+@pytest.mark.parametrize("policy", NAMES)
 def test_another_default_dtype_changes_nothing(policy: str, default_dtype: Callable[[torch.dtype], None]) -> None:
     numbers = {}
     for dtype in (torch.float32, torch.float64):

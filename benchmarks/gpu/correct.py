@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_gradwatch.core.clip import AGC, AdaGC, Clipper, ClipPolicy, MaxNorm, MaxValue, Percentile, ZScore
+from lightning_gradwatch.core.clip import AGC, NAMES, AdaGC, Clipper, ClipPolicy, MaxNorm, MaxValue, Percentile, ZScore
 from lightning_gradwatch.core.shards import Shards
 from lightning_gradwatch.core.transfer import Transfer
 
@@ -21,7 +21,6 @@ from .pieces import Piece, Row, Setting, release, tried
 from .traces import profile
 from .training import NEVER, Training, no_waiting, settings
 
-POLICIES = ("percentile", "zscore", "agc", "adagc", "norm", "value")
 Case = tuple[str, Callable[[], nn.Module], Batch, dict[str, Any]]
 
 
@@ -96,12 +95,12 @@ def waiting(setting: Setting) -> Iterator[Row]:
     ]
     for name, make, batch, options in cases:
         yield tried(name, partial(_waits, setting, name, make, batch, settings(3, 5, histogram_every=1), **options))
-    for policy in POLICIES:
+    for policy in NAMES:
         watch = settings(3, 5, clip=policy, on_nonfinite="skip")
         name = f"clipping by {policy}, skipping"
         yield tried(name, partial(_waits, setting, name, mlp, small, watch, optimizer=adamw))
     half = small[0].bfloat16(), small[1]
-    for policy in POLICIES:
+    for policy in NAMES:
         name = f"clipping bf16 weights by {policy}"
         watch = settings(3, 5, clip=policy)
         yield tried(name, partial(_waits, setting, name, lambda: mlp().bfloat16(), half, watch))

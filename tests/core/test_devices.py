@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_gradwatch.core import layers, modes, probe, tensors
-from lightning_gradwatch.core.clip import Clipper, make_policies
+from lightning_gradwatch.core.clip import NAMES, Clipper, make_policies
 from lightning_gradwatch.core.histogram import log_histograms
 from lightning_gradwatch.core.measure import NormWindow, ParameterMeter
 from lightning_gradwatch.core.schedule import Schedule
@@ -26,7 +26,6 @@ from lightning_gradwatch.core.watcher import Watcher
 
 THERE = "meta"
 READS = {f"aten::{name}" for name in ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select")}
-POLICIES = ["percentile", "zscore", "agc", "adagc", "norm", "value"]
 
 
 class Copies(TorchDispatchMode):
@@ -87,7 +86,7 @@ def net(dtype: torch.dtype = torch.float32) -> nn.Sequential:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("clip", [None, *POLICIES])
+@pytest.mark.parametrize("clip", [None, *NAMES])
 def test_no_step_waits_and_a_copy_is_made_on_sampled_and_published_ones_alone(
     copies: Copies, clip: str | None, dtype: torch.dtype
 ) -> None:
@@ -130,7 +129,7 @@ def test_updates_are_not_waited_for(copies: Copies) -> None:
     assert (copies.waits, copies.home) == ([], [])
 
 
-@pytest.mark.parametrize("clip", POLICIES)
+@pytest.mark.parametrize("clip", NAMES)
 def test_a_host_waits_for_the_numbers_of_a_device_that_it_reads(copies: Copies, clip: str) -> None:
     parameters = on_both()
     NormWindow(parameters).push(None, None, False)
