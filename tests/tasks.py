@@ -90,6 +90,16 @@ def fit(watch: GradWatch | None, model: Any = None, data: Any = None, **options:
     return trainer
 
 
+def with_gradients(*gradients: Tensor | None) -> list[nn.Parameter]:
+    """A parameter of ones for each gradient; of two elements for one that has none."""
+    parameters = []
+    for gradient in gradients:
+        like = torch.zeros(2) if gradient is None else gradient
+        parameters.append(nn.Parameter(torch.ones(like.shape, dtype=like.dtype)))
+        parameters[-1].grad = gradient
+    return parameters
+
+
 def read_events(directory: Path) -> EventAccumulator:
     """Read a run with TensorBoard's own reader, every point of it."""
     events = EventAccumulator(str(directory), size_guidance={"scalars": 0, "tensors": 0, "histograms": 0})

@@ -4,9 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_gradwatch.core.figures import LayerFigures, combine
 from lightning_gradwatch.core.measure import (
@@ -19,16 +17,7 @@ from lightning_gradwatch.core.measure import (
 )
 from lightning_gradwatch.core.records import MISSING
 from lightning_gradwatch.core.shards import Shards
-
-
-def with_gradients(*gradients: Tensor | None) -> list[nn.Parameter]:
-    parameters = []
-    for gradient in gradients:
-        like = torch.zeros(2) if gradient is None else gradient
-        parameter = nn.Parameter(torch.ones(like.shape, dtype=like.dtype))
-        parameter.grad = gradient
-        parameters.append(parameter)
-    return parameters
+from tests.tasks import with_gradients
 
 
 @pytest.mark.parametrize("shape", [(2**12, 2**12), (1025, 1025), (512, 512, 3, 3)])
@@ -125,21 +114,6 @@ def test_a_bad_layer_spoils_itself_and_the_total_only(bad: float) -> None:
     assert not math.isfinite(total)
     assert not math.isfinite(first)
     assert second == 3.0
-
-
-def test_sums_of_squares_leave_the_range_of_float32_unharmed() -> None:
-    rows = torch.tensor([[3e30, 4e30], [3e-30, 4e-30]])
-    assert combine(rows, torch.tensor([0, 0]), 1)[:, 0].tolist() == pytest.approx([5e30, 5e-30])
-
-
-@given(st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=20), st.data())
-def test_layers_partition_the_total(values: list[float], data: st.DataObject) -> None:
-    index = data.draw(st.lists(st.integers(0, 3), min_size=len(values), max_size=len(values)))
-    total, *layers = combine(torch.tensor([values]), torch.tensor(index), 4)[0].tolist()
-    assert total == pytest.approx(math.hypot(*values), rel=1e-5)
-    for i, layer in enumerate(layers):
-        own = [v for v, j in zip(values, index, strict=True) if i == j]
-        assert layer == pytest.approx(math.hypot(*own) if own else MISSING, rel=1e-5)
 
 
 def test_weight_norms_and_zero_fractions_per_layer() -> None:

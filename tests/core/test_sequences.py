@@ -11,7 +11,6 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.core import probe as probe_module
-from lightning_gradwatch.core.inputs import describe
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.probing import make_probe
 from lightning_gradwatch.core.records import Inputs
@@ -342,51 +341,6 @@ def test_the_gradient_of_the_gradient_of_a_sequence_is_the_same() -> None:
     watched = penalty()
     assert all(torch.equal(a, b) for a, b in zip(alone, watched, strict=True))
     assert probe.failure is None
-
-
-def facts(given: Tensor, channels_first: bool = False) -> Inputs:
-    return Inputs(*describe(given, channels_first).tolist())
-
-
-def test_an_input_is_described_by_its_facts() -> None:
-    given = torch.tensor([[0.0, -3.0, 0.96, 0.5], [0.0, 5.0, 0.0, 0.5]])
-    seen = facts(given)
-    assert (seen.low, seen.high) == (-3.0, 5.0)
-    assert seen.std == pytest.approx(float(given.numpy().std()))
-    assert seen.zeros == pytest.approx(3 / 8)
-    assert seen.dead_units == pytest.approx(1 / 4)
-    assert seen.beyond == pytest.approx(3 / 8)
-    assert seen.below == pytest.approx(4 / 8)
-
-
-def test_units_of_images_are_their_channels() -> None:
-    images = torch.ones(2, 3, 4, 5)
-    images[:, 1] = 0
-    assert facts(images, channels_first=True).dead_units == pytest.approx(1 / 3)
-    assert facts(images).dead_units == 0
-    assert facts(images).zeros == pytest.approx(1 / 3)
-
-
-def test_a_large_input_is_described_about_as_well_from_a_part_of_it() -> None:
-    torch.manual_seed(0)
-    given = torch.randn(5000, 64) * 7
-    given[:, ::4] = 0
-    seen = facts(given)
-    assert seen.dead_units == seen.zeros == 0.25
-    assert seen.std == pytest.approx(float(given.std()), rel=0.05)
-
-
-def test_the_units_of_a_wide_input_are_judged_over_many_samples() -> None:
-    torch.manual_seed(0)
-    given = torch.rand(64, 8192)
-    given[torch.rand_like(given) < 0.9] = 0
-    truth = float((given == 0).all(0).float().mean())
-    assert facts(given).dead_units == pytest.approx(truth, abs=0.05)
-
-
-def test_half_precision_inputs_do_not_overflow_in_their_description() -> None:
-    given = torch.tensor([[-60000.0, 60000.0]], dtype=torch.float16)
-    assert facts(given).std == pytest.approx(60000.0, rel=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lightning_gradwatch.core.clip import AdaGC
-from tests.core.clip.training import Training, clip, make_clipper, with_gradients
+from tests.core.clip.training import Training, clip, make_clipper
+from tests.tasks import with_gradients
 
 
 class PaperAdaGC:

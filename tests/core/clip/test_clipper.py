@@ -33,9 +33,9 @@ from tests.core.clip.training import (
     make_clipper,
     name_of,
     norms_of,
-    with_gradients,
 )
 from tests.setups.processes import run_ranks
+from tests.tasks import with_gradients
 
 values = st.floats(-100, 100, width=32).map(lambda x: 0.0 if abs(x) < 1e-3 else x)
 vectors = st.lists(st.lists(values, min_size=1, max_size=4), min_size=2, max_size=2)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.operators import Operators
 from lightning_gradwatch.core.clip import AdaGC, ClipPolicy, MaxNorm, MaxValue
-from lightning_gradwatch.core.clip.gradients import multiply_half_
+from lightning_gradwatch.core.clip.gradients import multiply_all_, multiply_each_, multiply_half_
 from tests.core.clip.training import (
     OF_THE_TOTAL,
     clip,
@@ -16,8 +17,8 @@ from tests.core.clip.training import (
     name_of,
     norms_of,
     one_rounding,
-    with_gradients,
 )
+from tests.tasks import with_gradients
 
 
 def many_kinds() -> list[Tensor | None]:
@@ -92,3 +93,15 @@ def test_parameters_may_live_on_several_devices(policy: ClipPolicy) -> None:
     assert alone[0].grad is not None
     assert mixed[0].grad is not None
     assert torch.equal(alone[0].grad, mixed[0].grad)
+
+
+def test_gradients_of_one_device_and_dtype_are_multiplied_together() -> None:
+    gradients = [torch.ones(2), torch.ones(2).double(), torch.ones(3), torch.ones(2, device="meta"), torch.ones(())]
+    for multiply in (
+        lambda: multiply_all_(gradients, torch.tensor(0.5)),
+        lambda: multiply_each_(gradients, [torch.tensor(0.5)] * 5),
+    ):
+        with Operators() as operators:
+            multiply()
+        assert operators.seen["aten::_foreach_mul_"] == 3
+    assert [g.flatten()[0].item() for g in gradients if g.device.type == "cpu"] == [0.25] * 4

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lightning_gradwatch.core.clip import MaxNorm
-from tests.core.clip.training import DTYPES, clip, make_clipper, one_rounding, with_gradients
+from tests.core.clip.training import DTYPES, clip, make_clipper, one_rounding
+from tests.tasks import with_gradients
 
 
 @pytest.mark.parametrize("max_norm", [0.1, 3.0, 1e6])

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lightning_gradwatch.core.clip import Percentile
 from lightning_gradwatch.core.clip.percentile import percentile_threshold
-from tests.core.clip.training import Training, clip, make_clipper, with_gradients
+from tests.core.clip.training import Training, clip, make_clipper
+from tests.tasks import with_gradients
 
 
 @given(

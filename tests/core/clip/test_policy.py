@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lightning_gradwatch.core.clip import ClipPolicy, MaxNorm
-from tests.core.clip.training import make_clipper, with_gradients
+from tests.core.clip.training import make_clipper
+from tests.tasks import with_gradients
 
 
 @pytest.mark.parametrize(

@@ -50,15 +50,6 @@ def clip(clipper: Clipper, parameters: Sequence[Tensor], scale: float | None = N
     return clipper.clip_(norms, None if scale is None else torch.tensor(scale))
 
 
-def with_gradients(*gradients: Tensor | None) -> list[nn.Parameter]:
-    parameters = []
-    for gradient in gradients:
-        like = torch.zeros(2) if gradient is None else gradient
-        parameters.append(nn.Parameter(torch.ones(like.shape, dtype=like.dtype)))
-        parameters[-1].grad = gradient
-    return parameters
-
-
 def make_clipper(policy: ClipPolicy, parameters: Sequence[Tensor]) -> Clipper:
     return Clipper(policy, parameters, Shards(parameters))
 
