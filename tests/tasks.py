@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -110,6 +111,21 @@ def read_events(directory: Path) -> EventAccumulator:
 def scalars(events: EventAccumulator, tag: str) -> dict[int, float]:
     """Values of a scalar tag by step."""
     return {event.step: event.value for event in events.Scalars(tag)}
+
+
+def tensors(events: EventAccumulator, tag: str) -> dict[int, Any]:
+    """Values of a tensor tag by step, as nested lists."""
+    return {event.step: make_ndarray(event.tensor_proto).tolist() for event in events.Tensors(tag)}
+
+
+class Clock:
+    """Seconds that pass only where a test lets them."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 class Poison(pl.Callback):

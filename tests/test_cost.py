@@ -29,7 +29,7 @@ from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.core.shards import local
 from lightning_gradwatch.core.watcher import Watcher
 from tests.setups.processes import run_ranks, tell
-from tests.tasks import Classifier, deep_net, digits, fit, quiet_trainer, read_events, scalars
+from tests.tasks import Classifier, Clock, deep_net, digits, fit, quiet_trainer, read_events, scalars
 
 DEPTHS = [10, 20, 40]
 PACKAGE = "lightning_gradwatch"
@@ -217,16 +217,6 @@ def test_two_thousand_small_tensors_are_watched_and_clipped_in_few_kernels(polic
 
 
 # --- what it says about its own cost, and the budget
-
-
-class Clock:
-    """Seconds that pass only where a test lets them."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Timed(pl.Callback):

@@ -6,16 +6,7 @@ from hypothesis import strategies as st
 
 from lightning_gradwatch.core.cost import MAX_THINNING, Cost
 from lightning_gradwatch.core.schedule import Schedule
-
-
-class Clock:
-    """Seconds that a test lets pass."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.tasks import Clock
 
 
 def trained(

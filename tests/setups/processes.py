@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from tests.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 150
@@ -26,7 +27,7 @@ def run_ranks(script: str, directory: Path, num_ranks: int = 2) -> list[Any]:
     path = directory / "train.py"
     path.write_text(script)
     command = ["timeout", "-k", "5", str(TIMEOUT_S), sys.executable, str(path), str(directory)]
-    port = _free_port()
+    port = free_port()
     ranks = []
     for rank in range(num_ranks):
         with _output(directory, rank).open("w") as output:
@@ -62,13 +63,6 @@ def _first_failure(ranks: list[subprocess.Popen[bytes]]) -> int | None:
             process.terminate()  # `timeout` passes it on, and kills what does not listen
             process.wait()
         return failed
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _environment(rank: int, num_ranks: int, port: int) -> dict[str, str]:

@@ -19,11 +19,10 @@ import pytest
 import torch
 import torch.nn.utils.prune
 from lightning.pytorch.callbacks import BackboneFinetuning
-from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor, nn
 
 from lightning_gradwatch import GradientAlertError, GradWatch, GradWatchWarning
-from tests.tasks import Classifier, Poison, digits, fit, quiet_trainer, read_events, scalars, small_net
+from tests.tasks import Classifier, Poison, digits, fit, quiet_trainer, read_events, scalars, small_net, tensors
 
 BATCHES = 5
 """Per epoch."""
@@ -123,11 +122,11 @@ def test_a_window_goes_on_when_layers_join(tmp_path: Path) -> None:
         found = scalars(events, f"gradwatch/total_norm_{tag}")
         assert list(found) == list(windows)
         assert list(found.values()) == pytest.approx([choose(w) for w in windows.values()], rel=1e-5)
-    ranges = {e.step: make_ndarray(e.tensor_proto) for e in events.Tensors("gradwatch/layers-2/grad_norm_range")}
+    ranges = tensors(events, "gradwatch/layers-2/grad_norm_range")
     content = events.SummaryMetadata("gradwatch/layers-2/grad_norm_range").plugin_data.content
     for layer, row in zip(json.loads(content)["layers"], ranges[7], strict=True):
         norms = [norm for step, norm in model.row(layer).items() if 4 <= step <= 7]
-        assert row.tolist() == pytest.approx([min(norms), median(norms), max(norms)], rel=1e-5)
+        assert row == pytest.approx([min(norms), median(norms), max(norms)], rel=1e-5)
 
 
 def test_a_bad_step_just_before_layers_join_is_not_forgotten(tmp_path: Path) -> None:
@@ -427,11 +426,11 @@ def test_a_layer_that_has_replaced_another_has_no_past(tmp_path: Path, place: in
     fit(GradWatch(), model, directory=tmp_path, max_steps=15, log_every_n_steps=15)
     events = read_events(tmp_path)
     names = json.loads(events.SummaryMetadata("gradwatch/layers/grad_norm_range").plugin_data.content)["layers"]
-    (found,) = [make_ndarray(e.tensor_proto) for e in events.Tensors("gradwatch/layers/grad_norm_range")]
+    (found,) = tensors(events, "gradwatch/layers/grad_norm_range").values()
     for name, row in zip(names, found, strict=True):
         first = CHANGE_AT if name == f"net.{place}" else 0
         norms = [norm for step, norm in model.row(name).items() if step >= first]
-        assert row.tolist() == pytest.approx([min(norms), median(norms), max(norms)], rel=1e-5)
+        assert row == pytest.approx([min(norms), median(norms), max(norms)], rel=1e-5)
 
 
 class LeftOver(pl.Callback):
@@ -480,8 +479,8 @@ def test_unusual_parameters_are_right_or_left_out(tmp_path: Path) -> None:
     check(tmp_path, model, "net", "net.head", "net.twice")
     metadata = read_events(tmp_path).SummaryMetadata("gradwatch/layers/grad_norm")
     place = json.loads(metadata.plugin_data.content)["layers"].index("net.tied")
-    norms = [make_ndarray(e.tensor_proto) for e in read_events(tmp_path).Tensors("gradwatch/layers/grad_norm")]
-    assert all(norm[place] == -1 for norm in norms)  # its weight belongs to net.twice
+    norms = tensors(read_events(tmp_path), "gradwatch/layers/grad_norm")
+    assert all(norm[place] == -1 for norm in norms.values())  # its weight belongs to net.twice
     assert watch.alerts == []
 
 
@@ -582,8 +581,8 @@ def test_sparse_gradients_are_measured_as_if_they_were_dense(tmp_path: Path) -> 
         expected = list(model.row(layer).values())
         for tag in (f"gradwatch/{name}/total_norm", f"grad_norm/{name}/{layer}"):
             assert list(scalars(events, tag).values()) == pytest.approx(expected, rel=1e-5)
-    shares = [make_ndarray(e.tensor_proto)[0] for e in events.Tensors("gradwatch/SparseAdam/layers/zero_fraction")]
-    assert shares == pytest.approx(zeros, abs=1e-5)
+    shares = tensors(events, "gradwatch/SparseAdam/layers/zero_fraction")
+    assert [share for share, *_ in shares.values()] == pytest.approx(zeros, abs=1e-5)
     assert watch.alerts == []
 
 

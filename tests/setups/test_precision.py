@@ -14,11 +14,10 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
-from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor, nn
 
 from lightning_gradwatch import GradWatch
-from tests.tasks import Classifier, Poison, digits, fit, quiet_trainer, read_events, scalars, small_net
+from tests.tasks import Classifier, Poison, digits, fit, quiet_trainer, read_events, scalars, small_net, tensors
 
 LAYERS = ("net.0", "net.2", "net.4")
 
@@ -86,10 +85,6 @@ def run(directory: Path, *callbacks: Any, model: Any = None, watch: GradWatch | 
     return oracle
 
 
-def layer_tensor(events: Any, name: str) -> dict[int, list[float]]:
-    return {e.step: make_ndarray(e.tensor_proto).tolist() for e in events.Tensors(f"gradwatch/layers/{name}")}
-
-
 @pytest.mark.parametrize("precision", ["32", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true"])
 def test_every_precision_is_measured_unscaled(tmp_path: Path, precision: str) -> None:
     watch = GradWatch(histogram_every=1)
@@ -124,7 +119,9 @@ def check_events(directory: Path, oracle: Oracle) -> None:
     events = read_events(directory)
     assert list(scalars(events, "gradwatch/total_norm").values()) == pytest.approx(oracle.totals, rel=1e-4)
     for tensor, expected in (("grad_norm", oracle.weights), ("output_grad_norm", oracle.outputs)):
-        assert [*layer_tensor(events, tensor).values()] == [pytest.approx(row, rel=1e-4) for row in expected]
+        assert [*tensors(events, f"gradwatch/layers/{tensor}").values()] == [
+            pytest.approx(row, rel=1e-4) for row in expected
+        ]
     histograms = [event.histogram_value for event in events.Histograms("grad_hist/net.4")]
     assert [h.sum / h.num for h in histograms] == pytest.approx(
         oracle.decades, abs=0.1
@@ -182,7 +179,8 @@ def test_the_scaler_may_look_for_its_level_for_as_long_as_it_takes(tmp_path: Pat
     assert scalars(events, "gradwatch/skipped_steps")[59] == num_skipped
     assert scalars(events, "gradwatch/nonfinite_steps")[59] == 0
     for name in ("grad_norm", "grad_norm_range", "output_grad_norm", "weight_norm"):
-        assert all(math.isfinite(v) for row in layer_tensor(events, name).values() for v in torch.tensor(row).flatten())
+        found = torch.tensor([*tensors(events, f"gradwatch/layers/{name}").values()])
+        assert found.isfinite().all()
     assert all(math.isfinite(e.value) for tag in events.Tags()["scalars"] for e in events.Scalars(tag))
 
 
@@ -191,7 +189,7 @@ def test_a_skipped_step_that_is_sampled_says_nothing_of_its_gradients(tmp_path: 
     watch, scaler = GradWatch(sample_every_n_steps=1), fp16(2.0**12, growth_interval=1, backoff_factor=0.125)
     oracle = run(tmp_path, watch=watch, plugins=[scaler], max_steps=60, log_every_n_steps=3)
     events = read_events(tmp_path)
-    published = layer_tensor(events, "output_grad_norm")
+    published = tensors(events, "gradwatch/layers/output_grad_norm")
     assert list(published) == list(range(2, 60, 3))
     assert 3 < sum(oracle.is_skipped[step] for step in published) < 17
     for step, row in published.items():

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.util.tensor_util import make_ndarray
 from torch import nn
 
 from lightning_gradwatch.core.sampling import STATE_EVERY
 from tests.setups import sharded_training
 from tests.setups.processes import run_ranks
 from tests.setups.sharded_training import BATCH, EVERY, LR, MAX_NORM, NUM_STEPS, make_data, make_loss, make_net
-from tests.tasks import read_events, scalars
+from tests.tasks import read_events, scalars, tensors
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +60,7 @@ def train_by_hand(max_norm: float = math.inf) -> dict[str, Any]:
 
 
 def layer_values(events: EventAccumulator, quantity: str) -> dict[int, list[float]]:
-    return {e.step: make_ndarray(e.tensor_proto).tolist() for e in events.Tensors(f"gradwatch/layers/{quantity}")}
+    return tensors(events, f"gradwatch/layers/{quantity}")
 
 
 @pytest.mark.parametrize("kind", KINDS)
