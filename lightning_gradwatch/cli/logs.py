@@ -151,6 +151,7 @@ class Logs:
         return self._opened[1]
 
     def _run(self, name: str, catalogue: Catalogue | None, files: _Files, reader: EventReader) -> Run:
+        # the alerts: from the event files, and from alerts.jsonl, which may know more
         lines, changed = self._lines_of(name) if files.has_alerts else ([], 0.0)
         document = None if catalogue is None else catalogue.document
         is_read = document is not None and not document.problem
@@ -158,9 +159,11 @@ class Logs:
         is_known = is_read or any(is_alert(line) for line in lines)
         alerts = merge(document.alerts if document else (), lines, written)
         kept = newest(alerts)
+        # how far the run has come, by whatever tells most
         steps = [alert["step"] if alert["until_step"] is None else alert["until_step"] for alert in alerts]
         steps += [] if catalogue is None or catalogue.last_step is None else [catalogue.last_step]
         last_step = max(steps, default=None)
+        # what cannot be read is no sign of health
         problem = "" if is_known else _BAD_NAME if files.has_events else _EMPTY_FILE
         if catalogue is not None:
             problem = document.problem if document is not None and document.problem else catalogue.problem

@@ -115,6 +115,7 @@ def _fit(value: Any, kind: Any) -> Any:
         _UnfitError: If it is none.
     """
     origin, options = get_origin(kind), get_args(kind)
+    # kinds with parts of their own
     if origin in (Union, UnionType):
         return _fit_one(value, options)
     if origin is Literal:
@@ -126,6 +127,7 @@ def _fit(value: Any, kind: Any) -> Any:
     if origin is dict:
         _require(value, isinstance(value, dict))
         return {_fit(name, options[0]): _fit(v, options[1]) for name, v in value.items()}
+    # records: each field as one of its kind
     if is_typeddict(kind):
         _require(value, isinstance(value, dict))
         return {name: _fit(value[name], each) for name, each in _hints(kind).items() if name in value}
@@ -133,6 +135,7 @@ def _fit(value: Any, kind: Any) -> Any:
         return _fit_dataclass(value, kind)
     if hasattr(kind, "_fields"):
         return kind(*_fit_tuple(_elements(value), tuple(_hints(kind).values())))
+    # single values
     if kind is Any:
         return value
     if isinstance(kind, type) and issubclass(kind, IntEnum):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from statistics import median
 from time import perf_counter, process_time
 from typing import Any
 
@@ -14,18 +13,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch.core.clip import make_policies
-from lightning_gradwatch.core.detect.profile import decades_lost, depth_profile, positive
-from lightning_gradwatch.core.records import Alert, Observation, Sample
-from lightning_gradwatch.core.reports import Report
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.core.watcher import Watcher
 from lightning_gradwatch.prescription.memory import limited
 from lightning_gradwatch.prescription.patient import Patient
+from lightning_gradwatch.prescription.seen import NUM_SAMPLES, Seen
 from lightning_gradwatch.prescription.state import seed_everything
-
-NUM_SAMPLES = 5
-"""As many as the detector takes the median of."""
 
 
 class Course:
@@ -43,11 +37,9 @@ class Course:
     Attributes:
         patient: As it was given.
         loss_before: Loss before the first step, and ``loss_after`` after the last; to be set by the caller.
-        decades: Decades lost with depth, sample by sample; ``time_decades`` those lost through time.
+        seen: What the watch saw.
         seconds: What each step without a sample took; ``sampled_seconds`` those with one.
-        alerts: What the detector raised, and ``observations`` what it was told.
         losses: The loss of each step.
-        num_time_steps: The longest sequence seen.
         is_rebuilt: Whether a remedy has changed more than values; to be set by the caller.
     """
 
@@ -62,15 +54,11 @@ class Course:
         room: float = math.inf,
         schedule: Schedule | None = None,
     ) -> None:
-        self.decades: list[float] = []
-        self.time_decades: list[float] = []
+        self.seen = Seen()
         self.seconds: list[float] = []
         self.sampled_seconds: list[float] = []
-        self.alerts: list[Alert] = []
-        self.observations: list[Observation] = []
         self.losses: list[float] = []
-        self.left_out: list[str] = []
-        self.num_time_steps, self.is_rebuilt = 0, False
+        self.is_rebuilt = False
         self.loss_before = self.loss_after = math.nan
         self.patient = patient
         self._optimizer, self._schedules = optimizer, schedules
@@ -78,7 +66,7 @@ class Course:
         self._device = next((p.device for p in patient.model.parameters()), torch.device("cpu"))
         self._clock = process_time if self._device.type == "cpu" else perf_counter  # others' work does not count
         settings = Settings(schedule or Schedule(NUM_SAMPLES, 10**9), policies=make_policies(patient.clip))
-        self._watcher = Watcher(patient.model, optimizer, settings, tell=self.left_out.append)
+        self._watcher = Watcher(patient.model, optimizer, settings, tell=self.seen.left_out.append)
         self._scaler = torch.amp.GradScaler(self._device.type) if patient.loss_scale else None
         self._rates = [group["lr"] for group in optimizer.param_groups]
         self._num_steps = 0
@@ -102,7 +90,7 @@ class Course:
         scaled.backward()
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
-        self._take_in(self._watcher.observe(loss=scaled, loss_scale=self._scale()))
+        self.seen.add(self._watcher.observe(loss=scaled, loss_scale=self._scale()))
         if with_update:
             self._update()
         self._num_steps += 1
@@ -122,12 +110,7 @@ class Course:
 
     def end(self) -> None:
         """Take in what is still under way, and let go of the model."""
-        self._take_in(self._watcher.flush(publish=False))
-
-    def lost(self, through_time: bool) -> float:
-        """Decades lost at the start, the median over the first samples; NaN without a profile."""
-        samples = (self.time_decades if through_time else self.decades)[:NUM_SAMPLES]
-        return median(samples) if samples else math.nan
+        self.seen.add(self._watcher.flush(publish=False))
 
     def _loss(self, batch: Any) -> Tensor:
         model, loss = self.patient.model, self.patient.loss
@@ -165,22 +148,3 @@ class Course:
             self._scaler.update()
         for schedule in self._schedules:
             schedule.step()
-
-    def _take_in(self, report: Report) -> None:
-        self.alerts += report.alerts
-        self.observations += report.observations
-        for observation in report.observations:
-            if observation.sample is not None:
-                self._add_sample(observation, observation.sample)
-
-    def _add_sample(self, observation: Observation, sample: Sample) -> None:
-        gradients = observation.last_norms
-        profile = depth_profile(observation.layers, sample.output_norms, gradients)
-        with_depth = decades_lost(profile.norms)
-        if with_depth is not None:
-            self.decades.append(with_depth)
-        sequences = [norms.tolist() for _, norms in sample.sequences]
-        self.num_time_steps = max([self.num_time_steps, *map(len, sequences)])
-        through_time = [lost for norms in sequences if (lost := decades_lost(positive(norms))) is not None]
-        if through_time:
-            self.time_decades.append(max(through_time, key=abs))

@@ -33,17 +33,17 @@ def diagnose(ward: Ward) -> Alert | str:
             break
         course.advance()
         has_learned = step >= MIN_STEPS and course.fall > LEARNED
-        if course.has_diverged or has_learned or _loud(course.alerts):
+        if course.has_diverged or has_learned or _loud(course.seen.alerts):
             break
     course.end()
     is_slow = len(course.losses) == MAX_STEPS and course.fall < BY_HEART
-    found = _loud(course.alerts) or (_loud(as_if_flat(course.observations)) if is_slow else None)
+    found = _loud(course.seen.alerts) or (_loud(as_if_flat(course.seen.observations)) if is_slow else None)
     return found or _all_clear(course, len(ward.batches), is_late)
 
 
 def _all_clear(course: Course, num_batches: int, is_late: bool) -> str:
     """What was looked at without finding anything; no all-clear if that was not enough."""
-    num_steps, lost = len(course.losses), course.lost(through_time=True)
+    num_steps, lost = len(course.losses), course.seen.lost(through_time=True)
     where = "this batch" if num_batches == 1 else f"these {num_batches} batches"
     if is_late:
         seen = f"No alert in {num_steps} step{'s' * (num_steps > 1)} on {where}, when time was up"
@@ -51,7 +51,7 @@ def _all_clear(course: Course, num_batches: int, is_late: bool) -> str:
     clear = f"Nothing was found: no alert in {num_steps} steps on {where}."
     if not lost > MANY_DECADES:
         return clear
-    along_time = f"Along its {course.num_time_steps} time steps the gradient loses {lost:.1f} decades, though"
+    along_time = f"Along its {course.seen.num_time_steps} time steps the gradient loses {lost:.1f} decades, though"
     return f"{clear} {along_time}: what lies far back is hardly learned from."
 
 

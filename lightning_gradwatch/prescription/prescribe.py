@@ -232,7 +232,7 @@ class _Trials:
             key=_join(remedies, "key"),
             remedy=_join(remedies, "name") or "untreated",
             effect="no change",
-            decades=course.lost(self._kind == "vanishing_through_time"),
+            decades=course.seen.lost(self._kind == "vanishing_through_time"),
             loss_before=course.loss_before,
             loss_after=course.loss_after,
             parameters_percent=100 * (count / max(self._ward.num_parameters, 1) - 1),

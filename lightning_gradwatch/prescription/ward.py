@@ -165,7 +165,7 @@ class Ward:
         course.end()
         if steps:
             course.loss_after = math.nan if course.has_diverged else course.evaluate()
-        self._num_time_steps = self._num_time_steps or course.num_time_steps
+        self._num_time_steps = self._num_time_steps or course.seen.num_time_steps
         if not remedies and all(p.grad is None for p in course.patient.model.parameters()):
             rule, cure = "computed with the model that it is given", "take the model from the arguments"
             raise refuse("loss_fn", rule, "one that reaches no parameter of the copy", cure)

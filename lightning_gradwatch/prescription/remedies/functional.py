@@ -43,6 +43,7 @@ def rewritten(seen: Trace, old: Collection[str], new: type[nn.Module]) -> Rewrit
     if not any(kind_of(node) in kinds for node in seen.consumers.keys() - of_modules):
         return found  # and spare the tracing
     for module in seen.ran((nn.Module,)):
+        # the user's own modules alone, each that is no loop
         calls = seen.of(module)
         if type(module).__module__.startswith("torch.nn") or seen.is_loop(module):
             continue
@@ -52,6 +53,7 @@ def rewritten(seen: Trace, old: Collection[str], new: type[nn.Module]) -> Rewrit
             if is_the_users(failure):
                 raise
             continue
+        # replace each call of an old activation on a hidden tensor
         at_output = any(call.after is None or call.after in seen.tail for call in calls)
         parts = dict(module.named_modules())
         nodes = [n for n in graph.nodes if _name(n) in old and _is_hidden(n, parts, at_output)]

@@ -19,6 +19,7 @@ _NORMS = (nn.LayerNorm, nn.RMSNorm)
 
 def _apply(patient: Patient) -> None:
     seen = trace(patient)
+    # find blocks that normalise a sum: torch's own, and any others by what they compute
     stock: list[Any] = [m for m in seen.ran(_STOCK) if not m.norm_first]
     inside = {part for layer in stock for part in layer.modules()}
     branches: list[tuple[Any, Any, Any]] = [
@@ -29,6 +30,7 @@ def _apply(patient: Patient) -> None:
     ]
     if not stock and not branches:
         raise CannotApply("no block recognised that normalises the sum of its input and a branch")
+    # behind the last block the sum needs a norm of its own
     skips = {skip for _, _, skip in branches}
     branch_of = {norm: branch for norm, branch, _ in branches}
     final = {norm: {_needs_norm(seen, call, skips) for call in seen.of(norm)} for norm in branch_of}
@@ -36,6 +38,7 @@ def _apply(patient: Patient) -> None:
         raise CannotApply("a block that comes after itself")
     starts = {call.before for layer in stock for call in seen.of(layer)}
     last = [m for m in stock if any(_needs_norm(seen, call, starts) for call in seen.of(m))]
+    # torch's own blocks know both orders
     for layer in stock:
         layer.norm_first = True
     for encoder in patient.model.modules():
@@ -44,6 +47,7 @@ def _apply(patient: Patient) -> None:
     for layer in last:
         layer.final_norm = deepcopy(layer.norm2)
         layer.register_forward_hook(_through_final_norm)
+    # the others: each norm steps aside, and its branch gets it first
     for norm, branch in branch_of.items():
         if final[norm] == {True}:
             norm.final = deepcopy(norm)
