@@ -584,7 +584,7 @@ class GradWatch(Callback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
         """Remember the loss; it is read together with the gradients. An object that stands for several is not known."""
         if self._run.probe is not None:
-            self._run.probe.begin_backward()
+            self._run.probe.account.begin_backward()
         if not isinstance(loss, Tensor):
             return
         for post in self._run.posts.values():
@@ -596,7 +596,7 @@ class GradWatch(Callback):
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Observe, if every backward pass is to be observed."""
         if self._run.probe is not None:
-            self._run.probe.end_backward()
+            self._run.probe.account.end_backward()
         if self._run.compares:
             for post in self._run.posts.values():
                 post.watcher.note_backward()

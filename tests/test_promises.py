@@ -173,7 +173,7 @@ OPTIONAL: list[tuple[Any, str, str]] = [
     (UpdateMeter, "remember", "gradwatch/layers/update_ratio"),
     (UpdateMeter, "compare", "gradwatch/layers/update_ratio"),
     (UpdateMeter, "moments", "gradwatch/gradient_signal"),
-    (Probe, "nonzero_fraction", ""),
+    (Account, "nonzero_fraction", ""),
     (Probe, "inputs", ""),
     (InputFacts, "add", ""),
     (reader, "log_histograms", "gradwatch/layers/log10_histogram"),

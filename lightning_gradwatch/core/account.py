@@ -80,6 +80,13 @@ class Account:
             return None
         return root_of_squares(calls[0].norms if len(calls) == 1 else [norm for call in calls for norm in call.norms])
 
+    def nonzero_fraction(self, layer: str) -> Tensor | None:
+        """Share of elements of dLoss/d(output) that are not exactly zero, at the last call; None if unseen.
+
+        In [0, 1], shape ``()``, float32; for float16 alone.
+        """
+        return self.nonzeros.get(layer)
+
     def along_time(self) -> dict[str, Tensor]:
         """Gradient norms over time steps, the earliest first, for layers with at least 8 of them."""
         repeated = {

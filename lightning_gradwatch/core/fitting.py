@@ -67,7 +67,7 @@ class Fitting:
     def is_stale(self) -> bool:
         """The same, or layers have run that had not run before: asked at every step, so in one go."""
         groups = [group["params"] for group in self._optimizer.param_groups]
-        return len(self._probe.order) != self._num_ran or not are_identical(groups, self._groups)
+        return len(self._probe.order.names) != self._num_ran or not are_identical(groups, self._groups)
 
     def look_closely(self) -> None:
         """Have instruments made anew where a parameter was cast, moved or given another shape, and is still itself."""
@@ -94,7 +94,7 @@ class Fitting:
                 self._probe.watch(*hookable(self._model))
         if not layout.parameters:
             return (), True
-        self._ran = self._ran or tuple(self._probe.order)
+        self._ran = self._ran or tuple(self._probe.order.names)
         past, self._past = self._past, Past()
         self.instruments = Instruments(
             layout, self._optimizer, self._policies(), self._settings.on_nonfinite, self._ran, self._optional
@@ -104,12 +104,12 @@ class Fitting:
 
     def rearrange(self) -> Names:
         """Give layers that have run for the first time their place; the names in the order so far."""
-        self._num_ran = len(self._probe.order)
+        self._num_ran = len(self._probe.order.names)
         if self.instruments is None:
             return ()
         before = self.instruments.names
-        if not set(self._probe.order) <= set(self._ran):
-            self._ran = (*self._probe.order, *(name for name in self._ran if name not in self._probe.order))
+        if not set(self._probe.order.names) <= set(self._ran):
+            self._ran = (*self._probe.order.names, *(name for name in self._ran if name not in self._probe.order.names))
             self.instruments.arrange(self._ran)
         return before
 

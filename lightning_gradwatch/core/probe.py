@@ -22,6 +22,7 @@ from lightning_gradwatch.core.inputs import InputFacts
 from lightning_gradwatch.core.modes import is_batched, is_traced, is_wrapped, without_dispatch_modes, without_functions
 from lightning_gradwatch.core.modules import facts_of
 from lightning_gradwatch.core.recurrent import readable
+from lightning_gradwatch.core.run_order import RunOrder
 from lightning_gradwatch.core.safe_norms import norm_of, norms_over_time
 from lightning_gradwatch.core.shards import local, num_shards
 from lightning_gradwatch.core.tensors import is_plain, tensors_in
@@ -60,7 +61,7 @@ def _never_fails(figure: _Seen) -> Callable[[Callable[..., Any]], Callable[..., 
             except Exception as failure:
                 if is_the_users(failure):
                     raise
-                self._note_failure(figure, seen if isinstance(seen, str) else seen.name, failure)
+                self._leave_out(figure, seen if isinstance(seen, str) else seen.name, failure)
                 return None
             finally:
                 self.seconds += perf_counter() - start
@@ -103,8 +104,7 @@ class Probe:
 
     Attributes:
         account: The gradients at the layers' outputs since the last step.
-        order: Names of the layers in the order in which their first forward call ended.
-        ran: Names of the layers that ran since :meth:`attach`.
+        order: In which order the layers ran, ever and since :meth:`attach`.
         left_out: Names of layers whose outputs could not be looked at, each with the reason, the first one first.
         failure: Traceback of what ended the probe, when the last layer was left out; None while there is one.
         seconds: Time spent in the hooks so far.
@@ -129,8 +129,7 @@ class Probe:
         self.account = Account()
         self._session = 0
         self._hooked: Set[str] = frozenset()
-        self.order: list[str] = []
-        self._placed: set[str] = set()
+        self.order = RunOrder()
         self._failures: dict[_Seen, Exception] = {}
         self.failure: str | None = None
         self._is_paused = False
@@ -176,13 +175,13 @@ class Probe:
             return
         self._is_thorough = thorough
         asleep = {name for name in self._fused if not facts_of(self._layers[name]).get("training")}
-        self._hooked = (self._profiled if self.order else self._looks.keys()) - asleep
+        self._hooked = (self._profiled if self.order.names else self._looks.keys()) - asleep
         self._hang()
 
     def _hang(self) -> None:
         looks = [look for name, look in self._looks.items() if name in self._hooked]
         for look, failure in self._hooks.hang(looks):
-            self._leave_out(look.args[0], failure)
+            self._leave_out("outputs", look.args[0], failure)
         sequences = [(self._layers[name], functools.partial(self._see_sequence, name)) for name in self._recurrent]
         self._hooks.hang(sequences, before=True)
 
@@ -222,25 +221,6 @@ class Probe:
         strong = {name for name, norm in norms.items() if STRONG <= norm <= 1 / STRONG}
         self.strong = (self.strong - norms.keys()) | (strong - self.repeated)
 
-    def mark_read(self) -> None:
-        """Say that an optimizer is about to step: the next backward pass starts a new account of gradients."""
-        self.account.is_read = True
-
-    def begin_backward(self) -> None:
-        """Say that the loss is about to be differentiated, see :meth:`Account.begin_backward`."""
-        self.account.begin_backward()
-
-    def end_backward(self) -> None:
-        """Say that the gradients of the loss are complete."""
-        self.account.end_backward()
-
-    def nonzero_fraction(self, layer: str) -> Tensor | None:
-        """Share of elements of dLoss/d(output) that are not exactly zero, at the last call; None if unseen.
-
-        In [0, 1], shape ``()``, float32; for float16 alone.
-        """
-        return self.account.nonzeros.get(layer)
-
     def inputs(self, layer: str) -> Tensor | None:
         """:func:`~lightning_gradwatch.core.inputs.describe` of the layer's input at its last call; None if unseen.
 
@@ -263,40 +243,34 @@ class Probe:
             raise self._failures["sequences"]
         return self.account.along_time()
 
-    def _note_failure(self, figure: _Seen, layer: str, failure: Exception) -> None:
-        """Leave a figure out from now on; of the outputs, those of this layer."""
-        if figure == "outputs":
-            self._leave_out(layer, failure)
-        else:
+    def _leave_out(self, figure: _Seen, layer: str, failure: Exception) -> None:
+        """Look at a figure no more; of the outputs, at those of this layer, and without the last one at nothing."""
+        if figure != "outputs":
             self._failures[figure] = failure.with_traceback(None)  # which would keep the user's tensors
-
-    def _leave_out(self, layer: str, failure: Exception) -> None:
-        """Look at the outputs of a layer no more; without the last one there is nothing to see at all."""
-        if layer not in self._profiled:
-            return
-        self._profiled -= {layer}
-        self.account.leave_out(layer)
-        self.left_out[layer] = traceback.format_exception_only(failure)[-1].strip()
-        if not self._profiled:
-            self.failure = "".join(traceback.format_exception(failure))
+        elif layer in self._profiled:
+            self._profiled -= {layer}
+            self.account.leave_out(layer)
+            self.left_out[layer] = traceback.format_exception_only(failure)[-1].strip()
+            if not self._profiled:
+                self.failure = "".join(traceback.format_exception(failure))
 
     def _forget(self) -> None:
         self._session += 1
         for handle in self._tensor_handles:
             handle.remove()
         self._tensor_handles = []
-        self.ran: set[str] = set()
-        self._previous = ""
+        self.order.start()
         self._inputs = InputFacts()
         self.account.forget()
 
     @_never_fails("outputs")
     def _see_output(self, name: str, module: nn.Module, *seen: Any) -> None:
         *given, output = seen  # the arguments, positional and by keyword, stand before it
-        self.ran.add(name)
-        if name not in self._placed:
-            self._place(name)
-        self._previous = name
+        order = self.order
+        order.ran.add(name)
+        if name not in order.placed:
+            order.place(name)
+        order.previous = name
         if name not in self._profiled:
             return
         if self._is_thorough and "inputs" not in self._failures:
@@ -319,13 +293,7 @@ class Probe:
         except Exception as failure:
             if is_the_users(failure):
                 raise
-            self._note_failure("inputs", name, failure)
-
-    def _place(self, name: str) -> None:
-        """Give a layer its place in the order: behind the one that ran before it, also if it first runs late."""
-        self._placed.add(name)
-        place = self.order.index(self._previous) + 1 if self._previous in self.order else 0
-        self.order.insert(place, name)
+            self._leave_out("inputs", name, failure)
 
     @_never_fails("outputs")
     def _see_gradient(self, call: _Call, gradient: Tensor) -> None:

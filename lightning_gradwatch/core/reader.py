@@ -118,7 +118,7 @@ class Reader:
         }
 
     def _output_nonzeros(self, instruments: Instruments) -> Tensor:
-        return instruments.meter.stack([self._probe.nonzero_fraction(name) for name in instruments.layer_names])
+        return instruments.meter.stack([self._probe.account.nonzero_fraction(name) for name in instruments.layer_names])
 
     def _input_facts(self, instruments: Instruments) -> Tensor:
         unknown = instruments.unknown(NUM_INPUT_FACTS)

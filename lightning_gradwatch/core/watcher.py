@@ -206,7 +206,7 @@ class Watcher:
             due = self._take_due(instruments, is_sampled, publish, loss_scale, scale)
         self._reader.noted = None
         sampling.num_steps += 1
-        probe.mark_read()
+        probe.account.is_read = True  # an optimizer is about to step: the next backward pass opens a new account
         if self._owns_probe:
             probe.detach()
         # 4. clip or skip, once everything has been measured
@@ -365,7 +365,7 @@ class Watcher:
 
     def _take_sample(self, instruments: Instruments, loss_scale: Tensor | None, is_thorough: bool) -> dict[str, Tensor]:
         self._sampling.num_samples += 1
-        self._pending.ran = frozenset(self._probe.ran) - instruments.frozen
+        self._pending.ran = frozenset(self._probe.order.ran) - instruments.frozen
         sample = self._reader.sample(instruments, loss_scale)
         if is_thorough:
             sample.update(self._reader.thorough(instruments, self._sampling.num_steps))

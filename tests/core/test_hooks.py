@@ -255,7 +255,7 @@ def test_a_hook_that_somebody_has_kept_does_nothing_later() -> None:
     probe.detach()
     model[0]._forward_hooks.update(kept)  # type: ignore[index]
     model(X).sum().backward()
-    assert probe.ran == set()
+    assert probe.order.ran == set()
     assert probe.account.norm("0") is None
     assert probe.failure is None
 

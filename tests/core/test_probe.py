@@ -40,7 +40,7 @@ def test_norms_are_those_of_autograd() -> None:
     output = second(hidden.tanh())
     expected = torch.autograd.grad(output.square().sum(), [hidden, output])
     probe = backward(nn.Sequential(first, nn.Tanh(), second), x)
-    assert probe.order == ["0", "2"]
+    assert probe.order.names == ["0", "2"]
     for name, gradient in zip(("0", "2"), expected, strict=True):
         norm = probe.account.norm(name)
         assert norm is not None
@@ -180,7 +180,7 @@ def test_tiny_gradients_do_not_vanish_in_their_own_squares_over_calls() -> None:
 def test_norm_layers_have_a_place_in_the_order_only() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 1))
     probe = backward(model, torch.randn(2, 3))
-    assert probe.order == ["0", "1", "2"]
+    assert probe.order.names == ["0", "1", "2"]
     assert probe.account.norm("1") is None
 
 
@@ -207,7 +207,7 @@ def norms_scaled_by(probe: Probe, model: nn.Module, x: Tensor, scale: float) -> 
     probe.attach()
     (model(x).square().sum() * scale).backward()
     found = {name: norm for name in ("0", "2") if (norm := probe.account.norm(name)) is not None}
-    probe.mark_read()
+    probe.account.is_read = True
     probe.detach()
     return found
 
@@ -317,7 +317,7 @@ def test_a_mode_of_the_user_sees_nothing_of_ours(mode: Any) -> None:
         seen.append(around.seen)
     assert seen[0] == seen[1]
     assert probe.failure is None
-    for name in probe.order:
+    for name in probe.order.names:
         assert probe.account.norm(name) is not None
         assert probe.inputs(name) is not None
 
@@ -364,7 +364,7 @@ def test_a_pass_without_numbers_or_that_is_written_down_changes_no_figure(run: A
             run(model)
         output.square().sum().backward()
         assert probe.failure is None
-        found.append([[probe.account.norm(name), probe.inputs(name)] for name in probe.order])
+        found.append([[probe.account.norm(name), probe.inputs(name)] for name in probe.order.names])
     for alone, other in zip(*found, strict=True):
         assert all(a is not None and torch.equal(a, b) for a, b in zip(alone, other, strict=True))
 

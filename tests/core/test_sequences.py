@@ -352,7 +352,7 @@ def test_a_thorough_probe_describes_what_each_layer_was_given(dtype: torch.dtype
     probe.attach(thorough=True)
     x = torch.randn(8, 4, dtype=dtype)
     model(x).sum().backward()
-    first, second, nonzeros = probe.inputs("0"), probe.inputs("2"), probe.nonzero_fraction("0")
+    first, second, nonzeros = probe.inputs("0"), probe.inputs("2"), probe.account.nonzero_fraction("0")
     assert first is not None
     assert second is not None
     assert Inputs(*first.tolist()).high == x.max().item()

@@ -128,8 +128,8 @@ def test_hooks_of_our_own_do_nothing_in_a_copy_and_those_of_the_user_do() -> Non
     (copied,) = copy_of(model)
     copied(X)
     assert seen == [1]
-    assert not probe.ran
-    assert not probe.order
+    assert not probe.order.ran
+    assert not probe.order.names
     assert [dict(module._forward_hooks) for module in copied.modules() if module._forward_hooks] == [
         dict(model[0]._forward_hooks.copy())
     ]
