@@ -9,14 +9,15 @@ import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from docstring_parser.common import DocstringExample, DocstringMeta, DocstringParam, DocstringRaises
 from docstring_parser.google import GoogleParser, Section, SectionType
 
 import lightning_gradwatch
 from lightning_gradwatch import GradWatch
-from lightning_gradwatch.core.records import Clip, Publication, Sample, Window
+from lightning_gradwatch.core.alerts import KINDS
+from lightning_gradwatch.core.records import AlertKind, Clip, Publication, Sample, Window
 from lightning_gradwatch.core.reports import Report
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.settings import Settings
@@ -41,10 +42,23 @@ def reference() -> str:
     parts = [INTRODUCTION, "## `lightning_gradwatch`\n"]
     for name in vars(lightning_gradwatch)["__all__"]:
         parts += described(name, getattr(lightning_gradwatch, name))
+    parts += kinds()
     parts.append("## Without Lightning\n\nThese know torch only.\n")
     for thing in WITHOUT_LIGHTNING:
         parts += described(f"{thing.__module__}.{thing.__name__}", thing)
     return "\n".join(parts)
+
+
+def kinds() -> Iterator[str]:
+    """The table of the kinds of alerts."""
+    yield "### Kinds of alerts\n"
+    rows = [f"| [`{kind}`]({guide(kind)}) | {KINDS[kind].title} | {KINDS[kind].unit} |" for kind in get_args(AlertKind)]
+    yield "\n".join(["| `Alert.kind` | what is wrong | `Alert.value` counts |", "|---|---|---|", *rows, ""])
+
+
+def guide(kind: str) -> str:
+    """The section of the guide about a kind."""
+    return f"guide.md#{kind.replace('_', '-')}"
 
 
 def described(title: str, thing: Any) -> Iterator[str]:

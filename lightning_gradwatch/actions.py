@@ -24,7 +24,7 @@ MAX_CHECKPOINTS = 5
 """Checkpoints that alerts may leave in a directory: the first ones, which are nearest to the beginning of trouble."""
 
 
-def require_actions(on_alert: object) -> dict[AlertKind, Action]:
+def require_actions(on_alert: object) -> dict[str, Action]:
     """The action for every kind of alert.
 
     Raises:
@@ -62,7 +62,7 @@ class Actions:
         schedule: When full samples are taken.
     """
 
-    def __init__(self, choices: Mapping[AlertKind, Action], schedule: Schedule) -> None:
+    def __init__(self, choices: Mapping[str, Action], schedule: Schedule) -> None:
         self._choices = choices
         self._schedule = schedule
         self._alerts: list[Alert] = []
@@ -72,7 +72,7 @@ class Actions:
 
     def note(self, alerts: Iterable[Alert]) -> None:
         """Remember alerts that have opened, or risen from a notice, until :meth:`decide`."""
-        self._alerts += [alert for alert in alerts if self._choices[alert.kind] != "warn"]
+        self._alerts += [alert for alert in alerts if self._choices.get(alert.kind, "warn") != "warn"]
 
     def decide(self, trainer: Trainer, is_last: bool = False) -> None:
         """Act on what rank zero has noted. All ranks must call this at the same steps.

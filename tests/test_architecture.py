@@ -15,11 +15,12 @@ from lightning_gradwatch.core.clip import POLICIES
 
 PACKAGE = Path(lightning_gradwatch.__file__).parent
 ROOMS = {
-    "anatomy", "clip", "cost", "detect", "diagnose", "evidence", "figures", "histogram", "inputs", "layers", "measure",
+    "alerts", "anatomy", "clip", "cost", "detector", "figures", "histogram", "history", "inputs", "layers", "measure",
     "metrics", "probe", "quantities", "schedule", "shards", "transfer", "updates", "window",
 }  # fmt: skip
 ALLOWED = (
-    {("histogram", "measure"), ("updates", "measure"), ("updates", "figures"), ("diagnose", "evidence")}
+    {("histogram", "measure"), ("updates", "measure"), ("updates", "figures")}
+    | {("alerts", "history"), ("detector", "history"), ("detector", "alerts")}
     | {(room, "shards") for room in ("clip", "measure", "probe", "updates")}
     | {("clip", "measure"), ("clip", "layers"), ("probe", "inputs")}
 )  # helpers of the same duty
@@ -73,7 +74,8 @@ def test_every_file_keeps_to_the_plan() -> None:
     ("path", "source"),
     [
         ("core/measure.py", "from lightning.pytorch import Trainer"),
-        ("core/detect.py", "def f():\n    import tensorboard.plugins"),
+        ("core/detector.py", "def f():\n    import tensorboard.plugins"),
+        ("core/history/depth.py", "from lightning_gradwatch.core.alerts import ALERTS"),
         ("core/probe.py", "from lightning_gradwatch.core.layers import ParameterLayout"),
         ("core/clip.py", "from lightning_gradwatch import _lightning"),
         ("alerts_file.py", "from lightning_gradwatch.callback import GradWatch"),
@@ -113,6 +115,7 @@ def test_tag_strings_stay_in_metrics() -> None:
         ("from lightning_gradwatch import prescribe", ("lightning", "pytorch_lightning", "tensorboard")),
         ("import lightning_gradwatch.core.quantities.own", ("torch", "numpy", "lightning", "tensorboard")),
         ("import lightning_gradwatch.core.watcher", ("lightning", "pytorch_lightning", "tensorboard")),
+        ("import lightning_gradwatch.core.alerts", ("torch", "lightning", "pytorch_lightning", "tensorboard", "numpy")),
         ("import lightning_gradwatch.tensorboard.loader", ("torch", "lightning", "pytorch_lightning", "numpy")),
         ("import lightning_gradwatch.tensorboard.plugin", ("torch", "lightning", "pytorch_lightning")),
         (

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks import operators
 from lightning_gradwatch import GradWatch
 from lightning_gradwatch.core.clip import NAMES, make_policies
-from lightning_gradwatch.core.detect import Detector
+from lightning_gradwatch.core.detector import Detector
 from lightning_gradwatch.core.measure import Groups, norms
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.schedule import Schedule

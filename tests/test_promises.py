@@ -19,12 +19,13 @@ from benchmarks.operators import Operators
 from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning, alerts_file, callback
 from lightning_gradwatch.core import anatomy, fitting, judge, reader
 from lightning_gradwatch.core.account import Account
+from lightning_gradwatch.core.alerts.detached import DetachedRule
+from lightning_gradwatch.core.alerts.nonfinite import NonfiniteRule
+from lightning_gradwatch.core.alerts.vanishing import VanishingRule
 from lightning_gradwatch.core.clip import NAMES, make_policies
-from lightning_gradwatch.core.detect.depth import DepthRule
-from lightning_gradwatch.core.detect.nonfinite import NonfiniteRule
-from lightning_gradwatch.core.detect.silence import SilenceRule
-from lightning_gradwatch.core.evidence import Evidence
 from lightning_gradwatch.core.figures import LayerFigures
+from lightning_gradwatch.core.history import History
+from lightning_gradwatch.core.history.evidence import Evidence
 from lightning_gradwatch.core.inputs import InputFacts
 from lightning_gradwatch.core.measure import ParameterMeter
 from lightning_gradwatch.core.probe import Probe
@@ -153,9 +154,10 @@ ROOMS = [
     (Probe, "attach"),
     (Transfer, "send"),
     (PublicationWindow, "add"),
-    (DepthRule, "update"),
+    (History, "add"),
+    (VanishingRule, "update"),
     (NonfiniteRule, "update"),
-    (SilenceRule, "update"),
+    (DetachedRule, "update"),
     (callback, "make_probe"),
     (_lightning, "x_axis"),
     (_lightning, "log_dir"),

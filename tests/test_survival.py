@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from lightning_gradwatch import GradWatch, GradWatchWarning, alerts_file, callback
 from lightning_gradwatch.core import anatomy, fitting, instruments, judge, probe, reader
 from lightning_gradwatch.core.account import Account
+from lightning_gradwatch.core.alerts.detached import DetachedRule
+from lightning_gradwatch.core.alerts.nonfinite import NonfiniteRule
+from lightning_gradwatch.core.alerts.vanishing import VanishingRule
 from lightning_gradwatch.core.clip.clippers import Clippers, ClipWindow
-from lightning_gradwatch.core.detect import Detector
-from lightning_gradwatch.core.detect.depth import DepthRule
-from lightning_gradwatch.core.detect.nonfinite import NonfiniteRule
-from lightning_gradwatch.core.detect.silence import SilenceRule
-from lightning_gradwatch.core.evidence import Evidence
+from lightning_gradwatch.core.detector import Detector
 from lightning_gradwatch.core.figures import LayerFigures
+from lightning_gradwatch.core.history import History
+from lightning_gradwatch.core.history.evidence import Evidence
 from lightning_gradwatch.core.inputs import InputFacts
 from lightning_gradwatch.core.measure import NormWindow, ParameterMeter
 from lightning_gradwatch.core.probe import Probe
@@ -48,9 +49,10 @@ ROOMS: list[tuple[Any, str]] = [
     (Clippers, "state_dict"),
     (ClipWindow, "add"),
     (Detector, "update"),
-    (DepthRule, "update"),
+    (History, "add"),
+    (VanishingRule, "update"),
     (NonfiniteRule, "update"),
-    (SilenceRule, "update"),
+    (DetachedRule, "update"),
     (Evidence, "add"),
     (FlightRecorder, "add"),
     (FlightRecorder, "begin_step"),

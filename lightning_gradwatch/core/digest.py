@@ -75,7 +75,7 @@ class Digest:
         return alerts
 
     def _published(self, observation: Observation, label: Label, numbers: Numbers) -> tuple[Publication, ...]:
-        evidence = self.judge.evidence
+        evidence = self.judge.history.evidence
         counts = self._optional.take("clipped", None, clipped_counts, label, numbers)
         return self.publisher.publish(
             observation,

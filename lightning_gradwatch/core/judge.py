@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from lightning_gradwatch.core.detect import Detector
-from lightning_gradwatch.core.diagnose import explain, explain_nothing
-from lightning_gradwatch.core.evidence import Evidence
+from lightning_gradwatch.core.alerts.explain import explain, explain_nothing
+from lightning_gradwatch.core.detector import Detector
 from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.records import Alert, Finding, Observation
 from lightning_gradwatch.core.saved import Saved
@@ -20,13 +19,16 @@ class Judge:
         vanishing_threshold: Score in (0, 1] at which ``vanishing`` opens.
         optimizer: Name of the optimizer; ``""`` if there is only one.
         optional: Leaves out causes that cannot be told.
+
+    Attributes:
+        history: What the observations have shown so far.
     """
 
     def __init__(self, vanishing_threshold: float, optimizer: str, optional: OptionalFigures) -> None:
         self._optimizer = optimizer
         self._take = optional.take
-        self._detector = Detector(vanishing_threshold)
-        self.evidence = Evidence()
+        self._detector = Detector(vanishing_threshold, optional)
+        self.history = self._detector.history
 
     def judge(self, observation: Observation, is_scaled: bool, skips: bool) -> tuple[Alert, ...]:
         """Take in an observation.
@@ -40,11 +42,10 @@ class Judge:
             The alerts that opened, rose, or ended.
         """
         findings = self._detector.update(observation, is_scaled, skips)
-        self._take("evidence", None, self.evidence.add, observation, self._detector.time.horizons)
         return tuple(self._explain(finding) for finding in findings)
 
     def _explain(self, finding: Finding) -> Alert:
-        alert = self._take("causes", None, explain, finding, self.evidence, self._optimizer)
+        alert = self._take("causes", None, explain, finding, self.history.evidence, self._optimizer)
         return explain_nothing(finding, self._optimizer) if alert is None else alert
 
     @property
@@ -55,28 +56,27 @@ class Judge:
     @property
     def scores(self) -> dict[str, float]:
         """Run-level numbers by their short name."""
-        return {**self._detector.scores, **self.evidence.scores}
+        return {**self._detector.scores, **self.history.evidence.scores}
 
     @property
     def vanishing(self) -> float:
         """The vanishing score alone."""
-        return self._detector.depth.score
+        return self.history.depth.score
 
     @property
     def profile(self) -> dict[str, float]:
         """The latest depth profile: gradient norms at layer outputs (or of weights), the input end first."""
-        return dict(zip(self._detector.profile.layers, self._detector.profile.norms, strict=True))
+        return dict(zip(self.history.profile.layers, self.history.profile.norms, strict=True))
 
     def keep(self, layers: Collection[str]) -> None:
         """Forget every layer but these: the others are no more."""
-        self._detector.time.keep(layers)
-        self.evidence.keep(layers)
+        self.history.keep(layers)
 
     def state_dict(self) -> dict[str, Any]:
         """Primitives that :meth:`load_state_dict` takes back."""
-        return {"detector": self._detector.state_dict(), "evidence": self.evidence.state_dict()}
+        return {"detector": self._detector.state_dict(), "evidence": self.history.evidence.state_dict()}
 
     def load_state_dict(self, saved: Saved) -> None:
         """Go on where :meth:`state_dict` was taken."""
         self._detector.load_state_dict(saved.part("detector"))
-        self.evidence.load_state_dict(saved.part("evidence"))
+        self.history.evidence.load_state_dict(saved.part("evidence"))

@@ -124,16 +124,13 @@ class Alert:
     """One incident in a training run, from the step at which it opened to the step at which it ended.
 
     Attributes:
-        kind: What is wrong.
+        kind: What is wrong: one of the table of kinds, or the kind of a rule of the user.
         level: ``"notice"`` (worth knowing) or ``"alert"`` (act).
         step: Step at which it opened, on the x-axis of the loggers. A notice that rises to an alert keeps it: the
             trouble began then, and kind, step and optimizer are how an incident is known again.
         until_step: Last step at which it held; None while it is open.
         layer: Name of the layer that shows it most; ``""`` if it concerns the run as a whole.
-        value: The measured value at opening, in the unit of the kind: decades for ``vanishing``,
-            ``vanishing_through_time`` and ``exploding``; steps in a row for ``nonfinite``; the share of the first third
-            of the layers for ``dead``; layers for ``detached``; the share of elements for ``underflow``; 1 for
-            ``stalled``.
+        value: The measured value at opening, in the unit that the table of kinds names.
         threshold: The value at which this kind opens, in the same unit.
         message: What is wrong, why, and what to try, in plain sentences.
         cause: Why, as one of a fixed list of causes; ``"unknown"`` where the measurements do not decide.
@@ -145,7 +142,7 @@ class Alert:
             ``""`` in the logs of older versions.
     """
 
-    kind: AlertKind
+    kind: str
     level: AlertLevel
     step: int
     until_step: int | None
@@ -171,7 +168,7 @@ class Finding:
     """What the detector saw, before it is explained: the numbers of an :class:`Alert` without its words.
 
     Attributes:
-        kind: What is wrong.
+        kind: What is wrong: one of the table of kinds, or the kind of a rule of the user.
         level: How bad it is.
         step: Step at which it opened.
         until_step: Last step at which it held; None while it is open.
@@ -181,7 +178,7 @@ class Finding:
         threshold: The value at which this kind opens.
     """
 
-    kind: AlertKind
+    kind: str
     level: AlertLevel
     step: int
     until_step: int | None

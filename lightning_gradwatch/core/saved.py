@@ -42,7 +42,7 @@ class Saved:
         self.lost = [] if lost is None else lost
         self._path = path
         self._parts: Mapping[Any, Any] = state if isinstance(state, Mapping) else {}
-        if self._parts is not state:
+        if self._parts is not state and (path or "everything") not in self.lost:
             self.lost.append(path or "everything")
 
     @classmethod

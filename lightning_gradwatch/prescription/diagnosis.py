@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lightning_gradwatch.core.detect import Detector
-from lightning_gradwatch.core.diagnose import explain
-from lightning_gradwatch.core.evidence import Evidence
+from lightning_gradwatch.core.alerts.explain import explain
+from lightning_gradwatch.core.detector import Detector
+from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.records import Alert, Observation
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.settings import Settings
@@ -64,11 +64,12 @@ def as_if_flat(observations: Sequence[Observation]) -> list[Alert]:
 
     Over the same few batches any loss falls, which need not be progress.
     """
-    detector, evidence, alerts = Detector(Settings().vanishing_threshold), Evidence(), []
+    detector, truth, alerts = Detector(Settings().vanishing_threshold), History(), []
     first = next((loss for observation in observations for loss in observation.losses if loss is not None), None)
     for observation in observations:
         still = replace(observation, losses=(first,) * len(observation.losses))
         findings = detector.update(still, is_scaled=False)
-        evidence.add(observation, detector.time.horizons)
-        alerts += [explain(finding, evidence) for finding in findings]
+        truth.add(observation)  # causes are found by the loss as it was
+        truth.evidence.add(observation)
+        alerts += [explain(finding, truth.evidence) for finding in findings]
     return alerts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from statistics import median
 
-from lightning_gradwatch.core.detect.profile import decades_lost, depth_profile, positive
+from lightning_gradwatch.core.history.profile import decades_lost, depth_profile, positive
 from lightning_gradwatch.core.records import Alert, Observation, Sample
 from lightning_gradwatch.core.reports import Report
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, Literal
 
+from lightning_gradwatch.core.alerts import ALERTS
 from lightning_gradwatch.core.quantities import QUANTITIES
 from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
 from lightning_gradwatch.core.quantities.memory_horizon import MEMORY_HORIZON
@@ -46,16 +47,7 @@ class Line:
     range: tuple[float, float]
 
 
-KINDS = {
-    "vanishing": Kind("Gradients vanish with depth", "Vanishing"),
-    "vanishing_through_time": Kind("Gradients vanish through time", "Vanishing through time"),
-    "exploding": Kind("Gradients explode", "Exploding"),
-    "nonfinite": Kind("NaN or infinite values", "NaN or Inf"),
-    "dead": Kind("Layers without any gradient", "Dead"),
-    "detached": Kind("Layers that no gradient reaches", "Detached"),
-    "stalled": Kind("The loss does not fall", "Stalled"),
-    "underflow": Kind("Gradients or updates are rounded away", "Underflow"),
-}
+KINDS = {kind.name: Kind(kind.title, kind.label) for kind in ALERTS}
 PARTICULAR = {"default": GRAD_NORM.name, "horizon": MEMORY_HORIZON.name, "histogram": HISTOGRAM.name}
 """What a view needs by its name: what is shown first, and what has a panel of its own."""
 STATUSES: dict[Status, str] = {

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_gradwatch.core.detect.profile import decades_lost, positive
+from lightning_gradwatch.core.history.profile import decades_lost, positive
 from lightning_gradwatch.core.probing import make_probe
 from lightning_gradwatch.core.watcher import Watcher
 from lightning_gradwatch.prescription.patient import CannotApply, Patient

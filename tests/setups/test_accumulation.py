@@ -70,7 +70,7 @@ def run(directory: Path, *callbacks: Any, watch: GradWatch, model: Any = None, *
 
 def seen_losses(watch: GradWatch) -> list[float]:
     (post,) = watch._run.posts.values()
-    return post.watcher._digest.judge.evidence.losses
+    return post.watcher._digest.judge.history.evidence.losses
 
 
 EVERY_THREE = [(3, 3), (3, 3), (1, 3)]

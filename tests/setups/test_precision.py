@@ -133,7 +133,7 @@ def test_gradwatch_sees_the_unscaled_loss(tmp_path: Path) -> None:
     oracle = run(tmp_path, watch=watch, plugins=[fp16(growth_interval=3)], max_steps=12)
     assert len(set(oracle.scales)) > 1
     (post,) = watch._run.posts.values()
-    assert post.watcher._digest.judge.evidence.losses == pytest.approx(oracle.losses, rel=1e-6)
+    assert post.watcher._digest.judge.history.evidence.losses == pytest.approx(oracle.losses, rel=1e-6)
 
 
 @pytest.mark.parametrize("fused", [False, True])

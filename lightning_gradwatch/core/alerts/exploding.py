@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from lightning_gradwatch.core.detect.incident import Incident
-from lightning_gradwatch.core.detect.losses import LossHistory
+from lightning_gradwatch.core.alerts.causes import divergence
+from lightning_gradwatch.core.alerts.hysteresis import Hysteresis
+from lightning_gradwatch.core.alerts.kind import Diagnosis, Kind
+from lightning_gradwatch.core.history import History
+from lightning_gradwatch.core.history.evidence import Evidence
+from lightning_gradwatch.core.history.losses import LossHistory
 from lightning_gradwatch.core.records import Finding, Observation
 from lightning_gradwatch.core.saved import Saved, count
 
@@ -24,7 +27,8 @@ RISE = 1.2
 class ExplodingRule:
     """Any of: three decades of growth with depth or time; a norm 100 times its median; a diverging loss.
 
-    The value is in decades throughout. All but the growth must be seen in two observations running.
+    The value is in decades throughout. All but the growth must be seen in two observations running. A gradient that is
+    not finite is another kind of alert, and nothing is judged while that is open.
     """
 
     def __init__(self) -> None:
@@ -32,33 +36,27 @@ class ExplodingRule:
         self._early: list[float] = []
         self._spikes = 0
         self._peak = 0.0
-        self._profile = Incident("exploding", DECADES)
-        self._jump = Incident("exploding", math.log10(DIVERGED_FACTOR), persistence=2)
+        self._profile = Hysteresis("exploding", DECADES)
+        self._jump = Hysteresis("exploding", math.log10(DIVERGED_FACTOR), persistence=2)
 
     @property
     def finding(self) -> Finding | None:
         """The open finding, if there is one."""
         return self._profile.finding or self._jump.finding
 
-    def update(
-        self,
-        observation: Observation,
-        losses: LossHistory,
-        usual_update: float,
-        depth_growth: float,
-        time_growth: tuple[str, float],
-        ends: tuple[str, ...],
-    ) -> list[Finding]:
+    def update(self, observation: Observation, history: History) -> list[Finding]:
         """Take in an observation; the findings that opened or ended."""
-        jump = max(self._spike(observation), self._divergence(losses), _overshoot(losses, usual_update))
+        if "nonfinite" in history.open:
+            return []
+        losses = history.losses
+        jump = max(self._spike(observation), self._divergence(losses), _overshoot(losses, history.usual_update))
         changes = []
         if self._profile.finding is None:
             changes.append(self._jump.judge(observation.step, jump))
         if observation.sample is not None and self._jump.finding is None:
-            layer, through_time = time_growth
-            value = max(depth_growth, through_time)
-            layers = (layer,) if through_time > depth_growth else ends
-            changes.append(self._profile.judge(observation.step, value, layers))
+            with_depth, (layer, through_time) = history.depth.growth, history.time.growth
+            layers = (layer,) if through_time > with_depth else history.ends
+            changes.append(self._profile.judge(observation.step, max(with_depth, through_time), layers))
         return [change for change in changes if change is not None]
 
     def _spike(self, observation: Observation) -> float:
@@ -89,6 +87,10 @@ class ExplodingRule:
         rise = min(math.log10(now / start), math.log10(max(self._calm[-1] / median(self._early), 1e-9)) + 1)
         return max(rise, 0.0)
 
+    def scores(self, history: History) -> dict[str, float]:
+        """Decades that the gradient grows, with depth or with time."""
+        return {"exploding": max(history.depth.growth, history.time.growth[1])}
+
     def state_dict(self) -> dict[str, Any]:
         """Primitives that :meth:`load_state_dict` takes back."""
         return {
@@ -100,16 +102,15 @@ class ExplodingRule:
             "jump": self._jump.state_dict(),
         }
 
-    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Saved) -> None:
         """Go on where :meth:`state_dict` was taken."""
-        saved = Saved.of(state)
-        calm, early = (saved.take(name, list[float], [], _are_norms) for name in ("calm", "early"))
+        calm, early = (state.take(name, list[float], [], _are_norms) for name in ("calm", "early"))
         if early or not calm:  # how far a loss has gone is told by both
             self._calm, self._early = calm, early
-        self._spikes = saved.take("spikes", int, self._spikes, count)
-        self._peak = saved.take("peak", float, self._peak)
-        self._profile.load_state_dict(saved.part("profile"))
-        self._jump.load_state_dict(saved.part("jump"))
+        self._spikes = state.take("spikes", int, self._spikes, count)
+        self._peak = state.take("peak", float, self._peak)
+        self._profile.load_state_dict(state.part("profile"))
+        self._jump.load_state_dict(state.part("jump"))
 
 
 def _are_norms(norms: list[float]) -> bool:
@@ -120,3 +121,25 @@ def _overshoot(losses: LossHistory, usual_update: float) -> float:
     """Decades by which updates exceed 1 % of the weights while the loss is higher than at the very start."""
     has_risen = losses.num_steps >= CALM_STEPS // 2 and losses.now > RISE * losses.first > 0
     return max(math.log10(usual_update / LARGE_UPDATE), 0.0) if has_risen and usual_update > 0 else 0.0
+
+
+def describe(finding: Finding, _: Evidence) -> str:
+    """What is wrong, in a sentence."""
+    return f"Gradients explode (step {finding.step}): they or the loss have grown by {finding.value:.1f} decades."
+
+
+def diagnose(_: Finding, evidence: Evidence) -> Diagnosis:
+    """What multiplies the gradient, or drives the weights away."""
+    return divergence(evidence)
+
+
+EXPLODING = Kind(
+    name="exploding",
+    title="Gradients explode",
+    label="Exploding",
+    unit="decades",
+    rule=ExplodingRule,
+    describe=describe,
+    diagnose=diagnose,
+    saved_at=("ExplodingRule",),
+)

@@ -1,4 +1,4 @@
-"""An incident opens at a threshold, holds, and ends clearly below it: hysteresis, shared by all rules."""
+"""An alert opens at a threshold, holds, and ends clearly below it: hysteresis, shared by all rules."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from lightning_gradwatch.core.records import AlertKind, AlertLevel, Finding
+from lightning_gradwatch.core.records import AlertLevel, Finding
 from lightning_gradwatch.core.saved import Saved, count
 
 RELEASE = 0.75
-"""An incident ends when its value falls below this share of the threshold at which it opened."""
+"""An alert ends when its value falls below this share of the threshold at which it opened."""
 
 
-class Incident:
-    """The state of one kind of trouble.
+class Hysteresis:
+    """The state of one kind of trouble, for rules that judge a value against a threshold.
 
     Args:
         kind: What is wrong when it is open.
         threshold: Value at which it opens.
         persistence: Number of judgements in a row that must reach the threshold before it opens.
         release: Share of the threshold below which it ends; as often in a row as it took to open.
+
+    Attributes:
+        finding: What is open; None if nothing is.
     """
 
-    def __init__(self, kind: AlertKind, threshold: float, persistence: int = 1, release: float = RELEASE) -> None:
+    def __init__(self, kind: str, threshold: float, persistence: int = 1, release: float = RELEASE) -> None:
         self._kind = kind
         self._threshold = threshold
         self._persistence = persistence
@@ -36,7 +39,18 @@ class Incident:
     def judge(
         self, step: int, value: float, layers: tuple[str, ...] = (), level: AlertLevel = "alert", threshold: float = 0.0
     ) -> Finding | None:
-        """Take in a value; the finding if it opened, changed its level upwards, or ended just now."""
+        """Take in a value.
+
+        Args:
+            step: The step at which it was measured.
+            value: The value, in any unit; the higher, the worse.
+            layers: The layers that show it, the most telling first.
+            level: How bad it is. A notice rises to an alert, and does not fall back.
+            threshold: Value at which it opens from now on; 0 for that of the constructor.
+
+        Returns:
+            The finding if it opened, rose to an alert, or ended just now; otherwise None.
+        """
         threshold = threshold or self._threshold
         self._above = self._above + 1 if value >= threshold else 0
         self._below = self._below + 1 if value < self._release * threshold else 0
@@ -67,11 +81,35 @@ class Incident:
         self.finding = take_finding(saved, self._kind)
 
 
+class SteadyRule:
+    """A rule whose whole memory is one hysteresis.
+
+    Args:
+        hysteresis: That of its kind.
+    """
+
+    def __init__(self, hysteresis: Hysteresis) -> None:
+        self.hysteresis = hysteresis
+
+    @property
+    def finding(self) -> Finding | None:
+        """What is open; None if nothing is."""
+        return self.hysteresis.finding
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives that :meth:`load_state_dict` takes back."""
+        return self.hysteresis.state_dict()
+
+    def load_state_dict(self, state: Saved) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self.hysteresis.load_state_dict(state)
+
+
 def finding_state(finding: Finding | None) -> dict[str, Any] | None:
     """A finding as primitives."""
     return None if finding is None else asdict(finding)
 
 
-def take_finding(saved: Saved, kind: AlertKind) -> Finding | None:
+def take_finding(saved: Saved, kind: str) -> Finding | None:
     """The open finding of that kind in a state that was saved; None without one."""
     return saved.find("finding", Finding, lambda finding: finding.kind == kind)

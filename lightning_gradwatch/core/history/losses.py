@@ -101,6 +101,10 @@ class LossHistory:
             return "alert"
         return "notice" if self.num_steps >= NOTICE_STEPS else None
 
+    def last(self, number: int) -> list[float]:
+        """The last losses, at most 60 of them."""
+        return self._recent[-number:]
+
     @property
     def first(self) -> float:
         """The very first loss; NaN without any."""

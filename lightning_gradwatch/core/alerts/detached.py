@@ -1,0 +1,91 @@
+"""Layers that run and that no gradient ever reaches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_gradwatch.core.alerts.hysteresis import Hysteresis, SteadyRule
+from lightning_gradwatch.core.alerts.kind import Diagnosis, Kind, named
+from lightning_gradwatch.core.history import History
+from lightning_gradwatch.core.history.evidence import Evidence
+from lightning_gradwatch.core.records import AlertLevel, Finding, Observation
+from lightning_gradwatch.core.saved import Saved
+
+SAMPLES = 10
+
+
+class DetachedRule(SteadyRule):
+    """A layer that ran in ten samples and never had a gradient.
+
+    A mere notice if it is behind every layer that had one, as a head that the loss does not use. Nothing is judged
+    while rounding swallows gradients.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(Hysteresis("detached", 1.0, release=1.0))
+        self._num_runs: dict[str, int] = {}
+
+    def update(self, observation: Observation, history: History) -> Finding | None:
+        """Judge a sample."""
+        sample = history.sample
+        if sample is None or "underflow" in history.open:
+            return None
+        for layer in observation.layers:
+            if layer.name in sample.ran:
+                self._num_runs[layer.name] = self._num_runs.get(layer.name, 0) + 1
+        never = history.reach.unreached
+        if never:
+            never = [name for name in never if self._num_runs[name] >= SAMPLES]
+        level = _level(observation, history, never) if never else "alert"
+        return self.hysteresis.judge(sample.step, float(len(never)), tuple(never), level)
+
+    def scores(self, history: History) -> dict[str, float]:
+        """Number of detached layers."""
+        return {"detached_layers": float(len(self.finding.layers)) if self.finding is not None else 0.0}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives that :meth:`load_state_dict` takes back."""
+        return {"num_runs": dict(self._num_runs), "detached": self.hysteresis.state_dict()}
+
+    def load_state_dict(self, state: Saved) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self._num_runs = state.take("num_runs", dict[str, int], self._num_runs)
+        self.hysteresis.load_state_dict(state.part("detached"))
+
+
+def _level(observation: Observation, history: History, detached: list[str]) -> AlertLevel:
+    """A notice if all of them ran behind the last layer that has had a gradient."""
+    names = [layer.name for layer in observation.layers]
+    last = max((i for i, name in enumerate(names) if name in history.reach.had_gradient), default=len(names))
+    return "notice" if {*detached} <= {*names[last + 1 :]} else "alert"
+
+
+def describe(finding: Finding, _: Evidence) -> str:
+    """What is wrong, in a sentence."""
+    verbs = "runs but never gets" if len(finding.layers) == 1 else "run but never get"
+    return f"{named(finding.layers)} {verbs} a gradient (step {finding.step})."
+
+
+def diagnose(*_: object) -> Diagnosis:
+    """It is its own cause."""
+    return Diagnosis(
+        "detached",
+        "in none of ten samples did a gradient arrive at their output",
+        (
+            "remove .detach(), torch.no_grad(), .item(), argmax or numpy between these layers and the loss",
+            "let the loss use their output, if nothing does",
+            "requires_grad_(False), or exclude=..., if that is on purpose",
+        ),
+    )
+
+
+DETACHED = Kind(
+    name="detached",
+    title="Layers that no gradient reaches",
+    label="Detached",
+    unit="layers",
+    rule=DetachedRule,
+    describe=describe,
+    diagnose=diagnose,
+    saved_at=("SilenceRule",),
+)

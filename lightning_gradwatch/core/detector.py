@@ -1,0 +1,104 @@
+"""Host numbers over time become findings: what is wrong, where, since when, how much. No words, no output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning_gradwatch.core.alerts import ALERTS
+from lightning_gradwatch.core.alerts.kind import BuiltInRule
+from lightning_gradwatch.core.alerts.vanishing import VANISHING, VanishingRule
+from lightning_gradwatch.core.history import History
+from lightning_gradwatch.core.optional import OptionalFigures
+from lightning_gradwatch.core.records import Finding, Observation
+from lightning_gradwatch.core.saved import Saved
+
+
+class Detector:
+    """Every rule, over the observations of one optimizer.
+
+    Args:
+        vanishing_threshold: Score in (0, 1] at which ``vanishing`` opens.
+        optional: What leaves out the evidence if it fails; None for a warning.
+
+    Attributes:
+        history: What the observations have shown so far.
+    """
+
+    def __init__(self, vanishing_threshold: float, optional: OptionalFigures | None = None) -> None:
+        self.history = History()
+        self._optional = optional or OptionalFigures()
+        self._vanishing = VanishingRule(vanishing_threshold)
+        self._rules: dict[str, BuiltInRule] = {
+            kind.name: self._vanishing if kind is VANISHING else kind.rule() for kind in ALERTS
+        }
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether a few more samples at once would settle something."""
+        return self._vanishing.is_suspicious(self.history)
+
+    def update(self, observation: Observation, is_scaled: bool, skips: bool = False) -> list[Finding]:
+        """Take in an observation.
+
+        Args:
+            observation: The numbers of the steps since the last one.
+            is_scaled: Whether a loss scaler is at work, which skips non-finite steps by itself.
+            skips: Whether non-finite steps are skipped, by whomever.
+
+        Returns:
+            The findings that opened, rose to an alert, or ended, oldest first.
+        """
+        history = self.history
+        history.add(observation, is_scaled, skips)
+        self._optional.take("evidence", None, history.evidence.add, observation)
+        changes: list[Finding] = []
+        for rule in self._rules.values():
+            found = rule.update(observation, history)
+            if found:
+                changes += self._note([found] if isinstance(found, Finding) else found)
+        return changes
+
+    def _note(self, findings: Sequence[Finding]) -> Sequence[Finding]:
+        """Tell the rules that come after this one what is open."""
+        for finding in findings:
+            if finding.until_step is None:
+                self.history.open[finding.kind] = finding
+            else:
+                self.history.open.pop(finding.kind, None)
+        return findings
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Run-level numbers by their short name."""
+        scores: dict[str, float] = {}
+        for rule in self._rules.values():
+            scores.update(rule.scores(self.history))
+        return {**scores, **self.history.scores}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives that :meth:`load_state_dict` takes back, without the evidence."""
+        state = self.history.state_dict()
+        for kind in ALERTS:
+            part = state
+            for key in _keys(kind.name, kind.saved_at):
+                part = part.setdefault(key, {})
+            part.update(self._rules[kind.name].state_dict())
+        return state
+
+    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken; a rule that was not there, or cannot be read, starts afresh."""
+        saved = Saved.of(state)
+        self.history.load_state_dict(saved)
+        self.history.open.clear()
+        for kind in ALERTS:
+            part, rule = saved, self._rules[kind.name]
+            for key in _keys(kind.name, kind.saved_at):
+                part = part.part(key)
+            rule.load_state_dict(part)
+            if rule.finding is not None:
+                self.history.open[kind.name] = rule.finding
+
+
+def _keys(name: str, saved_at: tuple[str, ...] | None) -> tuple[str, ...]:
+    return (name,) if saved_at is None else saved_at

@@ -1,0 +1,123 @@
+"""Observations, reduced once: what rules judge and causes are found by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from statistics import median
+from typing import Any
+
+from lightning_gradwatch.core.history.depth import DepthHistory
+from lightning_gradwatch.core.history.evidence import Evidence
+from lightning_gradwatch.core.history.losses import LossHistory
+from lightning_gradwatch.core.history.profile import Profile, depth_profile, outer_ends
+from lightning_gradwatch.core.history.reach import Reach
+from lightning_gradwatch.core.history.through_time import TimeHistory
+from lightning_gradwatch.core.records import Finding, Observation, Sample
+from lightning_gradwatch.core.saved import Saved
+
+__all__ = ["History"]
+
+
+class History:
+    """What the observations of one optimizer have shown so far.
+
+    Attributes:
+        losses: What the loss has done.
+        profile: The latest profile of the gradient along the depth.
+        depth: What is lost, or grows, along the depth.
+        time: What recurrent layers lose, or gain, along time.
+        reach: Which layers a gradient has reached.
+        largest_update: The largest relative update of any layer when last looked at; negative if it is not known.
+        usual_update: That of the middle layer; 0 if it is not known.
+        sample: The full sample of the latest observation, None if it had none, or the step was not taken.
+        is_scaled: Whether a loss scaler is at work, which skips non-finite steps by itself.
+        skips: Whether non-finite steps are skipped, by whomever.
+        open: The alerts that are open, as their findings by kind; kept by the detector, rule after rule.
+        evidence: What tells the causes of alerts.
+    """
+
+    def __init__(self) -> None:
+        self.losses = LossHistory()
+        self.profile = Profile((), (), True)
+        self.depth = DepthHistory()
+        self.time = TimeHistory()
+        self.reach = Reach()
+        self.largest_update = -1.0
+        self.usual_update = 0.0
+        self.sample: Sample | None = None
+        self.is_scaled = False
+        self.skips = False
+        self.open: dict[str, Finding] = {}
+        self.evidence = Evidence(self.losses, self.time)
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """The layers at the outer ends of the latest profile; empty if that has fewer than three."""
+        return outer_ends(self.profile) if len(self.profile.norms) >= 3 else ()
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Run-level numbers about the loss by their short name, as far as they are known."""
+        progress = {"loss_lower_share": self.losses.lower_share, "loss_roughness": self.losses.roughness}
+        return {name: number for name, number in progress.items() if number is not None}
+
+    def add(self, observation: Observation, is_scaled: bool = False, skips: bool = False) -> None:
+        """Take in an observation; what tells causes apart is left to ``evidence.add``, without which rules can do.
+
+        Args:
+            observation: The numbers of the steps since the last one.
+            is_scaled: Whether a loss scaler is at work, which skips non-finite steps by itself.
+            skips: Whether non-finite steps are skipped, by whomever.
+        """
+        self.is_scaled, self.skips = is_scaled, skips or is_scaled
+        self.losses.add(observation.losses)
+        sample = observation.sample
+        self.sample = None if sample is None or sample.is_skipped else sample
+        if self.sample is not None:
+            self._add_sample(observation, self.sample)
+
+    def _add_sample(self, observation: Observation, sample: Sample) -> None:
+        norms = observation.last_norms
+        self.profile = depth_profile(observation.layers, sample.output_norms, norms)
+        self.depth.add(self.profile)
+        if sample.sequences:
+            parts = _shares(norms, observation.total_norms[-1])
+            shares = dict(zip((layer.name for layer in observation.layers), parts, strict=True))
+            self.time.add({name: values.tolist() for name, values in sample.sequences}, shares)
+        if sample.checkup is not None:
+            known = [r for r in sample.checkup.update_ratio.tolist() if r >= 0]
+            self.largest_update = max(known, default=-1.0)
+            self.usual_update = median(known) if known else 0.0
+        self.reach.add(observation, sample)
+
+    def keep(self, layers: Collection[str]) -> None:
+        """Forget every layer but these: the others are no more."""
+        self.time.keep(layers)
+        self.evidence.keep(layers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Primitives that :meth:`load_state_dict` takes back, without the evidence; the keys are those of old."""
+        return {
+            "LossHistory": self.losses.state_dict(),
+            "DepthRule": self.depth.state_dict(),
+            "TimeRule": self.time.state_dict(),
+            "SilenceRule": self.reach.state_dict(),
+            "update_ratio": self.largest_update,
+            "usual_update": self.usual_update,
+        }
+
+    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken; what was not there, or cannot be read, starts afresh."""
+        saved = Saved.of(state)
+        self.losses.load_state_dict(saved.part("LossHistory"))
+        self.depth.load_state_dict(saved.part("DepthRule"))
+        self.time.load_state_dict(saved.part("TimeRule"))
+        self.reach.load_state_dict(saved.part("SilenceRule"))
+        self.largest_update = saved.take("update_ratio", float, self.largest_update)
+        self.usual_update = saved.take("usual_update", float, self.usual_update)
+
+
+def _shares(norms: list[float], total: float) -> list[float]:
+    """What part each layer has in the squared total norm; 1 where that is not known."""
+    return [(max(norm, 0.0) / total) ** 2 if 0 < total < math.inf else 1.0 for norm in norms]
