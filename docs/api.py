@@ -17,7 +17,10 @@ from docstring_parser.google import GoogleParser, Section, SectionType
 import lightning_gradwatch
 from lightning_gradwatch import GradWatch
 from lightning_gradwatch.core.alerts import KINDS
-from lightning_gradwatch.core.records import AlertKind, Clip, Publication, Sample, Window
+from lightning_gradwatch.core.alerts.hysteresis import Hysteresis
+from lightning_gradwatch.core.alerts.rule import Rule
+from lightning_gradwatch.core.history import History
+from lightning_gradwatch.core.records import AlertKind, Clip, Finding, Observation, Publication, Sample, Window
 from lightning_gradwatch.core.reports import Report
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.settings import Settings
@@ -25,7 +28,8 @@ from lightning_gradwatch.core.watcher import Watcher
 from lightning_gradwatch.tensorboard.writer import Writer
 
 REFERENCE = Path(__file__).parent / "api.md"
-WITHOUT_LIGHTNING = (Watcher, Settings, Schedule, Report, Publication, Window, Sample, Clip, Writer)
+WITHOUT_LIGHTNING: tuple[type, ...] = (Watcher, Settings, Schedule, Report, Publication, Window, Sample, Clip, Writer)
+OF_RULES: tuple[type, ...] = (Rule, Hysteresis, Finding, Observation, History)
 OF_GRADWATCH = ("alerts", "profile")
 """The rest is for Lightning to call."""
 PARSER = GoogleParser()
@@ -45,6 +49,9 @@ def reference() -> str:
     parts += kinds()
     parts.append("## Without Lightning\n\nThese know torch only.\n")
     for thing in WITHOUT_LIGHTNING:
+        parts += described(f"{thing.__module__}.{thing.__name__}", thing)
+    parts.append("## Rules of your own\n\nWhat they implement, and what they are given.\n")
+    for thing in OF_RULES:
         parts += described(f"{thing.__module__}.{thing.__name__}", thing)
     return "\n".join(parts)
 
@@ -77,13 +84,18 @@ def described(title: str, thing: Any) -> Iterator[str]:
 
 def signature(thing: Any) -> Iterator[str]:
     """How it is called; nothing for a property, or where there is nothing to pass."""
-    if isinstance(thing, property) or (inspect.isclass(thing) and issubclass(thing, Warning)):
+    if isinstance(thing, property) or (inspect.isclass(thing) and (issubclass(thing, Warning) or is_protocol(thing))):
         return
     given = [p for p in inspect.signature(thing).parameters.values() if p.name not in ("self", "cls")]
     keywords = [argument(p) for p in given if p.kind is p.KEYWORD_ONLY]
     lines = [argument(p) for p in given if p.kind is not p.KEYWORD_ONLY] + (["*", *keywords] if keywords else [])
     if lines:
         yield f"```text\n{thing.__name__}(\n    " + ",\n    ".join(lines) + ",\n)\n```\n"
+
+
+def is_protocol(thing: Any) -> bool:
+    """Whether it is a Protocol, which nobody calls."""
+    return bool(getattr(thing, "_is_protocol", False))
 
 
 def argument(parameter: inspect.Parameter) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 from lightning_gradwatch.core.alerts import ALERTS
 from lightning_gradwatch.core.alerts.kind import BuiltInRule
+from lightning_gradwatch.core.alerts.own_rules import OwnKind, OwnRules
+from lightning_gradwatch.core.alerts.rule import Rule
 from lightning_gradwatch.core.alerts.vanishing import VANISHING, VanishingRule
 from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.optional import OptionalFigures
@@ -19,24 +21,36 @@ class Detector:
 
     Args:
         vanishing_threshold: Score in (0, 1] at which ``vanishing`` opens.
-        optional: What leaves out the evidence if it fails; None for a warning.
+        rules: Rules of the user, asked after the built-in ones.
+        optional: What leaves out a rule of the user that fails, or the evidence; None for a warning.
 
     Attributes:
         history: What the observations have shown so far.
+
+    Raises:
+        ValueError: If a rule of the user will not do.
     """
 
-    def __init__(self, vanishing_threshold: float, optional: OptionalFigures | None = None) -> None:
+    def __init__(
+        self, vanishing_threshold: float, rules: Sequence[Rule] = (), optional: OptionalFigures | None = None
+    ) -> None:
         self.history = History()
         self._optional = optional or OptionalFigures()
         self._vanishing = VanishingRule(vanishing_threshold)
         self._rules: dict[str, BuiltInRule] = {
             kind.name: self._vanishing if kind is VANISHING else kind.rule() for kind in ALERTS
         }
+        self._own = OwnRules(rules, self._rules, self._optional)
 
     @property
     def is_suspicious(self) -> bool:
         """Whether a few more samples at once would settle something."""
         return self._vanishing.is_suspicious(self.history)
+
+    @property
+    def own_kinds(self) -> Mapping[str, OwnKind]:
+        """The words of the user's rules, by kind."""
+        return self._own.kinds
 
     def update(self, observation: Observation, is_scaled: bool, skips: bool = False) -> list[Finding]:
         """Take in an observation.
@@ -57,6 +71,9 @@ class Detector:
             found = rule.update(observation, history)
             if found:
                 changes += self._note([found] if isinstance(found, Finding) else found)
+        if self._own.kinds:
+            for found in self._own.update(observation, history):
+                changes += self._note(found)
         return changes
 
     def _note(self, findings: Sequence[Finding]) -> Sequence[Finding]:
@@ -77,14 +94,14 @@ class Detector:
         return {**scores, **self.history.scores}
 
     def state_dict(self) -> dict[str, Any]:
-        """Primitives that :meth:`load_state_dict` takes back, without the evidence."""
+        """Primitives and tensors that :meth:`load_state_dict` takes back, without the evidence."""
         state = self.history.state_dict()
         for kind in ALERTS:
             part = state
             for key in _keys(kind.name, kind.saved_at):
                 part = part.setdefault(key, {})
             part.update(self._rules[kind.name].state_dict())
-        return state
+        return {**state, "rules": self._own.state_dict(self.history)} if self._own.kinds else state
 
     def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken; a rule that was not there, or cannot be read, starts afresh."""
@@ -98,6 +115,7 @@ class Detector:
             rule.load_state_dict(part)
             if rule.finding is not None:
                 self.history.open[kind.name] = rule.finding
+        self._own.load_state_dict(saved.part("rules"), self.history)
 
 
 def _keys(name: str, saved_at: tuple[str, ...] | None) -> tuple[str, ...]:

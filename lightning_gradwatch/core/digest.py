@@ -22,14 +22,14 @@ class Digest:
 
     Args:
         optimizer: Name of the optimizer; ``""`` if there is only one.
-        vanishing_threshold: Score in (0, 1] at which ``vanishing`` opens.
+        judge: Judges the observations.
         probe: Is told which gradients were strong enough to be trusted.
         sampling: Is asked to look closer where that would settle something.
         own: Quantities of the user's own.
         optional: Leaves out what fails.
 
     Attributes:
-        judge: Judges the observations.
+        judge: The same.
         assembly: Makes the observations.
         publisher: Gathers what is published.
     """
@@ -37,7 +37,7 @@ class Digest:
     def __init__(
         self,
         optimizer: str,
-        vanishing_threshold: float,
+        judge: Judge,
         probe: Probe,
         sampling: Sampling,
         own: OwnMeter,
@@ -47,7 +47,7 @@ class Digest:
         self._sampling = sampling
         self._optional = optional
         self.assembly = Assembly(optimizer, own, optional)
-        self.judge = Judge(vanishing_threshold, optimizer, optional)
+        self.judge = judge
         self.publisher = Publisher(optimizer, own.declared)
 
     def take(self, arrived: Iterable[tuple[Label, Numbers]]) -> Report:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from lightning_gradwatch.core.alerts.explain import explain, explain_nothing
+from lightning_gradwatch.core.alerts.rule import Rule
 from lightning_gradwatch.core.detector import Detector
 from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.records import Alert, Finding, Observation
@@ -18,16 +19,22 @@ class Judge:
     Args:
         vanishing_threshold: Score in (0, 1] at which ``vanishing`` opens.
         optimizer: Name of the optimizer; ``""`` if there is only one.
-        optional: Leaves out causes that cannot be told.
+        optional: Leaves out causes that cannot be told, and rules of the user that fail.
+        rules: Rules of the user.
 
     Attributes:
         history: What the observations have shown so far.
+
+    Raises:
+        ValueError: If a rule of the user will not do.
     """
 
-    def __init__(self, vanishing_threshold: float, optimizer: str, optional: OptionalFigures) -> None:
+    def __init__(
+        self, vanishing_threshold: float, optimizer: str, optional: OptionalFigures, rules: Sequence[Rule] = ()
+    ) -> None:
         self._optimizer = optimizer
         self._take = optional.take
-        self._detector = Detector(vanishing_threshold, optional)
+        self._detector = Detector(vanishing_threshold, rules, optional)
         self.history = self._detector.history
 
     def judge(self, observation: Observation, is_scaled: bool, skips: bool) -> tuple[Alert, ...]:
@@ -45,8 +52,9 @@ class Judge:
         return tuple(self._explain(finding) for finding in findings)
 
     def _explain(self, finding: Finding) -> Alert:
-        alert = self._take("causes", None, explain, finding, self.history.evidence, self._optimizer)
-        return explain_nothing(finding, self._optimizer) if alert is None else alert
+        own = self._detector.own_kinds.get(finding.kind)
+        alert = self._take("causes", None, explain, finding, self.history.evidence, self._optimizer, own)
+        return explain_nothing(finding, self._optimizer, own) if alert is None else alert
 
     @property
     def is_suspicious(self) -> bool:

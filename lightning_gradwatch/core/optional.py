@@ -64,7 +64,8 @@ class OptionalFigures:
         tell: Takes the line that says what is left out, and why.
 
     Attributes:
-        absent: The figures that have failed; besides those of the house, ``quantity NAME`` for a user's own.
+        absent: The figures that have failed; besides those of the house, what a user has named: ``quantity NAME``, and
+            ``your rule`` with its kind.
     """
 
     def __init__(self, tell: Callable[[str], None] = _warn) -> None:

@@ -108,6 +108,23 @@ def count(number: int) -> bool:
     return 0 <= number < 2**53
 
 
+def plain(value: Any) -> Any:
+    """A copy of what somebody else wants to have saved: primitives and tensors in dicts, lists and tuples.
+
+    Raises:
+        TypeError: If there is anything else in it, which a checkpoint would not load with ``weights_only=True``.
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if type(value) in (list, tuple):
+        return type(value)(plain(v) for v in value)
+    if type(value) is dict:
+        return {plain(name): plain(v) for name, v in value.items()}
+    if hasattr(value, "detach") and hasattr(value, "clone"):  # a tensor; this file does without torch
+        return value.detach().clone()
+    raise TypeError(f"a checkpoint holds primitives and tensors, but {type(value).__name__} came")
+
+
 def _fit(value: Any, kind: Any) -> Any:
     """A value as one of a kind: containers and dataclasses are made anew.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from lightning_gradwatch.core.alerts.rule import Rule
 from lightning_gradwatch.core.clip import ClipPolicy
 from lightning_gradwatch.core.quantities.quantity import LayerQuantity
 from lightning_gradwatch.core.schedule import Schedule
@@ -27,6 +28,7 @@ class Settings:
             ``"keep"`` it, ``"skip"`` it (weights and the optimizer's state stay as they are) or ``"raise"``, which is
             left to the caller: the alert is in the report of that step.
         quantities: What to measure of every layer besides, on thorough samples and for publications.
+        rules: Rules of the user, which raise alerts of kinds of their own.
     """
 
     schedule: Schedule = field(default_factory=Schedule)
@@ -37,3 +39,4 @@ class Settings:
     policies: tuple[ClipPolicy, ...] = ()
     on_nonfinite: Literal["keep", "skip", "raise"] = "keep"
     quantities: tuple[LayerQuantity, ...] = ()
+    rules: tuple[Rule, ...] = ()

@@ -16,6 +16,7 @@ from lightning_gradwatch.core.digest import Digest
 from lightning_gradwatch.core.fitting import Fitting, Names
 from lightning_gradwatch.core.instruments import Instruments
 from lightning_gradwatch.core.intervene import intervene, leave
+from lightning_gradwatch.core.judge import Judge
 from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.own import OwnMeter
 from lightning_gradwatch.core.pending import Pending
@@ -73,7 +74,12 @@ class Watcher:
         self._reader = Reader(self._probe, own, self._optional)
         self._transfer: Transfer[Label] = Transfer()
         self._digest = Digest(
-            name, self._settings.vanishing_threshold, self._probe, self._sampling, own, self._optional
+            name,
+            Judge(self._settings.vanishing_threshold, name, self._optional, self._settings.rules),
+            self._probe,
+            self._sampling,
+            own,
+            self._optional,
         )
         self._pending = Pending()
         self._late = NOTHING

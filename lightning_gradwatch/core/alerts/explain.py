@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lightning_gradwatch.core.alerts import KINDS
 from lightning_gradwatch.core.alerts.kind import Diagnosis, named
+from lightning_gradwatch.core.alerts.own_rules import OwnKind
 from lightning_gradwatch.core.history.evidence import Evidence
 from lightning_gradwatch.core.records import Alert, Finding, to_try
 
 
-def explain(finding: Finding, evidence: Evidence, optimizer: str = "") -> Alert:
+def explain(finding: Finding, evidence: Evidence, optimizer: str = "", own: OwnKind | None = None) -> Alert:
     """Put a finding into words.
 
     Args:
         finding: What the detector saw.
         evidence: What was measured on this run.
         optimizer: Name of the optimizer that owns the layers; ``""`` if there is only one.
+        own: The words of a user's rule, if it was one that saw it.
 
     Returns:
         The alert, with cause, evidence and remedies as fields and as one message.
     """
     kind = KINDS.get(finding.kind)
     if kind is None:
-        return explain_nothing(finding, optimizer)
+        return explain_nothing(finding, optimizer, own)
     return _alert(finding, kind.describe(finding, evidence), kind.diagnose(finding, evidence), optimizer)
 
 
-def explain_nothing(finding: Finding, optimizer: str = "") -> Alert:
+def explain_nothing(finding: Finding, optimizer: str = "", own: OwnKind | None = None) -> Alert:
     """Put a finding into words of which none depends on evidence; the arguments are those of :func:`explain`."""
     where = f" in {named(finding.layers)}" if finding.layers else ""
+    title, unit = ("Something is wrong", "") if own is None else (own.title, own.unit and f" {own.unit}")
     what = (
-        f"Something is wrong{where} (step {finding.step}): `{finding.kind}` is at {finding.value:.3g}, and "
+        f"{title}{where} (step {finding.step}): `{finding.kind}` is at {finding.value:.3g}{unit}, and "
         f"{finding.threshold:.3g} is where it alerts."
     )
     look = "a look at the named layers" if finding.layers else "a look at the gradient norms and the loss"
-    diagnosis = Diagnosis("unknown", "the measurements do not tell why", (look, "a smaller learning rate"))
-    return _alert(finding, what, diagnosis, optimizer)
+    remedies = own.remedies if own is not None and own.remedies else (look, "a smaller learning rate")
+    why = own.cause if own is not None and own.cause else "the measurements do not tell why"
+    alert = _alert(finding, what, Diagnosis("unknown", why, remedies), optimizer)
+    return alert if own is None else replace(alert, summary=what)  # whose title stands nowhere else
 
 
 def _alert(finding: Finding, what: str, diagnosis: Diagnosis, optimizer: str) -> Alert:
