@@ -14,13 +14,10 @@ from torch import nn
 
 from lightning_gradwatch import GradWatch, GradWatchWarning, alerts_file
 from lightning_gradwatch.core.records import Alert
+from tests.builders import alert
 from tests.tasks import Classifier, deep_net, digits, fit, quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*add the following callbacks.*")
-
-
-def alert(step: int = 9, kind: Any = "nonfinite", until: int | None = None, value: float = 1.0) -> Alert:
-    return Alert(kind, "alert", step, until, "net.0", value, 1.0, "It is not finite.")
 
 
 def texts(directory: Path) -> list[str]:
@@ -49,9 +46,9 @@ def test_after_a_torn_line_a_new_one_begins(tmp_path: Path, torn: bytes) -> None
     alerts_file.append(tmp_path, "opened", alert(1))
     with (tmp_path / alerts_file.NAME).open("ab") as file:
         file.write(torn)
-    assert alerts_file.entries(tmp_path) == {("opened", "nonfinite", 1, "")}
+    assert alerts_file.entries(tmp_path) == {("opened", "vanishing", 1, "")}
     alerts_file.append(tmp_path, "opened", alert(2))
-    alerts_file.append(tmp_path, "ended", alert(2, until=3))
+    alerts_file.append(tmp_path, "ended", alert(2, 3))
     assert [line["step"] for line in alerts_file.read(tmp_path)] == [1, 2, 2]
     assert (tmp_path / alerts_file.NAME).read_bytes().endswith(b"\n")
 
@@ -71,10 +68,10 @@ def test_every_cut_of_a_file_can_be_read_and_continued(tmp_path: Path) -> None:
 
 
 def test_ten_thousand_alerts_leave_bounded_files_that_tell_what_is_open(tmp_path: Path) -> None:
-    alerts_file.append(tmp_path, "opened", alert(0, "vanishing"))
+    alerts_file.append(tmp_path, "opened", alert(0))
     for step in range(10_000):
-        alerts_file.append(tmp_path, "opened", alert(step))
-        alerts_file.append(tmp_path, "ended", alert(step, until=step + 1))
+        alerts_file.append(tmp_path, "opened", alert(step, kind="dead"))
+        alerts_file.append(tmp_path, "ended", alert(step, step + 1, kind="dead"))
     files = sorted(path.name for path in tmp_path.iterdir())
     assert len(files) == 2
     for path in tmp_path.iterdir():
@@ -86,19 +83,19 @@ def test_ten_thousand_alerts_leave_bounded_files_that_tell_what_is_open(tmp_path
 
 def test_files_that_were_put_aside_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alerts_file, "MAX_BYTES", 3000)
-    alerts_file.append(tmp_path, "opened", alert(0, "vanishing"))
+    alerts_file.append(tmp_path, "opened", alert(0))
     for step in range(200):
-        alerts_file.append(tmp_path, "opened", alert(step))
-        alerts_file.append(tmp_path, "ended", alert(step, until=step + 1))
+        alerts_file.append(tmp_path, "opened", alert(step, kind="dead"))
+        alerts_file.append(tmp_path, "ended", alert(step, step + 1, kind="dead"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alerts.jsonl", "alerts.jsonl.1", "alerts.jsonl.2"]
     lines = alerts_file.read(tmp_path)
     steps = [line["step"] for line in lines if line["event"] == "ended"]
     assert steps == list(range(steps[0], 200))
     assert {line["event"] for line in lines if line["kind"] == "vanishing"} == {"continued"}
-    alerts_file.append(tmp_path, "ended", alert(0, "vanishing", until=200))
+    alerts_file.append(tmp_path, "ended", alert(0, 200))
     for step in range(200, 260):
-        alerts_file.append(tmp_path, "opened", alert(step))
-        alerts_file.append(tmp_path, "ended", alert(step, until=step + 1))
+        alerts_file.append(tmp_path, "opened", alert(step, kind="dead"))
+        alerts_file.append(tmp_path, "ended", alert(step, step + 1, kind="dead"))
     assert "vanishing" not in (tmp_path / alerts_file.NAME).read_text()
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from lightning_gradwatch import GradWatch, GradWatchWarning
 from lightning_gradwatch.closing import Tally, summarise
-from lightning_gradwatch.core.records import Alert
+from tests.builders import alert
 from tests.tasks import Classifier, deep_net, digits, fit, make_classifier_class, small_net
 
 
@@ -59,10 +59,8 @@ def test_a_run_that_breaks_off_is_summed_up(caplog: pytest.LogCaptureFixture) ->
 
 
 def test_alerts_are_counted_by_kind_and_the_cost_is_told_where_it_is_known() -> None:
-    def alert(kind: Any, step: int, until: int | None) -> Alert:
-        return Alert(kind, "alert", step, until, "", 1.0, 1.0, "")
-
-    alerts = [alert("nonfinite", 3, 4), alert("vanishing", 9, None), alert("nonfinite", 30, 30), alert("dead", 31, 40)]
+    of_kinds = [("nonfinite", 3, 4), ("vanishing", 9, None), ("nonfinite", 30, 30), ("dead", 31, 40)]
+    alerts = [alert(step, until, kind=kind) for kind, step, until in of_kinds]
     tally = Tally({"": 7}, cost_percent=0.84)
     assert summarise(tally, 1200, alerts, 4, None).splitlines() == [
         "GradWatch watched 7 layers for 1,200 steps.",

@@ -29,6 +29,7 @@ from lightning_gradwatch.core.watcher import Watcher
 from lightning_gradwatch.flight import FlightRecorder
 from lightning_gradwatch.incidents import Incidents
 from lightning_gradwatch.sinks import Sinks
+from tests.builders import alert
 from tests.servers import Inbox
 from tests.setups.test_resume import Oracle
 from tests.tasks import Classifier, Poison, Sponge, deep_net, digits, fit, quiet_trainer, read_events, small_net
@@ -399,17 +400,13 @@ def observation(step: int, num_steps: int = 10) -> Observation:
     )
 
 
-def opened(step: int, kind: Any = "nonfinite") -> Alert:
-    return Alert(kind, "alert", step, None, "net", 1.0, 1.0, "It is not finite.")
-
-
 def test_ten_thousand_alerts_leave_few_files_and_every_one_is_within_a_record(tmp_path: Path) -> None:
     recorder = FlightRecorder(tmp_path, 200, {})
     written: set[int] = set()
     for step in range(9, 10_000, 10):
         recorder.add(observation(step))
         for at in range(step - 9, step + 1):
-            recorder.alert([opened(at)], [])
+            recorder.alert([alert(at)], [])
         for path in flight.files(tmp_path)[-1:]:
             written.update(line["step"] for line in flight.read(path)[1])
     recorder.dump("end")
@@ -425,11 +422,11 @@ def test_ten_thousand_alerts_leave_few_files_and_every_one_is_within_a_record(tm
 def test_another_kind_of_alert_is_recorded_at_once(tmp_path: Path) -> None:
     recorder = FlightRecorder(tmp_path, 200, {})
     recorder.add(observation(9))
-    recorder.alert([opened(5)], [])
+    recorder.alert([alert(5)], [])
     recorder.add(observation(19))
-    recorder.alert([opened(15)], [])
+    recorder.alert([alert(15)], [])
     assert [path.name for path in flight.files(tmp_path)] == ["flight-9.jsonl.gz"]
-    recorder.alert([opened(16, "dead")], [])
+    recorder.alert([alert(16, kind="dead")], [])
     assert [path.name for path in flight.files(tmp_path)] == ["flight-9.jsonl.gz", "flight-19.jsonl.gz"]
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from lightning_gradwatch import GradWatch, GradWatchWarning, notify
-from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.notify import Addresses, Notifier
+from tests.builders import alert
 from tests.servers import Inbox, free_port, mailbox
 from tests.tasks import Classifier, Poison, Sponge, deep_net, digits, fit, quiet_trainer, small_net
 from tests.test_callback import Cured
@@ -28,10 +28,6 @@ SECRET = "s3cr3t-t0ken"
 @pytest.fixture(autouse=True)
 def _no_addresses_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(notify.VARIABLE, raising=False)
-
-
-def alert(step: int = 9, kind: Any = "vanishing", level: Any = "alert", until: int | None = None) -> Alert:
-    return Alert(kind, level, step, until, "net.0", 3.0, 2.0, f"Gradients vanish (step {step}).")
 
 
 def fit_sick(watch: GradWatch, **options: Any) -> pl.Trainer:

@@ -21,9 +21,9 @@ from lightning_gradwatch.flight import FlightRecorder
 from lightning_gradwatch.incidents import MAX_ALERTS, Incidents
 from lightning_gradwatch.notify import Addresses, Notifier
 from lightning_gradwatch.sinks import Sinks
+from tests.builders import alert
 from tests.servers import Inbox
 from tests.tasks import Classifier, deep_net, fit, read_events
-from tests.test_alerts_file import alert
 from tests.test_flight import observation
 
 resource = pytest.importorskip("resource")
@@ -36,7 +36,7 @@ def test_each_optimizer_has_its_own_warnings() -> None:
         for step in (0, 1):
             for optimizer in ("first", "second"):
                 for until in (None, step):
-                    sinks.tell(*incidents.record(replace(alert(step, until=until), optimizer=optimizer)))
+                    sinks.tell(*incidents.record(replace(alert(step, until), optimizer=optimizer)))
     assert len(caught) == 2
 
 
@@ -49,7 +49,7 @@ def test_ten_thousand_alerts_in_a_row_cost_bounded_files_and_memory(tmp_path: Pa
         sinks = Sinks(str(tmp_path), run="run", notifier=notifier, flight=FlightRecorder(tmp_path, 200, {}))
         taken = []
         for step in range(10_000):
-            opened, ended = (incidents.record(alert(step, until=until)) for until in (None, step))
+            opened, ended = (incidents.record(alert(step, until)) for until in (None, step))
             sinks.remember([observation(step, 1)], [opened[1]], incidents.alerts)
             sinks.tell(*opened)
             sinks.tell(*ended)

@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning_gradwatch.cli.main import main
 from lightning_gradwatch.core.records import Alert
+from tests import builders
 
 PACKAGE = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "lightning_gradwatch.cli")
@@ -43,14 +44,10 @@ def here(capsys: Any, *arguments: Any) -> tuple[int, str, str]:
     return status, told.out, told.err
 
 
-def alert(step: int = 5, until_step: int | None = None, **changes: Any) -> Alert:
-    """An alert of a layer ``a``."""
+def alert(step: int = 5, until: int | None = None, **changes: Any) -> Alert:
+    """An alert of a layer ``a``, with a cause."""
     fields: Mapping[str, Any] = {
-        "kind": "vanishing",
-        "level": "alert",
         "layer": "a",
-        "value": 3.0,
-        "threshold": 2.0,
         "message": f"Gradients vanish with depth (step {step}): the early layers starve. Two sigmoids. Try: ReLU.",
         "cause": "saturating_activation",
         "evidence": "two sigmoids",
@@ -58,4 +55,4 @@ def alert(step: int = 5, until_step: int | None = None, **changes: Any) -> Alert
         "summary": "The early layers starve.",
         **changes,
     }
-    return Alert(step=step, until_step=until_step, **fields)
+    return builders.alert(step, until, **fields)

@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import random
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from lightning_gradwatch.tensorboard.status import judge, loss_tag, urgency
+from tests.builders import alert
 
 
-def alert(kind: str = "vanishing", step: int = 9, until: int | None = None, **changes: Any) -> dict[str, Any]:
-    return {"kind": kind, "level": "alert", "step": step, "until_step": until, "layer": "", "optimizer": "", **changes}
+def told(step: int = 9, until: int | None = None, **changes: Any) -> dict[str, Any]:
+    """An alert of the whole run, as a log holds it."""
+    return asdict(alert(step, until, **{"layer": "", **changes}))
 
 
 @pytest.mark.parametrize(
     ("alerts", "verdict"),
     [
         ([], ("healthy", "No alert up to step 50.", 0)),
-        ([alert()], ("sick", "Gradients vanish with depth since step 9.", 1)),
-        ([alert(layer="net.0")], ("sick", "Gradients vanish with depth since step 9, in net.0.", 1)),
-        ([alert(optimizer="SGD")], ("sick", "Gradients vanish with depth since step 9, with SGD.", 1)),
-        ([alert(level="notice")], ("notice", "Gradients vanish with depth since step 9.", 1)),
+        ([told()], ("sick", "Gradients vanish with depth since step 9.", 1)),
+        ([told(layer="net.0")], ("sick", "Gradients vanish with depth since step 9, in net.0.", 1)),
+        ([told(optimizer="SGD")], ("sick", "Gradients vanish with depth since step 9, with SGD.", 1)),
+        ([told(level="notice")], ("notice", "Gradients vanish with depth since step 9.", 1)),
         (
-            [alert("stalled", level="notice"), alert("dead", 20)],
+            [told(kind="stalled", level="notice"), told(20, kind="dead")],
             ("sick", "Layers without any gradient since step 20, and 1 more.", 2),
         ),
-        ([alert(until=12)], ("recovered", "Gradients vanish with depth until step 12; well since.", 0)),
+        ([told(until=12)], ("recovered", "Gradients vanish with depth until step 12; well since.", 0)),
         (
-            [alert("nonfinite", 5, 40), alert(until=12)],
+            [told(5, 40, kind="nonfinite"), told(until=12)],
             ("recovered", "NaN or infinite values until step 40; well since.", 0),
         ),
-        ([alert(until=12), alert("exploding", 30)], ("sick", "Gradients explode since step 30.", 1)),
-        ([alert("of_the_future")], ("sick", "of_the_future since step 9.", 1)),
+        ([told(until=12), told(30, kind="exploding")], ("sick", "Gradients explode since step 30.", 1)),
+        ([told(kind="of_the_future")], ("sick", "of_the_future since step 9.", 1)),
     ],
 )
 def test_a_run_is_called_by_its_alerts(alerts: list[dict[str, Any]], verdict: tuple[str, str, int]) -> None:
@@ -40,7 +43,7 @@ def test_a_run_is_called_by_its_alerts(alerts: list[dict[str, Any]], verdict: tu
 
 
 def test_open_alerts_come_first_and_the_latest_of_the_others() -> None:
-    alerts = [alert(step=1, until=2), alert(step=3, until=9), alert(step=7, level="notice"), alert(step=8), alert()]
+    alerts = [told(1, 2), told(3, 9), told(7, level="notice"), told(8), told()]
     assert [one["step"] for one in sorted(alerts, key=urgency)] == [8, 9, 7, 3, 1]
 
 
@@ -56,7 +59,7 @@ def test_a_run_whose_alerts_are_missing_or_damaged_is_not_called_healthy() -> No
 
 
 def test_an_open_alert_weighs_more_than_a_damaged_series() -> None:
-    assert judge([alert()], True, "A series is torn.", 50).status == "sick"
+    assert judge([told()], True, "A series is torn.", 50).status == "sick"
 
 
 def test_a_run_without_a_step_is_healthy_so_far() -> None:
