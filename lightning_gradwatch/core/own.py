@@ -57,7 +57,7 @@ class OwnMeter:
 
 
 def _figure(name: str) -> OwnFigure:
-    return OwnFigure(f"quantity {name}")
+    return OwnFigure(f"your quantity `{name}`")
 
 
 Measure = Callable[[list[Tensor], list[Tensor]], Tensor]

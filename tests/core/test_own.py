@@ -101,7 +101,7 @@ def test_one_that_fails_costs_itself_alone(returned: Any, why: str) -> None:
     publication = published(deep_net(depth=3), Largest(), Wrong(returned), said=said.append)
     assert list(publication.extra) == ["largest"]
     (line,) = said
-    assert line.startswith("GradWatch leaves out quantity wrong from now on")
+    assert line.startswith("GradWatch leaves out your quantity `wrong` from now on")
     with pytest.raises(AssertionError, match=why):
         raise AssertionError(line)
 
