@@ -16,10 +16,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.tensorboard import SummaryWriter
 
+from lightning_gradwatch.alert_log import AlertLog
 from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.core.reports import Report
 from lightning_gradwatch.core.watcher import Watcher
-from lightning_gradwatch.incidents import Incidents
 from lightning_gradwatch.tensorboard.writer import Writer
 
 STEPS = 60
@@ -41,7 +41,7 @@ def train(net: nn.Module, directory: Path) -> list[Alert]:
     loader = DataLoader(TensorDataset(pixels, torch.tensor(data.target)), batch_size=32, shuffle=True)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     batches = (batch for _ in range(STEPS) for batch in loader)
-    incidents = Incidents()
+    alert_log = AlertLog()
 
     watcher = Watcher(net, optimizer)
     with SummaryWriter(directory) as experiment:
@@ -49,10 +49,10 @@ def train(net: nn.Module, directory: Path) -> list[Alert]:
 
         def take_in(report: Report) -> None:
             for alert in report.alerts:
-                incidents.record(alert)
+                alert_log.record(alert)
             for publication in report.publications:
-                writer.write(publication, incidents.num_alerts)
-            writer.write_alerts(incidents.alerts, incidents.num_alerts)
+                writer.write(publication, alert_log.num_alerts)
+            writer.write_alerts(alert_log.alerts, alert_log.num_alerts)
 
         for step, (inputs, targets) in zip(range(STEPS), batches, strict=False):
             watcher.arm()  # before the forward pass
@@ -62,7 +62,7 @@ def train(net: nn.Module, directory: Path) -> list[Alert]:
             take_in(watcher.observe(loss=loss, publish=(step + 1) % LOG_EVERY == 0))  # before the optimizer's step
             optimizer.step()
         take_in(watcher.flush())
-    return incidents.alerts
+    return alert_log.alerts
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ import lightning_gradwatch
 from lightning_gradwatch import _lightning
 from lightning_gradwatch._lightning import Callback, LightningModule, Trainer
 from lightning_gradwatch.actions import Actions, OnAlert, require_actions
+from lightning_gradwatch.alert_log import AlertLog
 from lightning_gradwatch.alerts_file import Event
-from lightning_gradwatch.closing import Tally, summarise
 from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core._check import refuse, require, require_fraction, require_globs
 from lightning_gradwatch.core._guard import attempt, is_the_users
@@ -43,11 +43,11 @@ from lightning_gradwatch.core.shards import local
 from lightning_gradwatch.core.watcher import Watcher
 from lightning_gradwatch.errors import GradientAlertError
 from lightning_gradwatch.flight import FlightRecorder
-from lightning_gradwatch.incidents import Incidents
 from lightning_gradwatch.notify import Address, Addresses, Notifier
 from lightning_gradwatch.prescribing import Prescriber, require_seconds
 from lightning_gradwatch.signals import SignalWatch
 from lightning_gradwatch.sinks import Sinks
+from lightning_gradwatch.summary import RunSummary, summarise
 
 _STATE_VERSION = 1
 _KEY, GUEST_KEY = "GradWatch", "GradWatch from the environment"
@@ -178,7 +178,7 @@ class _Run:
     is_unheard: bool = False
     is_clipping: bool = True
     ending: str | None = None
-    tally: Tally = field(default_factory=Tally)
+    summary: RunSummary = field(default_factory=RunSummary)
     num_batches: int = 0
     num_steps: int = 0
     first_weights: list[Tensor] = field(default_factory=list)
@@ -221,7 +221,7 @@ class _Run:
         All of it is attempted, whatever fails on the way.
         """
         stop = None if self.signals is None else self.signals.stop
-        watchers = [post.watcher.let_go for post in self.posts.values()]
+        watchers = [post.watcher.close for post in self.posts.values()]
         with contextlib.ExitStack() as attempts:
             for undo in (*watchers, stop, self.forget_clipping, self.detach_probe):
                 if undo is not None:
@@ -361,7 +361,7 @@ class GradWatch(Callback):
             policies=make_policies(auto_clip),
             on_nonfinite=on_nonfinite,
         )
-        self._incidents = Incidents()
+        self._alert_log = AlertLog()
         self._restored: dict[str, Any] = {}
         self._lost: list[str] = []
         self._run = _Run()
@@ -374,7 +374,7 @@ class GradWatch(Callback):
     @property
     def alerts(self) -> list[Alert]:
         """The alerts of this run so far, oldest first (the last 1,000); an open one has no ``until_step``."""
-        return list(self._incidents.alerts)
+        return list(self._alert_log.alerts)
 
     @property
     def profile(self) -> dict[str, float]:
@@ -406,7 +406,7 @@ class GradWatch(Callback):
         is_another = self._run.model is not pl_module
         self._run = _Run(trainer=weakref.ref(trainer), model=pl_module)
         if is_another or trainer.global_step == 0:
-            self._incidents, self._restored, self._lost = Incidents(), {}, []
+            self._alert_log, self._restored, self._lost = AlertLog(), {}, []
         twins = [c for c in _lightning.callbacks(trainer) if isinstance(c, GradWatch) and c.state_key == self.state_key]
         if len(twins) > 1:
             cure = "leave the others out, in the Trainer or in `configure_callbacks`"
@@ -716,9 +716,9 @@ class GradWatch(Callback):
                 alert, trainer, pl_module, optimizer, self.settings.policies
             )
             if treated is not None:
-                run.sinks.tell("prescribed", self._incidents.amend(treated))
-                loggers, num_alerts = _lightning.loggers(trainer), self._incidents.num_alerts
-                run.sinks.write_alerts(loggers, self._incidents.alerts, num_alerts, is_last=False)
+                run.sinks.tell("prescribed", self._alert_log.amend(treated))
+                loggers, num_alerts = _lightning.loggers(trainer), self._alert_log.num_alerts
+                run.sinks.write_alerts(loggers, self._alert_log.alerts, num_alerts, is_last=False)
         except Exception as failure:
             if is_the_users(failure):
                 raise
@@ -823,7 +823,7 @@ class GradWatch(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, windows, detectors and alerts: tensors and primitives, so it loads with ``weights_only=True``."""
-        state: dict[str, Any] = {"version": _STATE_VERSION, **self._incidents.state_dict()}
+        state: dict[str, Any] = {"version": _STATE_VERSION, **self._alert_log.state_dict()}
         try:
             state["watchers"] = {**self._restored, **self._watcher_states()}
         except Exception as failure:
@@ -851,7 +851,7 @@ class GradWatch(Callback):
             version = saved.take("version", int, _STATE_VERSION)
             if version != _STATE_VERSION:
                 raise ValueError(f"version {version} instead of {_STATE_VERSION}")
-            self._incidents.load_state_dict(saved)
+            self._alert_log.load_state_dict(saved)
             watchers = saved.part("watchers")
             self._restored = {name: watchers.take(name, dict[str, Any], {}) for name in watchers}
             self._lost = saved.lost
@@ -905,8 +905,8 @@ class GradWatch(Callback):
 
     def _take_in(self, report: Report) -> Changes:
         """Remember what a report says; what has become of the alerts in it."""
-        changes = [self._incidents.record(change) for change in report.alerts]
-        self._run.sinks.remember(report.observations, _opened(changes), self._incidents.alerts)
+        changes = [self._alert_log.record(change) for change in report.alerts]
+        self._run.sinks.remember(report.observations, _opened(changes), self._alert_log.alerts)
         return changes
 
     def _tell(self, trainer: Trainer, report: Report, changes: Changes, is_last: bool = False) -> None:
@@ -921,9 +921,9 @@ class GradWatch(Callback):
             self._run.actions.note(opened)
         if self._run.prescriber is not None:
             self._run.prescriber.note(opened)
-        num_alerts = self._incidents.num_alerts
+        num_alerts = self._alert_log.num_alerts
         if changes or is_last or not report.has_news:
-            self._run.sinks.write_alerts(_lightning.loggers(trainer), self._incidents.alerts, num_alerts, is_last)
+            self._run.sinks.write_alerts(_lightning.loggers(trainer), self._alert_log.alerts, num_alerts, is_last)
         worst = max((post.watcher.vanishing for post in self._run.posts.values()), default=0.0)
         _lightning.set_metrics(trainer, metrics.monitored(worst, num_alerts))
         if self.progress_bar:
@@ -931,7 +931,7 @@ class GradWatch(Callback):
             _lightning.show_in_progress_bar(trainer, "vanishing", f"{worst:.2f}" if matters else None)
         for publication in report.publications:
             priced = replace(publication, overhead_percent=self._run.cost.percent)
-            self._run.tally.add(priced)
+            self._run.summary.add(priced)
             self._run.sinks.publish(_lightning.loggers(trainer), priced, num_alerts)
 
     def _finish(self, trainer: Trainer, reason: str, together: bool = True) -> None:
@@ -947,7 +947,7 @@ class GradWatch(Callback):
         if run.posts:
             log_dir = _lightning.log_dir(trainer) if trainer.is_global_zero else None
             num_steps = max(post.watcher.num_steps for post in run.posts.values())
-            about = (run.tally, num_steps, self.alerts, self._incidents.num_alerts, log_dir)
+            about = (run.summary, num_steps, self.alerts, self._alert_log.num_alerts, log_dir)
             run.sinks.conclude(functools.partial(summarise, *about))
         self._restored = {**self._restored, **self._watcher_states()}
 

@@ -24,10 +24,10 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from torchmetrics import Metric
 
 from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning, alerts_file, flight
+from lightning_gradwatch.alert_log import AlertLog
 from lightning_gradwatch.core.records import Alert, Layer, Observation
 from lightning_gradwatch.core.watcher import Watcher
 from lightning_gradwatch.flight import FlightRecorder
-from lightning_gradwatch.incidents import Incidents
 from lightning_gradwatch.sinks import Sinks
 from tests.builders import alert
 from tests.servers import Inbox
@@ -200,7 +200,7 @@ def broken(*args: Any, **kwargs: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("place", "name"),
-    [(Watcher, "flush"), (Incidents, "record"), (Sinks, "write_alerts"), (_lightning, "set_metrics")],
+    [(Watcher, "flush"), (AlertLog, "record"), (Sinks, "write_alerts"), (_lightning, "set_metrics")],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_the_record_of_a_crash_comes_before_all_that_may_break_with_it(

@@ -16,9 +16,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 
 from lightning_gradwatch import GradWatch, GradWatchWarning, alerts_file, flight, notify
+from lightning_gradwatch.alert_log import MAX_ALERTS, AlertLog
 from lightning_gradwatch.core.metrics import ALERT_DOCUMENT
 from lightning_gradwatch.flight import FlightRecorder
-from lightning_gradwatch.incidents import MAX_ALERTS, Incidents
 from lightning_gradwatch.notify import Addresses, Notifier
 from lightning_gradwatch.sinks import Sinks
 from tests.builders import alert
@@ -30,34 +30,34 @@ resource = pytest.importorskip("resource")
 
 
 def test_each_optimizer_has_its_own_warnings() -> None:
-    incidents, sinks = Incidents(), Sinks()
+    alert_log, sinks = AlertLog(), Sinks()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for step in (0, 1):
             for optimizer in ("first", "second"):
                 for until in (None, step):
-                    sinks.tell(*incidents.record(replace(alert(step, until), optimizer=optimizer)))
+                    sinks.tell(*alert_log.record(replace(alert(step, until), optimizer=optimizer)))
     assert len(caught) == 2
 
 
 @pytest.mark.slow
 def test_ten_thousand_alerts_in_a_row_cost_bounded_files_and_memory(tmp_path: Path) -> None:
-    incidents = Incidents()
+    alert_log = AlertLog()
     with Inbox("hanging") as inbox, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         notifier = Notifier(Addresses("notify", inbox.address()), "run", pause_s=0)
         sinks = Sinks(str(tmp_path), run="run", notifier=notifier, flight=FlightRecorder(tmp_path, 200, {}))
         taken = []
         for step in range(10_000):
-            opened, ended = (incidents.record(alert(step, until)) for until in (None, step))
-            sinks.remember([observation(step, 1)], [opened[1]], incidents.alerts)
+            opened, ended = (alert_log.record(alert(step, until)) for until in (None, step))
+            sinks.remember([observation(step, 1)], [opened[1]], alert_log.alerts)
             sinks.tell(*opened)
             sinks.tell(*ended)
             if step in (4_000, 9_999):
                 taken.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         notifier.close(0.1)
-    assert len(incidents.alerts) == MAX_ALERTS
-    assert incidents.num_alerts == 10_000
+    assert len(alert_log.alerts) == MAX_ALERTS
+    assert alert_log.num_alerts == 10_000
     assert taken[1] - taken[0] < 20_000  # kilobytes; 6,000 alerts with their texts would be more
     assert len(caught) < 20
     assert notifier._messages.qsize() <= notify.MAX_WAITING

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch import GradWatch, GradWatchWarning, alerts_file, callback
+from lightning_gradwatch.alert_log import AlertLog
 from lightning_gradwatch.core import anatomy, fitting, instruments, judge, probe, reader
 from lightning_gradwatch.core.account import Account
 from lightning_gradwatch.core.alerts.detached import DetachedRule
@@ -30,7 +31,6 @@ from lightning_gradwatch.core.transfer import Transfer
 from lightning_gradwatch.core.updates import UpdateMeter
 from lightning_gradwatch.core.window import PublicationWindow
 from lightning_gradwatch.flight import FlightRecorder
-from lightning_gradwatch.incidents import Incidents
 from lightning_gradwatch.tensorboard.writer import Writer
 from tests.tasks import Classifier, deep_net, fit
 
@@ -57,7 +57,7 @@ ROOMS: list[tuple[Any, str]] = [
     (FlightRecorder, "add"),
     (FlightRecorder, "begin_step"),
     (FlightRecorder, "dump"),
-    (Incidents, "record"),
+    (AlertLog, "record"),
     (InputFacts, "add"),
     (LayerFigures, "norms"),
     (LayerFigures, "weight_norms"),

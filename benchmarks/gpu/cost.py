@@ -217,7 +217,7 @@ def _against_bare(
         training.left_out = []
         watcher = None if entry.watch is None else training.make_watcher(entry.watch)
         if watcher is not None:
-            stack.callback(watcher.let_go)
+            stack.callback(watcher.close)
         at_work = entry.start(training.model, stack)
         with_it = partial(_block, training, setting=setting, watcher=watcher, at_work=at_work)
         without = partial(_block, training, setting=setting, watcher=None, at_work=AtWork(), publishes="none")

@@ -266,7 +266,7 @@ class Watcher:
         instruments.window.drop_last()
         return is_fatal
 
-    def let_go(self) -> None:
+    def close(self) -> None:
         """Call at the end: leaves nothing on the optimizer, and nothing on the model."""
         if self._owns_probe:
             self._probe.close()

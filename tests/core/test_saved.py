@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_gradwatch.alert_log import AlertLog
 from lightning_gradwatch.core.clip import make_policies
 from lightning_gradwatch.core.records import Alert, Finding
 from lightning_gradwatch.core.saved import Saved
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.core.watcher import Watcher
-from lightning_gradwatch.incidents import Incidents
 
 Path = tuple[Any, ...]
 
@@ -81,7 +81,7 @@ def test_what_is_taken_is_made_anew() -> None:
 
 def test_alerts_that_cannot_be_read_do_not_take_the_others_with_them() -> None:
     alert = Alert("dead", "alert", 3, None, "a", 1.0, 0.5, "message", remedies=("one",))
-    book, saved = Incidents(), Incidents()
+    book, saved = AlertLog(), AlertLog()
     saved.record(alert)
     state = saved.state_dict()
     nameless = {**state["alerts"][0], "kind": 7}

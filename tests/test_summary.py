@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import pytest
 
 from lightning_gradwatch import GradWatch, GradWatchWarning
-from lightning_gradwatch.closing import Tally, summarise
+from lightning_gradwatch.summary import RunSummary, summarise
 from tests.builders import alert
 from tests.tasks import Classifier, deep_net, digits, fit, make_classifier_class, small_net
 
@@ -61,8 +61,8 @@ def test_a_run_that_breaks_off_is_summed_up(caplog: pytest.LogCaptureFixture) ->
 def test_alerts_are_counted_by_kind_and_the_cost_is_told_where_it_is_known() -> None:
     of_kinds = [("nonfinite", 3, 4), ("vanishing", 9, None), ("nonfinite", 30, 30), ("dead", 31, 40)]
     alerts = [alert(step, until, kind=kind) for kind, step, until in of_kinds]
-    tally = Tally({"": 7}, cost_percent=0.84)
-    assert summarise(tally, 1200, alerts, 4, None).splitlines() == [
+    summary = RunSummary({"": 7}, cost_percent=0.84)
+    assert summarise(summary, 1200, alerts, 4, None).splitlines() == [
         "GradWatch watched 7 layers for 1,200 steps.",
         "  Alerts: 4; still open: vanishing since step 9; over: nonfinite (2 times), dead (steps 31 to 40).",
         "  Watching added 0.8% to the time of the last steps.",

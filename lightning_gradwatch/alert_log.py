@@ -1,4 +1,4 @@
-"""The book of a run's alerts: what opened, what rose from a notice to an alert, what ended."""
+"""The log of a run's alerts: what opened, what rose from a notice to an alert, what ended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_ALERTS = 1000
 """Alerts that are kept; the oldest go first."""
 
 
-class Incidents:
+class AlertLog:
     """The alerts of a run.
 
     Attributes:
@@ -30,7 +30,7 @@ class Incidents:
         """Enter an alert that opened; one that rose, or ended, takes the place of what it was.
 
         Returns:
-            What became of it, and the alert as it now stands in the book.
+            What became of it, and the alert as it now stands in the log.
         """
         newest_first = range(len(self.alerts) - 1, -1, -1)
         place = next((i for i in newest_first if _is_same(self.alerts[i], alert)), None)
@@ -44,7 +44,7 @@ class Incidents:
         return "ended" if is_over else "escalated", self.alerts[place]
 
     def amend(self, alert: Alert) -> Alert:
-        """Enter what was found out about an alert since: its remedies; returns it as it now stands in the book."""
+        """Enter what was found out about an alert since: its remedies; returns it as it now stands in the log."""
         for place, known in enumerate(self.alerts):
             if _is_same(known, alert):
                 alert = self.alerts[place] = replace(
@@ -57,7 +57,7 @@ class Incidents:
         return {"num_alerts": self.num_alerts, "alerts": [asdict(alert) for alert in self.alerts]}
 
     def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
-        """Go on with the book of a checkpoint; alerts that cannot be read are left behind."""
+        """Go on with the log of a checkpoint; alerts that cannot be read are left behind."""
         saved = Saved.of(state)
         self.alerts = saved.take_each("alerts", Alert)[-MAX_ALERTS:]
         known = sum(alert.level == "alert" for alert in self.alerts)

@@ -17,7 +17,7 @@ _MAX_RECORDS = 3
 
 
 @dataclass
-class Tally:
+class RunSummary:
     """What is counted while a run goes on."""
 
     num_layers: dict[str, int] = field(default_factory=dict)
@@ -34,23 +34,27 @@ class Tally:
             self.cost_percent = publication.overhead_percent
 
 
-def summarise(tally: Tally, num_steps: int, alerts: Sequence[Alert], num_alerts: int, log_dir: str | None) -> str:
+def summarise(
+    counted: RunSummary, num_steps: int, alerts: Sequence[Alert], num_alerts: int, log_dir: str | None
+) -> str:
     """Say what was watched, what was found, what was done, what it cost, and where the files are.
 
     Args:
-        tally: What was counted.
+        counted: What was counted.
         num_steps: Number of steps observed in the run, of the optimizer that took most.
         alerts: The alerts of the run, oldest first.
         num_alerts: How many there were, notices left out.
         log_dir: Where the files are; None for no files.
     """
-    num_layers = sum(tally.num_layers.values())
+    num_layers = sum(counted.num_layers.values())
     lines = [f"GradWatch watched {f'{num_layers} layers' if num_layers else 'the gradients'} for {num_steps:,} steps."]
     lines.append(_of_alerts([alert for alert in alerts if alert.level == "alert"], num_alerts))
-    if tally.num_steps:
-        lines.append(f"Clipped the gradient in {tally.num_clipped / tally.num_steps:.1%} of {tally.num_steps:,} steps.")
-    if tally.cost_percent is not None:
-        lines.append(f"Watching added {tally.cost_percent:.1f}% to the time of the last steps.")
+    if counted.num_steps:
+        lines.append(
+            f"Clipped the gradient in {counted.num_clipped / counted.num_steps:.1%} of {counted.num_steps:,} steps."
+        )
+    if counted.cost_percent is not None:
+        lines.append(f"Watching added {counted.cost_percent:.1f}% to the time of the last steps.")
     if log_dir is not None and (names := _names_of_files(Path(log_dir))):
         lines.append(f"See {', '.join(names)} in {log_dir}.")
         if num_alerts:
