@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # `as` exports a name to type checkers
-    from lightning_gradwatch._lightning import GradWatchWarning as GradWatchWarning
     from lightning_gradwatch.callback import GradWatch as GradWatch
     from lightning_gradwatch.core.clip import AGC as AGC
     from lightning_gradwatch.core.clip import AdaGC as AdaGC
@@ -19,6 +18,7 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from lightning_gradwatch.core.clip import ZScore as ZScore
     from lightning_gradwatch.core.records import Alert as Alert
     from lightning_gradwatch.errors import GradientAlertError as GradientAlertError
+    from lightning_gradwatch.errors import GradWatchWarning as GradWatchWarning
     from lightning_gradwatch.prescription.prescribe import prescribe as prescribe
     from lightning_gradwatch.prescription.records import Prescription as Prescription
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
 _HOMES = {
     "Alert": "lightning_gradwatch.core.records",
     "GradWatch": "lightning_gradwatch.callback",
-    "GradWatchWarning": "lightning_gradwatch._lightning",
+    "GradWatchWarning": "lightning_gradwatch.errors",
     "GradientAlertError": "lightning_gradwatch.errors",
     "Prescription": "lightning_gradwatch.prescription.records",
     "prescribe": "lightning_gradwatch.prescription.prescribe",

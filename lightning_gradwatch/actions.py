@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from lightning_gradwatch import _lightning
-from lightning_gradwatch._lightning import Trainer
 from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.records import Alert, AlertKind
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.errors import GradientAlertError
+from lightning_gradwatch.host import Host
 
 ActionName = Literal["warn", "checkpoint", "stop", "raise"]
 Action: TypeAlias = ActionName | Callable[[Alert], None]
@@ -60,9 +59,11 @@ class Actions:
     Args:
         choices: The action for each kind, from :func:`require_actions`.
         schedule: When full samples are taken.
+        host: The training loop.
     """
 
-    def __init__(self, choices: Mapping[str, Action], schedule: Schedule) -> None:
+    def __init__(self, choices: Mapping[str, Action], schedule: Schedule, host: Host) -> None:
+        self._host = host
         self._choices = choices
         self._schedule = schedule
         self._alerts: list[Alert] = []
@@ -74,40 +75,39 @@ class Actions:
         """Remember alerts that have opened, or risen from a notice, until :meth:`decide`."""
         self._alerts += [alert for alert in alerts if self._choices.get(alert.kind, "warn") != "warn"]
 
-    def decide(self, trainer: Trainer, is_last: bool = False) -> None:
+    def decide(self, is_last: bool = False) -> None:
         """Act on what rank zero has noted. All ranks must call this at the same steps.
 
         Args:
-            trainer: The Trainer.
             is_last: Whether there will be no further step.
 
         Raises:
             GradientAlertError: If the action is ``"raise"``.
         """
-        together = _lightning.num_ranks(trainer) > 1
-        is_due = is_last or self._schedule.is_due(_lightning.x_axis(trainer)) if together else bool(self._alerts)
+        together = self._host.num_ranks() > 1
+        is_due = is_last or self._schedule.is_due(self._host.step()) if together else bool(self._alerts)
         if not is_due:
             return
         alerts, self._alerts = tuple(self._alerts), []
-        directory = _lightning.checkpoint_dir(trainer) if alerts else ""
+        directory = self._host.checkpoint_dir() if alerts else ""
         num_checkpoints = max(_num_checkpoints(directory), self._num_saved) if alerts else 0
         decision = _Decision(alerts, directory, num_checkpoints)
-        self._act(trainer, _lightning.broadcast(trainer, decision) if together else decision)
+        self._act(self._host.broadcast(decision) if together else decision)
 
-    def save(self, trainer: Trainer) -> None:
+    def save(self) -> None:
         """Save the checkpoints that were decided upon: call where a resume begins at a whole step."""
         while self._unsaved:
             path = self._unsaved.pop(0)
             try:
-                _lightning.save_checkpoint(trainer, path)
+                self._host.save_checkpoint(path)
                 self._num_saved += 1
-                _lightning.inform(f"GradWatch saved {path}.")
+                self._host.inform(f"GradWatch saved {path}.")
             except Exception as failure:
                 if is_the_users(failure):
                     raise
                 self._report("checkpoint", f"GradWatch cannot save {path} ({failure!r})")
 
-    def _act(self, trainer: Trainer, decision: _Decision) -> None:
+    def _act(self, decision: _Decision) -> None:
         fatal = []
         for alert in decision.alerts:
             action = self._choices[alert.kind]
@@ -116,8 +116,8 @@ class Actions:
             elif action == "checkpoint":
                 self._plan_checkpoint(alert, decision)
             elif action == "stop":
-                _lightning.stop(trainer)
-                _lightning.inform(f"GradWatch stops the training because of {alert.kind} (step {alert.step}).")
+                self._host.stop()
+                self._host.inform(f"GradWatch stops the training because of {alert.kind} (step {alert.step}).")
             elif action == "raise":
                 fatal.append(alert)
         if fatal:
@@ -140,7 +140,7 @@ class Actions:
     def _report(self, what: str, failure: str) -> None:
         if what not in self._failed:
             self._failed.add(what)
-            _lightning.warn(f"{failure}; the training itself is not affected. Nothing is said if it happens again.")
+            self._host.warn(f"{failure}; the training itself is not affected. Nothing is said if it happens again.")
 
 
 def _num_checkpoints(directory: str) -> int:

@@ -1,10 +1,14 @@
-"""What GradWatch raises when it has been asked to."""
+"""What GradWatch raises when it has been asked to, and what it warns by."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from lightning_gradwatch.core.records import Alert
+
+
+class GradWatchWarning(UserWarning):
+    """What GradWatch says about a run: an alert, or trouble of its own."""
 
 
 class GradientAlertError(RuntimeError):

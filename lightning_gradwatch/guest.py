@@ -10,6 +10,7 @@ from lightning_gradwatch import _lightning
 from lightning_gradwatch._lightning import LightningModule, Trainer
 from lightning_gradwatch.callback import GUEST_KEY, GradWatch
 from lightning_gradwatch.core._guard import is_the_users
+from lightning_gradwatch.guarding import Health
 
 P = ParamSpec("P")
 
@@ -50,7 +51,8 @@ class GradWatchGuest(GradWatch):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the state beside that of the callbacks, so that nobody is missed where no guest comes again."""
-        if self._run.belongs_to(trainer) and not self._run.is_off:
+        session = self._session_of(trainer)
+        if session is not None and not session.is_off:
             checkpoint[GUEST_KEY] = GradWatch.state_dict(self)
 
     @_harmless
@@ -81,8 +83,9 @@ class GradWatchGuest(GradWatch):
         return bool(free) and present[free[0]] is self
 
     def _leave(self, trainer: Trainer, failure: Exception) -> None:
-        self._run.is_off = True
-        self._run.release()
+        if self._session is not None:
+            self._session.guard.health = Health.SILENT
+            self._session.close()
         _lightning.set_callbacks(trainer, [c for c in _lightning.callbacks(trainer) if c is not self])
         _lightning.warn(
             str(failure) if isinstance(failure, ValueError) else f"GradWatch leaves this Trainer: {failure!r}."

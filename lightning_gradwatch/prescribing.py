@@ -14,13 +14,12 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_gradwatch import _lightning
-from lightning_gradwatch._lightning import LightningModule, Trainer
 from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.clip import ClipPolicy, MaxNorm, MaxValue
 from lightning_gradwatch.core.records import Alert, to_try
 from lightning_gradwatch.core.shards import is_spread
+from lightning_gradwatch.host import Host
 from lightning_gradwatch.prescription.records import Prescription, Trial
 
 STEPS, SECONDS = 20, 60.0
@@ -94,8 +93,8 @@ class Prescriber:
     def treat(
         self,
         alert: Alert,
-        trainer: Trainer,
-        pl_module: LightningModule,
+        host: Host,
+        model: nn.Module,
         optimizer: Optimizer | None,
         policies: Sequence[ClipPolicy] = (),
     ) -> Alert | None:
@@ -106,17 +105,17 @@ class Prescriber:
         Returns:
             The alert with what was measured; None where nothing could be tried.
         """
-        if any(is_spread(parameter) for parameter in pl_module.parameters()):
-            _lightning.inform("GradWatch tries no remedies: each rank holds only a part of the model.")
+        if any(is_spread(parameter) for parameter in model.parameters()):
+            host.inform("GradWatch tries no remedies: each rank holds only a part of the model.")
             return None
-        num_ranks = _lightning.num_ranks(trainer)
+        num_ranks = host.num_ranks()
         seconds = min(self._max_seconds, MAX_SECONDS_TOGETHER) if num_ranks > 1 else self._max_seconds
-        _lightning.inform(f"GradWatch tries remedies on a copy of the model; training waits, {seconds:g} s at most.")
+        host.inform(f"GradWatch tries remedies on a copy of the model; training waits, {seconds:g} s at most.")
         from lightning_gradwatch import prescribe
         from lightning_gradwatch.prescription.copying import copy_of
         from lightning_gradwatch.prescription.state import undisturbed
 
-        model, batch = pl_module, self.batch
+        batch = self.batch
         with undisturbed(model), _Alone() if num_ranks > 1 else nullcontext():  # type: ignore[no-untyped-call]
             if self._first_values:
                 model, optimizer, batch = copy_of(model, optimizer, batch)
@@ -129,10 +128,10 @@ class Prescriber:
                 max_seconds=seconds,
                 progress=False,
                 alert=alert,
-                precision=_lightning.mixed_precision(trainer),
-                clip=list(policies) or _own_clipping(trainer),
+                precision=host.mixed_precision(),
+                clip=list(policies) or _own_clipping(host),
             )
-        _lightning.inform(f"GradWatch has tried remedies:\n{prescription}")
+        host.inform(f"GradWatch has tried remedies:\n{prescription}")
         return with_figures(alert, prescription)
 
 
@@ -145,8 +144,8 @@ class _Alone(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _own_clipping(trainer: Trainer) -> ClipPolicy | None:
-    found = _lightning.own_clipping(trainer)
+def _own_clipping(host: Host) -> ClipPolicy | None:
+    found = host.own_clipping()
     return None if found is None else MaxValue(found[0]) if found[1] else MaxNorm(found[0])
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lightning_gradwatch import _lightning, alerts_file
+from lightning_gradwatch import alerts_file
 from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.records import Alert, Observation, Publication
 from lightning_gradwatch.flight import FlightRecorder
+from lightning_gradwatch.host import Host
 from lightning_gradwatch.notify import Notifier
 from lightning_gradwatch.tensorboard.writer import Writer, is_writable
 
@@ -31,16 +32,22 @@ class Sinks:
     They belong to the process that made them: from a forked child nothing goes out.
 
     Args:
+        host: The training loop.
         log_dir: The logger's directory, where the alerts file lies; None for no file, as on all ranks but zero.
         is_resumed: Whether the run went on from a checkpoint, so that the file may know of some alerts already.
         group_by: As :class:`~lightning_gradwatch.GradWatch` takes it.
         run: Name of the run.
         notifier: Sends messages; None for no messages.
         flight: Remembers the last steps; None for no record.
+
+    Attributes:
+        log_dir: The directory, as given.
+        flight: The recorder, as given.
     """
 
     def __init__(
         self,
+        host: Host,
         log_dir: str | None = None,
         is_resumed: bool = False,
         group_by: int | None = None,
@@ -48,8 +55,9 @@ class Sinks:
         notifier: Notifier | None = None,
         flight: FlightRecorder | None = None,
     ) -> None:
+        self._host = host
         self._pid = os.getpid()
-        self._log_dir = log_dir
+        self.log_dir = log_dir
         self._group_by = group_by
         self._run = run
         self._notifier = notifier
@@ -77,8 +85,8 @@ class Sinks:
 
     def prescribed(self, alert: Alert) -> Alert | None:
         """The alert with what was tried for it before the run was resumed; None if nothing was."""
-        is_known = self._log_dir is not None and alerts_file.entry("prescribed", alert) in self._told
-        return alerts_file.prescribed(str(self._log_dir), alert) if is_known else None
+        is_known = self.log_dir is not None and alerts_file.entry("prescribed", alert) in self._told
+        return alerts_file.prescribed(str(self.log_dir), alert) if is_known else None
 
     def repeat(self, alerts: Iterable[Alert]) -> None:
         """Enter alerts that are still open into a file that does not know of them: that of a run resumed elsewhere."""
@@ -111,7 +119,7 @@ class Sinks:
 
     def conclude(self, summary: Callable[[], str]) -> None:
         """Say what has become of the run."""
-        self._attempt("closing summary", lambda: _lightning.inform(summary()))
+        self._attempt("closing summary", lambda: self._host.inform(summary()))
 
     def close(self) -> None:
         """Wait, but not for ever, for messages that are under way."""
@@ -120,14 +128,14 @@ class Sinks:
             self._report_troubles()
 
     def _append(self, event: alerts_file.Event, alert: Alert) -> None:
-        if self._log_dir is not None:
-            write = functools.partial(alerts_file.append, self._log_dir, event, alert, self._run)
+        if self.log_dir is not None:
+            write = functools.partial(alerts_file.append, self.log_dir, event, alert, self._run)
             self._attempt("alerts file", write)
 
     def _report_troubles(self) -> None:
         troubles = self._notifier.troubles() if self._notifier is not None else []
         if troubles:
-            _lightning.warn(f"GradWatch: {'; '.join(troubles)}; the training itself is not affected.")
+            self._host.warn(f"GradWatch: {'; '.join(troubles)}; the training itself is not affected.")
 
     def open(self, loggers: Sequence[Any], optimizers: Sequence[str]) -> None:
         """Before the first step: prepare TensorBoard's dashboards, and say where the run is to be seen."""
@@ -141,7 +149,7 @@ class Sinks:
 
     def _say_where_to_look(self) -> None:
         _, writer = self._writers[0]
-        _lightning.inform(where_to_look(writer.directory))
+        self._host.inform(where_to_look(writer.directory))
 
     def _to_tensorboard(self, loggers: Iterable[Any], write: Callable[[Writer], None]) -> None:
         def write_if_possible(logger: Any) -> None:
@@ -158,7 +166,7 @@ class Sinks:
             return
         self._next_warning[key] = alert.step + _WARNING_PAUSE_STEPS * 2 ** self._warnings[key]
         self._warnings[key] += 1
-        _lightning.warn(f"GradWatch, {alert.kind}: {alert.message}")
+        self._host.warn(f"GradWatch, {alert.kind}: {alert.message}")
 
     def _publish(self, logger: Any, publication: Publication, num_alerts: int) -> None:
         if not is_writable(getattr(logger, "experiment", None)):
@@ -171,7 +179,7 @@ class Sinks:
         for known, writer in self._writers:
             if known is logger:
                 return writer
-        writer = Writer(logger.experiment, self._group_by, _lightning.tag_prefix(logger))
+        writer = Writer(logger.experiment, self._group_by, self._host.tag_prefix(logger))
         self._writers.append((logger, writer))
         return writer
 
@@ -187,7 +195,7 @@ class Sinks:
             cause = _cause(failure)
             if cause not in self._causes:
                 self._causes.add(cause)
-                _lightning.warn(
+                self._host.warn(
                     f"GradWatch: the {sink} cannot be written ({failure!r}) and is left out from now on, and so is, "
                     "without a further word, whatever else fails in this way."
                 )

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_gradwatch import GradWatch
+from lightning_gradwatch.core.watcher import Watcher
+from lightning_gradwatch.loop_host import LoopHost
+from lightning_gradwatch.session import Session
 
 
 def digits(batch_size: int = 64) -> DataLoader[tuple[Tensor, ...]]:
@@ -145,3 +148,19 @@ class Sponge(pl.Callback):
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         for p in pl_module.parameters():
             p.grad.nan_to_num_(0.0, 0.0, 0.0)
+
+
+def loop_host(directory: Path | None = None) -> LoopHost:
+    """A host without a training."""
+    return LoopHost(nn.Linear(1, 1), [], directory)
+
+
+def session_of(watch: GradWatch) -> Session:
+    """The session behind a GradWatch that has been in a fit."""
+    assert watch._session is not None
+    return watch._session
+
+
+def watchers_of(watch: GradWatch) -> list[Watcher]:
+    """Its watchers, one for each optimizer."""
+    return [one.watcher for one in session_of(watch).watches]

@@ -17,7 +17,7 @@ from lightning_gradwatch.core.watcher import Watcher
 from tests.servers import Inbox
 from tests.setups.processes import run_ranks, tell
 from tests.setups.test_ddp import Gated, cards
-from tests.tasks import Classifier, Poison, Sponge, deep_net, digits, fit, quiet_trainer, small_net
+from tests.tasks import Classifier, Poison, Sponge, deep_net, digits, fit, quiet_trainer, session_of, small_net
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*add the following callbacks.*")
 
@@ -252,7 +252,7 @@ def train(directory: Path, on_alert: Any, *callbacks: Any, model: Any = None, **
         "error": error,
         "alerts": [asdict(alert) for alert in watch.alerts],
         "heard": [asdict(alert) for alert in heard.alerts],
-        "is_off": watch._run.is_off,
+        "is_off": session_of(watch).is_off,
     }
 
 

@@ -24,6 +24,8 @@ ALLOWED = (
     | {(room, "shards") for room in ("clip", "measure", "probe", "updates")}
     | {("clip", "measure"), ("clip", "layers"), ("probe", "inputs")}
 )  # helpers of the same duty
+OF_LIGHTNING = {"_lightning", "_clipping_by_hand", "_places", "_namespaces", "_factory", "callback", "guest"}
+"""Rooms that know Lightning's Trainers; nothing else does."""
 _OF_TRAINING = ("core.watcher", "core.measure", "core.probe", "core.clip", "sinks", "tensorboard.writer")
 
 
@@ -55,6 +57,8 @@ def violations(path: str, source: str) -> list[str]:
             found.append(f"{room} imports {name}: remedies are tried with torch and core alone")
         if room not in ("__init__", "guest") and is_own and own.split(".")[0] == "callback":
             found.append(f"{room} imports {name}: only __init__ and guest import callback")
+        if room not in {"__init__", *OF_LIGHTNING} and is_own and own.split(".")[0] in OF_LIGHTNING:
+            found.append(f"{room} imports {name}: a session knows its host, and no trainer")
         if not room.startswith("cli.") and is_own and own.split(".")[0] == "cli":
             found.append(f"{room} imports {name}: nothing but the command imports the command")
         if room.startswith("cli.") and (name.split(".")[0] == "torch" or own.startswith(_OF_TRAINING)):
@@ -80,6 +84,9 @@ def test_every_file_keeps_to_the_plan() -> None:
         ("core/clip.py", "from lightning_gradwatch import _lightning"),
         ("alerts_file.py", "from lightning_gradwatch.callback import GradWatch"),
         ("callback.py", "import pytorch_lightning as pl"),
+        ("session.py", "from lightning_gradwatch import _lightning"),
+        ("sinks.py", "def f():\n    from lightning_gradwatch._lightning import warn"),
+        ("host.py", "from lightning.pytorch import Trainer"),
         ("prescription/ward.py", "from lightning_gradwatch._lightning import Trainer"),
         ("prescription/ward.py", "from lightning.pytorch import LightningModule"),
         ("sinks.py", "from lightning_gradwatch.cli.logs import Logs"),
@@ -116,6 +123,7 @@ def test_tag_strings_stay_in_metrics() -> None:
         ("import lightning_gradwatch.core.quantities.own", ("torch", "numpy", "lightning", "tensorboard")),
         ("import lightning_gradwatch.core.watcher", ("lightning", "pytorch_lightning", "tensorboard")),
         ("import lightning_gradwatch.core.alerts", ("torch", "lightning", "pytorch_lightning", "tensorboard", "numpy")),
+        ("import lightning_gradwatch.session", ("lightning", "pytorch_lightning", "lightning_utilities")),
         ("import lightning_gradwatch.tensorboard.loader", ("torch", "lightning", "pytorch_lightning", "numpy")),
         ("import lightning_gradwatch.tensorboard.plugin", ("torch", "lightning", "pytorch_lightning")),
         (

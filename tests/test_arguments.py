@@ -53,7 +53,7 @@ def test_a_list_of_another_class_is_a_list() -> None:
     assert watch.settings.include == ("net.*",)
     assert [type(policy) for policy in watch.settings.policies] == [MaxNorm, ZScore]
     assert list(watch.settings.policies[0].include) == ["net.0"]
-    assert len(watch.notify) == 1
+    assert len(watch.config.addresses) == 1
 
 
 @pytest.mark.parametrize(

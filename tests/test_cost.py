@@ -29,7 +29,18 @@ from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.core.shards import local
 from lightning_gradwatch.core.watcher import Watcher
 from tests.setups.processes import run_ranks, tell
-from tests.tasks import Classifier, Clock, deep_net, digits, fit, quiet_trainer, read_events, scalars
+from tests.tasks import (
+    Classifier,
+    Clock,
+    deep_net,
+    digits,
+    fit,
+    quiet_trainer,
+    read_events,
+    scalars,
+    session_of,
+    watchers_of,
+)
 
 DEPTHS = [10, 20, 40]
 PACKAGE = "lightning_gradwatch"
@@ -233,7 +244,7 @@ class Timed(pl.Callback):
         monkeypatch.setattr(Watcher, "_take_sample", slow)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.watch._run.cost.clock = self.clock
+        session_of(self.watch).guard.cost.clock = self.clock
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         self.clock.now += 10.0
@@ -332,8 +343,8 @@ def train_ranks() -> None:
                 warnings.simplefilter("ignore")
                 options = {"strategy": "ddp", "devices": NUM_RANKS, "use_distributed_sampler": False}
                 steps = sampled_steps(watch, timed, max_steps=200, **options)
-            (post,) = watch._run.posts.values()
-            told.append({"steps": steps, "thinning": post.watcher.thinning, "num_steps": post.watcher.num_steps})
+            (watcher,) = watchers_of(watch)
+            told.append({"steps": steps, "thinning": watcher.thinning, "num_steps": watcher.num_steps})
     tell(told)
 
 

@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from torchmetrics import Metric
 
-from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning, alerts_file, flight
+from lightning_gradwatch import GradWatch, GradWatchWarning, alerts_file, flight
+from lightning_gradwatch._lightning import LightningHost
 from lightning_gradwatch.alert_log import AlertLog
 from lightning_gradwatch.core.records import Alert, Layer, Observation
 from lightning_gradwatch.core.watcher import Watcher
@@ -200,7 +201,7 @@ def broken(*args: Any, **kwargs: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("place", "name"),
-    [(Watcher, "flush"), (AlertLog, "record"), (Sinks, "write_alerts"), (_lightning, "set_metrics")],
+    [(Watcher, "flush"), (AlertLog, "record"), (Sinks, "write_alerts"), (LightningHost, "set_metrics")],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_the_record_of_a_crash_comes_before_all_that_may_break_with_it(

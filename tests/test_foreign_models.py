@@ -19,7 +19,17 @@ from torch import Tensor, nn
 
 from lightning_gradwatch import GradWatch, GradWatchWarning
 from lightning_gradwatch.guest import GradWatchGuest
-from tests.tasks import Classifier, deep_net, digits, fit, quiet_trainer, read_events, small_net
+from tests.tasks import (
+    Classifier,
+    deep_net,
+    digits,
+    fit,
+    quiet_trainer,
+    read_events,
+    session_of,
+    small_net,
+    watchers_of,
+)
 
 
 @dataclass(slots=True)
@@ -102,9 +112,9 @@ def test_unusual_modules_are_watched(make: Any) -> None:
     watch, model = GradWatch(), Classifier(make())
     trainer = fit(watch, model, max_steps=30)  # a warning would be an error here
     assert trainer.global_step == 30
-    assert not watch._run.is_off
-    assert watch._run.probe is not None
-    assert watch._run.probe.failure is None
+    assert not session_of(watch).is_off
+    assert session_of(watch).watches.probe is not None
+    assert session_of(watch).watches.probe.failure is None
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -176,7 +186,7 @@ def test_modules_that_override_what_torch_asks_them_are_watched(odd: str, is_gue
     watch = GradWatchGuest() if is_guest else GradWatch(include="net*")
     trainer = fit(watch, ODD[odd](), max_steps=12)  # a warning would be an error here
     assert trainer.global_step == 12
-    assert not watch._run.is_off
+    assert not session_of(watch).is_off
     assert len(watch.profile) == 3 if odd not in ("parameters", "unspeakable", "property", "getattr") else 2
 
 
@@ -184,7 +194,7 @@ def test_only_a_selection_is_checked_before_the_start(monkeypatch: pytest.Monkey
     def broken(*_: Any) -> None:
         raise RuntimeError("on purpose")
 
-    monkeypatch.setattr("lightning_gradwatch.callback.check_selection", broken)
+    monkeypatch.setattr("lightning_gradwatch.config.check_selection", broken)
     fit(GradWatch(), max_steps=2)
 
 
@@ -215,10 +225,10 @@ def test_a_network_that_is_copied_or_saved_in_a_sampled_step_takes_nothing_along
             assert not module._forward_hooks_with_kwargs
             assert not vars(module._forward_hooks)
     assert b"gradwatch" not in (tmp_path / "3.pt").read_bytes()
-    assert watch._run.probe is not None
-    assert watch._run.probe.failure is None
-    (post,) = watch._run.posts.values()
-    assert post.watcher.num_samples == 12
+    assert session_of(watch).watches.probe is not None
+    assert session_of(watch).watches.probe.failure is None
+    (watcher,) = watchers_of(watch)
+    assert watcher.num_samples == 12
     assert len(watch.profile) == 3
 
 
@@ -262,9 +272,9 @@ def test_a_parameter_returned_as_an_output_keeps_no_hook() -> None:
 
     model, watch = Classifier(Prompted()), GradWatch(sample_every_n_steps=1)
     quiet_trainer(watch, Oracle(), max_steps=20).fit(model, digits())
-    (post,) = watch._run.posts.values()
-    assert post.watcher.latest is not None
-    assert post.watcher.latest.output_grad_norm[0].item() == pytest.approx(norms[-1], rel=1e-5)
+    (watcher,) = watchers_of(watch)
+    assert watcher.latest is not None
+    assert watcher.latest.output_grad_norm[0].item() == pytest.approx(norms[-1], rel=1e-5)
     assert not model.net.prompt.weight._backward_hooks
 
 
@@ -280,10 +290,10 @@ def test_only_the_last_state_of_an_lstm_is_enough() -> None:
 
     watch = GradWatch()
     fit(watch, Classifier(LastState()), max_steps=3)
-    (post,) = watch._run.posts.values()
-    assert post.watcher.latest is not None
-    assert (post.watcher.latest.output_grad_norm > 0).all()
-    assert dict(post.watcher.latest.sequences)["net.rnn"].shape == (8,)
+    (watcher,) = watchers_of(watch)
+    assert watcher.latest is not None
+    assert (watcher.latest.output_grad_norm > 0).all()
+    assert dict(watcher.latest.sequences)["net.rnn"].shape == (8,)
 
 
 def test_parametrized_layers_are_measured_at_their_output() -> None:

@@ -19,7 +19,10 @@ from lightning.pytorch.plugins.precision import Precision
 from torch.utils.data import DataLoader, RandomSampler
 from torchmetrics import MeanMetric
 
-from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning, flight
+from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning, _places, flight
+from lightning_gradwatch._clipping_by_hand import before_clipping_by_hand
+from lightning_gradwatch._lightning import LightningHost
+from lightning_gradwatch.watches import optimizer_names
 from tests.tasks import Classifier, digits, fit, quiet_trainer, small_net
 
 
@@ -68,7 +71,7 @@ def test_only_a_path_is_a_directory(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     trainer = fit(GradWatch(), logger=own_logger(**properties), max_steps=3)
-    assert _lightning.log_dir(trainer) == expected
+    assert _places.log_dir(trainer) == expected
     files = [str(path.parent) for path in Path().rglob("*") if path.is_file()]
     assert files == ([] if expected is None else [expected])
 
@@ -131,7 +134,7 @@ def test_metrics_of_the_user_are_computed_as_often_as_without_us(breaks: bool, t
 def test_lightning_keeps_the_numbers_where_we_put_them(kind: Any) -> None:
     class Look(pl.Callback):
         def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-            assert _lightning._known_metrics(trainer, kind) is getattr(trainer, kind)
+            assert _lightning.known_metrics(trainer, kind) is getattr(trainer, kind)
 
     quiet_trainer(Look(), max_steps=3).fit(Classifier(small_net()), digits())
 
@@ -170,11 +173,11 @@ def test_clipping_by_hand_is_left_as_it_was_in_whatever_order_it_is_undone() -> 
     for own in (None, plugin.clip_gradients):
         if own is not None:
             plugin.clip_gradients = own
-        undo = [_lightning.before_clipping_by_hand(trainer, heard.append) for _ in range(3)]
+        undo = [before_clipping_by_hand(trainer, heard.append) for _ in range(3)]
         for place in (1, 0, 2):
             undo[place]()
         assert vars(plugin).get("clip_gradients") is own
-        undone = _lightning.before_clipping_by_hand(trainer, heard.append)
+        undone = before_clipping_by_hand(trainer, heard.append)
         ours, plugin.clip_gradients = plugin.clip_gradients, lambda *args: None  # somebody comes above
         undone()
         plugin.clip_gradients = ours  # and goes again
@@ -244,7 +247,7 @@ def test_a_scaler_whose_answers_are_unfit_is_none(failure: Exception | None, man
     for plugin in (Scaling(), Raising()):
         watch = GradWatch()
         trainer = fit(watch, ByHand() if manual else None, plugins=[plugin], max_steps=3)
-        assert _lightning.loss_scale(trainer) is None
+        assert LightningHost(trainer, trainer.lightning_module, watch).loss_scale() is None
         assert watch.profile
 
 
@@ -265,7 +268,7 @@ def test_an_optimizer_that_refuses_questions_is_watched() -> None:
 @pytest.mark.parametrize("kinds", [["A", "A", "A"], ["A-B", "A-B", "A"], ["A", "A", "A-1", "A-1"], ["A-1", "A", "A"]])
 def test_optimizers_have_names_of_their_own(kinds: list[str]) -> None:
     made = [type(kind, (torch.optim.SGD,), {})([torch.zeros(1)]) for kind in kinds]
-    names = _lightning.optimizer_names(made)
+    names = optimizer_names(made)
     assert len(set(names)) == len(names)
     assert all(name.startswith(kind) for name, kind in zip(names, kinds, strict=True))
 

@@ -111,15 +111,15 @@ def test_the_trainer_takes_the_attributes_log_and_log_dict_for_itself() -> None:
 
 
 def test_lightning_logs_the_step_under_the_number_that_we_read_before_it(tmp_path: Path) -> None:
-    from lightning_gradwatch import _lightning
+    from lightning_gradwatch._lightning import LightningHost
 
     class Axis(pl.Callback):
         seen: list[int] = []
 
         def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-            num_points = _lightning.num_log_points(trainer, None)
-            if num_points > _lightning.num_log_points(trainer, None, with_coming_step=False):
-                self.seen.append(_lightning.x_axis(trainer))
+            host = LightningHost(trainer, pl_module, self)
+            if (host.step() + 1) % host.log_every_n_steps() == 0:
+                self.seen.append(host.step())
 
     axis = Axis()
     quiet_trainer(axis, directory=tmp_path, log_every_n_steps=4, max_steps=12, accumulate_grad_batches=2).fit(

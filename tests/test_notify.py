@@ -187,9 +187,15 @@ def test_secrets_are_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) >= 6
     assert not any(SECRET.encode() in path.read_bytes() for path in written)
-    shown = [repr(watch.notify), str(vars(watch)), repr(pickle.dumps(watch)), str(watch.state_dict()), caplog.text]
+    shown = [
+        repr(watch.config.addresses),
+        str(vars(watch)),
+        repr(pickle.dumps(watch)),
+        str(watch.state_dict()),
+        caplog.text,
+    ]
     assert not any(SECRET in text for text in shown)
-    assert repr(watch.notify) == "Addresses(json)"
+    assert repr(watch.config.addresses) == "Addresses(json)"
 
 
 def test_a_copy_sends_messages_and_what_came_through_a_pickle_says_that_it_cannot() -> None:

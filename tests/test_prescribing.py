@@ -27,7 +27,7 @@ from lightning_gradwatch.tensorboard.schema import decode_alerts
 from lightning_gradwatch.tensorboard.trials import not_tried, recipes, rows_of, shown, summary
 from tests.prescriptions import prescription
 from tests.setups.processes import run_ranks, tell
-from tests.tasks import Classifier, deep_net, digits, fit, quiet_trainer, read_events, small_net
+from tests.tasks import Classifier, deep_net, digits, fit, quiet_trainer, read_events, session_of, small_net
 
 pytestmark = pytest.mark.slow
 
@@ -202,7 +202,7 @@ def test_without_the_option_nothing_is_tried_and_no_batch_is_kept() -> None:
 
     class Look(pl.Callback):
         def on_train_batch_start(self, *_: Any) -> None:
-            batches.append(watch._run.prescriber)
+            batches.append(session_of(watch).responses.prescriber)
 
     watch = GradWatch()
     train(watch, callbacks=[Look()])
@@ -217,12 +217,14 @@ def test_a_batch_is_kept_only_until_the_first_alert() -> None:
 
     class Look(pl.Callback):
         def on_train_batch_start(self, *_: Any) -> None:
-            assert watch._run.prescriber is not None
-            kept.append(watch._run.prescriber.batch is not None)
+            prescriber = session_of(watch).responses.prescriber
+            assert prescriber is not None
+            kept.append(prescriber.batch is not None)
 
         def on_train_batch_end(self, *_: Any) -> None:
-            assert watch._run.prescriber is not None
-            assert watch._run.prescriber.batch is None
+            prescriber = session_of(watch).responses.prescriber
+            assert prescriber is not None
+            assert prescriber.batch is None
 
     watch = GradWatch(prescribe=True)
     train(watch, callbacks=[Look()])
@@ -236,7 +238,7 @@ def test_a_healthy_run_is_left_alone() -> None:
     watch = GradWatch(prescribe=True)
     fit(watch, Classifier(small_net()), max_steps=STEPS)
     assert watch.alerts == []
-    assert watch._run.prescriber is None  # nothing stays in memory
+    assert session_of(watch).responses.prescriber is None  # nothing stays in memory
 
 
 @pytest.mark.filterwarnings("ignore::lightning_gradwatch.GradWatchWarning")
@@ -284,7 +286,7 @@ def test_it_can_be_set_in_a_configuration_file(text: str, seconds: float) -> Non
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(GradWatch, "watch")
     instantiate = parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes
-    assert instantiate(parser.parse_args([f"--watch.prescribe={text}"])).watch.prescribe_seconds == seconds
+    assert instantiate(parser.parse_args([f"--watch.prescribe={text}"])).watch.config.prescribe_seconds == seconds
 
 
 UNTREATED = Trial("", "untreated", "no change", 11.1, 2.3, 2.3)

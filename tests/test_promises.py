@@ -16,7 +16,8 @@ from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor, nn
 
 from benchmarks.operators import Operators
-from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning, alerts_file, callback
+from lightning_gradwatch import GradWatch, GradWatchWarning, _places, alerts_file, session, watches
+from lightning_gradwatch._lightning import LightningHost
 from lightning_gradwatch.core import anatomy, fitting, judge, reader
 from lightning_gradwatch.core.account import Account
 from lightning_gradwatch.core.alerts.detached import DetachedRule
@@ -48,6 +49,7 @@ from tests.tasks import (
     quiet_trainer,
     read_events,
     scalars,
+    session_of,
     small_net,
 )
 
@@ -158,12 +160,12 @@ ROOMS = [
     (VanishingRule, "update"),
     (NonfiniteRule, "update"),
     (DetachedRule, "update"),
-    (callback, "make_probe"),
-    (_lightning, "x_axis"),
-    (_lightning, "log_dir"),
+    (watches, "make_probe"),
+    (LightningHost, "step"),
+    (_places, "log_dir"),
 ]
 OPTIONAL: list[tuple[Any, str, str]] = [
-    (callback, "check_batch", ""),
+    (session, "check_batch", ""),
     (anatomy, "survey", ""),
     (ParameterMeter, "weight_norms", "gradwatch/layers/weight_norm"),
     (LayerFigures, "weight_norms", "gradwatch/layers/weight_norm"),
@@ -248,7 +250,7 @@ def test_an_optional_figure_that_fails_costs_that_figure_alone_and_one_line(
     monkeypatch.setattr(place, name, broken)
     with pytest.warns(GradWatchWarning) as caught:
         watch, events = optional_run(tmp_path)
-    assert not watch._run.is_off
+    assert not session_of(watch).is_off
     lines = [str(w.message) for w in caught if w.category is GradWatchWarning]
     said = [line for line in lines if "leaves out" in line]
     has_failed = calls[0] >= at

@@ -23,14 +23,14 @@ from lightning_gradwatch.notify import Addresses, Notifier
 from lightning_gradwatch.sinks import Sinks
 from tests.builders import alert
 from tests.servers import Inbox
-from tests.tasks import Classifier, deep_net, fit, read_events
+from tests.tasks import Classifier, deep_net, fit, loop_host, read_events
 from tests.test_flight import observation
 
 resource = pytest.importorskip("resource")
 
 
 def test_each_optimizer_has_its_own_warnings() -> None:
-    alert_log, sinks = AlertLog(), Sinks()
+    alert_log, sinks = AlertLog(), Sinks(loop_host())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for step in (0, 1):
@@ -46,7 +46,9 @@ def test_ten_thousand_alerts_in_a_row_cost_bounded_files_and_memory(tmp_path: Pa
     with Inbox("hanging") as inbox, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         notifier = Notifier(Addresses("notify", inbox.address()), "run", pause_s=0)
-        sinks = Sinks(str(tmp_path), run="run", notifier=notifier, flight=FlightRecorder(tmp_path, 200, {}))
+        sinks = Sinks(
+            loop_host(), str(tmp_path), run="run", notifier=notifier, flight=FlightRecorder(tmp_path, 200, {})
+        )
         taken = []
         for step in range(10_000):
             opened, ended = (alert_log.record(alert(step, until)) for until in (None, step))
@@ -131,7 +133,7 @@ def test_a_directory_that_is_deleted_in_mid_run_does_not_end_it(tmp_path: Path, 
 
 
 def test_each_logger_is_written_by_a_writer_of_its_own_however_short_its_life(tmp_path: Path) -> None:
-    sinks = Sinks()
+    sinks = Sinks(loop_host())
     for number in range(10):
         logger = TensorBoardLogger(tmp_path, name=str(number), version="")
         sinks.write_alerts([logger], [alert(number)], 1, is_last=True)

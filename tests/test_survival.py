@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_gradwatch import GradWatch, GradWatchWarning, alerts_file, callback
+from lightning_gradwatch import GradWatch, GradWatchWarning, alerts_file, session, watches
 from lightning_gradwatch.alert_log import AlertLog
 from lightning_gradwatch.core import anatomy, fitting, instruments, judge, probe, reader
 from lightning_gradwatch.core.account import Account
@@ -43,8 +43,8 @@ ROOMS: list[tuple[Any, str]] = [
     (anatomy, "survey"),
     (judge, "explain"),
     (instruments, "running_order"),
-    (callback, "check_batch"),
-    (callback, "make_probe"),
+    (session, "check_batch"),
+    (watches, "make_probe"),
     (Clippers, "clip_"),
     (Clippers, "state_dict"),
     (ClipWindow, "add"),

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.zoo import CASES
 from lightning_gradwatch import Alert, GradWatch
-from tests.tasks import quiet_trainer
+from tests.tasks import quiet_trainer, session_of
 
 SICK = [
     "sigmoid_mlp10_sgd",
@@ -61,7 +61,7 @@ def alerts_of(name: str) -> list[Alert]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.fit(task.module, task.data)
-    assert not watch._run.is_off
+    assert not session_of(watch).is_off
     return watch.alerts
 
 

@@ -87,7 +87,7 @@ class Turns(pl.Callback):
     def _now(self, pl_module: pl.LightningModule) -> tuple[float, float, float]:
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize()
-        own = sum(watch._run.cost.spent for watch in self._watches)
+        own = sum(session.guard.cost.spent for watch in self._watches if (session := watch._session) is not None)
         return time.perf_counter(), time.process_time(), own
 
 
@@ -127,7 +127,7 @@ def run(workload: Workload, contestant: Contestant, device: str) -> Times:
         )
         batch = tuple(part.to(device) for part in workload.make_batch())
         trainer.fit(Task(workload), Repeat(batch))  # type: ignore[arg-type]
-    told = [c._run.cost.percent for c in callbacks if isinstance(c, GradWatch)]
+    told = [c._session.guard.cost.percent for c in callbacks if isinstance(c, GradWatch) and c._session is not None]
     return Times(turns.blocks[: 2 * num_pairs + 1], told[0] if told else None)
 
 

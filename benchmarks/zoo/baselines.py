@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_gradwatch._lightning import num_finished_steps, x_axis
+from lightning_gradwatch._lightning import LightningHost
 
 Gradients = dict[str, Tensor]
 
@@ -38,7 +38,8 @@ class Baseline(Callback, ABC):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Apply the rule to the complete gradient, before it is clipped."""
-        key, step, num_finished = id(optimizer), x_axis(trainer), num_finished_steps(trainer)
+        host = LightningHost(trainer, pl_module, self)
+        key, step, num_finished = id(optimizer), host.step(), host.num_finished_steps()
         if self._last_steps.get(key) == num_finished:  # a further evaluation of the same step
             return
         self._last_steps[key] = num_finished

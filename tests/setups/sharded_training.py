@@ -24,7 +24,7 @@ from lightning_gradwatch import GradWatch, _lightning
 from lightning_gradwatch.core import reader
 from lightning_gradwatch.core.measure import ParameterMeter
 from tests.setups.processes import tell
-from tests.tasks import quiet_trainer
+from tests.tasks import quiet_trainer, watchers_of
 
 NUM_STEPS, EVERY, BATCH, LR = 26, 5, 8, 0.05
 SEQUENCE = 4
@@ -175,7 +175,7 @@ def main(directory: Path) -> dict[str, Any]:
                 patch.setattr(reader, "log_histograms", fail)
             watch = GradWatch(dense_steps=4, sample_every_n_steps=1000, histogram_every=1)
             train(kind, watch, directory=directory / f"{kind} without")
-            told[f"{kind} without"] = [post.watcher.num_steps for post in watch._run.posts.values()]
+            told[f"{kind} without"] = [watcher.num_steps for watcher in watchers_of(watch)]
     watch = GradWatch(dense_steps=4, sample_every_n_steps=1000)
     with contextlib.suppress(RuntimeError):
         train("fsdp", watch, Failure(calls), log_every_n_steps=1000)

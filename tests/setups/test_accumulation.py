@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 
 from lightning_gradwatch import GradWatch
-from tests.tasks import Classifier, digits, quiet_trainer, read_events, scalars, small_net
+from tests.tasks import Classifier, digits, quiet_trainer, read_events, scalars, small_net, watchers_of
 
 NUM_BATCHES = 7
 LR = 0.1
@@ -69,8 +69,8 @@ def run(directory: Path, *callbacks: Any, watch: GradWatch, model: Any = None, *
 
 
 def seen_losses(watch: GradWatch) -> list[float]:
-    (post,) = watch._run.posts.values()
-    return post.watcher._digest.judge.history.evidence.losses
+    (watcher,) = watchers_of(watch)
+    return watcher._digest.judge.history.evidence.losses
 
 
 EVERY_THREE = [(3, 3), (3, 3), (1, 3)]
@@ -82,8 +82,8 @@ def test_each_step_is_one_sample_of_the_complete_gradient_with_a_leftover_window
     norms = run(tmp_path, watch=watch, max_epochs=2, accumulate_grad_batches=3)
     assert norms == pytest.approx([step.norm for step in expected], rel=1e-5)
     assert seen_losses(watch) == pytest.approx([step.loss for step in expected], rel=1e-5)
-    (post,) = watch._run.posts.values()
-    assert post.watcher.num_steps == len(expected)
+    (watcher,) = watchers_of(watch)
+    assert watcher.num_steps == len(expected)
 
 
 def test_a_scheduler_may_change_the_number_of_batches(tmp_path: Path) -> None:

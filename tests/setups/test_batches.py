@@ -14,7 +14,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_gradwatch import GradWatch, GradWatchWarning
-from tests.tasks import Classifier, digits, quiet_trainer, small_net
+from tests.tasks import Classifier, digits, quiet_trainer, session_of, small_net, watchers_of
 
 BAD_STEP = 5
 
@@ -97,9 +97,9 @@ def test_training_goes_on_as_without_us_whatever_a_batch_is_made_of(pack: str) -
     watch = GradWatch()  # a warning would be an error here
     weights = [list(train(pack, each).parameters()) for each in (watch, None)]
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*weights, strict=True))
-    assert not watch._run.is_off
-    (post,) = watch._run.posts.values()
-    assert post.watcher.num_steps == 8
+    assert not session_of(watch).is_off
+    (watcher,) = watchers_of(watch)
+    assert watcher.num_steps == 8
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage.*")

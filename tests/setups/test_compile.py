@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 
 from lightning_gradwatch import GradWatch, GradWatchWarning
 from tests.setups.by_hand import train_by_hand
-from tests.tasks import Classifier, deep_net, digits, fit, quiet_trainer, read_events, scalars
+from tests.tasks import Classifier, deep_net, digits, fit, quiet_trainer, read_events, scalars, watchers_of
 
 pytestmark = pytest.mark.slow
 
@@ -127,8 +127,8 @@ def test_watching_compiles_nothing_anew_and_breaks_no_graph(way: str) -> None:
     assert watched == bare
     assert bare[0] == [0]
     assert bare[2] == {}
-    (post,) = watch._run.posts.values()
-    assert 20 < post.watcher.num_samples < 70  # both kinds of steps were there
+    (watcher,) = watchers_of(watch)
+    assert 20 < watcher.num_samples < 70  # both kinds of steps were there
 
 
 def test_a_compiled_function_is_compiled_once_more_when_the_dense_steps_end() -> None:

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_gradwatch import GradWatch, GradWatchWarning
 from tests.setups.processes import run_ranks, tell
-from tests.tasks import Classifier, Sponge, deep_net, digits, quiet_trainer, read_events, scalars, small_net
+from tests.tasks import Classifier, Sponge, deep_net, digits, quiet_trainer, read_events, scalars, session_of, small_net
 
 pytestmark = pytest.mark.slow
 
@@ -131,7 +131,7 @@ def train(model: Any, directory: Path, *callbacks: Any, strategy: str = "ddp", *
         "alerts": [asdict(alert) for alert in watch.alerts],
         "sampled": sampled.numbers,
         "warnings": [str(w.message) for w in caught if issubclass(w.category, GradWatchWarning)],
-        "is_on": not watch._run.is_off,
+        "is_on": not session_of(watch).is_off,
         "epoch": trainer.current_epoch,
         "step": trainer.global_step,
         "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_gradwatch import GradWatch, GradWatchWarning
 from lightning_gradwatch.core.layers import named_layers
-from tests.tasks import Classifier, digits, fit, read_events, scalars, small_net
+from tests.tasks import Classifier, digits, fit, read_events, scalars, session_of, small_net
 
 NORMS = "gradwatch/total_norm"
 
@@ -58,7 +58,7 @@ def norms(directory: Path, model: pl.LightningModule, **options: Any) -> list[fl
         warnings.simplefilter("always")
         fit(watch, model, directory=directory, max_steps=8, log_every_n_steps=1, **options)
     assert [w for w in caught if w.category is GradWatchWarning] == []
-    assert not watch._run.is_off
+    assert not session_of(watch).is_off
     return list(scalars(read_events(directory), NORMS).values())
 
 
@@ -92,7 +92,7 @@ def test_what_an_optimizer_holds_no_more_is_watched_no_more(tmp_path: Path) -> N
 
     watch, model = GradWatch(), Emptied(None, True)
     fit(watch, model, directory=tmp_path, max_steps=8, log_every_n_steps=1)
-    assert not watch._run.is_off
+    assert not session_of(watch).is_off
     assert list(scalars(read_events(tmp_path), NORMS)) == [0, 1, 2, 6, 7]
 
 
@@ -113,7 +113,7 @@ def test_memory_that_is_freed_before_the_step_is_not_read(tmp_path: Path) -> Non
     watch = GradWatch()
     with pytest.warns(GradWatchWarning, match="leaves out .* the memory of a weight has been freed") as caught:
         fit(watch, Odd(None, True), directory=tmp_path, callbacks=(Offload(),), max_steps=8, log_every_n_steps=1)
-    assert not watch._run.is_off
+    assert not session_of(watch).is_off
     assert len(scalars(read_events(tmp_path), NORMS)) == 8
     assert {str(w.message).split(" from now on")[0] for w in caught if w.category is GradWatchWarning} == {
         "GradWatch leaves out the weight norms",

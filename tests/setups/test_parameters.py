@@ -22,7 +22,19 @@ from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import Tensor, nn
 
 from lightning_gradwatch import GradientAlertError, GradWatch, GradWatchWarning
-from tests.tasks import Classifier, Poison, digits, fit, quiet_trainer, read_events, scalars, small_net, tensors
+from tests.tasks import (
+    Classifier,
+    Poison,
+    digits,
+    fit,
+    quiet_trainer,
+    read_events,
+    scalars,
+    session_of,
+    small_net,
+    tensors,
+    watchers_of,
+)
 
 BATCHES = 5
 """Per epoch."""
@@ -106,7 +118,7 @@ def finetune(directory: Path, *callbacks: Any, watch: GradWatch, **options: Any)
 def test_a_backbone_that_is_unfrozen_joins_the_list(tmp_path: Path) -> None:
     watch = GradWatch()
     model = finetune(tmp_path, watch=watch, log_every_n_steps=1)
-    assert not watch._run.is_off
+    assert not session_of(watch).is_off
     assert watch.alerts == []
     assert {len(norms) for norms in model.truth[:BATCHES]} < {len(norms) for norms in model.truth}
     assert list(model.row("net.0.0")) == list(range(BATCHES, 3 * BATCHES))
@@ -205,9 +217,9 @@ class Build(Classifier):  # type: ignore[misc, valid-type]
 def test_layers_that_are_made_late_can_be_selected(where: str) -> None:
     watch = GradWatch(include="net.[02]")
     fit(watch, Build(where), max_steps=3)
-    (post,) = watch._run.posts.values()
-    assert post.watcher.instruments is not None
-    assert [layer.name for layer in post.watcher.instruments.layout.layers] == ["net.0", "net.2"]
+    (watcher,) = watchers_of(watch)
+    assert watcher.instruments is not None
+    assert [layer.name for layer in watcher.instruments.layout.layers] == ["net.0", "net.2"]
     with pytest.raises(ValueError, match="`include` must be"):
         fit(GradWatch(include="nothing"), Build(where))
 
@@ -228,9 +240,9 @@ def test_a_layer_that_is_made_while_training_is_followed_to_its_outputs(tmp_path
     trainer.fit(model, digits())
     layers = ["net.0", "net.2", "net.4", *(["net.5"] if what == "added" else [])]
     check(tmp_path, model, *layers)
-    (post,) = watch._run.posts.values()
-    assert post.watcher.latest is not None
-    assert (post.watcher.latest.output_grad_norm > 0).all()
+    (watcher,) = watchers_of(watch)
+    assert watcher.latest is not None
+    assert (watcher.latest.output_grad_norm > 0).all()
     assert list(watch.profile) == layers
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -307,16 +319,16 @@ def test_parameters_that_change_in_their_place_are_measured_as_they_are_now(
     watch, model = GradWatch(histogram_every=1, **options), CastOrMoved(IN_PLACE[change], at_step)
     model.net = Casting(*model.net)
     trainer = fit(watch, model, directory=tmp_path, max_steps=30, log_every_n_steps=4)
-    assert (trainer.global_step, watch._run.is_off) == (30, False)
-    assert watch._run.probe is not None
-    assert watch._run.probe.failure is None
+    assert (trainer.global_step, session_of(watch).is_off) == (30, False)
+    assert session_of(watch).watches.probe is not None
+    assert session_of(watch).watches.probe.failure is None
     found = scalars(read_events(tmp_path), "gradwatch/total_norm")
     rel = 2e-2 if change == "bfloat16" else 1e-4
     assert list(found.values()) == pytest.approx([model.totals[step] for step in found], rel=rel)
-    (post,) = watch._run.posts.values()
-    assert post.watcher.instruments is not None
-    dtypes = {str(p.dtype).removeprefix("torch.") for p in post.watcher.instruments.layout.parameters}
-    assert post.watcher.instruments.dtypes == dtypes
+    (watcher,) = watchers_of(watch)
+    assert watcher.instruments is not None
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in watcher.instruments.layout.parameters}
+    assert watcher.instruments.dtypes == dtypes
 
 
 class Every(nn.Module):
@@ -415,7 +427,7 @@ def test_what_the_optimizer_holds_is_measured_from_the_very_step_at_which_it_has
 ) -> None:
     model, watch = Changing(change), GradWatch(sample_every_n_steps=3)
     fit(watch, model, directory=tmp_path, max_steps=15, log_every_n_steps=1)
-    assert not watch._run.is_off
+    assert not session_of(watch).is_off
     check(tmp_path, model, *(f"net.{i}" for i in (0, 2, 3, 5, 6, 8, 9, 11, 12)))
 
 
@@ -524,7 +536,7 @@ def test_strange_gradients_never_raise_and_are_right(tmp_path: Path, bad: float 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GradWatchWarning)
         trainer.fit(model, digits())
-    assert not watch._run.is_off
+    assert not session_of(watch).is_off
     found = list(scalars(read_events(tmp_path), "gradwatch/total_norm").values())
     assert found == pytest.approx(totals, rel=1e-5, nan_ok=True)
     assert [a.kind for a in watch.alerts] == ([] if bad is None else ["nonfinite"])

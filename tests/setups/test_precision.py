@@ -17,7 +17,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from lightning_gradwatch import GradWatch
-from tests.tasks import Classifier, Poison, digits, fit, quiet_trainer, read_events, scalars, small_net, tensors
+from tests.tasks import Classifier, Poison, digits, fit, quiet_trainer, read_events, scalars, small_net, watchers_of
 
 LAYERS = ("net.0", "net.2", "net.4")
 
@@ -132,8 +132,8 @@ def test_gradwatch_sees_the_unscaled_loss(tmp_path: Path) -> None:
     watch = GradWatch()
     oracle = run(tmp_path, watch=watch, plugins=[fp16(growth_interval=3)], max_steps=12)
     assert len(set(oracle.scales)) > 1
-    (post,) = watch._run.posts.values()
-    assert post.watcher._digest.judge.history.evidence.losses == pytest.approx(oracle.losses, rel=1e-6)
+    (watcher,) = watchers_of(watch)
+    assert watcher._digest.judge.history.evidence.losses == pytest.approx(oracle.losses, rel=1e-6)
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -19,7 +19,7 @@ from lightning_gradwatch.core import watcher
 from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.core.transfer import Transfer
 from tests.setups.published import Numbers, numbers, same
-from tests.tasks import deep_net, digits, make_classifier_class, read_events, scalars
+from tests.tasks import deep_net, digits, make_classifier_class, read_events, scalars, session_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*dirpath has changed.*")]
 
@@ -529,7 +529,7 @@ def test_what_a_checkpoint_lacks_starts_afresh_and_what_cannot_be_read_is_said_i
     change, lost = DAMAGES[damage]
     run = resume(tmp_path, damaged(whole, tmp_path, change))
     assert run.watch is not None
-    assert not run.watch._run.is_off
+    assert not session_of(run.watch).is_off
     said = [text for text in run.warnings if "cannot read these parts" in text]
     assert len(said) == bool(lost)
     assert all(part in said[0] for part in lost)

@@ -13,7 +13,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor, nn
 
 from lightning_gradwatch import GradWatch
-from tests.tasks import Classifier, deep_net, digits, fit, quiet_trainer, read_events, scalars
+from tests.tasks import Classifier, deep_net, digits, fit, quiet_trainer, read_events, scalars, session_of
 
 DEPTH = 12
 
@@ -93,7 +93,7 @@ def test_tied_layers_that_pass_the_gradient_on_are_left_alone(make: Any) -> None
     watch = GradWatch()
     trainer = fit(watch, Classifier(make(), lr=0.02), max_steps=120)
     assert watch.alerts == []
-    assert not watch._run.is_off
+    assert not session_of(watch).is_off
     assert trainer.callback_metrics["loss"] < 1.5
     assert len(watch.profile) > DEPTH
 
@@ -160,6 +160,6 @@ def test_a_run_goes_on_from_one_in_which_tied_layers_were_no_layers(tmp_path: Pa
     fit(first, Classifier(tied_net()), max_steps=8).save_checkpoint(checkpoint)
     trainer = quiet_trainer(second, max_steps=24)
     trainer.fit(Classifier(tied_net()), digits(), ckpt_path=checkpoint)
-    assert (trainer.global_step, second._run.is_off) == (24, False)
+    assert (trainer.global_step, session_of(second).is_off) == (24, False)
     assert len(second.profile) == (DEPTH + 1 if is_older else 2)
     assert [alert.kind for alert in second.alerts] == (["vanishing"] if is_older else [])

@@ -26,7 +26,7 @@ from lightning_gradwatch.sinks import Sinks, where_to_look
 from lightning_gradwatch.tensorboard.dashboards import alert_table, prescription_table
 from lightning_gradwatch.tensorboard.writer import DENSE_PUBLICATIONS, DETAIL_EVERY, Writer
 from tests.prescriptions import prescription
-from tests.tasks import Classifier, fit, read_events, scalars, small_net
+from tests.tasks import Classifier, fit, loop_host, read_events, scalars, small_net
 from tests.tensorboard.logs import train, watch
 
 ALERT = Alert("vanishing", "alert", 9, None, "net.0", 4.0, 2.0, "Gradients vanish.", remedies=("ReLU", "a skip"))
@@ -332,7 +332,7 @@ def test_a_logger_that_fails_costs_one_warning_and_the_others_go_on(tmp_path: Pa
         def experiment(self) -> Any:
             raise OSError("disk full")
 
-    sinks, logger = Sinks(), TensorBoardLogger(tmp_path, name="", version="")
+    sinks, logger = Sinks(loop_host()), TensorBoardLogger(tmp_path, name="", version="")
     with pytest.warns(match="Broken 0 cannot be written .*disk full.* and is left out"):
         sinks.open([Broken(tmp_path), logger], [""])
     sinks.write_alerts([Broken(tmp_path), logger], [], 0, is_last=True)  # a second warning would be an error

@@ -59,7 +59,11 @@ def test_a_policy_lies_in_the_file_of_its_name_needs_no_argument_and_explains_ea
         assert f"\n        {field.name}: " in documented
 
 
-@pytest.mark.parametrize("choice", ["percentil", "", False, None, -1.0, math.inf, [MaxNorm()], ClipPolicy()], ids=lambda choice: type(choice).__name__)
+@pytest.mark.parametrize(
+    "choice",
+    ["percentil", "", False, None, -1.0, math.inf, [MaxNorm()], ClipPolicy()],
+    ids=lambda choice: type(choice).__name__,
+)
 def test_an_unknown_choice_is_refused_with_its_cure(choice: Any) -> None:
     with pytest.raises(ValueError, match=r"must be .* came\. To cure it: "):
         make_policy(choice)

@@ -1,0 +1,72 @@
+"""Where Lightning's loggers keep a run; all of it is meant for rank zero."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from lightning_gradwatch.asking import ask
+
+if TYPE_CHECKING:
+    from lightning_gradwatch._lightning import Trainer
+
+_UNKNOWN = object()
+
+
+def log_dir(trainer: Trainer) -> str | None:
+    """Directory of the run in the first logger, for files of our own.
+
+    None if there is none, or none that is a path, or if it is a URL: what we write goes to local files.
+    """
+    place = place_of_run(trainer)
+    return None if place is None or is_url(place) else place
+
+
+def is_url(place: str) -> bool:
+    """Whether it is the address of something that is no local directory, such as ``s3://bucket/logs``."""
+    return "://" in place
+
+
+def place_of_run(trainer: Trainer) -> str | None:
+    """Where the first logger keeps the run, be it a directory or a URL; None if it does not say."""
+    if not trainer.loggers or is_dev_run(trainer):
+        return None
+    logger = trainer.loggers[0]
+    if (own := _path(ask(logger, "log_dir"))) != "":
+        return own
+    if not (root := _path(ask(logger, "save_dir"))):
+        return None
+    version = ask(logger, "version", _UNKNOWN)
+    parts = [root, _path(ask(logger, "name", _UNKNOWN)), str(version) if isinstance(version, int) else _path(version)]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    return "/".join(part.strip("/") for part in known if part) if is_url(root) else str(Path(*known))
+
+
+def _path(part: object) -> str | None:
+    """A path, or a part of one, as text: empty for None, and None for any other object, whose ``str`` is no path."""
+    return "" if part is None else str(part) if isinstance(part, (str, PurePath)) else None
+
+
+def run_name(trainer: Trainer) -> str:
+    """What the first logger calls the run."""
+    place = place_of_run(trainer)
+    return PurePath(place).name if place else "a run without a logger"
+
+
+def checkpoint_dir(trainer: Trainer) -> str:
+    """Where Lightning itself puts checkpoints unless told otherwise."""
+    return os.path.join(place_of_run(trainer) or trainer.default_root_dir, "checkpoints")
+
+
+def tag_prefix(logger: Any) -> str:
+    """What a logger puts before the tags of its metrics, such as ``TensorBoardLogger(prefix=...)``."""
+    prefix, mark = ask(logger, "_prefix"), ask(logger, "LOGGER_JOIN_CHAR")
+    return f"{prefix}{mark if isinstance(mark, str) else '-'}" if isinstance(prefix, str) and prefix else ""
+
+
+def is_dev_run(trainer: Trainer) -> bool:
+    """Whether this is a ``fast_dev_run``, which leaves nothing behind."""
+    return bool(getattr(trainer, "fast_dev_run", False))

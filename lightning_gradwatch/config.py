@@ -1,0 +1,190 @@
+"""What the user asked for: the arguments of a watch, checked before anything has been spent on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from torch import nn
+from torch.optim import LBFGS, Optimizer
+
+from lightning_gradwatch.actions import Action, OnAlert, require_actions
+from lightning_gradwatch.core._check import refuse, require, require_fraction, require_globs
+from lightning_gradwatch.core.clip import ClipPolicy, make_policies
+from lightning_gradwatch.core.clip.clippers import require_optimizer
+from lightning_gradwatch.core.layers import check_selection
+from lightning_gradwatch.core.records import AlertKind
+from lightning_gradwatch.core.schedule import Schedule
+from lightning_gradwatch.core.settings import Settings
+from lightning_gradwatch.notify import Address, Addresses
+from lightning_gradwatch.prescribing import require_seconds
+
+ClipName = Literal["percentile", "zscore", "agc", "adagc", "norm", "value"]
+AutoClip: TypeAlias = bool | float | ClipName | ClipPolicy | Sequence[float | ClipName | ClipPolicy] | None
+SampleAt = Literal["step", "backward"]
+OnNonfinite = Literal["keep", "skip", "raise"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """The checked arguments of a watch; :func:`configure` makes it.
+
+    Attributes:
+        settings: What each optimizer's watcher looks at, how often, and what it clips by.
+        sample_at: Whether the complete gradient of a step is observed, or that after every backward pass.
+        log_every_n_steps: Steps between two publications to the loggers; None for the host's own.
+        group_by: Number of leading path components by which layers share a row in the standard dashboards; None for
+            one row per layer, or per module if there are many.
+        compose_clipping: Whether we may clip before the host clips once more.
+        addresses: Where messages about alerts go; they hold secrets.
+        tensorboard_url: Address of a TensorBoard that shows the run; None for no link in messages.
+        on_alert: What to do when an alert of a kind opens.
+        flight_steps: Steps that the flight record holds; 0 for none.
+        progress_bar: Whether the progress bar shows the score of ``vanishing`` while it matters.
+        max_overhead: What watching may cost, as a fraction of the time of the steps; None for no budget.
+        prescribe_seconds: What trials of remedies may take, in seconds; 0 for no trials.
+    """
+
+    settings: Settings
+    sample_at: SampleAt
+    log_every_n_steps: int | None
+    group_by: int | None
+    compose_clipping: bool
+    addresses: Addresses
+    tensorboard_url: str | None
+    on_alert: Mapping[AlertKind, Action]
+    flight_steps: int
+    progress_bar: bool
+    max_overhead: float | None
+    prescribe_seconds: float
+
+    @property
+    def intervenes(self) -> bool:
+        """Whether gradients are clipped, or steps skipped or refused."""
+        return bool(self.settings.policies) or self.settings.on_nonfinite != "keep"
+
+    @property
+    def acts(self) -> bool:
+        """Whether any alert is answered by more than a warning."""
+        return any(action != "warn" for action in self.on_alert.values())
+
+    def check_layers(self, model: nn.Module) -> None:
+        """Refuse a selection of nothing.
+
+        Raises:
+            ValueError: If a glob of ``include`` matches no layer of the model, or no layer is left to watch or to clip.
+        """
+        selections = [(chosen.include, chosen.exclude) for chosen in self.settings.policies]
+        for include, exclude in [(self.settings.include, self.settings.exclude), *selections]:
+            if include or exclude:
+                check_selection(model, tuple(include), tuple(exclude))
+
+    def check_clipping(self, clips_itself: bool) -> None:
+        """Refuse to clip where the host does so itself, unless both is wanted.
+
+        Raises:
+            ValueError: If both would clip, and ``compose_clipping`` is not set.
+        """
+        if self.settings.policies and clips_itself and not self.compose_clipping:
+            rule = "None where the Trainer clips by its own `gradient_clip_val`"
+            cure = "leave one of them out, or set compose_clipping=True to clip twice, GradWatch first"
+            raise refuse("auto_clip", rule, list(self.settings.policies), cure)
+
+    def check_sampling(self, num_optimizers: int) -> None:
+        """Refuse to observe after every backward pass where nobody knows for which optimizer it is.
+
+        Raises:
+            ValueError: If there are several optimizers and ``sample_at`` is ``"backward"``.
+        """
+        if self.sample_at == "backward" and num_optimizers > 1:
+            came = f"backward with {num_optimizers} optimizers"
+            raise refuse("sample_at", '"step" where there are several optimizers', came, "leave the argument out")
+
+    def check_policies(self, optimizers: Mapping[str, Optimizer]) -> None:
+        """Refuse policies for optimizers that are not there, and optimizers that cannot be clipped.
+
+        Args:
+            optimizers: All of them by name, a single one by ``""``.
+
+        Raises:
+            ValueError: If a policy names another optimizer, or one of these is LBFGS.
+        """
+        names = [name or type(optimizer).__name__ for name, optimizer in optimizers.items()]
+        for policy in self.settings.policies:
+            require_optimizer(policy, names)
+        if self.settings.policies and any(isinstance(optimizer, LBFGS) for optimizer in optimizers.values()):
+            cure = "leave auto_clip out; LBFGS finds the length of its steps by itself"
+            raise refuse("auto_clip", "None with LBFGS, which needs true gradients", list(self.settings.policies), cure)
+
+
+def configure(
+    sample_at: SampleAt = "step",
+    dense_steps: int = 20,
+    sample_every_n_steps: int = 10,
+    log_every_n_steps: int | None = None,
+    histogram_every: int = 10,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    group_by: int | None = None,
+    auto_clip: AutoClip = None,
+    compose_clipping: bool = False,
+    on_nonfinite: OnNonfinite = "keep",
+    vanishing_threshold: float = 0.5,
+    notify: Sequence[Address] | Address | None = None,
+    tensorboard_url: str | None = None,
+    on_alert: OnAlert = "warn",
+    flight_steps: int = 200,
+    progress_bar: bool = False,
+    max_overhead: float | None = None,
+    prescribe: bool | float = False,
+) -> Config:
+    """Check the arguments of a watch, which :class:`~lightning_gradwatch.GradWatch` explains.
+
+    Raises:
+        ValueError: If one of them is out of its range, or two of them exclude each other.
+    """
+    # when and where to look
+    if sample_at not in ("step", "backward"):
+        raise refuse("sample_at", '"step" or "backward"', sample_at, 'use "step" unless you want every micro-batch')
+    if log_every_n_steps is not None:
+        require("log_every_n_steps", log_every_n_steps, 1, "leave it out to follow the Trainer")
+    if group_by is not None:
+        require("group_by", group_by, 1, "leave it out for one row per layer or module")
+    require("histogram_every", histogram_every, 0, "use 0 for no histograms")
+    require_fraction("vanishing_threshold", vanishing_threshold, "0.5 is a loss of two decades, 1.0 one of four")
+    if max_overhead is not None:
+        require_fraction("max_overhead", max_overhead, "0.01 is 1 % of the time of a step; None is no budget")
+    # what to do with a step: it must be a whole one
+    if on_nonfinite not in ("keep", "skip", "raise"):
+        raise refuse("on_nonfinite", '"keep", "skip" or "raise"', on_nonfinite, "leave it out to keep the step")
+    if sample_at == "backward" and (auto_clip or on_nonfinite != "keep"):
+        came = f'"backward" with auto_clip={auto_clip!r} and on_nonfinite={on_nonfinite!r}'
+        raise refuse("sample_at", '"step" to clip or skip whole steps', came, "leave sample_at out")
+    # what to write and whom to tell
+    require("flight_steps", flight_steps, 0, "use 0 for no flight record")
+    if tensorboard_url is not None and not str(tensorboard_url).startswith(("http://", "https://")):
+        raise refuse("tensorboard_url", "an address", tensorboard_url, 'for example "http://localhost:6006"')
+    return Config(
+        addresses=Addresses("notify", notify),
+        tensorboard_url=tensorboard_url,
+        on_alert=require_actions(on_alert),
+        prescribe_seconds=require_seconds(prescribe),
+        flight_steps=flight_steps,
+        progress_bar=progress_bar,
+        compose_clipping=compose_clipping,
+        sample_at=sample_at,
+        log_every_n_steps=log_every_n_steps,
+        group_by=group_by,
+        max_overhead=max_overhead,
+        # what every watcher needs to know: further arguments about what is measured and judged belong here
+        settings=Settings(
+            schedule=Schedule(dense_steps, sample_every_n_steps),
+            histogram_every=histogram_every,
+            include=require_globs("include", () if include is None else include),
+            exclude=require_globs("exclude", () if exclude is None else exclude),
+            vanishing_threshold=vanishing_threshold,
+            policies=make_policies(auto_clip),
+            on_nonfinite=on_nonfinite,
+        ),
+    )

@@ -1,0 +1,149 @@
+"""The training run always survives us: what becomes of a watch that fails, and who lets it fail so."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import functools
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
+
+from lightning_gradwatch.core._guard import attempt, is_the_users
+from lightning_gradwatch.core.cost import Cost
+from lightning_gradwatch.errors import GradientAlertError
+
+P = ParamSpec("P")
+
+
+class Health(enum.Enum):
+    """What a watch still does."""
+
+    WATCHING = "everything"
+    CLIPPING = "it has failed, and clips or skips as it was asked to"
+    SILENT = "nothing any more"
+
+
+class Guard:
+    """Lets a watch fail without the training failing, and takes back whatever it has put in place.
+
+    Args:
+        warn: Takes the one warning.
+        record: Keeps the flight record; takes the reason.
+
+    Attributes:
+        health: What the watch still does.
+        cost: What watching costs.
+        ending: Why the run ends; None before its end.
+    """
+
+    def __init__(self, warn: Callable[[str], None], record: Callable[[str], None]) -> None:
+        self.health = Health.WATCHING
+        self.cost = Cost()
+        self.ending: str | None = None
+        self._warn = warn
+        self._record = record
+        self._undo: list[Callable[[], object]] = []
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the watch has failed, and does no more than to clip."""
+        return self.health is not Health.WATCHING
+
+    def leaves_by(self, undo: Callable[[], object]) -> None:
+        """Call this, too, when everything is taken back."""
+        self._undo.append(undo)
+
+    def leave(self) -> None:
+        """Take everything back, the latest first, whatever fails on the way."""
+        with contextlib.ExitStack() as attempts:
+            for undo in self._undo:
+                attempts.callback(attempt, undo)
+
+    def switch_off(self, where: str) -> None:
+        """Say what is failing just now, and leave nothing behind; the steps go on being clipped.
+
+        Args:
+            where: What was being done.
+        """
+        trace = traceback.format_exc()
+        if self.health is Health.WATCHING:
+            self.health = Health.CLIPPING
+        # what made us fail, such as an error of the device, may be about to end the run
+        self._record(self.ending or "GradWatch failed")
+        self.leave()
+        self._warn(
+            f"GradWatch failed in {where} and has switched itself off; the training itself is not affected.\n{trace}"
+        )
+
+    @contextlib.contextmanager
+    def survives(self, where: str) -> Iterator[None]:
+        """Let what is done here fail, also after the watch has been switched off."""
+        try:
+            yield
+        except Exception as failure:
+            if is_the_users(failure):
+                raise
+            self.switch_off(where)
+
+
+class Guarded(Protocol):
+    """Who has a guard."""
+
+    @property
+    def guard(self) -> Guard:
+        """The guard."""
+
+
+G = TypeVar("G", bound=Guarded)
+
+
+def survives(method: Callable[Concatenate[G, P], None]) -> Callable[Concatenate[G, P], None]:
+    """Let a method fail, do nothing once the watch is off, and count its time as our own.
+
+    What the user has asked to be raised, and what is the user's own, passes through.
+    """
+
+    @functools.wraps(method)
+    def guarded(self: G, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        guard = self.guard
+        if guard.health is not Health.WATCHING:
+            return
+        cost = guard.cost
+        start = cost.clock()
+        try:
+            method(self, *args, **kwargs)
+        except GradientAlertError:
+            raise
+        except Exception as failure:
+            if is_the_users(failure):
+                raise
+            guard.switch_off(method.__name__)
+        finally:
+            cost.spent += cost.clock() - start
+
+    return guarded
+
+
+class Once:
+    """Says each thing once.
+
+    Args:
+        say: Takes a line.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._said: set[str] = set()
+
+    def __call__(self, line: str, about: str | None = None) -> None:
+        """Say it, unless it has been said.
+
+        Args:
+            line: What to say.
+            about: What it is about, if one line about that is enough, however it reads; None for the line itself.
+        """
+        subject = line if about is None else about
+        if subject not in self._said:
+            self._said.add(subject)
+            self._say(line)

@@ -1,0 +1,79 @@
+"""Whether any gradient reaches us at all: a watch that sees nothing must not look like one that finds nothing."""
+
+from __future__ import annotations
+
+import enum
+
+from torch import Tensor, nn
+
+from lightning_gradwatch.core.layers import is_measurable
+from lightning_gradwatch.core.measure import norms
+from lightning_gradwatch.core.modules import parameters
+from lightning_gradwatch.core.shards import local
+
+BATCHES = 20
+"""Batches after which it is asked whether the weights have moved, or as many steps were taken."""
+_UNHEARD = (
+    "No gradient has reached GradWatch in {num_batches} batches, so it can say nothing about this run. Either the "
+    "optimizer steps within the backward pass and takes the gradient away; or it steps behind Lightning's back, by "
+    "`step()` of the torch optimizer itself; or `training_step` returned None; or nothing requires a gradient in the "
+    "optimizers that `configure_optimizers` returned. Try: after `self.manual_backward(loss)`, call `step()` of what "
+    "`self.optimizers()` returns; or, for a single optimizer that keeps its own ways but steps after the backward "
+    'pass, `GradWatch(sample_at="backward")`.'
+)
+
+
+class Hearing(enum.Enum):
+    """How far the listening has come."""
+
+    LISTENING = "no gradient has come yet"
+    HEARD = "one has come"
+    GIVEN_UP = "it was said that none comes"
+
+
+class Listener:
+    """Counts batches until a gradient comes; says so, once, if none does and the weights move all the same.
+
+    Attributes:
+        hearing: How far it has come.
+        num_announced: Optimizer steps that were announced, with or without gradients.
+    """
+
+    def __init__(self) -> None:
+        self.hearing = Hearing.LISTENING
+        self.num_announced = 0
+        self._num_batches = 0
+        self._first_weights: list[Tensor] = []
+
+    def after_batch(self, model: nn.Module, num_observed: int) -> str | None:
+        """Call after each batch while it is listening.
+
+        The host waits for the device in one batch of twenty, and only as long as nothing comes.
+
+        Args:
+            model: The model.
+            num_observed: Steps whose gradients have come.
+
+        Returns:
+            What is to be said now: mostly nothing.
+        """
+        if num_observed:
+            self.hearing = Hearing.HEARD
+            return None
+        self._num_batches += 1
+        if self._num_batches == 1:
+            self._first_weights = _weights(model)
+        if self._num_batches % BATCHES:
+            return None
+        if self.num_announced < BATCHES and not self._has_moved(model):
+            return None
+        self.hearing = Hearing.GIVEN_UP
+        return _UNHEARD.format(num_batches=self._num_batches)
+
+    def _has_moved(self, model: nn.Module) -> bool:
+        return [norm.item() for norm in _weights(model)] != [norm.item() for norm in self._first_weights]
+
+
+def _weights(model: nn.Module) -> list[Tensor]:
+    """Numbers that change when the trained weights do, without a host sync."""
+    return norms([local(p.detach()) for p in parameters(model) if p.requires_grad and is_measurable(p)])

@@ -1,0 +1,225 @@
+"""A hand-written training loop as the host of a session."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import lightning_gradwatch
+from lightning_gradwatch import scaling
+from lightning_gradwatch.core._guard import is_the_users
+from lightning_gradwatch.errors import GradWatchWarning
+from lightning_gradwatch.host import RunInfo
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+T = TypeVar("T")
+
+_LOG = logging.getLogger("lightning_gradwatch")
+
+
+class _Board:
+    """A logger that has nothing but an event file."""
+
+    def __init__(self, experiment: SummaryWriter) -> None:
+        self.experiment = experiment
+
+
+class LoopHost:
+    """A hand-written loop as the host of a session: one process, or the ranks of a process group.
+
+    Args:
+        model: The model.
+        optimizers: Those that step.
+        log_dir: Where our files go; None for no files.
+        log_every_n_steps: Steps between two publications.
+        scaler: The loss scaler; None for none.
+
+    Attributes:
+        num_steps: Optimizer steps that have ended.
+        should_stop: Whether an alert has asked for the end of training.
+        metrics: Scores of the latest sample by their names.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        log_dir: str | Path | None = None,
+        log_every_n_steps: int = 50,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        self.num_steps = 0
+        self.should_stop = False
+        self.metrics: dict[str, float] = {}
+        self._model = model
+        self._optimizers = list(optimizers)
+        self._log_dir = None if log_dir is None else str(log_dir)
+        self._log_every_n_steps = log_every_n_steps
+        self._scaler = scaler
+        self._board: _Board | None = None
+
+    def step(self) -> int:
+        """The coming step, from 0."""
+        return self.num_steps
+
+    def num_finished_steps(self) -> int:
+        """Steps that have ended."""
+        return self.num_steps
+
+    def epoch(self) -> int:
+        """Not known: 0."""
+        return 0
+
+    def log_every_n_steps(self) -> int:
+        """As given."""
+        return self._log_every_n_steps
+
+    def optimizers(self) -> Sequence[Optimizer]:
+        """As given."""
+        return self._optimizers
+
+    def loss_scale(self) -> Tensor | None:
+        """Factor of the loss scaler, without a host sync."""
+        return scaling.scale_of(self._scaler)
+
+    def still_scaled(self, optimizer: Optimizer) -> bool:
+        """Whether this optimizer's gradients have not been unscaled in the present step."""
+        return scaling.still_scaled(self._scaler, optimizer)
+
+    def accumulated_batches(self) -> int:
+        """Not known: the loss is taken as it comes."""
+        return 1
+
+    def completes_a_step(self) -> bool:
+        """Only whole steps are announced."""
+        return True
+
+    def steps_once_per_batch(self) -> bool:
+        """Where there are several optimizers, a checkpoint must wait for all of them."""
+        return len(self._optimizers) == 1
+
+    def steps_only_with_a_loss(self) -> bool:
+        """A step is announced whenever it is taken."""
+        return False
+
+    def is_compiled(self) -> bool:
+        """Parts that are compiled are found one by one."""
+        return False
+
+    def may_change_gradients(self) -> bool:
+        """The loop is looked at once, where it announces the step."""
+        return False
+
+    def before_clipping_by_hand(self, call: Callable[[Optimizer, bool], None]) -> None:
+        """The loop announces its steps before it clips."""
+
+    def is_global_zero(self) -> bool:
+        """Whether this is rank zero."""
+        return self.num_ranks() == 1 or torch.distributed.get_rank() == 0
+
+    def num_ranks(self) -> int:
+        """Number of processes that train together."""
+        return torch.distributed.get_world_size() if _is_distributed() else 1
+
+    def broadcast(self, value: T) -> T:
+        """What rank zero has; all ranks must call this together."""
+        told = [value]
+        if self.num_ranks() > 1:
+            torch.distributed.broadcast_object_list(told)
+        return told[0]
+
+    def warn(self, message: str) -> None:
+        """Warn on rank zero; where warnings are errors, it goes to the log."""
+        if not self.is_global_zero():
+            return
+        try:
+            warnings.warn(message, GradWatchWarning, stacklevel=2)
+        except Exception as failure:
+            if is_the_users(failure):
+                raise
+            _LOG.warning(message)
+
+    def inform(self, message: str) -> None:
+        """Log on rank zero."""
+        if self.is_global_zero():
+            _LOG.info(message)
+
+    def stop(self) -> None:
+        """Set :attr:`should_stop`."""
+        self.should_stop = True
+
+    def save_checkpoint(self, path: str) -> None:
+        """Save the states of model and optimizers, those of rank zero.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        if self.is_global_zero():
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            states = [optimizer.state_dict() for optimizer in self._optimizers]
+            torch.save({"model": self._model.state_dict(), "optimizers": states, "step": self.num_steps}, path)
+
+    def set_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Keep the scores for whoever decides by them."""
+        self.metrics.update(metrics)
+
+    def show_in_progress_bar(self, name: str, text: str | None) -> None:
+        """There is none."""
+
+    def run_info(self) -> RunInfo:
+        """The directory, and the versions."""
+        name = "a run without a logger" if self._log_dir is None else Path(self._log_dir).name
+        about = {
+            "run": name,
+            "num_ranks": self.num_ranks(),
+            "torch": torch.__version__,
+            "lightning_gradwatch": lightning_gradwatch.__version__,
+        }
+        return RunInfo(name, self._log_dir, about=about)
+
+    def about_batches(self) -> list[dict[str, Any]]:
+        """Not known."""
+        return []
+
+    def checkpoint_dir(self) -> str:
+        """Beside the logs."""
+        return os.path.join(self._log_dir or ".", "checkpoints")
+
+    def loggers(self) -> list[Any]:
+        """An event file of our own beside the other files, on rank zero."""
+        if self._board is None and self._log_dir is not None and self.is_global_zero():
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = _Board(SummaryWriter(self._log_dir))
+        return [] if self._board is None else [self._board]
+
+    def tag_prefix(self, logger: Any) -> str:
+        """None."""
+        return ""
+
+    def mixed_precision(self) -> torch.dtype | None:
+        """Not known."""
+        return None
+
+    def own_clipping(self) -> tuple[float, bool] | None:
+        """Not known."""
+        return None
+
+    def close(self) -> None:
+        """Close the event file."""
+        if self._board is not None:
+            self._board.experiment.close()
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

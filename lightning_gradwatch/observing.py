@@ -1,0 +1,199 @@
+"""When a gradient is looked at: once per optimizer step, complete, and before anybody clips it."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_gradwatch.config import Config
+from lightning_gradwatch.core._guard import is_the_users
+from lightning_gradwatch.core.batch import join
+from lightning_gradwatch.core.records import BatchCheck, Coverage
+from lightning_gradwatch.errors import GradientAlertError
+from lightning_gradwatch.flight import FlightRecorder
+from lightning_gradwatch.guarding import Once
+from lightning_gradwatch.host import Host
+from lightning_gradwatch.reporting import Reporter
+from lightning_gradwatch.watches import OptimizerWatch, Watches, num_log_points, optimizer_names
+
+UNSEEN = BatchCheck(None, Coverage.NOTHING)
+_CLIPPED_TWICE = (
+    "GradWatch: `auto_clip` clips each gradient before `self.clip_gradients(...)` of the model clips it once more. To "
+    "cure it: leave one of them out."
+)
+
+
+@dataclass
+class Batch:
+    """The batch under way.
+
+    Attributes:
+        number: Its number in the epoch, from 0.
+        loss: The loss that was differentiated last, detached, times the number of batches it was divided by.
+        inputs: Whether what the coming step is made of was finite: this batch, and those accumulated before it.
+        num_observations: Gradients observed in it so far, of all optimizers together.
+        is_stepping: Whether a step has begun in it; otherwise its gradients are added to those of the next batch.
+    """
+
+    number: int = 0
+    loss: Tensor | None = None
+    inputs: BatchCheck = UNSEEN
+    num_observations: int = 0
+    is_stepping: bool = True
+
+    def next(self, number: int, inputs: BatchCheck) -> Batch:
+        """The batch after this one."""
+        return Batch(number, None, inputs if self.is_stepping else join(self.inputs, inputs), is_stepping=False)
+
+
+class Observer:
+    """Looks at the gradients of a run's optimizers.
+
+    Args:
+        config: The arguments of the watch.
+        host: The training loop.
+        watches: The optimizers' watchers.
+        reporter: Takes what they report.
+        flight: Remembers the steps; None for no record.
+        once: Warns once.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        host: Host,
+        watches: Watches,
+        reporter: Reporter,
+        flight: FlightRecorder | None,
+        once: Once,
+    ) -> None:
+        self._host = host
+        self._watches = watches
+        self._reporter = reporter
+        self._flight = flight
+        self._once = once
+        self._is_at_step = config.sample_at == "step"
+        self._clips = bool(config.settings.policies)
+        self._raises = config.settings.on_nonfinite == "raise"
+        self._log_every_n_steps = config.log_every_n_steps
+
+    def before_step(self, batch: Batch, optimizer: Optimizer, still_scaled: bool) -> None:
+        """Observe, and clip, the gradient of the step that an optimizer is about to take.
+
+        Args:
+            batch: The batch under way.
+            optimizer: The optimizer.
+            still_scaled: Whether its gradients still carry the loss scale, if there is one.
+        """
+        if batch.loss is None and self._host.steps_only_with_a_loss():
+            return
+        watch = self._watch_over(optimizer) if self._is_at_step else None
+        if watch is None:
+            return
+        if watch.is_ahead:  # the model has clipped it since
+            watch.is_ahead = False
+            return
+        self._look(batch, watch, still_scaled)
+
+    def before_clipping(self, batch: Batch, optimizer: Optimizer, still_scaled: bool) -> None:
+        """Observe the gradient of the coming step before the model clips it by hand."""
+        watch = self._watch_over(optimizer)
+        if watch is None:
+            return
+        if self._clips:
+            self._once(_CLIPPED_TWICE)
+        self._look(batch, watch, still_scaled)
+        watch.is_ahead = True
+
+    def after_backward(self, batch: Batch) -> None:
+        """Observe, if every backward pass is to be observed."""
+        if self._is_at_step:
+            return
+        for watch in self._watches:  # there is one at most
+            batch.is_stepping = self._host.completes_a_step()
+            publish = batch.is_stepping and self._is_log_point(watch)
+            self._observe(batch, watch, publish, still_scaled=True)
+
+    def num_past_points(self) -> int:
+        """How many times the loggers were due before the coming step."""
+        return self._num_points(self._host.step())
+
+    def _watch_over(self, optimizer: Optimizer) -> OptimizerWatch | None:
+        """The watch over an optimizer; one that has taken another's place in the host takes over its watch."""
+        watch = self._watches.of(optimizer)
+        if watch is not None:
+            return watch
+        optimizers = self._host.optimizers()
+        place = next((place for place, known in enumerate(optimizers) if known is optimizer), None)
+        if place is None:
+            return None
+        for report in self._watches.retire(optimizers):
+            self._reporter.handle(report)
+        watch = self._watches.add(optimizer, optimizer_names(optimizers)[place])
+        self._watches.count_points(self.num_past_points())
+        return watch
+
+    def _look(self, batch: Batch, watch: OptimizerWatch, still_scaled: bool) -> None:
+        """Observe a step at its first evaluation; clip or skip at the further ones.
+
+        What the optimizer is given last is what it applies.
+        """
+        if not watch.has_observed(self._host.num_finished_steps()):
+            self._observe(batch, watch, self._is_log_point(watch), still_scaled)
+            return
+        scale = self._host.loss_scale()
+        if watch.watcher.intervene_again(loss_scale=scale, gradients_scaled=still_scaled and scale is not None):
+            raise GradientAlertError([])
+
+    def _observe(self, batch: Batch, watch: OptimizerWatch, publish: bool, still_scaled: bool) -> None:
+        batch.num_observations += 1
+        scale, step = self._host.loss_scale(), self._host.step()
+        if self._flight is not None:
+            groups, epoch = watch.optimizer.param_groups, self._host.epoch()
+            self._flight.begin_step(watch.watcher.name, step, epoch, batch.number, groups, scale)
+        report = watch.watcher.observe(
+            step,
+            batch.loss,
+            inputs=batch.inputs,
+            loss_scale=scale,
+            gradients_scaled=still_scaled and scale is not None,
+            publish=publish,
+        )
+        if report.has_news:
+            self._reporter.handle(report)
+        # a loss scaler skips such a step by itself
+        if self._raises and scale is None:
+            fatal = [alert for alert in report.alerts if alert.kind == "nonfinite" and alert.until_step is None]
+            if fatal:
+                raise GradientAlertError(fatal)
+
+    def _is_log_point(self, watch: OptimizerWatch) -> bool:
+        return watch.passes_log_point(self._num_points(num_steps=self._host.step() + 1))
+
+    def _num_points(self, num_steps: int) -> int:
+        every = self._log_every_n_steps
+        return num_log_points(num_steps, self._host.log_every_n_steps() if every is None else every)
+
+
+def intervene_alone(host: Host, watch: OptimizerWatch, still_scaled: bool) -> bool:
+    """Clip or skip though the watch has failed.
+
+    Returns:
+        Whether that is still possible.
+
+    Raises:
+        GradientAlertError: If the gradient is not finite, where that is to be raised.
+    """
+    try:
+        is_fatal = watch.watcher.clip_only(loss_scale=host.loss_scale(), gradients_scaled=still_scaled)
+    except Exception as failure:
+        if is_the_users(failure):
+            raise
+        host.warn(f"GradWatch can no longer clip the gradients.\n{traceback.format_exc()}")
+        return False
+    if is_fatal:
+        raise GradientAlertError([])
+    return True

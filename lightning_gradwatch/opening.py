@@ -1,0 +1,61 @@
+"""Before the first step: which sinks a run has, and whom it sends messages to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lightning_gradwatch.config import Config
+from lightning_gradwatch.core._guard import is_the_users
+from lightning_gradwatch.core.records import Alert
+from lightning_gradwatch.flight import FlightRecorder
+from lightning_gradwatch.host import Host
+from lightning_gradwatch.notify import Addresses, Notifier
+from lightning_gradwatch.sinks import Sinks
+
+_LOST_ADDRESSES = (
+    "GradWatch sends no messages to the addresses in `notify`: they hold secrets and so do not travel to other "
+    "processes or through pickles. To cure it: put them into the environment variable GRADWATCH_NOTIFY."
+)
+_ELSEWHERE = (
+    "GradWatch keeps no flight record and no alerts file of this run: they need a local directory, and the logger's is "
+    "a URL."
+)
+
+
+def open_sinks(config: Config, host: Host, alerts: Iterable[Alert]) -> Sinks:
+    """The sinks of rank zero; the other ranks have nothing to say.
+
+    Args:
+        config: The arguments of the watch.
+        host: The training loop.
+        alerts: Those of the run before it was resumed.
+    """
+    if not host.is_global_zero():
+        return Sinks(host)
+    run = host.run_info()
+    if run.is_remote:
+        host.inform(_ELSEWHERE)
+    is_kept = run.log_dir is not None and config.flight_steps > 0
+    flight = FlightRecorder(str(run.log_dir), config.flight_steps, run.about) if is_kept else None
+    # a run that goes on may have told of some alerts already
+    is_resumed = host.num_finished_steps() > 0
+    notifier = _notifier(config, host, run.name, run.is_rehearsal)
+    sinks = Sinks(host, run.log_dir, is_resumed, config.group_by, run.name, notifier, flight)
+    if is_resumed:
+        sinks.repeat(alerts)
+    return sinks
+
+
+def _notifier(config: Config, host: Host, run: str, is_rehearsal: bool) -> Notifier | None:
+    """Who sends messages to the addresses of the argument, and to those in the environment; None for no messages."""
+    if config.addresses.were_lost:
+        host.warn(_LOST_ADDRESSES)
+    addresses = [config.addresses]
+    try:
+        addresses.append(Addresses.from_environment())
+    except ValueError as refusal:
+        if is_the_users(refusal):
+            raise
+        host.warn(str(refusal))  # whoever set the variable is not there to read an error
+    servers = [server for some in addresses for server in some]
+    return Notifier(servers, run, config.tensorboard_url) if servers and not is_rehearsal else None

@@ -1,0 +1,337 @@
+"""One run under watch, whoever runs its loop: the order of the rooms, step by step. It knows torch, and no trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_gradwatch.budget import Budget
+from lightning_gradwatch.config import Config
+from lightning_gradwatch.core._guard import attempt
+from lightning_gradwatch.core.batch import check_batch
+from lightning_gradwatch.core.optional import OptionalFigures
+from lightning_gradwatch.core.reports import Report
+from lightning_gradwatch.guarding import Guard, Health, Once, survives
+from lightning_gradwatch.host import Host
+from lightning_gradwatch.listening import Hearing, Listener
+from lightning_gradwatch.observing import UNSEEN, Batch, Observer, intervene_alone
+from lightning_gradwatch.opening import open_sinks
+from lightning_gradwatch.prescribing import Prescriber
+from lightning_gradwatch.reporting import Reporter
+from lightning_gradwatch.responses import Responses
+from lightning_gradwatch.run_state import RunState
+from lightning_gradwatch.signals import SignalWatch
+from lightning_gradwatch.sinks import Sinks
+from lightning_gradwatch.watches import Watches, by_name
+
+_COMPILED = (
+    "GradWatch judges the gradients of the weights in this model: the layers' outputs cannot be observed inside "
+    "torch.compile or TorchScript."
+)
+
+
+class Session:
+    """Watches one run of a training loop.
+
+    The loop calls, in this order: :meth:`start`; for each batch :meth:`before_forward`, :meth:`before_backward`,
+    :meth:`after_backward`, :meth:`before_step` for each optimizer that steps, :meth:`after_batch`; and at the end
+    :meth:`finish` or :meth:`break_off`, then :meth:`close`. Under DDP all ranks call them equally often, also those on
+    which the watch has failed.
+
+    What is ours never fails the training: it costs one warning, and the watch switches itself off. Clipping goes on.
+
+    Args:
+        config: The arguments of the watch.
+        host: The training loop.
+        model: The model, whose module paths name the layers.
+        state: What the run knew before; what it knows at the end is left there.
+
+    Attributes:
+        guard: What the watch still does, and what it costs.
+        is_closed: Whether the run is over and nothing is left on the model.
+        watches: The optimizers' watchers.
+        sinks: Where everything goes.
+        responses: What is done about alerts.
+    """
+
+    def __init__(self, config: Config, host: Host, model: nn.Module, state: RunState) -> None:
+        self.model = model
+        self.state = state
+        self.guard = Guard(host.warn, self._record)
+        self.is_closed = False
+        self.sinks = Sinks(host)
+        self.responses = Responses(config, host, model, state.alert_log)
+        self._config = config
+        self._host = host
+        self._once = Once(host.warn)
+        self._optional = OptionalFigures(self._once)
+        self._batch = Batch()
+        limit, schedule = config.max_overhead, config.settings.schedule
+        self._budget = None if limit is None else Budget(limit, schedule, config.log_every_n_steps, host)
+        self._listener = Listener()
+        self._rng_state: bytes | None = None
+        self._build(Watches(model, config, state, can_hook=False, tell=self._once))
+        self.guard.leaves_by(lambda: self.watches.close())
+
+    def _build(self, watches: Watches) -> None:
+        """Put the rooms behind the watchers together."""
+        config, host = self._config, self._host
+        self.watches = watches
+        alert_log = self.state.alert_log
+        self._reporter = Reporter(config, host, alert_log, self.sinks, watches, self.responses, self.guard.cost)
+        self._observer = Observer(config, host, watches, self._reporter, self.sinks.flight, self._once)
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the watch has failed, and does no more than to clip."""
+        return self.guard.is_off
+
+    def note_random_state(self) -> None:
+        """Call before the data loaders are made: the order of the first epoch's batches follows from it."""
+        self._rng_state = _rng_state()
+
+    def start(self) -> None:
+        """Start a watch for every optimizer, before the first step.
+
+        Raises:
+            ValueError: If the arguments do not fit these optimizers.
+        """
+        optimizers = self._host.optimizers()
+        self._config.check_sampling(len(optimizers))
+        if not self.is_off:
+            self._config.check_policies(by_name(optimizers))
+        self._start()
+        for watch in self.watches:
+            watch.watcher.check_clipping()
+
+    @survives
+    def _start(self) -> None:
+        config, host = self._config, self._host
+        # where everything goes; from now on a signal leaves a record
+        self.sinks = sinks = open_sinks(config, host, self.state.alert_log.alerts)
+        if sinks.flight is not None:
+            signals = SignalWatch(self._record)
+            self.guard.leaves_by(signals.stop)
+            signals.start()
+        if config.prescribe_seconds and host.is_global_zero():
+            is_done = any(alert.prescription for alert in self.state.alert_log.alerts)
+            self.responses.prescriber = Prescriber(config.prescribe_seconds, is_done)
+        # the watchers, one for each optimizer
+        can_hook = not host.is_compiled()
+        self._build(Watches(self.model, config, self.state, can_hook, self._once))
+        if not self.watches.probe.can_see:
+            host.inform(_COMPILED)
+        optimizers = by_name(host.optimizers())
+        sinks.open(host.loggers(), list(optimizers))
+        for name, optimizer in optimizers.items():
+            self.watches.add(optimizer, name)
+        # who may come between us and the gradient as the backward pass left it
+        if config.sample_at == "step":
+            self.watches.compares = host.may_change_gradients()
+            forget = host.before_clipping_by_hand(self.before_clipping)
+            if forget is not None:
+                self.guard.leaves_by(forget)
+        complaint = self.state.complaint()
+        if complaint is not None:
+            host.warn(complaint)
+        self._reporter.handle(Report())
+
+    @survives
+    def before_epoch(self) -> None:
+        """Remember from which random state the order of the batches follows."""
+        flight = self.sinks.flight
+        if flight is not None:
+            flight.begin_epoch(self._host.epoch(), self._rng_state or _rng_state())
+            flight.describe(batches=self._host.about_batches())
+        self._rng_state = None
+
+    @survives
+    def before_forward(self, batch: Any, number: int) -> None:
+        """Call before the forward pass: puts the probe in place if a step of this batch will be sampled.
+
+        Args:
+            batch: What the loader has given; None if it is not to be looked at.
+            number: Its number in the epoch, from 0.
+        """
+        self.guard.cost.begin_step()
+        # only now the host knows where the run stands, if it was resumed
+        if not self.watches.has_counted:
+            self.watches.count_points(self._observer.num_past_points())
+        may_look = self._listener.hearing is not Hearing.GIVEN_UP or self.watches.num_steps > 0
+        self.watches.begin_batch(max(self._batch.num_observations - 1, 0), may_look)
+        inputs = UNSEEN if batch is None else self._optional.take("batch", UNSEEN, check_batch, batch)
+        self._batch = self._batch.next(number, inputs)
+        prescriber = self.responses.prescriber
+        if prescriber is not None:
+            self._optional.take("remedies", None, prescriber.begin_batch, self._host.step(), self.model, batch)
+
+    @survives
+    def before_backward(self, loss: object) -> None:
+        """Call before the backward pass: only gradients between this and :meth:`after_backward` are those of the loss.
+
+        Args:
+            loss: What is differentiated, see :meth:`note_loss`.
+        """
+        self.watches.probe.account.begin_backward()
+        self._take_loss(loss)
+
+    @survives
+    def note_loss(self, loss: object) -> None:
+        """Remember the loss, which is read together with the gradients; for loops that do not announce backward passes.
+
+        Args:
+            loss: A tensor; an object of another kind, which may stand for several losses, is not known.
+        """
+        self._take_loss(loss)
+
+    def _take_loss(self, loss: object) -> None:
+        if isinstance(loss, Tensor):
+            self.watches.inspect(loss)
+            divisor = self._host.accumulated_batches()
+            self._batch.loss = loss.detach() * divisor if divisor > 1 else loss.detach()
+
+    @survives
+    def after_backward(self) -> None:
+        """Call after the backward pass: observes, if every backward pass is to be observed."""
+        self.watches.end_backward()
+        self._observer.after_backward(self._batch)
+
+    def before_step(self, optimizer: Optimizer, still_scaled: bool = False) -> None:
+        """Observe the complete, unclipped gradient, and clip it; clip also after the watch has failed.
+
+        Args:
+            optimizer: The optimizer that is about to step.
+            still_scaled: Whether its gradients still carry the loss scale, if there is one.
+
+        Raises:
+            GradientAlertError: If the user has asked for it.
+        """
+        self._observe_step(optimizer, still_scaled)
+        if self.guard.health is Health.CLIPPING and self._config.intervenes:
+            watch = self.watches.of(optimizer)
+            if watch is not None and not intervene_alone(self._host, watch, still_scaled):
+                self.guard.health = Health.SILENT
+        self.responses.act(is_before_step=True)
+        if self.responses.prescriber is not None and self._prescribe(is_before_step=True):
+            self.guard.cost.begin_step()
+
+    @survives
+    def _observe_step(self, optimizer: Optimizer, still_scaled: bool) -> None:
+        self._batch.is_stepping = True
+        self._listener.num_announced += 1
+        self._observer.before_step(self._batch, optimizer, still_scaled)
+
+    @survives
+    def before_clipping(self, optimizer: Optimizer, still_scaled: bool) -> None:
+        """Call before somebody else clips a gradient in the course of a step, and :meth:`before_step` thereafter."""
+        self._observer.before_clipping(self._batch, optimizer, still_scaled)
+
+    def after_batch(self) -> None:
+        """Take the probe away once the optimizer has stepped, look at the cost, and do what alerts ask for.
+
+        Raises:
+            GradientAlertError: If the user has asked for it.
+        """
+        self._end_batch()
+        self.responses.act(is_before_step=False)
+        prescriber = self.responses.prescriber
+        if prescriber is not None:
+            self._prescribe(is_before_step=False)
+            prescriber.end_batch()
+        if self._budget is not None:  # ranks on which the watch has failed take part
+            with self.guard.survives("after_batch"):
+                self._budget.hold(self.guard.cost, self.watches)
+
+    def _prescribe(self, is_before_step: bool) -> bool:
+        """Try remedies if an alert asks for it; whether it took time."""
+        return not self.is_off and self.responses.prescribe(self.watches, self.sinks, is_before_step)
+
+    @survives
+    def _end_batch(self) -> None:
+        watches, cost = self.watches, self.guard.cost
+        cost.spent += watches.take_probe_seconds()
+        cost.end_step(watches.has_sampled())
+        if self._batch.is_stepping:
+            watches.probe.detach()
+        if watches.probe.left_out:
+            self._once(watches.blindness(), about="the layers' outputs")
+        if self._listener.hearing is Hearing.LISTENING:
+            complaint = self._listener.after_batch(self.model, watches.num_steps)
+            if complaint is not None:
+                watches.probe.detach()
+                self._host.warn(complaint)
+
+    @survives
+    def pause(self) -> None:
+        """Look away: a model may be validated in the middle of a step."""
+        self.watches.probe.pause()
+
+    @survives
+    def resume(self) -> None:
+        """Look again."""
+        self.watches.probe.resume()
+
+    def finish(self) -> None:
+        """Publish what is left at the end of training, and do what its alerts ask for.
+
+        Raises:
+            GradientAlertError: If the user has asked for it.
+        """
+        self._finish("end")
+        self.responses.act_at_the_end()
+
+    def break_off(self, reason: str) -> None:
+        """Publish what is left after an exception; the other ranks may be far away.
+
+        Args:
+            reason: Its name, for the flight record, which is kept before anything else: what broke the run may break
+                us, and the device, too.
+        """
+        if not self.is_off:
+            self.guard.ending = reason
+            self._record(reason)
+        self._finish(reason, together=False)
+
+    @survives
+    def _finish(self, reason: str, together: bool = True) -> None:
+        self.guard.ending = reason
+        self.watches.probe.detach()
+        is_logging = bool(self._config.log_every_n_steps or self._host.log_every_n_steps())
+        reports = [watch.watcher.flush(is_logging, together) for watch in self.watches]
+        self._reporter.finish(reports, reason)
+        if reports:
+            self._reporter.sum_up()
+        self.state.watchers = {**self.state.watchers, **self.watches.states()}
+
+    def close(self) -> None:
+        """Leave no hook on the model, no handler of signals, and nothing on the host's own objects.
+
+        Neither a veil on the model nor a message is left behind; what comes later is another run's.
+        """
+        self.is_closed = True
+        with self.guard.survives("close"):
+            try:
+                attempt(self.watches.probe.close)
+                self.responses.prescriber = None
+            finally:
+                self.guard.leave()
+            self.sinks.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, windows, detectors and alerts: tensors and primitives, so it loads with ``weights_only=True``."""
+        state = self.state.state_dict()
+        with self.guard.survives("state_dict"):
+            state["watchers"] = {**self.state.watchers, **self.watches.states()}
+        return state
+
+    def _record(self, reason: str) -> None:
+        """Keep the flight record, without waiting for a device that may hang."""
+        self.sinks.dump(reason, self.state.alert_log.alerts, may_wait=False)
+
+
+def _rng_state() -> bytes:
+    """Of torch's generator on the CPU, from which samplers draw."""
+    return bytes(torch.get_rng_state().numpy().tobytes())
