@@ -16,6 +16,7 @@ from docstring_parser.google import GoogleParser, Section, SectionType
 
 import lightning_gradwatch
 from lightning_gradwatch import GradWatch
+from lightning_gradwatch.config import configure
 from lightning_gradwatch.core.alerts import KINDS
 from lightning_gradwatch.core.alerts.hysteresis import Hysteresis
 from lightning_gradwatch.core.alerts.rule import Rule
@@ -25,10 +26,23 @@ from lightning_gradwatch.core.reports import Report
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.core.watcher import Watcher
+from lightning_gradwatch.loop import WatchedLoop
 from lightning_gradwatch.tensorboard.writer import Writer
 
 REFERENCE = Path(__file__).parent / "api.md"
-WITHOUT_LIGHTNING: tuple[type, ...] = (Watcher, Settings, Schedule, Report, Publication, Window, Sample, Clip, Writer)
+WITHOUT_LIGHTNING = (
+    WatchedLoop,
+    configure,
+    Watcher,
+    Settings,
+    Schedule,
+    Report,
+    Publication,
+    Window,
+    Sample,
+    Clip,
+    Writer,
+)
 OF_RULES: tuple[type, ...] = (Rule, Hysteresis, Finding, Observation, History)
 OF_GRADWATCH = ("alerts", "profile")
 """The rest is for Lightning to call."""

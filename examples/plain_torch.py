@@ -8,19 +8,15 @@ A network of twenty sigmoid layers, whose gradients vanish, is trained for a few
 from __future__ import annotations
 
 import argparse
+from itertools import islice
 from pathlib import Path
 
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from torch.utils.tensorboard import SummaryWriter
 
-from lightning_gradwatch.alert_log import AlertLog
-from lightning_gradwatch.core.records import Alert
-from lightning_gradwatch.core.reports import Report
-from lightning_gradwatch.core.watcher import Watcher
-from lightning_gradwatch.tensorboard.writer import Writer
+from lightning_gradwatch import Alert, watch
 
 STEPS = 60
 LOG_EVERY = 10
@@ -35,34 +31,22 @@ def make_net(depth: int = 20) -> nn.Sequential:
 
 
 def train(net: nn.Module, directory: Path) -> list[Alert]:
-    """Train with GradWatch's core; the alerts that it raised."""
+    """Train under watch, which takes four lines; the alerts that were raised."""
     data = load_digits()
     pixels = torch.tensor(data.data, dtype=torch.float32) / 16
     loader = DataLoader(TensorDataset(pixels, torch.tensor(data.target)), batch_size=32, shuffle=True)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     batches = (batch for _ in range(STEPS) for batch in loader)
-    alert_log = AlertLog()
 
-    watcher = Watcher(net, optimizer)
-    with SummaryWriter(directory) as experiment:
-        writer = Writer(experiment)
-
-        def take_in(report: Report) -> None:
-            for alert in report.alerts:
-                alert_log.record(alert)
-            for publication in report.publications:
-                writer.write(publication, alert_log.num_alerts)
-            writer.write_alerts(alert_log.alerts, alert_log.num_alerts)
-
-        for step, (inputs, targets) in zip(range(STEPS), batches, strict=False):
-            watcher.arm()  # before the forward pass
+    with watch(net, optimizer, directory, log_every_n_steps=LOG_EVERY) as session:
+        for inputs, targets in islice(batches, STEPS):
+            session.before_forward()
             loss = nn.functional.cross_entropy(net(inputs), targets)
             optimizer.zero_grad()
             loss.backward()
-            take_in(watcher.observe(loss=loss, publish=(step + 1) % LOG_EVERY == 0))  # before the optimizer's step
+            session.after_backward(loss)  # before the optimizer's step
             optimizer.step()
-        take_in(watcher.flush())
-    return alert_log.alerts
+    return session.alerts
 
 
 if __name__ == "__main__":

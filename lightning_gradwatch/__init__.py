@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from lightning_gradwatch.core.records import Alert as Alert
     from lightning_gradwatch.errors import GradientAlertError as GradientAlertError
     from lightning_gradwatch.errors import GradWatchWarning as GradWatchWarning
+    from lightning_gradwatch.loop import watch as watch
     from lightning_gradwatch.prescription.prescribe import prescribe as prescribe
     from lightning_gradwatch.prescription.records import Prescription as Prescription
 
@@ -31,6 +32,7 @@ _HOMES = {
     "GradientAlertError": "lightning_gradwatch.errors",
     "Prescription": "lightning_gradwatch.prescription.records",
     "prescribe": "lightning_gradwatch.prescription.prescribe",
+    "watch": "lightning_gradwatch.loop",
     **dict.fromkeys(("AGC", "AdaGC", "MaxNorm", "MaxValue", "Percentile", "ZScore"), "lightning_gradwatch.core.clip"),
 }
 

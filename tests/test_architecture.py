@@ -124,6 +124,7 @@ def test_tag_strings_stay_in_metrics() -> None:
         ("import lightning_gradwatch.core.watcher", ("lightning", "pytorch_lightning", "tensorboard")),
         ("import lightning_gradwatch.core.alerts", ("torch", "lightning", "pytorch_lightning", "tensorboard", "numpy")),
         ("import lightning_gradwatch.session", ("lightning", "pytorch_lightning", "lightning_utilities")),
+        ("from lightning_gradwatch import watch", ("lightning", "pytorch_lightning", "lightning_utilities")),
         ("import lightning_gradwatch.tensorboard.loader", ("torch", "lightning", "pytorch_lightning", "numpy")),
         ("import lightning_gradwatch.tensorboard.plugin", ("torch", "lightning", "pytorch_lightning")),
         (
@@ -159,7 +160,7 @@ def for_type_checkers() -> Iterator[str]:
 
 def test_public_names_are_the_announced_ones() -> None:
     policies = {policy.__name__ for policy in POLICIES}
-    others = {"Alert", "GradWatch", "GradWatchWarning", "GradientAlertError", "Prescription", "prescribe"}
+    others = {"Alert", "GradWatch", "GradWatchWarning", "GradientAlertError", "Prescription", "prescribe", "watch"}
     assert lightning_gradwatch.__all__ == sorted(policies | others)
     assert set(for_type_checkers()) == policies | others | {"__version__"}
     assert all(hasattr(lightning_gradwatch, name) for name in lightning_gradwatch.__all__)
