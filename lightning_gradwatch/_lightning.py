@@ -16,6 +16,8 @@ import lightning_gradwatch
 from lightning_gradwatch import _places, scaling
 from lightning_gradwatch._clipping_by_hand import before_clipping_by_hand
 from lightning_gradwatch.asking import ask, own_attributes
+from lightning_gradwatch.config import Config
+from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core._guard import attempt, is_the_users
 from lightning_gradwatch.core.modules import facts_of
 from lightning_gradwatch.errors import GradWatchWarning
@@ -39,6 +41,13 @@ T = TypeVar("T")
 
 _RIGHT = {"SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy"}
 _WRONG = {"DeepSpeedStrategy", "FSDPStrategy", "XLAStrategy", "SingleDeviceXLAStrategy"}
+_PAST_US = (
+    "Either the optimizer steps within the backward pass and takes the gradient away; or it steps behind Lightning's "
+    "back, by `step()` of the torch optimizer itself; or `training_step` returned None; or nothing requires a gradient "
+    "in the optimizers that `configure_optimizers` returned. Try: after `self.manual_backward(loss)`, call `step()` of "
+    "what `self.optimizers()` returns; or, for a single optimizer that keeps its own ways but steps after the backward "
+    'pass, `GradWatch(sample_at="backward")`.'
+)
 
 
 class LightningHost:
@@ -141,6 +150,10 @@ class LightningHost:
             call(optimizer, scaling.still_scaled(ask(plugin, "scaler"), optimizer))
 
         return before_clipping_by_hand(self._trainer(), heard)
+
+    def ways_past_us(self) -> str:
+        """How gradients may get past us in a LightningModule, and what to try then."""
+        return _PAST_US
 
     # --- together with other ranks
 
@@ -282,6 +295,18 @@ def refuse_unsupported(trainer: Trainer) -> None:
             'knows the whole: their norms would be wrong. To cure it: train with strategy="ddp" or, where the model '
             "does not fit, with ModelParallelStrategy and fully_shard, or without GradWatch."
         )
+
+
+def refuse_clipping_twice(host: LightningHost, config: Config) -> None:
+    """Refuse to clip where the Trainer does so itself, unless both is wanted.
+
+    Raises:
+        ValueError: If both would clip, and ``compose_clipping`` is not set.
+    """
+    if config.settings.policies and host.own_clipping() is not None and not config.compose_clipping:
+        rule = "None where the Trainer clips by its own `gradient_clip_val`"
+        cure = "leave one of them out, or set compose_clipping=True to clip twice, GradWatch first"
+        raise refuse("auto_clip", rule, list(config.settings.policies), cure)
 
 
 def callbacks(trainer: Trainer) -> list[Any]:

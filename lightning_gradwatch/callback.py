@@ -190,7 +190,7 @@ class GradWatch(Callback):
             cure = "leave the others out, in the Trainer or in `configure_callbacks`"
             raise refuse("callbacks", "a list with one GradWatch", f"{len(twins)} of them", cure)
         _lightning.refuse_unsupported(trainer)
-        self.config.check_clipping(clips_itself=host.own_clipping() is not None)
+        _lightning.refuse_clipping_twice(host, self.config)
         if not _lightning.builds_layers_later(pl_module):
             self.config.check_layers(pl_module)
 

@@ -80,17 +80,6 @@ class Config:
             if include or exclude:
                 check_selection(model, tuple(include), tuple(exclude))
 
-    def check_clipping(self, clips_itself: bool) -> None:
-        """Refuse to clip where the host does so itself, unless both is wanted.
-
-        Raises:
-            ValueError: If both would clip, and ``compose_clipping`` is not set.
-        """
-        if self.settings.policies and clips_itself and not self.compose_clipping:
-            rule = "None where the Trainer clips by its own `gradient_clip_val`"
-            cure = "leave one of them out, or set compose_clipping=True to clip twice, GradWatch first"
-            raise refuse("auto_clip", rule, list(self.settings.policies), cure)
-
     def check_sampling(self, num_optimizers: int) -> None:
         """Refuse to observe after every backward pass where nobody knows for which optimizer it is.
 

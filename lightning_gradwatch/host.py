@@ -89,6 +89,9 @@ class Host(Protocol):
             What undoes it; None where the model never clips.
         """
 
+    def ways_past_us(self) -> str:
+        """How gradients may get past a session in this loop, and what to try then, in sentences for the user."""
+
     # --- together with other ranks
 
     def is_global_zero(self) -> bool:

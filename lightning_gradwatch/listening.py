@@ -10,17 +10,10 @@ from lightning_gradwatch.core.layers import is_measurable
 from lightning_gradwatch.core.measure import norms
 from lightning_gradwatch.core.modules import parameters
 from lightning_gradwatch.core.shards import local
+from lightning_gradwatch.host import Host
 
 BATCHES = 20
 """Batches after which it is asked whether the weights have moved, or as many steps were taken."""
-_UNHEARD = (
-    "No gradient has reached GradWatch in {num_batches} batches, so it can say nothing about this run. Either the "
-    "optimizer steps within the backward pass and takes the gradient away; or it steps behind Lightning's back, by "
-    "`step()` of the torch optimizer itself; or `training_step` returned None; or nothing requires a gradient in the "
-    "optimizers that `configure_optimizers` returned. Try: after `self.manual_backward(loss)`, call `step()` of what "
-    "`self.optimizers()` returns; or, for a single optimizer that keeps its own ways but steps after the backward "
-    'pass, `GradWatch(sample_at="backward")`.'
-)
 
 
 class Hearing(enum.Enum):
@@ -34,12 +27,16 @@ class Hearing(enum.Enum):
 class Listener:
     """Counts batches until a gradient comes; says so, once, if none does and the weights move all the same.
 
+    Args:
+        host: The training loop.
+
     Attributes:
         hearing: How far it has come.
         num_announced: Optimizer steps that were announced, with or without gradients.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, host: Host) -> None:
+        self._host = host
         self.hearing = Hearing.LISTENING
         self.num_announced = 0
         self._num_batches = 0
@@ -68,7 +65,10 @@ class Listener:
         if self.num_announced < BATCHES and not self._has_moved(model):
             return None
         self.hearing = Hearing.GIVEN_UP
-        return _UNHEARD.format(num_batches=self._num_batches)
+        return (
+            f"No gradient has reached GradWatch in {self._num_batches} batches, so it can say nothing about this run. "
+            f"{self._host.ways_past_us()}"
+        )
 
     def _has_moved(self, model: nn.Module) -> bool:
         return [norm.item() for norm in _weights(model)] != [norm.item() for norm in self._first_weights]

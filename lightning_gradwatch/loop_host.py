@@ -123,6 +123,14 @@ class LoopHost:
     def before_clipping_by_hand(self, call: Callable[[Optimizer, bool], None]) -> None:
         """The loop announces its steps before it clips."""
 
+    def ways_past_us(self) -> str:
+        """How gradients may get past us in a loop, and what to try then."""
+        return (
+            "Either the optimizer steps within the backward pass and takes the gradient away, or nothing requires a "
+            "gradient in the optimizers that `watch` was given. Try: call `after_backward` between `backward()` and "
+            "`step()`, before `zero_grad()`."
+        )
+
     def is_global_zero(self) -> bool:
         """Whether this is rank zero."""
         return self.num_ranks() == 1 or torch.distributed.get_rank() == 0

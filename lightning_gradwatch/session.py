@@ -71,7 +71,7 @@ class Session:
         self._batch = Batch()
         limit, schedule = config.max_overhead, config.settings.schedule
         self._budget = None if limit is None else Budget(limit, schedule, config.log_every_n_steps, host)
-        self._listener = Listener()
+        self._listener = Listener(host)
         self._rng_state: bytes | None = None
         self._build(Watches(model, config, state, can_hook=False, tell=self._once))
         self.guard.leaves_by(lambda: self.watches.close())
@@ -149,11 +149,11 @@ class Session:
         self._rng_state = None
 
     @survives
-    def before_forward(self, batch: Any, number: int) -> None:
+    def before_forward(self, batch: object, number: int) -> None:
         """Call before the forward pass: puts the probe in place if a step of this batch will be sampled.
 
         Args:
-            batch: What the loader has given; None if it is not to be looked at.
+            batch: What the loader has given.
             number: Its number in the epoch, from 0.
         """
         self.guard.cost.begin_step()
@@ -162,7 +162,7 @@ class Session:
             self.watches.count_points(self._observer.num_past_points())
         may_look = self._listener.hearing is not Hearing.GIVEN_UP or self.watches.num_steps > 0
         self.watches.begin_batch(max(self._batch.num_observations - 1, 0), may_look)
-        inputs = UNSEEN if batch is None else self._optional.take("batch", UNSEEN, check_batch, batch)
+        inputs = self._optional.take("batch", UNSEEN, check_batch, batch)
         self._batch = self._batch.next(number, inputs)
         prescriber = self.responses.prescriber
         if prescriber is not None:

@@ -67,14 +67,6 @@ def test_a_selection_of_nothing_is_refused() -> None:
             configure(**arguments).check_layers(small_net())  # type: ignore[arg-type]
 
 
-def test_clipping_twice_is_refused_unless_it_is_wanted() -> None:
-    configure(auto_clip=True).check_clipping(clips_itself=False)
-    configure().check_clipping(clips_itself=True)
-    configure(auto_clip=True, compose_clipping=True).check_clipping(clips_itself=True)
-    with pytest.raises(ValueError, match="`auto_clip` must be None where the Trainer clips"):
-        configure(auto_clip=True).check_clipping(clips_itself=True)
-
-
 def test_optimizers_that_cannot_be_served_are_refused() -> None:
     weights = list(nn.Linear(2, 2).parameters())
     plain, newton = torch.optim.SGD(weights), torch.optim.LBFGS(weights)
