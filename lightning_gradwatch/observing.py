@@ -90,7 +90,9 @@ class Observer:
         """
         if batch.loss is None and self._host.steps_only_with_a_loss():
             return
-        watch = self._watch_over(optimizer) if self._is_at_step else None
+        watch = None
+        if self._is_at_step:
+            watch = self._watches.of(optimizer) or self._take_over(optimizer)
         if watch is None:
             return
         if watch.is_ahead:  # the model has clipped it since
@@ -100,7 +102,7 @@ class Observer:
 
     def before_clipping(self, batch: Batch, optimizer: Optimizer, still_scaled: bool) -> None:
         """Observe the gradient of the coming step before the model clips it by hand."""
-        watch = self._watch_over(optimizer)
+        watch = self._watches.of(optimizer) or self._take_over(optimizer)
         if watch is None:
             return
         if self._clips:
@@ -109,9 +111,7 @@ class Observer:
         watch.is_ahead = True
 
     def after_backward(self, batch: Batch) -> None:
-        """Observe, if every backward pass is to be observed."""
-        if self._is_at_step:
-            return
+        """Observe the gradients as a backward pass has left them, where each of these is to be observed."""
         for watch in self._watches:  # there is one at most
             batch.is_stepping = self._host.completes_a_step()
             publish = batch.is_stepping and self._is_log_point(watch)
@@ -121,11 +121,8 @@ class Observer:
         """How many times the loggers were due before the coming step."""
         return self._num_points(self._host.step())
 
-    def _watch_over(self, optimizer: Optimizer) -> OptimizerWatch | None:
-        """The watch over an optimizer; one that has taken another's place in the host takes over its watch."""
-        watch = self._watches.of(optimizer)
-        if watch is not None:
-            return watch
+    def _take_over(self, optimizer: Optimizer) -> OptimizerWatch | None:
+        """The watch over an optimizer that has taken another's place in the host; None if it is not the host's."""
         optimizers = self._host.optimizers()
         place = next((place for place, known in enumerate(optimizers) if known is optimizer), None)
         if place is None:

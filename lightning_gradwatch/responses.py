@@ -27,6 +27,7 @@ class Responses:
         alert_log: The alerts of the run, which what was tried is entered into.
 
     Attributes:
+        actions: Acts on alerts, together with the other ranks; None where warnings are enough.
         prescriber: Tries remedies on this rank; None for no trials.
     """
 
@@ -35,14 +36,14 @@ class Responses:
         self._host = host
         self._model = model
         self._alert_log = alert_log
-        self._actions = Actions(config.on_alert, config.settings.schedule, host) if config.acts else None
+        self.actions = Actions(config.on_alert, config.settings.schedule, host) if config.acts else None
         self.prescriber: Prescriber | None = None
 
     def note(self, opened: Iterable[Alert]) -> None:
         """Remember alerts that have opened, or risen from a notice."""
         opened = list(opened)
-        if self._actions is not None:
-            self._actions.note(opened)
+        if self.actions is not None:
+            self.actions.note(opened)
         if self.prescriber is not None:
             self.prescriber.note(opened)
 
@@ -57,15 +58,15 @@ class Responses:
         Raises:
             GradientAlertError: If the user wants it.
         """
-        if self._actions is None:
+        if self.actions is None:
             return
         host = self._host
         is_one_step = host.steps_once_per_batch()
         if is_one_step == is_before_step:
-            self._actions.decide()
+            self.actions.decide()
         is_whole = host.accumulated_batches() == 1 if is_before_step else host.completes_a_step()
         if is_whole and is_one_step >= is_before_step:
-            self._actions.save()
+            self.actions.save()
 
     def act_at_the_end(self) -> None:
         """Do what the last alerts ask for.
@@ -73,9 +74,9 @@ class Responses:
         Raises:
             GradientAlertError: If the user wants it.
         """
-        if self._actions is not None:
-            self._actions.decide(is_last=True)
-            self._actions.save()
+        if self.actions is not None:
+            self.actions.decide(is_last=True)
+            self.actions.save()
 
     def prescribe(self, watches: Watches, sinks: Sinks, is_before_step: bool) -> bool:
         """Try remedies if an alert asks for it; whether it took time. A failure costs a warning, and nothing else."""

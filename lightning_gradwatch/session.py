@@ -197,7 +197,8 @@ class Session:
     def after_backward(self) -> None:
         """Call after the backward pass: observes, if every backward pass is to be observed."""
         self.watches.end_backward()
-        self._observer.after_backward(self._batch)
+        if self._config.sample_at == "backward":
+            self._observer.after_backward(self._batch)
 
     def before_step(self, optimizer: Optimizer, still_scaled: bool = False) -> None:
         """Observe the complete, unclipped gradient, and clip it; clip also after the watch has failed.
@@ -214,7 +215,8 @@ class Session:
             watch = self.watches.of(optimizer)
             if watch is not None and not intervene_alone(self._host, watch, still_scaled):
                 self.guard.health = Health.SILENT
-        self.responses.act(is_before_step=True)
+        if self.responses.actions is not None:
+            self.responses.act(is_before_step=True)
         if self.responses.prescriber is not None and self._prescribe(is_before_step=True):
             self.guard.cost.begin_step()
 
@@ -236,7 +238,8 @@ class Session:
             GradientAlertError: If the user has asked for it.
         """
         self._end_batch()
-        self.responses.act(is_before_step=False)
+        if self.responses.actions is not None:
+            self.responses.act(is_before_step=False)
         prescriber = self.responses.prescriber
         if prescriber is not None:
             self._prescribe(is_before_step=False)
@@ -252,8 +255,9 @@ class Session:
     @survives
     def _end_batch(self) -> None:
         watches, cost = self.watches, self.guard.cost
-        cost.spent += watches.take_probe_seconds()
-        cost.end_step(watches.has_sampled())
+        probe_seconds, is_sampled = watches.end_batch()
+        cost.spent += probe_seconds
+        cost.end_step(is_sampled)
         if self._batch.is_stepping:
             watches.probe.detach()
         if watches.probe.left_out:

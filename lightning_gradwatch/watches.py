@@ -183,16 +183,13 @@ class Watches:
             for watch in self:
                 watch.watcher.note_backward()
 
-    def has_sampled(self) -> bool:
-        """Whether a full sample was taken since the last call."""
-        before = self._num_samples
-        self._num_samples = sum([watch.watcher.num_samples for watch in self._by_optimizer.values()])
-        return self._num_samples > before
-
-    def take_probe_seconds(self) -> float:
-        """Time that the probe has spent since the last call."""
+    def end_batch(self) -> tuple[float, bool]:
+        """Time that the probe has spent since the last call, in seconds, and whether a full sample was taken."""
         seconds, self.probe.seconds = self.probe.seconds, 0.0
-        return seconds
+        before, self._num_samples = self._num_samples, 0
+        for watch in self._by_optimizer.values():
+            self._num_samples += watch.watcher.num_samples
+        return seconds, self._num_samples > before
 
     def blindness(self) -> str:
         """What is to be said where the probe leaves out layers."""

@@ -22,7 +22,6 @@ from torchmetrics import MeanMetric
 from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning, _places, flight
 from lightning_gradwatch._clipping_by_hand import before_clipping_by_hand
 from lightning_gradwatch._lightning import LightningHost
-from lightning_gradwatch.watches import optimizer_names
 from tests.tasks import Classifier, digits, fit, quiet_trainer, small_net
 
 
@@ -263,14 +262,6 @@ def test_an_optimizer_that_refuses_questions_is_watched() -> None:
     watch = GradWatch(auto_clip=0.1)
     fit(watch, Classifier(small_net(), optimizer=Guarded), max_steps=3)
     assert watch.profile
-
-
-@pytest.mark.parametrize("kinds", [["A", "A", "A"], ["A-B", "A-B", "A"], ["A", "A", "A-1", "A-1"], ["A-1", "A", "A"]])
-def test_optimizers_have_names_of_their_own(kinds: list[str]) -> None:
-    made = [type(kind, (torch.optim.SGD,), {})([torch.zeros(1)]) for kind in kinds]
-    names = optimizer_names(made)
-    assert len(set(names)) == len(names)
-    assert all(name.startswith(kind) for name, kind in zip(names, kinds, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore::lightning_gradwatch.GradWatchWarning")

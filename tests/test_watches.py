@@ -1,0 +1,61 @@
+"""The optimizers of a run: their names, and what is counted for each."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_gradwatch.config import configure
+from lightning_gradwatch.run_state import RunState
+from lightning_gradwatch.watches import Watches, num_log_points, optimizer_names
+
+
+@pytest.mark.parametrize("kinds", [["A", "A", "A"], ["A-B", "A-B", "A"], ["A", "A", "A-1", "A-1"], ["A-1", "A", "A"]])
+def test_optimizers_have_names_of_their_own(kinds: list[str]) -> None:
+    made = [type(kind, (torch.optim.SGD,), {})([torch.zeros(1)]) for kind in kinds]
+    names = optimizer_names(made)
+    assert len(set(names)) == len(names)
+    assert all(name.startswith(kind) for name, kind in zip(names, kinds, strict=True))
+
+
+@pytest.mark.parametrize(("num_steps", "every", "expected"), [(0, 5, 0), (4, 5, 0), (5, 5, 1), (14, 5, 2), (14, 0, 0)])
+def test_loggers_are_due_after_every_so_many_steps(num_steps: int, every: int, expected: int) -> None:
+    assert num_log_points(num_steps, every) == expected
+
+
+def test_an_optimizer_that_comes_later_starts_with_the_points_that_are_past() -> None:
+    net, told = nn.Linear(2, 2), list[str]()
+    watches = Watches(net, configure(), RunState(), can_hook=True, tell=told.append)
+    first = watches.add(torch.optim.SGD(net.parameters()), "first")
+    watches.count_points(3)
+    second = watches.add(torch.optim.SGD(net.parameters()), "second")
+    watches.count_points(4)
+    assert (first.num_points, second.num_points) == (3, 4)
+    assert first.passes_log_point(4)
+    assert not second.passes_log_point(4)
+
+
+def test_a_step_that_was_looked_at_ahead_and_never_taken_is_forgotten_with_its_batch() -> None:
+    net = nn.Linear(2, 2)
+    watch = Watches(net, configure(), RunState(), can_hook=True, tell=print).add(torch.optim.SGD(net.parameters()), "")
+    assert not watch.has_observed(0)
+    assert watch.has_observed(0)  # a further evaluation of the same step
+    watch.begin_batch()
+    assert watch.has_observed(0)
+    watch.is_ahead = True
+    watch.begin_batch()
+    assert not watch.has_observed(0)
+
+
+def test_a_watch_that_has_gone_leaves_its_state_to_the_next_one() -> None:
+    net, state = nn.Linear(2, 2), RunState()
+    watches = Watches(net, configure(), state, can_hook=True, tell=print)
+    old, new = (torch.optim.SGD(net.parameters()) for _ in range(2))
+    watch = watches.add(old, "")
+    watch.watcher.thinning = 4
+    net(torch.ones(1, 2)).sum().backward()
+    watch.watcher.observe()
+    assert len(list(watches.retire([new]))) == 1
+    assert watches.of(old) is None
+    assert (watches.add(new, "").watcher.num_steps, watches.thinning, state.watchers) == (1, 4, {})
