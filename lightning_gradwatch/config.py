@@ -14,7 +14,6 @@ from lightning_gradwatch.core._check import refuse, require, require_fraction, r
 from lightning_gradwatch.core.clip import ClipPolicy, make_policies
 from lightning_gradwatch.core.clip.clippers import require_optimizer
 from lightning_gradwatch.core.layers import check_selection
-from lightning_gradwatch.core.records import AlertKind
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.notify import Address, Addresses
@@ -53,7 +52,7 @@ class Config:
     compose_clipping: bool
     addresses: Addresses
     tensorboard_url: str | None
-    on_alert: Mapping[AlertKind, Action]
+    on_alert: Mapping[str, Action]
     flight_steps: int
     progress_bar: bool
     max_overhead: float | None

@@ -17,7 +17,18 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from lightning_gradwatch import GradWatch
-from tests.tasks import Classifier, Poison, digits, fit, quiet_trainer, read_events, scalars, small_net, tensors, watchers_of
+from tests.tasks import (
+    Classifier,
+    Poison,
+    digits,
+    fit,
+    quiet_trainer,
+    read_events,
+    scalars,
+    small_net,
+    tensors,
+    watchers_of,
+)
 
 LAYERS = ("net.0", "net.2", "net.4")
 
