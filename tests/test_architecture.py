@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,6 +98,30 @@ def test_every_file_keeps_to_the_plan() -> None:
 )
 def test_the_check_sees_a_breach(path: str, source: str) -> None:
     assert violations(path, source)
+
+
+def drawing() -> Any:
+    """`docs/architecture.py` as a module."""
+    path = PACKAGE.parent / "docs" / "architecture.py"
+    spec = importlib.util.spec_from_file_location("architecture", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_picture_shows_the_imports_as_they_are() -> None:
+    drawn = drawing()
+    graph = drawn.boxes(PACKAGE)
+    assert {"callback", "session", "core/watcher", "core/alerts"} <= set(graph)
+    assert "core/watcher" not in graph["core/probe"]
+    assert drawn.PICTURE.read_text() == drawn.draw(graph), "run `python docs/architecture.py`"
+
+
+def test_imports_that_run_in_a_circle_are_seen() -> None:
+    with pytest.raises(ValueError, match="in a circle: a -> b -> a"):
+        drawing().levels({"a": {"b"}, "b": {"a"}})
 
 
 def test_private_names_of_the_trainer_stay_in_one_file() -> None:
