@@ -21,8 +21,10 @@ from lightning_gradwatch.core.alerts import KINDS
 from lightning_gradwatch.core.alerts.hysteresis import Hysteresis
 from lightning_gradwatch.core.alerts.rule import Rule
 from lightning_gradwatch.core.history import History
+from lightning_gradwatch.core.quantities.quantity import LayerQuantity
 from lightning_gradwatch.core.records import AlertKind, Clip, Finding, Observation, Publication, Sample, Window
 from lightning_gradwatch.core.reports import Report
+from lightning_gradwatch.core.sampling import Sampling
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.core.watcher import Watcher
@@ -35,6 +37,7 @@ WITHOUT_LIGHTNING = (
     configure,
     Watcher,
     Settings,
+    Sampling,
     Schedule,
     Report,
     Publication,
@@ -43,7 +46,7 @@ WITHOUT_LIGHTNING = (
     Clip,
     Writer,
 )
-OF_RULES: tuple[type, ...] = (Rule, Hysteresis, Finding, Observation, History)
+OF_RULES: tuple[type, ...] = (Rule, Hysteresis, Finding, Observation, History, LayerQuantity)
 OF_GRADWATCH = ("alerts", "profile")
 """The rest is for Lightning to call."""
 PARSER = GoogleParser()
@@ -64,7 +67,8 @@ def reference() -> str:
     parts.append("## Without Lightning\n\nThese know torch only.\n")
     for thing in WITHOUT_LIGHTNING:
         parts += described(f"{thing.__module__}.{thing.__name__}", thing)
-    parts.append("## Rules of your own\n\nWhat they implement, and what they are given.\n")
+    told = "What they implement, and what they are given: [how to extend](extending.md)."
+    parts.append(f"## Rules and quantities of your own\n\n{told}\n")
     for thing in OF_RULES:
         parts += described(f"{thing.__module__}.{thing.__name__}", thing)
     return "\n".join(parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -17,20 +17,24 @@ from lightning_gradwatch.host import Host
 
 ActionName = Literal["warn", "checkpoint", "stop", "raise"]
 Action: TypeAlias = ActionName | Callable[[Alert], None]
-OnAlert: TypeAlias = ActionName | dict[AlertKind, Action] | Callable[[Alert], None]  # jsonargparse prints by the first
+OnAlert: TypeAlias = ActionName | dict[str, Action] | Callable[[Alert], None]  # jsonargparse prints by the first
 
 MAX_CHECKPOINTS = 5
 """Checkpoints that alerts may leave in a directory: the first ones, which are nearest to the beginning of trouble."""
 
 
-def require_actions(on_alert: object) -> dict[str, Action]:
+def require_actions(on_alert: object, own_kinds: Sequence[str] = ()) -> dict[str, Action]:
     """The action for every kind of alert.
+
+    Args:
+        on_alert: The action, or a dict of actions by kind.
+        own_kinds: Kinds of the user's own rules.
 
     Raises:
         ValueError: If an action or a kind is not known.
     """
-    kinds: tuple[AlertKind, ...] = get_args(AlertKind)
-    chosen: Mapping[AlertKind, Any] = on_alert if isinstance(on_alert, Mapping) else dict.fromkeys(kinds, on_alert)
+    kinds: tuple[str, ...] = (*get_args(AlertKind), *own_kinds)
+    chosen: Mapping[str, Any] = on_alert if isinstance(on_alert, Mapping) else dict.fromkeys(kinds, on_alert)
     if unknown := [kind for kind in chosen if kind not in kinds]:
         raise refuse("on_alert", "a dict by kinds of alerts", unknown[0], f"the kinds are {', '.join(kinds)}")
     for action in chosen.values():

@@ -13,6 +13,8 @@ from lightning_gradwatch.actions import OnAlert
 from lightning_gradwatch.config import AutoClip, configure
 from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core._guard import is_the_users
+from lightning_gradwatch.core.alerts.rule import Rule
+from lightning_gradwatch.core.quantities.quantity import LayerQuantity
 from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.notify import Address
@@ -77,14 +79,18 @@ class GradWatch(Callback):
         prescribe: Whether remedies are tried on a copy of the model when the first alert of the run is noticed, with
             the batch at hand, as :func:`~lightning_gradwatch.prescribe` does; training waits for at most 60 seconds, or
             the number given. Rank zero does it alone, and not where the model is sharded.
+        rules: Rules of your own, which raise alerts of kinds of their own: objects with ``kind``, ``title`` and
+            ``update(observation, history)``, as ``docs/extending.md`` shows.
+        quantities: Quantities of your own, one number per layer, for tab, page and terminal: objects with ``name``,
+            ``label``, ``hint``, ``scale``, ``unit``, ``missing`` and ``measure(weights, gradients)``.
 
     Raises:
-        ValueError: If an argument is out of its range, or ``sample_at="backward"`` is combined with ``auto_clip`` or
-            ``on_nonfinite``. When training starts, if a glob of ``include`` matches no layer or no layer is left to
-            watch; if the Trainer's strategy is none of a single device, DDP and ModelParallelStrategy (FSDP1, DeepSpeed
-            and XLA, for example); if ``auto_clip`` meets ``gradient_clip_val`` without ``compose_clipping``, or LBFGS;
-            if a policy is for an optimizer that is not there, or cannot clip sharded parameters; or if there are
-            several optimizers with ``sample_at="backward"``.
+        ValueError: If an argument is out of its range, a rule or quantity is none or has a name that is taken, or
+            ``sample_at="backward"`` is combined with ``auto_clip`` or ``on_nonfinite``. When training starts, if a glob
+            of ``include`` matches no layer or no layer is left to watch; if the Trainer's strategy is none of a single
+            device, DDP and ModelParallelStrategy (FSDP1, DeepSpeed and XLA, for example); if ``auto_clip`` meets
+            ``gradient_clip_val`` without ``compose_clipping``, or LBFGS; if a policy is for an optimizer that is not
+            there, or cannot clip sharded parameters; or if there are several optimizers with ``sample_at="backward"``.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -112,6 +118,8 @@ class GradWatch(Callback):
         progress_bar: bool = False,
         max_overhead: float | None = None,
         prescribe: bool | float = False,
+        rules: Sequence[Rule] = (),
+        quantities: Sequence[LayerQuantity] = (),
     ) -> None:
         self.config = configure(
             sample_at=sample_at,
@@ -133,6 +141,8 @@ class GradWatch(Callback):
             progress_bar=progress_bar,
             max_overhead=max_overhead,
             prescribe=prescribe,
+            rules=rules,
+            quantities=quantities,
         )
         self._state = RunState()
         self._host: LightningHost | None = None

@@ -11,9 +11,13 @@ from torch.optim import LBFGS, Optimizer
 
 from lightning_gradwatch.actions import Action, OnAlert, require_actions
 from lightning_gradwatch.core._check import refuse, require, require_fraction, require_globs
+from lightning_gradwatch.core.alerts.own_rules import own_kinds
+from lightning_gradwatch.core.alerts.rule import Rule
 from lightning_gradwatch.core.clip import ClipPolicy, make_policies
 from lightning_gradwatch.core.clip.clippers import require_optimizer
 from lightning_gradwatch.core.layers import check_selection
+from lightning_gradwatch.core.quantities.own import declare
+from lightning_gradwatch.core.quantities.quantity import LayerQuantity
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.notify import Address, Addresses
@@ -126,6 +130,8 @@ def configure(
     progress_bar: bool = False,
     max_overhead: float | None = None,
     prescribe: bool | float = False,
+    rules: Sequence[Rule] = (),
+    quantities: Sequence[LayerQuantity] = (),
 ) -> Config:
     """Check the arguments of a watch, which :class:`~lightning_gradwatch.GradWatch` explains.
 
@@ -149,6 +155,8 @@ def configure(
     if sample_at == "backward" and (auto_clip or on_nonfinite != "keep"):
         came = f'"backward" with auto_clip={auto_clip!r} and on_nonfinite={on_nonfinite!r}'
         raise refuse("sample_at", '"step" to clip or skip whole steps', came, "leave sample_at out")
+    # what the user has added
+    declare("quantities", quantities)
     # what to write and whom to tell
     require("flight_steps", flight_steps, 0, "use 0 for no flight record")
     if tensorboard_url is not None and not str(tensorboard_url).startswith(("http://", "https://")):
@@ -156,7 +164,7 @@ def configure(
     return Config(
         addresses=Addresses("notify", notify),
         tensorboard_url=tensorboard_url,
-        on_alert=require_actions(on_alert),
+        on_alert=require_actions(on_alert, own_kinds(rules)),
         prescribe_seconds=require_seconds(prescribe),
         flight_steps=flight_steps,
         progress_bar=progress_bar,
@@ -174,5 +182,7 @@ def configure(
             vanishing_threshold=vanishing_threshold,
             policies=make_policies(auto_clip),
             on_nonfinite=on_nonfinite,
+            rules=tuple(rules),
+            quantities=tuple(quantities),
         ),
     )

@@ -97,7 +97,7 @@ class Watches:
         saved = self._state.take(name)
         if saved is not None:
             watcher.load_state_dict(saved)
-        watcher.thinning = max(watcher.thinning, self.thinning)
+        watcher.sampling.thinning = max(watcher.sampling.thinning, self.thinning)
         self._by_optimizer[id(optimizer)] = watch = OptimizerWatch(optimizer, watcher)
         return watch
 
@@ -122,7 +122,7 @@ class Watches:
     @property
     def num_steps(self) -> int:
         """Steps observed so far, of the optimizer that took most."""
-        return max((watch.watcher.num_steps for watch in self), default=0)
+        return max((watch.watcher.sampling.num_steps for watch in self), default=0)
 
     @property
     def vanishing(self) -> float:
@@ -137,12 +137,12 @@ class Watches:
     @property
     def thinning(self) -> int:
         """By how much full samples lie farther apart than the schedule has it."""
-        return max((watch.watcher.thinning for watch in self), default=1)
+        return max((watch.watcher.sampling.thinning for watch in self), default=1)
 
     @thinning.setter
     def thinning(self, factor: int) -> None:
         for watch in self:
-            watch.watcher.thinning = factor
+            watch.watcher.sampling.thinning = factor
 
     def states(self) -> dict[str, Any]:
         """The watchers' states by the optimizer's name."""
@@ -188,7 +188,7 @@ class Watches:
         seconds, self.probe.seconds = self.probe.seconds, 0.0
         before, self._num_samples = self._num_samples, 0
         for watch in self._by_optimizer.values():
-            self._num_samples += watch.watcher.num_samples
+            self._num_samples += watch.watcher.sampling.num_samples
         return seconds, self._num_samples > before
 
     def blindness(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_gradwatch import GradWatch, MaxNorm
 from lightning_gradwatch.config import configure
@@ -22,13 +22,31 @@ def test_the_callback_takes_the_same_arguments_with_the_same_defaults() -> None:
     assert named == {name: p.default for name, p in inspect.signature(configure).parameters.items()}
 
 
+class OneRule:
+    """Never finds anything."""
+
+    kind, title = "one", "One"
+
+    def update(self, observation: Any, history: Any) -> None:
+        return None
+
+
+class OneQuantity:
+    """The same number for all layers."""
+
+    name, label, hint, scale, unit, missing = "one", "One", "One everywhere", "linear", "", "none"
+
+    def measure(self, weights: list[Tensor], gradients: list[Tensor]) -> Tensor:
+        return gradients[0].new_ones(())
+
+
 def test_no_argument_is_lost_on_the_way() -> None:
     chosen: dict[str, Any] = {
         "sample_at": "step", "dense_steps": 3, "sample_every_n_steps": 4, "log_every_n_steps": 5, "histogram_every": 6,
         "include": "0", "exclude": ["2"], "group_by": 7, "auto_clip": 8.0, "compose_clipping": True,
         "on_nonfinite": "skip", "vanishing_threshold": 0.9, "notify": "json://localhost",
         "tensorboard_url": "http://localhost", "on_alert": "stop", "flight_steps": 11, "progress_bar": True,
-        "max_overhead": 0.1, "prescribe": 12.0,
+        "max_overhead": 0.1, "prescribe": 12.0, "rules": [OneRule()], "quantities": [OneQuantity()],
     }  # fmt: skip
     assert set(chosen) == set(inspect.signature(configure).parameters)
     left_out = {name: value for name, value in chosen.items() if name != "notify"}  # addresses are not compared

@@ -273,7 +273,7 @@ def sampled_steps(watch: GradWatch, timed: Timed, max_steps: int, **options: Any
     take = Watcher._take_sample
 
     def noted(watcher: Watcher, *args: Any) -> Any:
-        steps.append(watcher.num_steps)
+        steps.append(watcher.sampling.num_steps)
         return take(watcher, *args)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -333,7 +333,7 @@ def train_ranks() -> None:
             observe = Watcher.observe
 
             def broken(watcher: Watcher, *args: Any, _observe: Any = observe, _rank: int = rank, **options: Any) -> Any:
-                if watcher.num_steps == FAILS_AT and _rank == 1:
+                if watcher.sampling.num_steps == FAILS_AT and _rank == 1:
                     raise RuntimeError("on purpose")
                 return _observe(watcher, *args, **options)
 
@@ -344,7 +344,9 @@ def train_ranks() -> None:
                 options = {"strategy": "ddp", "devices": NUM_RANKS, "use_distributed_sampler": False}
                 steps = sampled_steps(watch, timed, max_steps=200, **options)
             (watcher,) = watchers_of(watch)
-            told.append({"steps": steps, "thinning": watcher.thinning, "num_steps": watcher.num_steps})
+            told.append(
+                {"steps": steps, "thinning": watcher.sampling.thinning, "num_steps": watcher.sampling.num_steps}
+            )
     tell(told)
 
 

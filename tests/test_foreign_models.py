@@ -228,7 +228,7 @@ def test_a_network_that_is_copied_or_saved_in_a_sampled_step_takes_nothing_along
     assert session_of(watch).watches.probe is not None
     assert session_of(watch).watches.probe.failure is None
     (watcher,) = watchers_of(watch)
-    assert watcher.num_samples == 12
+    assert watcher.sampling.num_samples == 12
     assert len(watch.profile) == 3
 
 

@@ -185,7 +185,7 @@ def test_several_optimizers_step_together() -> None:
                 optimizer.step()
     names = [one.watcher.name for one in session._session.watches]
     assert names == ["SGD", "SGD-1"]
-    assert [one.watcher.num_steps for one in session._session.watches] == [3, 3]
+    assert [one.watcher.sampling.num_steps for one in session._session.watches] == [3, 3]
 
 
 @pytest.mark.parametrize("arguments", [{"sample_at": "backward"}, {"prescribe": True}])

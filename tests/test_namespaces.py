@@ -189,7 +189,8 @@ from {namespace}.cli import LightningCLI
 from {namespace}.demos.boring_classes import BoringModel, BoringDataModule
 cli = LightningCLI(BoringModel, BoringDataModule)
 (watch,) = [c for c in cli.trainer.callbacks if type(c).__name__ == "GradWatch"]
-print("steps", cli.trainer.global_step, watch.sample_at, watch.group_by, watch.log_every_n_steps, watch.settings)
+config = watch.config
+print("steps", cli.trainer.global_step, config.sample_at, config.group_by, config.log_every_n_steps, config.settings)
 """
 
 

@@ -141,7 +141,7 @@ def test_it_goes_on_with_the_state_of_the_run_before() -> None:
     again.host.num_steps = 12
     again.train(5)
     (watch,) = again.session.watches
-    assert watch.watcher.num_steps == 17
+    assert watch.watcher.sampling.num_steps == 17
     assert len(state.alert_log.alerts) == 1  # it is still open, and no news
 
 
@@ -167,7 +167,7 @@ def test_an_optimizer_that_takes_anothers_place_takes_over_its_watch() -> None:
         loop.step()
     (watch,) = loop.session.watches
     assert watch.optimizer is loop.optimizer
-    assert watch.watcher.num_steps == 6
+    assert watch.watcher.sampling.num_steps == 6
 
 
 def test_a_loop_whose_gradients_never_come_is_told_once() -> None:

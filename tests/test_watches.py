@@ -53,9 +53,9 @@ def test_a_watch_that_has_gone_leaves_its_state_to_the_next_one() -> None:
     watches = Watches(net, configure(), state, can_hook=True, tell=print)
     old, new = (torch.optim.SGD(net.parameters()) for _ in range(2))
     watch = watches.add(old, "")
-    watch.watcher.thinning = 4
+    watch.watcher.sampling.thinning = 4
     net(torch.ones(1, 2)).sum().backward()
     watch.watcher.observe()
     assert len(list(watches.retire([new]))) == 1
     assert watches.of(old) is None
-    assert (watches.add(new, "").watcher.num_steps, watches.thinning, state.watchers) == (1, 4, {})
+    assert (watches.add(new, "").watcher.sampling.num_steps, watches.thinning, state.watchers) == (1, 4, {})

@@ -229,7 +229,7 @@ def _against_bare(
         figures: dict[str, Any] = {"percent": middle, "spread": spread, "us": 1e6 * middle / 100 * step}
         figures.update(blocks=len(blocks), steps=num_steps)
         if watcher is not None:
-            figures.update(samples=watcher.num_samples, of_steps=watcher.num_steps)
+            figures.update(samples=watcher.sampling.num_samples, of_steps=watcher.sampling.num_steps)
         if bare is not None:
             figures.update(_more_launched(training, watcher, at_work, entry, bare))
         if watcher is not None:

@@ -71,6 +71,7 @@ class Instruments:
         meter: Measures weights and zeros.
         updates: Measures how far the optimizer moves the weights; None if it cannot be measured.
         clippers: The policies at work.
+        skips: Whether steps whose gradient is not finite are skipped.
         intervenes: Whether gradients are clipped, or steps may be skipped or reported at once.
         figures: Numbers per parameter become figures per layer.
     """
@@ -92,6 +93,7 @@ class Instruments:
         self._kinds = _kinds(parameters)
         self.shards = Shards(parameters)
         self.clippers = Clippers(policies, parameters, layout.owners)
+        self.skips = on_nonfinite == "skip"
         self.intervenes = len(self.clippers) > 0 or on_nonfinite != "keep"
         self.window = NormWindow(parameters, self.shards, len(self.clippers) * NUM_FACTS)
         self.meter = ParameterMeter(parameters, self.shards)

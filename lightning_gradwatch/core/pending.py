@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_gradwatch.core.records import Coverage
+from lightning_gradwatch.core.assemble import Label
+from lightning_gradwatch.core.instruments import Instruments
+from lightning_gradwatch.core.records import Anatomy, Coverage
 from lightning_gradwatch.core.sampling import is_step
 from lightning_gradwatch.core.saved import Saved
 
@@ -37,6 +39,28 @@ class Pending:
     def drop(self) -> None:
         """The window has been cleared."""
         self.steps, self.known = [], []
+
+    def label(self, instruments: Instruments, anatomy: Anatomy | None, lr: float | None, publish: bool) -> Label:
+        """What the host has to know about these steps.
+
+        Args:
+            instruments: By which they were measured.
+            anatomy: What the network is made of; None if it is not known.
+            lr: Largest learning rate of the optimizer; None if it is no plain number.
+            publish: Whether the loggers are to be written.
+        """
+        return Label(
+            step=self.step,
+            steps=tuple(self.steps),
+            known=tuple(self.known),
+            instruments=instruments,
+            lr=lr,
+            anatomy=anatomy,
+            ran=self.ran,
+            publish=publish,
+            is_scaled=self.is_scaled,
+            skips=self.is_scaled or instruments.skips,
+        )
 
     def state_dict(self, is_whole: bool) -> dict[str, Any]:
         """Primitives that :meth:`load_state_dict` takes back; without the rows where ranks hold parts of them."""

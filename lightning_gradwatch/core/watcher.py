@@ -50,6 +50,9 @@ class Watcher:
             of its own.
         name: Name of the optimizer if there are several.
         tell: Takes the line that says which optional figure has failed, and why; None for a warning.
+
+    Attributes:
+        sampling: Counts steps and samples, and tells when the next one is due.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class Watcher:
         self._owns_probe = probe is None
         self._probe = make_probe(model) if probe is None else probe
         self._optional = OptionalFigures() if tell is None else OptionalFigures(tell)
-        self._sampling = Sampling(self._settings.schedule)
+        self.sampling = Sampling(self._settings.schedule)
         self._surveyor = Surveyor(model, self._optional)
         self._fitting = Fitting(model, optimizer, name, self._settings, self._probe, self._optional)
         own = OwnMeter(self._settings.quantities, self._optional)
@@ -77,7 +80,7 @@ class Watcher:
             name,
             Judge(self._settings.vanishing_threshold, name, self._optional, self._settings.rules),
             self._probe,
-            self._sampling,
+            self.sampling,
             own,
             self._optional,
         )
@@ -93,25 +96,6 @@ class Watcher:
     def latest(self) -> Sample | None:
         """The latest full sample; None before the first one."""
         return self._digest.assembly.latest
-
-    @property
-    def num_steps(self) -> int:
-        """Steps observed so far."""
-        return self._sampling.num_steps
-
-    @property
-    def num_samples(self) -> int:
-        """Full samples taken so far."""
-        return self._sampling.num_samples
-
-    @property
-    def thinning(self) -> int:
-        """By how much full samples lie farther apart than the schedule has it; to be set alike on all ranks."""
-        return self._sampling.thinning
-
-    @thinning.setter
-    def thinning(self, factor: int) -> None:
-        self._sampling.thinning = factor
 
     @property
     def scores(self) -> dict[str, float]:
@@ -133,17 +117,17 @@ class Watcher:
 
         The very first step counts as one: it tells in which order the layers run.
         """
-        return self._sampling.is_due(steps_ahead)
+        return self.sampling.is_due(steps_ahead)
 
     @property
     def is_thorough(self) -> bool:
         """Whether the next full sample is a thorough one: the first, every fifth, and each one in a burst."""
-        return self._sampling.is_thorough
+        return self.sampling.is_thorough
 
     def arm(self) -> None:
         """Call before the forward pass: puts the probe in place if the coming step is sampled."""
-        if self._sampling.is_due():
-            self._probe.attach(self._sampling.is_thorough)
+        if self.sampling.is_due():
+            self._probe.attach(self.sampling.is_thorough)
 
     def inspect(self, loss: Tensor) -> None:
         """Read what the network is made of off the graph of a loss; only the first few calls do anything.
@@ -159,7 +143,7 @@ class Watcher:
 
         On the first few sampled steps alone, a total norm is kept, which :meth:`observe` compares with its own.
         """
-        sampling, instruments = self._sampling, self._fitting.instruments
+        sampling, instruments = self.sampling, self._fitting.instruments
         if instruments is None or sampling.num_samples >= MAX_COMPARISONS or instruments.shards.is_spread:
             return
         if sampling.falls_on(sampling.num_steps):
@@ -190,7 +174,7 @@ class Watcher:
         Returns:
             Alerts and publications; empty on a step that is neither sampled nor published, which costs no host sync.
         """
-        sampling, probe = self._sampling, self._probe
+        sampling, probe = self.sampling, self._probe
         is_due = sampling.is_overdue or sampling.falls_on(sampling.num_steps)
         # 1. instruments that fit the parameters as they are now
         instruments = self._fit(is_due or publish)
@@ -300,7 +284,7 @@ class Watcher:
         self._late = join(self._late, self._digest.take(self._transfer.receive()))
         instruments = self._fitting.instruments
         return {
-            **self._sampling.state_dict(),
+            **self.sampling.state_dict(),
             **self._fitting.state_dict(),
             **self._digest.state_dict(),
             **self._pending.state_dict(instruments is None or not instruments.shards.is_spread),
@@ -316,7 +300,7 @@ class Watcher:
         What no longer fits the model's parameters is left behind; what is not there, or is of another kind, afresh.
         """
         saved = Saved.of(state)
-        self._sampling.load_state_dict(saved)
+        self.sampling.load_state_dict(saved)
         self._pending.load_state_dict(saved)
         layers = self._fitting.load_state_dict(saved, num_rows=len(self._pending.steps))
         self._digest.load_state_dict(saved, layers)
@@ -356,7 +340,7 @@ class Watcher:
         self, instruments: Instruments, is_sampled: bool, publish: bool, loss_scale: Tensor | None, scale: Tensor | None
     ) -> dict[str, Tensor]:
         """What is to be carried home with the norms; ``scale`` is still in the gradients."""
-        sampling, digest = self._sampling, self._digest
+        sampling, digest = self.sampling, self._digest
         due = self._reader.after_backward(loss_scale)
         is_first, is_thorough = digest.assembly.latest is None, is_sampled and sampling.is_thorough
         if is_thorough or (is_sampled and is_first) or (publish and not is_first and sampling.is_state_old):
@@ -370,11 +354,11 @@ class Watcher:
         return due
 
     def _take_sample(self, instruments: Instruments, loss_scale: Tensor | None, is_thorough: bool) -> dict[str, Tensor]:
-        self._sampling.num_samples += 1
+        self.sampling.num_samples += 1
         self._pending.ran = frozenset(self._probe.order.ran) - instruments.frozen
         sample = self._reader.sample(instruments, loss_scale)
         if is_thorough:
-            sample.update(self._reader.thorough(instruments, self._sampling.num_steps))
+            sample.update(self._reader.thorough(instruments, self.sampling.num_steps))
         return sample
 
     def _intervene(self, instruments: Instruments, scale: Tensor | None) -> bool:
@@ -390,19 +374,8 @@ class Watcher:
         """Start the copy to the host, and digest what has arrived by now."""
         if publish:
             self._digest.publisher.num_publications += 1
-        pending, window = self._pending, instruments.window
-        label = Label(
-            step=pending.step,
-            steps=tuple(pending.steps),
-            known=tuple(pending.known),
-            instruments=instruments,
-            lr=_lr(self._optimizer),
-            anatomy=self._surveyor.anatomy,
-            ran=pending.ran,
-            publish=publish,
-            is_scaled=pending.is_scaled,
-            skips=pending.is_scaled or self._settings.on_nonfinite == "skip",
-        )
+        window, anatomy = instruments.window, self._surveyor.anatomy
+        label = self._pending.label(instruments, anatomy, _lr(self._optimizer), publish)
         tensors = {"norms": window.norms, "facts": window.facts, **due}
         reductions = self._reader.reductions
         if instruments.intervenes:  # the norms are those of the whole already

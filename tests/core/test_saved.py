@@ -196,7 +196,7 @@ def test_the_state_that_is_taken_apart_holds_every_rule_and_room() -> None:
     assert {"rows", "clips", "clip_window", "updates", "latest", "window", "evidence", *rules} <= names
     saved = Saved(state_of_a_run())
     watcher = watched(saved)
-    assert (saved.lost, watcher.num_steps) == ([], 28)
+    assert (saved.lost, watcher.sampling.num_steps) == ([], 28)
     assert len(PATHS) > 100
 
 
@@ -212,7 +212,7 @@ def test_a_whole_room_may_be_missing(name: str) -> None:
     saved = Saved(changed(NAMES[name]))
     watcher = watched(saved, steps=3)
     assert saved.lost == []
-    assert watcher.num_steps == (3 if name == "num_steps" else 30)
+    assert watcher.sampling.num_steps == (3 if name == "num_steps" else 30)
     goes_on(watcher)
 
 

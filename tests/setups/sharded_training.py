@@ -175,7 +175,7 @@ def main(directory: Path) -> dict[str, Any]:
                 patch.setattr(reader, "log_histograms", fail)
             watch = GradWatch(dense_steps=4, sample_every_n_steps=1000, histogram_every=1)
             train(kind, watch, directory=directory / f"{kind} without")
-            told[f"{kind} without"] = [watcher.num_steps for watcher in watchers_of(watch)]
+            told[f"{kind} without"] = [watcher.sampling.num_steps for watcher in watchers_of(watch)]
     watch = GradWatch(dense_steps=4, sample_every_n_steps=1000)
     with contextlib.suppress(RuntimeError):
         train("fsdp", watch, Failure(calls), log_every_n_steps=1000)

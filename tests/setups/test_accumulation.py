@@ -83,7 +83,7 @@ def test_each_step_is_one_sample_of_the_complete_gradient_with_a_leftover_window
     assert norms == pytest.approx([step.norm for step in expected], rel=1e-5)
     assert seen_losses(watch) == pytest.approx([step.loss for step in expected], rel=1e-5)
     (watcher,) = watchers_of(watch)
-    assert watcher.num_steps == len(expected)
+    assert watcher.sampling.num_steps == len(expected)
 
 
 def test_a_scheduler_may_change_the_number_of_batches(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_training_goes_on_as_without_us_whatever_a_batch_is_made_of(pack: str) -
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*weights, strict=True))
     assert not session_of(watch).is_off
     (watcher,) = watchers_of(watch)
-    assert watcher.num_steps == 8
+    assert watcher.sampling.num_steps == 8
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage.*")

@@ -128,7 +128,7 @@ def test_watching_compiles_nothing_anew_and_breaks_no_graph(way: str) -> None:
     assert bare[0] == [0]
     assert bare[2] == {}
     (watcher,) = watchers_of(watch)
-    assert 20 < watcher.num_samples < 70  # both kinds of steps were there
+    assert 20 < watcher.sampling.num_samples < 70  # both kinds of steps were there
 
 
 def test_a_compiled_function_is_compiled_once_more_when_the_dense_steps_end() -> None:

@@ -180,7 +180,7 @@ def test_each_player_of_a_gan_is_measured_by_its_own_loss_alone(tmp_path: Path, 
     events = read_events(tmp_path)
     for (name, truth), player in zip(gan.truths.items(), ("g", "d"), strict=True):
         (watcher,) = (one for one in watchers_of(watch) if one.name == name)
-        assert watcher.num_steps == len(truth.totals)
+        assert watcher.sampling.num_steps == len(truth.totals)
         steps = list(dict.fromkeys(truth.steps))
         first = [truth.steps.index(step) for step in steps]  # the first of several in a batch is the one that is due
         totals = events.Scalars(f"gradwatch/{name}/total_norm")[: len(steps)]
@@ -297,7 +297,7 @@ def test_a_replaced_optimizer_is_followed(tmp_path: Path) -> None:
     trainer.fit(Classifier(small_net()), digits())
     assert list(scalars(read_events(tmp_path), "gradwatch/total_norm")) == [9, 19, 29]
     (watcher,) = watchers_of(watch)
-    assert watcher.num_steps == 30
+    assert watcher.sampling.num_steps == 30
 
 
 class ManualLBFGS(Classifier):  # type: ignore[misc, valid-type]
@@ -401,7 +401,7 @@ def test_an_optimizer_that_evaluates_twice_is_one_step_of_which_each_evaluation_
     assert list(found) == list(range(12))
     assert list(found.values()) == pytest.approx(norms, rel=1e-4)
     (watcher,) = watchers_of(watch)
-    assert watcher.num_steps == 12
+    assert watcher.sampling.num_steps == 12
     assert all(
         torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
         for ours, theirs in zip(model.parameters(), weights, strict=True)
@@ -456,7 +456,7 @@ def test_a_step_without_a_loss_is_no_observation(tmp_path: Path) -> None:
     assert list(found) == list(range(0, 20, 2))
     assert list(found.values()) == pytest.approx(expected, rel=1e-5)
     (watcher,) = watchers_of(watch)
-    assert watcher.num_steps == 10
+    assert watcher.sampling.num_steps == 10
     assert watch.alerts == []
 
 
@@ -554,7 +554,7 @@ def test_steps_within_the_backward_pass_are_owned_up_to_once_and_never_misjudged
     assert warning.startswith("No gradient has reached GradWatch in 20 batches")
     assert "steps within the backward pass" in warning
     assert watch.alerts == []
-    assert [watcher.num_steps for watcher in watchers_of(watch)] == [0]
+    assert [watcher.sampling.num_steps for watcher in watchers_of(watch)] == [0]
     assert not [tag for tag in read_events(tmp_path).Tags()["scalars"] if "total_norm" in tag]
     assert not any(module._forward_hooks for module in model.modules())
     for p, q in zip(model.net.parameters(), weights_by_hand(56), strict=True):
@@ -575,7 +575,7 @@ def test_optimizers_of_lightning_that_step_within_the_backward_pass_are_counted_
     model, watch = PerParameter(), GradWatch()
     fit(watch, model, directory=tmp_path, max_epochs=1, max_steps=-1, log_every_n_steps=1)
     assert watch.alerts == []
-    assert [watcher.num_steps for watcher in watchers_of(watch)] == [28] * 6
+    assert [watcher.sampling.num_steps for watcher in watchers_of(watch)] == [28] * 6
     net, (inputs, targets) = small_net(), next(iter(digits()))
     gradients = torch.autograd.grad(cross_entropy(net(inputs), targets), list(net.parameters()))
     names = ["SGD", *(f"SGD-{i}" for i in range(1, 6))]
@@ -665,7 +665,7 @@ def test_slow_optimizers_are_waited_for_without_a_word(caplog: pytest.LogCapture
     watch = GradWatch()
     fit(watch, Slow(), digits(batch_size=16), max_epochs=1, max_steps=-1, **options)
     (watcher,) = watchers_of(watch)
-    assert watcher.num_steps == (2 if rhythm == "automatic" else 1)
+    assert watcher.sampling.num_steps == (2 if rhythm == "automatic" else 1)
     assert "No gradient" not in caplog.text
 
 
@@ -681,7 +681,7 @@ def test_a_gradient_that_comes_after_the_warning_is_watched_all_the_same() -> No
         fit(watch, Late(small_net()), max_epochs=3, max_steps=-1)
     assert len([w for w in caught if w.category is GradWatchWarning]) == 1
     (watcher,) = watchers_of(watch)
-    assert watcher.num_steps == 56
+    assert watcher.sampling.num_steps == 56
     assert len(watch.profile) == 3
     assert all(math.isfinite(norm) for norm in watch.profile.values())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from lightning_gradwatch.core._check import is_list, refuse
 from lightning_gradwatch.core._guard import is_the_users
@@ -13,7 +13,7 @@ from lightning_gradwatch.core.alerts.hysteresis import finding_state, take_findi
 from lightning_gradwatch.core.alerts.rule import Rule
 from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.optional import OptionalFigures, OwnFigure
-from lightning_gradwatch.core.records import Finding, Observation
+from lightning_gradwatch.core.records import AlertKind, Finding, Observation
 from lightning_gradwatch.core.saved import Saved, plain
 
 
@@ -97,6 +97,15 @@ class OwnRules:
 def _figure(kind: str) -> OwnFigure:
     """A rule as a figure that may be left out."""
     return OwnFigure(f"your rule `{kind}`")
+
+
+def own_kinds(rules: Sequence[Rule]) -> tuple[str, ...]:
+    """The kinds of a user's rules, checked.
+
+    Raises:
+        ValueError: If one of them will not do.
+    """
+    return tuple(OwnRules(rules, get_args(AlertKind), OptionalFigures()).kinds)
 
 
 def _kind_of(argument: str, rule: object, taken: Collection[str]) -> OwnKind:

@@ -250,7 +250,9 @@ def test_states_of_rules_that_are_gone_or_new_do_no_harm() -> None:
     assert (saved.lost, with_rule.history.open) == ([], {})
 
 
-@pytest.mark.parametrize("part", [object(), {1, 2}, torch.float32, type("Real", (float,), {})(1.0)], ids=str)
+@pytest.mark.parametrize(
+    "part", [object(), {1, 2}, torch.float32, type("Real", (float,), {})(1.0)], ids=lambda state: type(state).__name__
+)
 def test_a_state_that_would_spoil_the_checkpoint_costs_the_rule(part: Any) -> None:
     class Unsaved(Hot):
         def state_dict(self) -> dict[str, Any]:
