@@ -24,8 +24,8 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_gradwatch.core.histogram import MAX_ELEMENTS, log_histograms
 from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
 from lightning_gradwatch.core.records import Layer, Publication, Sample, Window
+from lightning_gradwatch.outputs.tensorboard import Writer, _Course
 from lightning_gradwatch.tensorboard.loader import SAMPLES
-from lightning_gradwatch.tensorboard.writer import Writer, _Course
 
 HISTOGRAM_EVERY = 10
 SCORES = (
@@ -71,9 +71,9 @@ class NormsWriter(Writer):
     def write(self, publication: Publication, num_alerts: int) -> None:
         """Write one event."""
         summary = Summary()
-        course = self._courses.setdefault("", _Course(""))
-        course.turn_to(tuple(layer.name for layer in publication.layers), None)
-        self._add_quantity(summary, course, GRAD_NORM, publication)
+        trial_run = self._courses.setdefault("", _Course(""))
+        trial_run.turn_to(tuple(layer.name for layer in publication.layers), None)
+        self._add_quantity(summary, trial_run, GRAD_NORM, publication)
         self._experiment._get_file_writer().add_summary(summary, publication.step)
 
 

@@ -32,8 +32,8 @@ from benchmarks.zoo.check_labels import Recorder, ends
 from benchmarks.zoo.processes import run_all
 from benchmarks.zoo.table import layout
 from lightning_gradwatch import Alert, GradWatch, prescribe
-from lightning_gradwatch.prescription.patient import CannotApply, Patient
-from lightning_gradwatch.prescription.remedies import REMEDIES
+from lightning_gradwatch.trials.model import CannotApply, TrialModel
+from lightning_gradwatch.trials.remedies import REMEDIES
 
 _HALF = {"16-true": torch.float16, "bf16-true": torch.bfloat16}
 ENOUGH = 0.8
@@ -97,7 +97,7 @@ class Outcome:
         return reached if math.isfinite(reached) else 0.0
 
 
-class Course(Recorder):
+class TrialRun(Recorder):
     """Keeps the losses, and gives the optimizer another setting or the network another shape half-way."""
 
     def __init__(self, treatment: Treatment | None = None, at: int | None = None) -> None:
@@ -146,40 +146,40 @@ class Treatment:
 
     def __init__(self, key: str) -> None:
         self.remedies = [next(r for r in REMEDIES if r.key == part) for part in key.split(" + ")]
-        self.patient: Patient | None = None
+        self.trial_model: TrialModel | None = None
 
-    def apply(self, module: LightningModule, batch: Any) -> Patient:
+    def apply(self, module: LightningModule, batch: Any) -> TrialModel:
         """Change the network in place; what is asked of optimizer and Trainer waits for `tune` and `trainer`."""
-        patient = Patient(module, batch)
-        patient.loss = _loss
+        trial_model = TrialModel(module, batch)
+        trial_model.loss = _loss
         lengths = [part.shape[1] for part in batch if isinstance(part, torch.Tensor) and part.ndim > 1]
-        patient.num_time_steps = max(lengths, default=0)
+        trial_model.num_time_steps = max(lengths, default=0)
         for remedy in self.remedies:
-            remedy.apply(patient)
-        self.patient = patient
-        return patient
+            remedy.apply(trial_model)
+        self.trial_model = trial_model
+        return trial_model
 
     def tune(self, optimizer: Optimizer) -> Optimizer:
         """Settings of the optimizer, in place."""
-        patient = self.patient
-        assert patient is not None
+        trial_model = self.trial_model
+        assert trial_model is not None
         for group in optimizer.param_groups:
-            group["lr"] *= patient.lr_scale
-            if patient.adam_eps is not None and "eps" in group:
-                group["eps"] = patient.adam_eps
-            if patient.weight_decay is not None:
-                group["weight_decay"] = patient.weight_decay
+            group["lr"] *= trial_model.lr_scale
+            if trial_model.adam_eps is not None and "eps" in group:
+                group["eps"] = trial_model.adam_eps
+            if trial_model.weight_decay is not None:
+                group["weight_decay"] = trial_model.weight_decay
         return optimizer
 
     def trainer(self) -> dict[str, Any]:
         """Arguments of the Trainer."""
-        patient = self.patient
-        assert patient is not None
-        if patient.loss_scale:
+        trial_model = self.trial_model
+        assert trial_model is not None
+        if trial_model.loss_scale:
             scaler = torch.amp.GradScaler("cpu")
             return {"precision": None, "plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}
         names = {torch.float32: "32-true", torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}
-        return {} if patient.autocast is None else {"precision": names[patient.autocast]}
+        return {} if trial_model.autocast is None else {"precision": names[trial_model.autocast]}
 
 
 def _to(batch: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
@@ -213,12 +213,12 @@ def examine_healthy(case: Case, seed: int) -> Outcome:
 
 def examine_sick(case: Case, seed: int) -> Outcome:
     """Let a network fall ill, see what is prescribed, and take it."""
-    watch, course = GradWatch(prescribe=SECONDS), Course()
-    train(build(case, seed), case.steps, [watch, course])
+    watch, trial_run = GradWatch(prescribe=SECONDS), TrialRun()
+    train(build(case, seed), case.steps, [watch, trial_run])
     assert case.twin is not None
-    of_twin = Course()
+    of_twin = TrialRun()
     train(build(CASES[case.twin], seed), CASES[case.twin].steps, [of_twin])
-    sick, twin = ends(course.losses), ends(of_twin.losses)
+    sick, twin = ends(trial_run.losses), ends(of_twin.losses)
     alert = next((alert for alert in watch.alerts if alert.prescription is not None), None)
     if alert is None or alert.prescription is None:
         loud = ", ".join(a.kind for a in watch.alerts if a.level == "alert")
@@ -226,7 +226,7 @@ def examine_sick(case: Case, seed: int) -> Outcome:
     ranked, not_tried = _rows(alert.prescription)
     helpful = [key for key, effect, *_ in ranked if effect == "helps"]
     top = helpful[0] if helpful else ""
-    treated, trouble = (ends(course.losses), "") if not top else treat(case, top, alert, seed)
+    treated, trouble = (ends(trial_run.losses), "") if not top else treat(case, top, alert, seed)
     return Outcome(
         name=case.name,
         kind=alert.kind,
@@ -252,24 +252,26 @@ def treat(case: Case, key: str, alert: Alert, seed: int) -> tuple[tuple[float, f
     is_late = case.onset > 0 and not any(remedy.key.startswith("clip.") for remedy in treatment.remedies)
     try:
         if is_late:
-            course = Course(treatment, at=alert.step + 1)
-            train(task, steps, [course])
+            trial_run = TrialRun(treatment, at=alert.step + 1)
+            train(task, steps, [trial_run])
         else:
-            course = Course()
+            trial_run = TrialRun()
             module: Any = task.module
             batch = module.on_after_batch_transfer(next(iter(task.data)), 0)
             half = _HALF.get(str(task.trainer.get("precision")))  # as the Trainer will make of it
-            patient = treatment.apply(*((module.to(half), _to(batch, half)) if half else (module, batch)))
+            trial_model = treatment.apply(*((module.to(half), _to(batch, half)) if half else (module, batch)))
             factory = module.optimizer
             module.optimizer = lambda parameters: treatment.tune(factory(parameters))
-            callbacks: list[Any] = [course, WarmUp(patient.warmup_steps)] if patient.warmup_steps else [course]
-            if patient.clip is not None:
-                callbacks.append(GradWatch(auto_clip=patient.clip, compose_clipping=True))
+            callbacks: list[Any] = (
+                [trial_run, WarmUp(trial_model.warmup_steps)] if trial_model.warmup_steps else [trial_run]
+            )
+            if trial_model.clip is not None:
+                callbacks.append(GradWatch(auto_clip=trial_model.clip, compose_clipping=True))
             task.trainer.update(treatment.trainer())
             train(task, steps, callbacks)
     except (CannotApply, RuntimeError, ValueError, TypeError) as failure:
         return None, f"{key} could not be applied to the training: {failure!r}"
-    return ends(course.losses), ""
+    return ends(trial_run.losses), ""
 
 
 class WarmUp(Callback):

@@ -29,7 +29,7 @@ from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.core.watcher import Watcher
 from lightning_gradwatch.loop import WatchedLoop
-from lightning_gradwatch.tensorboard.writer import Writer
+from lightning_gradwatch.outputs.tensorboard import Writer
 
 REFERENCE = Path(__file__).parent / "api.md"
 WITHOUT_LIGHTNING = (

@@ -16,14 +16,8 @@ PACKAGE = Path(lightning_gradwatch.__file__).parent
 PICTURE = Path(__file__).parent / "pictures" / "architecture.svg"
 NAME = "lightning_gradwatch"
 TOGETHER = (
-    "cli",
-    "tensorboard",
-    "prescription",
-    "core/clip",
-    "core/alerts",
-    "core/history",
-    "core/quantities",
-    "core/engines",
+    *("cli", "outputs", "reading", "tensorboard", "trials"),
+    *(f"core/{folder}" for folder in ("alerts", "clip", "history", "quantities")),
 )
 """Folders that are drawn as one box."""
 LEAVES_OUT = tuple(

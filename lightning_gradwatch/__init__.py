@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from lightning_gradwatch.errors import GradientAlertError as GradientAlertError
     from lightning_gradwatch.errors import GradWatchWarning as GradWatchWarning
     from lightning_gradwatch.loop import watch as watch
-    from lightning_gradwatch.prescription.prescribe import prescribe as prescribe
-    from lightning_gradwatch.prescription.records import Prescription as Prescription
+    from lightning_gradwatch.trials.prescribe import prescribe as prescribe
+    from lightning_gradwatch.trials.records import Prescription as Prescription
 
     __version__: str
 
@@ -30,8 +30,8 @@ _HOMES = {
     "GradWatch": "lightning_gradwatch.callback",
     "GradWatchWarning": "lightning_gradwatch.errors",
     "GradientAlertError": "lightning_gradwatch.errors",
-    "Prescription": "lightning_gradwatch.prescription.records",
-    "prescribe": "lightning_gradwatch.prescription.prescribe",
+    "Prescription": "lightning_gradwatch.trials.records",
+    "prescribe": "lightning_gradwatch.trials.prescribe",
     "watch": "lightning_gradwatch.loop",
     **dict.fromkeys(("AGC", "AdaGC", "MaxNorm", "MaxValue", "Percentile", "ZScore"), "lightning_gradwatch.core.clip"),
 }

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from lightning_gradwatch.alerts_file import Event
 from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.core.saved import Saved, count
+from lightning_gradwatch.outputs.alerts_file import Event
 
 MAX_ALERTS = 1000
 """Alerts that are kept; the oldest go first."""

@@ -17,7 +17,7 @@ from lightning_gradwatch.core.alerts.rule import Rule
 from lightning_gradwatch.core.quantities.quantity import LayerQuantity
 from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.core.settings import Settings
-from lightning_gradwatch.notify import Address
+from lightning_gradwatch.outputs.notify import Address
 from lightning_gradwatch.run_state import RunState
 from lightning_gradwatch.scaling import unscales_itself
 from lightning_gradwatch.session import Session

@@ -13,9 +13,9 @@ from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.batch import join
 from lightning_gradwatch.core.records import BatchCheck, Coverage
 from lightning_gradwatch.errors import GradientAlertError
-from lightning_gradwatch.flight import FlightRecorder
 from lightning_gradwatch.guarding import Once
 from lightning_gradwatch.host import Host
+from lightning_gradwatch.outputs.flight import FlightRecorder
 from lightning_gradwatch.reporting import Reporter
 from lightning_gradwatch.watches import OptimizerWatch, Watches, num_log_points, optimizer_names
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from lightning_gradwatch.config import Config
 from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.records import Alert
-from lightning_gradwatch.flight import FlightRecorder
 from lightning_gradwatch.host import Host
-from lightning_gradwatch.notify import Addresses, Notifier
-from lightning_gradwatch.sinks import Sinks
+from lightning_gradwatch.outputs.flight import FlightRecorder
+from lightning_gradwatch.outputs.notify import Addresses, Notifier
+from lightning_gradwatch.outputs.sinks import Sinks
 
 _LOST_ADDRESSES = (
     "GradWatch sends no messages to the addresses in `notify`: they hold secrets and so do not travel to other "

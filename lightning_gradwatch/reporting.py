@@ -7,16 +7,16 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from lightning_gradwatch.alert_log import AlertLog
-from lightning_gradwatch.alerts_file import Event
 from lightning_gradwatch.config import Config
 from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core.cost import Cost
 from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.core.reports import Report
 from lightning_gradwatch.host import Host
+from lightning_gradwatch.outputs.alerts_file import Event
+from lightning_gradwatch.outputs.sinks import Sinks
+from lightning_gradwatch.outputs.summary import RunSummary, summarise
 from lightning_gradwatch.responses import Responses
-from lightning_gradwatch.sinks import Sinks
-from lightning_gradwatch.summary import RunSummary, summarise
 from lightning_gradwatch.watches import Watches
 
 Changes = list[tuple[Event, Alert]]

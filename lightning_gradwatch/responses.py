@@ -12,8 +12,8 @@ from lightning_gradwatch.config import Config
 from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.host import Host
-from lightning_gradwatch.prescribing import Prescriber
-from lightning_gradwatch.sinks import Sinks
+from lightning_gradwatch.outputs.sinks import Sinks
+from lightning_gradwatch.trials.prescriber import Prescriber
 from lightning_gradwatch.watches import Watches
 
 

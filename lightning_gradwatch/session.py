@@ -19,12 +19,12 @@ from lightning_gradwatch.host import Host
 from lightning_gradwatch.listening import Hearing, Listener
 from lightning_gradwatch.observing import UNSEEN, Batch, Observer, intervene_alone
 from lightning_gradwatch.opening import open_sinks
-from lightning_gradwatch.prescribing import Prescriber
+from lightning_gradwatch.outputs.sinks import Sinks
 from lightning_gradwatch.reporting import Reporter
 from lightning_gradwatch.responses import Responses
 from lightning_gradwatch.run_state import RunState
 from lightning_gradwatch.signals import SignalWatch
-from lightning_gradwatch.sinks import Sinks
+from lightning_gradwatch.trials.prescriber import Prescriber
 from lightning_gradwatch.watches import Watches, by_name
 
 _COMPILED = (

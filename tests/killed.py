@@ -21,7 +21,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_gradwatch import GradWatch, GradWatchWarning, alerts_file, flight, sinks
+from lightning_gradwatch import GradWatch, GradWatchWarning
+from lightning_gradwatch.outputs import alerts_file, flight, sinks
 from tests.tasks import Classifier, Sponge, digits, quiet_trainer, read_events, scalars, small_net
 
 ANNOUNCED = re.compile(r"GradWatch, nonfinite: .*? since step (\d+)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lightning_gradwatch.prescription.records import NotTried, Prescription, Trial
+from lightning_gradwatch.trials.records import NotTried, Prescription, Trial
 
 
 def prescription(remedy: str = "ReLU", why: str = "no two layers of the same shape", code: str = "a = 1\nb = 2") -> Any:

@@ -17,8 +17,8 @@ from lightning_gradwatch.core.clip import POLICIES
 
 PACKAGE = Path(lightning_gradwatch.__file__).parent
 ROOMS = {
-    "alerts", "anatomy", "clip", "cost", "detector", "figures", "histogram", "history", "inputs", "layers", "measure",
-    "metrics", "probe", "quantities", "schedule", "shards", "transfer", "updates", "window",
+    "alerts", "architecture", "clip", "cost", "detector", "figures", "histogram", "history", "inputs", "layers",
+    "measure", "metrics", "probe", "quantities", "schedule", "shards", "transfer", "updates", "window",
 }  # fmt: skip
 ALLOWED = (
     {("histogram", "measure"), ("updates", "measure"), ("updates", "figures")}
@@ -28,7 +28,7 @@ ALLOWED = (
 )  # helpers of the same duty
 OF_LIGHTNING = {"_lightning", "_clipping_by_hand", "_places", "_namespaces", "_factory", "callback", "guest"}
 """Rooms that know Lightning's Trainers; nothing else does."""
-_OF_TRAINING = ("core.watcher", "core.measure", "core.probe", "core.clip", "sinks", "tensorboard.writer")
+_OF_TRAINING = ("core.watcher", "core.measure", "core.probe", "core.clip", "outputs.sinks", "outputs.tensorboard")
 
 
 def imports_of(source: str) -> Iterator[str]:
@@ -55,7 +55,12 @@ def violations(path: str, source: str) -> list[str]:
         here, there = room.removeprefix("core.").split(".")[0], own.removeprefix("core.").split(".")[0]
         if here in ROOMS and is_own and there in ROOMS - {here} and (here, there) not in ALLOWED:
             found.append(f"{room} imports {name}: rooms do not import each other")
-        if room.startswith("prescription.") and is_own and own.split(".")[0] not in ("core", "prescription"):
+        if (
+            room.startswith("trials.")
+            and room != "trials.prescriber"
+            and is_own
+            and own.split(".")[0] not in ("core", "trials")
+        ):
             found.append(f"{room} imports {name}: remedies are tried with torch and core alone")
         if room not in ("__init__", "guest") and is_own and own.split(".")[0] == "callback":
             found.append(f"{room} imports {name}: only __init__ and guest import callback")
@@ -89,8 +94,8 @@ def test_every_file_keeps_to_the_plan() -> None:
         ("session.py", "from lightning_gradwatch import _lightning"),
         ("sinks.py", "def f():\n    from lightning_gradwatch._lightning import warn"),
         ("host.py", "from lightning.pytorch import Trainer"),
-        ("prescription/ward.py", "from lightning_gradwatch._lightning import Trainer"),
-        ("prescription/ward.py", "from lightning.pytorch import LightningModule"),
+        ("trials/runner.py", "from lightning_gradwatch._lightning import Trainer"),
+        ("trials/runner.py", "from lightning.pytorch import LightningModule"),
         ("sinks.py", "from lightning_gradwatch.cli.logs import Logs"),
         ("cli/logs.py", "import torch"),
         ("cli/page/data.py", "from lightning_gradwatch.core.watcher import Watcher"),

@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_gradwatch import GradWatch, GradWatchWarning, alerts_file, flight, watch
+from lightning_gradwatch import GradWatch, GradWatchWarning, watch
 from lightning_gradwatch._lightning import LightningHost
 from lightning_gradwatch.config import configure
 from lightning_gradwatch.host import Host
 from lightning_gradwatch.loop import WatchedLoop
 from lightning_gradwatch.loop_host import LoopHost
+from lightning_gradwatch.outputs import alerts_file, flight
 from tests.tasks import Classifier, deep_net, digits, fit, loop_host, quiet_trainer, read_events, scalars, small_net
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_gradwatch import GradWatchWarning, sinks
+from lightning_gradwatch import GradWatchWarning
+from lightning_gradwatch.outputs import sinks
 from tests.servers import Inbox
 
 KILLS = int(os.environ.get("GRADWATCH_KILLS", "6"))

@@ -19,9 +19,10 @@ from lightning.pytorch.plugins.precision import Precision
 from torch.utils.data import DataLoader, RandomSampler
 from torchmetrics import MeanMetric
 
-from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning, _places, flight
+from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning, _places
 from lightning_gradwatch._clipping_by_hand import before_clipping_by_hand
 from lightning_gradwatch._lightning import LightningHost
+from lightning_gradwatch.outputs import flight
 from tests.tasks import Classifier, digits, fit, quiet_trainer, small_net
 
 

@@ -16,9 +16,9 @@ from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor, nn
 
 from benchmarks.operators import Operators
-from lightning_gradwatch import GradWatch, GradWatchWarning, _places, alerts_file, session, watches
+from lightning_gradwatch import GradWatch, GradWatchWarning, _places, session, watches
 from lightning_gradwatch._lightning import LightningHost
-from lightning_gradwatch.core import anatomy, fitting, judge, reader
+from lightning_gradwatch.core import architecture, fitting, judge, reader
 from lightning_gradwatch.core.account import Account
 from lightning_gradwatch.core.alerts.detached import DetachedRule
 from lightning_gradwatch.core.alerts.nonfinite import NonfiniteRule
@@ -36,9 +36,10 @@ from lightning_gradwatch.core.transfer import Transfer
 from lightning_gradwatch.core.updates import UpdateMeter
 from lightning_gradwatch.core.watcher import Watcher
 from lightning_gradwatch.core.window import PublicationWindow
-from lightning_gradwatch.flight import FlightRecorder
-from lightning_gradwatch.tensorboard import writer
-from lightning_gradwatch.tensorboard.writer import Writer
+from lightning_gradwatch.outputs import alerts_file
+from lightning_gradwatch.outputs import tensorboard as writer
+from lightning_gradwatch.outputs.flight import FlightRecorder
+from lightning_gradwatch.outputs.tensorboard import Writer
 from tests.tasks import (
     Classifier,
     Poison,
@@ -166,7 +167,7 @@ ROOMS = [
 ]
 OPTIONAL: list[tuple[Any, str, str]] = [
     (session, "check_batch", ""),
-    (anatomy, "survey", ""),
+    (architecture, "survey", ""),
     (ParameterMeter, "weight_norms", "gradwatch/layers/weight_norm"),
     (LayerFigures, "weight_norms", "gradwatch/layers/weight_norm"),
     (ParameterMeter, "nonzeros", "gradwatch/layers/zero_fraction"),

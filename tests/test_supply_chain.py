@@ -97,7 +97,7 @@ def test_the_check_sees_one_that_does(requirement: str) -> None:
 ROOMS: dict[str, tuple[str, ...]] = {
     "lightning_gradwatch": (),
     "lightning_gradwatch/cli": ("report",),
-    "lightning_gradwatch/notify.py": ("notify",),
+    "lightning_gradwatch/outputs/notify.py": ("notify",),
     "tests": ("test",),
     "docs": ("benchmarks", "test"),
     "examples": ("examples",),
@@ -107,8 +107,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
 }
 """The extras with which what lies in a folder can be imported."""
 ONLY_WHERE_INSTALLED = {
-    ("lightning_gradwatch/notify.py", "jsonargparse"),  # only where somebody else has imported it
-    ("lightning_gradwatch/prescription/prescribe.py", "tqdm"),  # no progress bar without it
+    ("lightning_gradwatch/outputs/notify.py", "jsonargparse"),  # only where somebody else has imported it
+    ("lightning_gradwatch/trials/prescribe.py", "tqdm"),  # no progress bar without it
 }
 
 
@@ -154,8 +154,8 @@ def test_everything_that_is_imported_is_declared() -> None:
     ("path", "source"),
     [
         ("lightning_gradwatch/core/measure.py", "def f():\n    import scipy.stats"),
-        ("lightning_gradwatch/sinks.py", "import rich"),
-        ("lightning_gradwatch/sinks.py", "if TYPE_CHECKING:\n    import torch\nelse:\n    import apprise"),
+        ("lightning_gradwatch/outputs/sinks.py", "import rich"),
+        ("lightning_gradwatch/outputs/sinks.py", "if TYPE_CHECKING:\n    import torch\nelse:\n    import apprise"),
         ("tests/tasks.py", "from PIL import Image"),
     ],
 )

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_gradwatch import GradWatch, GradWatchWarning, alerts_file, session, watches
+from lightning_gradwatch import GradWatch, GradWatchWarning, session, watches
 from lightning_gradwatch.alert_log import AlertLog
-from lightning_gradwatch.core import anatomy, fitting, instruments, judge, probe, reader
+from lightning_gradwatch.core import architecture, fitting, instruments, judge, probe, reader
 from lightning_gradwatch.core.account import Account
 from lightning_gradwatch.core.alerts.detached import DetachedRule
 from lightning_gradwatch.core.alerts.nonfinite import NonfiniteRule
@@ -30,8 +30,9 @@ from lightning_gradwatch.core.shards import Shards
 from lightning_gradwatch.core.transfer import Transfer
 from lightning_gradwatch.core.updates import UpdateMeter
 from lightning_gradwatch.core.window import PublicationWindow
-from lightning_gradwatch.flight import FlightRecorder
-from lightning_gradwatch.tensorboard.writer import Writer
+from lightning_gradwatch.outputs import alerts_file
+from lightning_gradwatch.outputs.flight import FlightRecorder
+from lightning_gradwatch.outputs.tensorboard import Writer
 from tests.tasks import Classifier, deep_net, fit
 
 NUM_STEPS = 24
@@ -40,7 +41,7 @@ STEPS = {"first": 0, "dense": 3, "alert": 9, "published": 13, "ordinary": 17, "s
 ROOMS: list[tuple[Any, str]] = [
     (fitting, "make_layout"),
     (reader, "log_histograms"),
-    (anatomy, "survey"),
+    (architecture, "survey"),
     (judge, "explain"),
     (instruments, "running_order"),
     (session, "check_batch"),

@@ -9,8 +9,8 @@ from typing import Any
 from lightning_gradwatch.cli.choice import exit_status
 from lightning_gradwatch.cli.logs import Logs, OpenRun, Run
 from lightning_gradwatch.core.quantities import BY_NAME
-from lightning_gradwatch.tensorboard import answers
-from lightning_gradwatch.tensorboard.schema import SCHEMA_VERSION, plain
+from lightning_gradwatch.reading import answers
+from lightning_gradwatch.reading.schema import SCHEMA_VERSION, plain
 
 
 def encode(logs: Logs, runs: Sequence[Run], directory: Path) -> dict[str, Any]:

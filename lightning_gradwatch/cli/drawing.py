@@ -23,7 +23,7 @@ from lightning_gradwatch.cli.picture import Picture, Scale
 from lightning_gradwatch.cli.words import safe
 from lightning_gradwatch.core.quantities.quantity import Quantity
 from lightning_gradwatch.core.records import MISSING
-from lightning_gradwatch.tensorboard.tables import CELLS
+from lightning_gradwatch.reading.tables import CELLS
 
 MAX_ROWS = 24
 _NUMBER_WIDTH = 9

@@ -14,8 +14,8 @@ from tensorboard.data.provider import RunTagFilter
 from tensorboard.plugins.scalar.metadata import PLUGIN_NAME as SCALARS
 
 from lightning_gradwatch.core.metrics import PLUGIN
+from lightning_gradwatch.reading.store import Store
 from lightning_gradwatch.tensorboard.loader import SAMPLES
-from lightning_gradwatch.tensorboard.store import Store
 
 
 class EventReader:

@@ -8,7 +8,7 @@ from rich.color import Color
 from rich.console import Console
 from rich.style import Style
 
-from lightning_gradwatch.tensorboard.tables import VIRIDIS, Status
+from lightning_gradwatch.reading.tables import VIRIDIS, Status
 
 STYLES: dict[Status, str] = {
     "sick": "bold red",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from lightning_gradwatch.tensorboard.schema import MAX_ALERTS, is_alert
+from lightning_gradwatch.reading.schema import MAX_ALERTS, is_alert
 
 Incident = dict[str, Any]
 _OF_THE_LINE = frozenset({"event", "time", "run"})

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_gradwatch import alerts_file
 from lightning_gradwatch.cli.events import EventReader
 from lightning_gradwatch.cli.incidents import Incident, merge, newest
 from lightning_gradwatch.core.metrics import ALERT_DOCUMENT
-from lightning_gradwatch.tensorboard import answers
-from lightning_gradwatch.tensorboard.schema import UnreadableError, is_alert
-from lightning_gradwatch.tensorboard.status import SICKEST_FIRST, Verdict, judge
-from lightning_gradwatch.tensorboard.store import Catalogue, MissingError, Series, Store
+from lightning_gradwatch.outputs import alerts_file
+from lightning_gradwatch.reading import answers
+from lightning_gradwatch.reading.schema import UnreadableError, is_alert
+from lightning_gradwatch.reading.status import SICKEST_FIRST, Verdict, judge
+from lightning_gradwatch.reading.store import Catalogue, MissingError, Series, Store
 
 _FEW = 4
 """Runs of which all samples are kept in memory at once."""

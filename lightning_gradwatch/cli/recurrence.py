@@ -14,7 +14,7 @@ from lightning_gradwatch.cli.glyphs import glyphs_for
 from lightning_gradwatch.cli.logs import OpenRun
 from lightning_gradwatch.cli.picture import Scale
 from lightning_gradwatch.cli.words import safe
-from lightning_gradwatch.tensorboard import answers
+from lightning_gradwatch.reading import answers
 
 _MAX_LAYERS = 6
 

@@ -12,7 +12,7 @@ from lightning_gradwatch.cli.logs import OpenRun
 from lightning_gradwatch.cli.picture import Picture, is_seen, names_of, paint, rows_of
 from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
 from lightning_gradwatch.core.quantities.output_gradient import OUTPUT_GRAD_NORM
-from lightning_gradwatch.tensorboard.status import urgency
+from lightning_gradwatch.reading.status import urgency
 
 _TOLD_BY_OUTPUTS = frozenset({"vanishing", "exploding"})
 

@@ -18,9 +18,9 @@ from lightning_gradwatch.cli.incidents import Incident
 from lightning_gradwatch.cli.logs import Logs, OpenRun, Run
 from lightning_gradwatch.cli.recurrence import through_time
 from lightning_gradwatch.cli.selection import pictures
-from lightning_gradwatch.tensorboard.status import urgency
-from lightning_gradwatch.tensorboard.tables import STATUSES, Status
-from lightning_gradwatch.tensorboard.trials import HEADER, not_tried, recipes, rows_of, summary
+from lightning_gradwatch.reading.status import urgency
+from lightning_gradwatch.reading.tables import STATUSES, Status
+from lightning_gradwatch.reading.trials import HEADER, not_tried, recipes, rows_of, summary
 
 _MAX_OPEN, _MAX_ENDED = 4, 3
 _STATUS_WIDTH, _STEP_WIDTH, _GAP = 13, 10, 2

@@ -20,7 +20,7 @@ from lightning_gradwatch.cli.errors import CommandError
 from lightning_gradwatch.cli.logs import Logs, Run
 from lightning_gradwatch.cli.terminal import Scene, overview, report
 from lightning_gradwatch.cli.words import safe
-from lightning_gradwatch.tensorboard.tables import STATUSES
+from lightning_gradwatch.reading.tables import STATUSES
 
 _TICK_SECONDS = 0.25
 """How soon a window of another size is noticed."""

@@ -6,7 +6,7 @@ import math
 from datetime import datetime
 from typing import Any
 
-from lightning_gradwatch.tensorboard.status import symptom
+from lightning_gradwatch.reading.status import symptom
 
 _LIMITS = ((60, 1, "second"), (3600, 60, "minute"), (86_400, 3600, "hour"), (math.inf, 86_400, "day"))
 _PLACEHOLDER = "\N{REPLACEMENT CHARACTER}"

@@ -15,7 +15,7 @@ from lightning_gradwatch.core.instruments import Instruments
 from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.own import OwnMeter
 from lightning_gradwatch.core.reader import SEQUENCE
-from lightning_gradwatch.core.records import MISSING, Anatomy, Checkup, Coverage, Observation, Sample
+from lightning_gradwatch.core.records import MISSING, Architecture, Coverage, Observation, Sample, ThoroughSample
 from lightning_gradwatch.core.reports import Change
 from lightning_gradwatch.core.saved import Saved
 
@@ -37,7 +37,7 @@ class Label:
         known: For each of them whether its loss is known, and how much of its batch was looked at.
         instruments: By which it was measured.
         lr: Largest learning rate of the optimizer; None if it is no plain number.
-        anatomy: What the network is made of; None until it is known.
+        architecture: What the network is made of; None until it is known.
         ran: Names of the layers that ran at the last sampled step, and that a gradient is asked for.
         publish: Whether the loggers are to be written.
         is_scaled: Whether a loss scaler is at work.
@@ -49,7 +49,7 @@ class Label:
     known: tuple[tuple[bool, Coverage], ...]
     instruments: Instruments
     lr: float | None
-    anatomy: Anatomy | None
+    architecture: Architecture | None
     ran: frozenset[str]
     publish: bool
     is_scaled: bool
@@ -97,7 +97,7 @@ class Assembly:
             bad_inputs=_bad_inputs(facts, [coverage for _, coverage in label.known]),
             lr=label.lr,
             dtypes=instruments.dtypes,
-            anatomy=label.anatomy,
+            architecture=label.architecture,
             sample=self._sample(label, numbers) if "outputs" in numbers else None,
             histogram=None if histogram is None or _is_unknown(histogram) else order.rows(histogram),
             publish=label.publish,
@@ -120,7 +120,7 @@ class Assembly:
             zero_fraction=zeros,
             ran=label.ran,
             sequences=tuple((n.removeprefix(SEQUENCE), t) for n, t in numbers.items() if n.startswith(SEQUENCE)),
-            checkup=_checkup(numbers, instruments.figures, order) if "updates" in numbers else None,
+            thorough=_thorough(numbers, instruments.figures, order) if "updates" in numbers else None,
             is_skipped=is_skipped,
             extra=self._extra(label, numbers, is_skipped) if self._own.names else {},
         )
@@ -218,10 +218,10 @@ def _is_skipped(label: Label, numbers: Numbers) -> bool:
     return label.skips and not bool(numbers["norms"][-1].isfinite().all())
 
 
-def _checkup(numbers: Numbers, figures: LayerFigures, order: Arrangement) -> Checkup:
+def _thorough(numbers: Numbers, figures: LayerFigures, order: Arrangement) -> ThoroughSample:
     update_ratio, unchanged = update_figures(numbers["updates"])
     below_eps, signal = moment_figures(numbers["moments"])
-    return Checkup(
+    return ThoroughSample(
         gain=order.rows(figures.gains(numbers["weights"])),
         update_ratio=order.rows(update_ratio),
         unchanged=order.rows(unchanged),

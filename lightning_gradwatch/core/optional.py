@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 Figure: TypeAlias = Literal[
     "batch",
-    "anatomy",
+    "architecture",
     "weights",
     "nonzeros",
     "outputs",
@@ -30,7 +30,7 @@ Figure: TypeAlias = Literal[
 ]
 _WORDS: dict[str, str] = {
     "batch": "whether the batch is finite",
-    "anatomy": "what the network is made of",
+    "architecture": "what the network is made of",
     "weights": "the weight norms",
     "nonzeros": "the zero fractions",
     "outputs": "the gradients at the layers' outputs",

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_gradwatch.core.assemble import Label
 from lightning_gradwatch.core.instruments import Instruments
-from lightning_gradwatch.core.records import Anatomy, Coverage
+from lightning_gradwatch.core.records import Architecture, Coverage
 from lightning_gradwatch.core.sampling import is_step
 from lightning_gradwatch.core.saved import Saved
 
@@ -40,12 +40,14 @@ class Pending:
         """The window has been cleared."""
         self.steps, self.known = [], []
 
-    def label(self, instruments: Instruments, anatomy: Anatomy | None, lr: float | None, publish: bool) -> Label:
+    def label(
+        self, instruments: Instruments, architecture: Architecture | None, lr: float | None, publish: bool
+    ) -> Label:
         """What the host has to know about these steps.
 
         Args:
             instruments: By which they were measured.
-            anatomy: What the network is made of; None if it is not known.
+            architecture: What the network is made of; None if it is not known.
             lr: Largest learning rate of the optimizer; None if it is no plain number.
             publish: Whether the loggers are to be written.
         """
@@ -55,7 +57,7 @@ class Pending:
             known=tuple(self.known),
             instruments=instruments,
             lr=lr,
-            anatomy=anatomy,
+            architecture=architecture,
             ran=self.ran,
             publish=publish,
             is_scaled=self.is_scaled,

@@ -188,7 +188,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class Architecture:
     """What the network is made of.
 
     Attributes:
@@ -203,7 +203,7 @@ class Anatomy:
 
 
 @dataclass(frozen=True)
-class Checkup:
+class ThoroughSample:
     """What a thorough sample saw besides, on the host. Float32, one entry per layer, ``-1`` for "unknown".
 
     Attributes:
@@ -243,7 +243,7 @@ class Sample:
         zero_fraction: Share of exactly zero gradient elements, in [0, 1]. Shape ``(layers,)``.
         ran: Names of the layers that ran.
         sequences: For recurrent and repeatedly called layers the gradient norm at each time step, the earliest first.
-        checkup: What a thorough sample saw besides; None on the other samples.
+        thorough: What a thorough sample saw besides; None on the other samples.
         is_skipped: Whether the step is not taken, by a loss scaler or ``on_nonfinite="skip"``: then nothing is said of
             its gradients.
         extra: Quantities of the user's own, by name. Shape ``(layers,)`` each, measured when weights are.
@@ -255,7 +255,7 @@ class Sample:
     zero_fraction: Tensor
     ran: frozenset[str] = frozenset()
     sequences: tuple[tuple[str, Tensor], ...] = ()
-    checkup: Checkup | None = None
+    thorough: ThoroughSample | None = None
     is_skipped: bool = False
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -324,7 +324,7 @@ class Observation:
             none was found.
         lr: Largest learning rate of the optimizer at ``step``; None if it is no plain number.
         dtypes: The dtypes of the layers' parameters, such as ``float16``.
-        anatomy: What the network is made of; None until it is known.
+        architecture: What the network is made of; None until it is known.
         sample: The full sample, if one was taken at ``step``.
         histogram: Counts of log10|g| per layer at ``step``, then of exact zeros and of non-finite values, from a
             bounded number of elements. Shape ``(layers, bins + 2)``; None when it was not due.
@@ -342,7 +342,7 @@ class Observation:
     bad_inputs: tuple[bool | None, ...]
     lr: float | None
     dtypes: frozenset[str]
-    anatomy: Anatomy | None
+    architecture: Architecture | None
     sample: Sample | None
     histogram: Tensor | None
     publish: bool

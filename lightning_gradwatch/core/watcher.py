@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_gradwatch.core.alone import alone
-from lightning_gradwatch.core.anatomy import Surveyor
+from lightning_gradwatch.core.architecture import Surveyor
 from lightning_gradwatch.core.assemble import Label
 from lightning_gradwatch.core.digest import Digest
 from lightning_gradwatch.core.fitting import Fitting, Names
@@ -374,8 +374,8 @@ class Watcher:
         """Start the copy to the host, and digest what has arrived by now."""
         if publish:
             self._digest.publisher.num_publications += 1
-        window, anatomy = instruments.window, self._surveyor.anatomy
-        label = self._pending.label(instruments, anatomy, _lr(self._optimizer), publish)
+        window, architecture = instruments.window, self._surveyor.architecture
+        label = self._pending.label(instruments, architecture, _lr(self._optimizer), publish)
         tensors = {"norms": window.norms, "facts": window.facts, **due}
         reductions = self._reader.reductions
         if instruments.intervenes:  # the norms are those of the whole already

@@ -16,9 +16,9 @@ from werkzeug.wrappers import Request, Response
 
 from lightning_gradwatch.core.metrics import PLUGIN
 from lightning_gradwatch.core.quantities.several import HISTOGRAM, SEVERAL
-from lightning_gradwatch.tensorboard import answers, tables
-from lightning_gradwatch.tensorboard.schema import UnreadableError, plain
-from lightning_gradwatch.tensorboard.store import Cache, Catalogue, MissingError, Series, Store
+from lightning_gradwatch.reading import answers, tables
+from lightning_gradwatch.reading.schema import UnreadableError, plain
+from lightning_gradwatch.reading.store import Cache, Catalogue, MissingError, Series, Store
 
 STATIC = Path(__file__).parent / "static"
 MAX_COLUMNS = 10_000

@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page
 from lightning_gradwatch.cli.logs import Logs, OpenRun
 from lightning_gradwatch.cli.page import build
 from lightning_gradwatch.core.quantities.several import SEVERAL
-from lightning_gradwatch.tensorboard import answers
+from lightning_gradwatch.reading import answers
 from tests.cli.command import alert, here
 from tests.prescriptions import prescription
 from tests.tensorboard.board import read_frame

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lightning_gradwatch import alerts_file
+from lightning_gradwatch.outputs import alerts_file
 from tests.cli.command import alert, gradwatch, here
 from tests.prescriptions import prescription
 from tests.tensorboard.browser import Log, write_run

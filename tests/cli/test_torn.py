@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from lightning_gradwatch import alerts_file
 from lightning_gradwatch.cli.choice import exit_status
 from lightning_gradwatch.cli.document import encode
 from lightning_gradwatch.cli.logs import Logs
+from lightning_gradwatch.outputs import alerts_file
 from tests.cli.command import COMMAND, alert, environment, gradwatch, here
 from tests.tensorboard.browser import write_run
 
@@ -129,7 +129,7 @@ def test_a_run_of_a_newer_schema_is_unreadable_and_says_why(tmp_path: Path, caps
     script = f"""
 import sys
 from pathlib import Path
-from lightning_gradwatch.tensorboard import schema
+from lightning_gradwatch.reading import schema
 schema.SCHEMA_VERSION = 7
 from tests.tensorboard.browser import write_run
 write_run(Path({str(tmp_path)!r}), ["a", "b", "c"], {{0: [1.0] * 3}})

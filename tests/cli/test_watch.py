@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 from rich.console import Console, ConsoleDimensions
 
-from lightning_gradwatch import alerts_file
 from lightning_gradwatch.cli.logs import Logs
 from lightning_gradwatch.cli.main import build_parser
 from lightning_gradwatch.cli.terminal import Scene
 from lightning_gradwatch.cli.watching import _fitted, _news
+from lightning_gradwatch.outputs import alerts_file
 from tests.cli.command import COMMAND, alert, environment, here
 from tests.cli.terminal import HOME, Terminal
 from tests.tensorboard.browser import Log, write_run

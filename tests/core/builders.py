@@ -12,17 +12,19 @@ from lightning_gradwatch.core.alerts.kind import BuiltInRule
 from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.history.losses import LossHistory
 from lightning_gradwatch.core.history.profile import Profile
-from lightning_gradwatch.core.records import Checkup, Finding, Layer, Observation, Sample
+from lightning_gradwatch.core.records import Finding, Layer, Observation, Sample, ThoroughSample
 
 LAYERS = tuple(Layer(f"l{i}", (f"l{i}.weight",), has_matrix=True) for i in range(6))
 NAMES = frozenset(layer.name for layer in LAYERS)
 
 
-def checkup(**known: float) -> Checkup:
+def thorough(**known: float) -> ThoroughSample:
     """What a thorough sample saw, alike in all layers; the rest is unknown."""
     unknown = torch.full((6,), -1.0)
     names = ("gain", "update_ratio", "unchanged", "below_eps", "signal", "output_zeros")
-    return Checkup(**{n: unknown.clone().fill_(known.get(n, -1.0)) for n in names}, inputs=torch.full((6, 7), -1.0))
+    return ThoroughSample(
+        **{n: unknown.clone().fill_(known.get(n, -1.0)) for n in names}, inputs=torch.full((6, 7), -1.0)
+    )
 
 
 def observed(
@@ -48,7 +50,7 @@ def observed(
         zero_fraction=torch.tensor([0.0] * 6 if zeros is None else zeros),
         ran=NAMES,
         sequences=sequences,
-        checkup=checkup(**checked) if checked else None,
+        thorough=thorough(**checked) if checked else None,
     )
     return Observation(
         step=step,
@@ -59,7 +61,7 @@ def observed(
         bad_inputs=(None,),
         lr=lr,
         dtypes=frozenset({dtype}),
-        anatomy=None,
+        architecture=None,
         sample=sample,
         histogram=None,
         publish=False,
@@ -94,7 +96,7 @@ def steps_of(step: int, *totals: float, layer: int = 0, decades: float = 0.0) ->
         bad_inputs=(None,) * len(totals),
         lr=0.1,
         dtypes=frozenset({"float32"}),
-        anatomy=None,
+        architecture=None,
         sample=sample,
         histogram=None,
         publish=False,

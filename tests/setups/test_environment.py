@@ -15,9 +15,10 @@ import pytest
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
 
-from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning, flight
+from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning
 from lightning_gradwatch.callback import GUEST_KEY
 from lightning_gradwatch.guest import GradWatchGuest
+from lightning_gradwatch.outputs import flight
 from tests.tasks import Classifier, deep_net, digits, fit, make_classifier_class, quiet_trainer, read_events, small_net
 
 NAMESPACES = ("lightning.pytorch", "pytorch_lightning")

@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_gradwatch import GradWatch, GradWatchWarning, alerts_file
+from lightning_gradwatch import GradWatch, GradWatchWarning
 from lightning_gradwatch.core import watcher
 from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.core.transfer import Transfer
+from lightning_gradwatch.outputs import alerts_file
 from tests.setups.published import Numbers, numbers, same
 from tests.tasks import deep_net, digits, make_classifier_class, read_events, scalars, session_of
 

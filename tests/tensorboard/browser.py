@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, ConsoleMessage, FrameLocator, Locator, 
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_gradwatch.core.records import Alert, Layer, Publication, Window
-from lightning_gradwatch.tensorboard.writer import Writer
+from lightning_gradwatch.outputs.tensorboard import Writer
 from tests.tensorboard.board import Board
 
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")

@@ -19,8 +19,8 @@ from tensorboard.util.tensor_util import make_tensor_proto
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_gradwatch.core.records import Alert
+from lightning_gradwatch.reading.schema import Description, encode_alerts
 from lightning_gradwatch.tensorboard.loader import SAMPLES, GradWatchLoader
-from lightning_gradwatch.tensorboard.schema import Description, encode_alerts
 from tests.tasks import Classifier, small_net
 from tests.tensorboard.board import Board
 from tests.tensorboard.logs import train, watch

@@ -15,7 +15,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from lightning_gradwatch.core.quantities import QUANTITIES
 from lightning_gradwatch.core.quantities.quantity import Quantity
-from lightning_gradwatch.tensorboard.writer import DENSE_PUBLICATIONS, DETAIL_EVERY
+from lightning_gradwatch.outputs.tensorboard import DENSE_PUBLICATIONS, DETAIL_EVERY
 from tests.cli.command import here
 from tests.cli.test_page import opened as opened_page
 from tests.tasks import read_events

@@ -15,8 +15,9 @@ import pytest
 
 from lightning_gradwatch.core.quantities import BY_NAME
 from lightning_gradwatch.core.quantities.several import SEVERAL
-from lightning_gradwatch.tensorboard import answers, plugin, tables
-from lightning_gradwatch.tensorboard.status import SICKEST_FIRST
+from lightning_gradwatch.reading import answers, tables
+from lightning_gradwatch.reading.status import SICKEST_FIRST
+from lightning_gradwatch.tensorboard import plugin
 from tests.cli.command import alert
 from tests.tasks import read_events, scalars
 from tests.tensorboard.board import Board

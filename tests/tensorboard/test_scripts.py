@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lightning_gradwatch.tensorboard import tables
+from lightning_gradwatch.reading import tables
 
 PACKAGE = Path(tables.__file__).parents[1]
 STATIC, PAGE = PACKAGE / "tensorboard" / "static", PACKAGE / "cli" / "page"

@@ -10,9 +10,9 @@ import numpy as np
 
 from lightning_gradwatch.cli.logs import Logs, OpenRun, Run
 from lightning_gradwatch.core.quantities.several import HISTOGRAM, NORM_RANGE
-from lightning_gradwatch.tensorboard import answers, tables
-from lightning_gradwatch.tensorboard.schema import Array, encode_frame, plain
-from lightning_gradwatch.tensorboard.store import Samples, Series
+from lightning_gradwatch.reading import answers, tables
+from lightning_gradwatch.reading.schema import Array, encode_frame, plain
+from lightning_gradwatch.reading.store import Samples, Series
 
 MAX_RUNS = 20
 _NUMBERS, _BYTES = 1_500_000, 4_000_000

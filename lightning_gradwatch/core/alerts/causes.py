@@ -56,7 +56,7 @@ def half_precision(evidence: Evidence) -> Diagnosis | None:
 
 def _rho(evidence: Evidence, gains: dict[str, float]) -> float:
     """Typical gain relative to what keeps a signal's size: sqrt(2) with ReLU and its kin, 1 otherwise."""
-    counts = dict(evidence.anatomy.activations)
+    counts = dict(evidence.architecture.activations)
     rectifies = counts.get("relu", 0) + counts.get("smooth", 0) >= counts.get("tanh", 0) + counts.get("sigmoid", 0)
     inner = dict(list(gains.items())[:-1]) or gains
     return typical(inner) / (HE_GAIN if rectifies and any(counts.values()) else 1.0)
@@ -67,7 +67,7 @@ def cliff(evidence: Evidence) -> Diagnosis | None:
     names, logs = list(evidence.profile), [math.log10(n) for n in evidence.profile.values()]
     drops = [(logs[i + 1] - logs[i], i) for i in range(len(logs) - 1)]
     odd = _odd_layers(evidence)
-    if odd and not evidence.anatomy.norms:
+    if odd and not evidence.architecture.norms:
         gains = ", ".join(f"{name} at {evidence.weights.gain[name]:.2g}" for name in odd[:3])
         return Diagnosis(
             "cliff",
@@ -99,8 +99,8 @@ def _odd_layers(evidence: Evidence) -> list[str]:
 
 def saturating(evidence: Evidence) -> Diagnosis | None:
     """Sigmoids without normalisation."""
-    sigmoids = dict(evidence.anatomy.activations).get("sigmoid", 0)
-    if evidence.anatomy.norms or sigmoids < max(2, len(evidence.layers) // 3):
+    sigmoids = dict(evidence.architecture.activations).get("sigmoid", 0)
+    if evidence.architecture.norms or sigmoids < max(2, len(evidence.layers) // 3):
         return None
     return Diagnosis(
         "saturating_activation",
@@ -111,7 +111,11 @@ def saturating(evidence: Evidence) -> Diagnosis | None:
 
 def small_init(finding: Finding, evidence: Evidence) -> Diagnosis | None:
     """Weights that started small enough to predict what is lost over the depth."""
-    rho, norms, skips = _rho(evidence, evidence.weights.first_gain), evidence.anatomy.norms, evidence.anatomy.skips
+    rho, norms, skips = (
+        _rho(evidence, evidence.weights.first_gain),
+        evidence.architecture.norms,
+        evidence.architecture.skips,
+    )
     if (norms or _has_skips(evidence)) and rho < 0.2:
         return Diagnosis(
             "small_init",
@@ -135,7 +139,7 @@ def small_init(finding: Finding, evidence: Evidence) -> Diagnosis | None:
 
 def rails(evidence: Evidence) -> Diagnosis | None:
     """Units of tanh at their rails, or weights that would drive them there."""
-    tanhs = dict(evidence.anatomy.activations).get("tanh", 0)
+    tanhs = dict(evidence.architecture.activations).get("tanh", 0)
     inner = [evidence.inputs[name].beyond for name in evidence.layers[1:] if name in evidence.inputs]
     share = median(inner) if inner else 0.0
     rho = _rho(evidence, evidence.weights.first_gain)
@@ -149,12 +153,12 @@ def rails(evidence: Evidence) -> Diagnosis | None:
 
 
 def _has_skips(evidence: Evidence) -> bool:
-    return evidence.anatomy.skips >= len(evidence.layers) / 6
+    return evidence.architecture.skips >= len(evidence.layers) / 6
 
 
 def structure(evidence: Evidence) -> Diagnosis:
     """What the network is made of, where nothing that was measured decides."""
-    norms, skips, depth = evidence.anatomy.norms, evidence.anatomy.skips, len(evidence.layers)
+    norms, skips, depth = evidence.architecture.norms, evidence.architecture.skips, len(evidence.layers)
     if norms and _has_skips(evidence):
         return Diagnosis(
             "normalisation_order",
@@ -199,7 +203,7 @@ def growing_recurrence(evidence: Evidence) -> Diagnosis | None:
 def weights_too_large(evidence: Evidence) -> Diagnosis | None:
     """Weights that started too large for a network without normalisation."""
     rho = _rho(evidence, evidence.weights.first_gain)
-    if evidence.anatomy.norms or not rho > 1.5:
+    if evidence.architecture.norms or not rho > 1.5:
         return None
     return Diagnosis(
         "large_init",

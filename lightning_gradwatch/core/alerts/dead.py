@@ -91,7 +91,7 @@ def _zero_init(finding: Finding, evidence: Evidence) -> Diagnosis | None:
 
 def _dead_relu(evidence: Evidence) -> Diagnosis | None:
     at_fault = [(name, i.dead_units) for name, i in evidence.inputs.items() if i.dead_units >= DEAD_UNITS]
-    if not at_fault or not dict(evidence.anatomy.activations).get("relu", 0):
+    if not at_fault or not dict(evidence.architecture.activations).get("relu", 0):
         return None
     name, share = at_fault[0]
     return Diagnosis(

@@ -10,7 +10,7 @@ from lightning_gradwatch.core.alerts.hysteresis import Hysteresis, SteadyRule
 from lightning_gradwatch.core.alerts.kind import Diagnosis, Kind
 from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.history.evidence import Evidence, typical
-from lightning_gradwatch.core.records import Checkup, Finding, Observation
+from lightning_gradwatch.core.records import Finding, Observation, ThoroughSample
 from lightning_gradwatch.core.saved import Saved
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ class UnderflowRule(SteadyRule):
     def update(self, observation: Observation, history: History) -> Finding | None:
         """Judge a thorough sample."""
         sample = history.sample
-        if sample is None or sample.checkup is None or "vanishing" in history.open:
+        if sample is None or sample.thorough is None or "vanishing" in history.open:
             return None
-        self._shares = _lost(observation, sample.checkup, history.is_scaled)
+        self._shares = _lost(observation, sample.thorough, history.is_scaled)
         worst = max(THRESHOLDS, key=lambda name: self._shares[name] / THRESHOLDS[name])
         return self.hysteresis.judge(sample.step, self._shares[worst], threshold=THRESHOLDS[worst])
 
@@ -54,21 +54,21 @@ class UnderflowRule(SteadyRule):
         self._shares = {name: shares.get(name, share) for name, share in self._shares.items()}
 
 
-def _lost(observation: Observation, checkup: Checkup, is_scaled: bool) -> dict[str, float]:
+def _lost(observation: Observation, thorough: ThoroughSample, is_scaled: bool) -> dict[str, float]:
     """Share of elements that are lost in the middle layer, by the way in which they are.
 
     Zeros count where weights are float16, or, under autocast, gradients at outputs are and nothing scales the loss.
     """
-    is_autocast = not is_scaled and bool((checkup.output_zeros >= 0).any())  # known of float16 alone
+    is_autocast = not is_scaled and bool((thorough.output_zeros >= 0).any())  # known of float16 alone
     is_half = "float16" in observation.dtypes
     is_low = is_half or "bfloat16" in observation.dtypes
     is_matrix = [layer.has_matrix for layer in observation.layers]
     is_own = [layer.owns_matrix for layer in observation.layers]
     has_rate = observation.lr is None or observation.lr > 0
     return {
-        "zeros": middle(checkup.output_zeros, is_matrix) if is_half or is_autocast else 0.0,
-        "unchanged": middle(checkup.unchanged, is_own) if is_low and has_rate else 0.0,
-        "below_eps": middle(checkup.below_eps, is_own),
+        "zeros": middle(thorough.output_zeros, is_matrix) if is_half or is_autocast else 0.0,
+        "unchanged": middle(thorough.unchanged, is_own) if is_low and has_rate else 0.0,
+        "below_eps": middle(thorough.below_eps, is_own),
     }
 
 

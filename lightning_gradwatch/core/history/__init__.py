@@ -85,8 +85,8 @@ class History:
             parts = _shares(norms, observation.total_norms[-1])
             shares = dict(zip((layer.name for layer in observation.layers), parts, strict=True))
             self.time.add({name: values.tolist() for name, values in sample.sequences}, shares)
-        if sample.checkup is not None:
-            known = [r for r in sample.checkup.update_ratio.tolist() if r >= 0]
+        if sample.thorough is not None:
+            known = [r for r in sample.thorough.update_ratio.tolist() if r >= 0]
             self.largest_update = max(known, default=-1.0)
             self.usual_update = median(known) if known else 0.0
         self.reach.add(observation, sample)

@@ -12,7 +12,7 @@ from lightning_gradwatch.core.history.losses import LossHistory
 from lightning_gradwatch.core.history.steps import StepFacts
 from lightning_gradwatch.core.history.through_time import TimeHistory
 from lightning_gradwatch.core.history.weights import WeightFacts
-from lightning_gradwatch.core.records import Anatomy, Checkup, Inputs, Observation, Sample
+from lightning_gradwatch.core.records import Architecture, Inputs, Observation, Sample, ThoroughSample
 from lightning_gradwatch.core.saved import Saved
 
 _KEPT: dict[str, Any] = {
@@ -48,7 +48,7 @@ class Evidence:
         update_ratio: Relative sizes of the latest update seen, by layer.
         signal: Squared first over second moment of Adam, by layer.
         below_eps: Share of elements whose root mean square gradient lies below Adam's eps, by layer.
-        anatomy: What the network is made of.
+        architecture: What the network is made of.
         dtypes: The dtypes of its parameters.
         has_half_gradients: Whether the gradients at its layers' outputs are float16, as under autocast.
     """
@@ -68,7 +68,7 @@ class Evidence:
         self.update_ratio: dict[str, float] = {}
         self.signal: dict[str, float] = {}
         self.below_eps: dict[str, float] = {}
-        self.anatomy = Anatomy((), 0, 0)
+        self.architecture = Architecture((), 0, 0)
         self.dtypes: frozenset[str] = frozenset()
         self.has_half_gradients = False
 
@@ -100,7 +100,7 @@ class Evidence:
     def add(self, observation: Observation) -> None:
         """Take in an observation, after losses and time steps have."""
         self.dtypes = observation.dtypes
-        self.anatomy = observation.anatomy or self.anatomy
+        self.architecture = observation.architecture or self.architecture
         seen = {name: -decades for name, (_, _, decades) in self._time.horizons.items()}
         self.first_growth = {**seen, **self.first_growth}
         self.steps.add(observation)
@@ -117,9 +117,9 @@ class Evidence:
             self.profile = {name: outputs[i] for i, name in named if outputs[i] > 0 and math.isfinite(outputs[i])}
             self._add_gradients(owning, observation, weights)
         self.weights.add(owning, weights)
-        if sample.checkup is not None:
-            self._add_checkup(owning, sample.checkup)
-            inputs = sample.checkup.inputs.tolist()
+        if sample.thorough is not None:
+            self._add_checkup(owning, sample.thorough)
+            inputs = sample.thorough.inputs.tolist()
             self.inputs = {name: Inputs(*inputs[i]) for i, name in named if inputs[i][2] >= 0}
             self.first_std = {**{name: given.std for name, given in self.inputs.items()}, **self.first_std}
 
@@ -132,15 +132,15 @@ class Evidence:
         loss = self._losses.last(1)
         self.effect = max(pushes, default=math.nan) / (abs(loss[0]) if loss and loss[0] else math.nan)
 
-    def _add_checkup(self, owning: list[tuple[int, str]], checkup: Checkup) -> None:
-        self.weights.add_gains(owning, checkup.gain.tolist())
-        ratios = checkup.update_ratio.tolist()
+    def _add_checkup(self, owning: list[tuple[int, str]], thorough: ThoroughSample) -> None:
+        self.weights.add_gains(owning, thorough.gain.tolist())
+        ratios = thorough.update_ratio.tolist()
         self.update_ratio = {name: ratios[i] for i, name in owning if ratios[i] >= 0 and math.isfinite(ratios[i])}
-        below = checkup.below_eps.tolist()
+        below = thorough.below_eps.tolist()
         self.below_eps = {name: below[i] for i, name in owning if below[i] >= 0}
-        signals = checkup.signal.tolist()
+        signals = thorough.signal.tolist()
         self.signal = {name: signals[i] for i, name in owning if signals[i] >= 0}
-        self.has_half_gradients = bool((checkup.output_zeros >= 0).any())
+        self.has_half_gradients = bool((thorough.output_zeros >= 0).any())
 
     def keep(self, layers: Collection[str]) -> None:
         """Forget every layer but these: the others are no more."""

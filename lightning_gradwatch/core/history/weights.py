@@ -20,7 +20,7 @@ class WeightFacts:
 
     Attributes:
         first_gain: Gain of the matrices when first seen, by layer.
-        gain: The same at the latest checkup.
+        gain: The same at the latest thorough sample.
         shrinkage: Weight norms now relative to when they were first seen, by layer.
         zeroed: Layers whose first matrix is exactly zero.
     """
@@ -45,7 +45,7 @@ class WeightFacts:
                 self.shrinkage[name] = norms[i] / first
 
     def add_gains(self, owning: Sequence[tuple[int, str]], gains: Sequence[float]) -> None:
-        """Take in the gains of a checkup; the arguments are those of :meth:`add`."""
+        """Take in the gains of a thorough sample; the arguments are those of :meth:`add`."""
         self.gain = {name: gains[i] for i, name in owning if gains[i] > 0 and math.isfinite(gains[i])}
         self.first_gain = {**self.gain, **self.first_gain}
         self.zeroed = tuple(name for i, name in owning if gains[i] == 0)

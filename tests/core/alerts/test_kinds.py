@@ -14,7 +14,7 @@ from lightning_gradwatch.core.alerts import ALERTS, KINDS, Kind
 from lightning_gradwatch.core.detector import Detector
 from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.records import AlertKind
-from lightning_gradwatch.tensorboard import tables
+from lightning_gradwatch.reading import tables
 
 PACKAGE = Path(alerts.__file__).parent
 GUIDE = (Path(__file__).parents[3] / "docs" / "guide.md").read_text(encoding="utf-8")

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gradwatch import alerts_file
 from lightning_gradwatch.core.alerts.explain import explain, explain_nothing
 from lightning_gradwatch.core.alerts.hysteresis import Hysteresis
 from lightning_gradwatch.core.alerts.rule import Rule
@@ -25,6 +24,7 @@ from lightning_gradwatch.core.saved import Saved
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.core.watcher import Watcher
+from lightning_gradwatch.outputs import alerts_file
 from tests.cli.command import here
 from tests.core.builders import observed, saved_and_loaded
 

@@ -24,7 +24,7 @@ def test_what_is_known_of_a_bad_step_is_not_forgotten_before_it_is_told() -> Non
         bad_inputs=(False,) * steps,
         lr=0.1,
         dtypes=frozenset(),
-        anatomy=None,
+        architecture=None,
         sample=None,
         histogram=None,
         publish=True,

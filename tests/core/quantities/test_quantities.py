@@ -15,8 +15,8 @@ from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
 from lightning_gradwatch.core.quantities.own import MAX_NAME
 from lightning_gradwatch.core.quantities.quantity import SCALES, Quantity
 from lightning_gradwatch.core.quantities.several import SEVERAL
-from lightning_gradwatch.tensorboard import tables
-from lightning_gradwatch.tensorboard.schema import Description
+from lightning_gradwatch.reading import tables
+from lightning_gradwatch.reading.schema import Description
 
 ROOT = Path(__file__).parents[3]
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")

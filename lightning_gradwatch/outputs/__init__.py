@@ -1,0 +1,1 @@
+"""Where a run is told of: loggers, files beside the logs, messages."""

@@ -1,0 +1,221 @@
+"""Where everything goes that GradWatch has to say: ``alerts.jsonl``, the console, messages to people, the loggers."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from lightning_gradwatch.core import metrics
+from lightning_gradwatch.core._guard import is_the_users
+from lightning_gradwatch.core.records import Alert, Observation, Publication
+from lightning_gradwatch.host import Host
+from lightning_gradwatch.outputs import alerts_file
+from lightning_gradwatch.outputs.flight import FlightRecorder
+from lightning_gradwatch.outputs.notify import Notifier
+from lightning_gradwatch.outputs.tensorboard import Writer, is_writable
+
+_WARNING_PAUSE_STEPS = 50
+_PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
+"""Names and numbers in the text of an error."""
+
+
+class Sinks:
+    """The sinks of one ``fit``. One that fails is named once and left alone; the others go on.
+
+    They belong to the process that made them: from a forked child nothing goes out.
+
+    Args:
+        host: The training loop.
+        log_dir: The logger's directory, where the alerts file lies; None for no file, as on all ranks but zero.
+        is_resumed: Whether the run went on from a checkpoint, so that the file may know of some alerts already.
+        group_by: As :class:`~lightning_gradwatch.GradWatch` takes it.
+        run: Name of the run.
+        notifier: Sends messages; None for no messages.
+        flight: Remembers the last steps; None for no record.
+
+    Attributes:
+        log_dir: The directory, as given.
+        flight: The recorder, as given.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        log_dir: str | None = None,
+        is_resumed: bool = False,
+        group_by: int | None = None,
+        run: str = "",
+        notifier: Notifier | None = None,
+        flight: FlightRecorder | None = None,
+    ) -> None:
+        self._host = host
+        self._pid = os.getpid()
+        self.log_dir = log_dir
+        self._group_by = group_by
+        self._run = run
+        self._notifier = notifier
+        self.flight = flight
+        self._told = alerts_file.entries(log_dir) if log_dir is not None and is_resumed else frozenset()
+        self._writers: list[tuple[Any, Writer]] = []
+        self._broken: set[str] = set()
+        self._causes: set[tuple[str, object]] = set()
+        self._next_warning: dict[tuple[str, str], int] = {}
+        self._warnings: Counter[tuple[str, str]] = Counter()
+
+    def tell(self, event: alerts_file.Event, alert: Alert) -> None:
+        """Tell what has become of an alert, unless that was told before the run was resumed.
+
+        It is in the file before anybody hears of it: what was announced is there, whatever comes next.
+        """
+        if alerts_file.entry(event, alert) in self._told:
+            return
+        self._append(event, alert)
+        if event in ("opened", "escalated") and alert.level == "alert":
+            self._warn(alert)
+        if self._notifier is not None:
+            self._attempt("notification", functools.partial(self._notifier.tell, event, alert))
+            self._report_troubles()
+
+    def prescribed(self, alert: Alert) -> Alert | None:
+        """The alert with what was tried for it before the run was resumed; None if nothing was."""
+        is_known = self.log_dir is not None and alerts_file.entry("prescribed", alert) in self._told
+        return alerts_file.prescribed(str(self.log_dir), alert) if is_known else None
+
+    def repeat(self, alerts: Iterable[Alert]) -> None:
+        """Enter alerts that are still open into a file that does not know of them: that of a run resumed elsewhere."""
+        known = {told[1:] for told in self._told}
+        for alert in alerts:
+            if alert.until_step is None and alerts_file.entry("opened", alert)[1:] not in known:
+                self._append("continued", alert)
+
+    def publish(self, loggers: Iterable[Any], publication: Publication, num_alerts: int) -> None:
+        """Write numbers to the loggers."""
+        for place, logger in enumerate(loggers):
+            write = functools.partial(self._publish, logger, publication, num_alerts)
+            self._attempt(f"{type(logger).__name__} {place}", write)
+        self._report_troubles()
+
+    def remember(self, observations: Iterable[Observation], opened: list[Alert], known: list[Alert]) -> None:
+        """Keep steps in the flight recorder, and its record if alerts have opened."""
+        flight = self.flight
+        if flight is None:
+            return
+        for observation in observations:
+            self._attempt("flight record", functools.partial(flight.add, observation))
+        self._attempt("flight record", functools.partial(flight.alert, opened, known))
+
+    def dump(self, reason: str, known: Iterable[Alert], may_wait: bool = True) -> None:
+        """Keep the flight record."""
+        flight = self.flight
+        if flight is not None:
+            self._attempt("flight record", lambda: flight.dump(reason, known, may_wait))
+
+    def conclude(self, summary: Callable[[], str]) -> None:
+        """Say what has become of the run."""
+        self._attempt("closing summary", lambda: self._host.inform(summary()))
+
+    def close(self) -> None:
+        """Wait, but not for ever, for messages that are under way."""
+        if self._notifier is not None:
+            self._attempt("notification", self._notifier.close)
+            self._report_troubles()
+
+    def _append(self, event: alerts_file.Event, alert: Alert) -> None:
+        if self.log_dir is not None:
+            write = functools.partial(alerts_file.append, self.log_dir, event, alert, self._run)
+            self._attempt("alerts file", write)
+
+    def _report_troubles(self) -> None:
+        troubles = self._notifier.troubles() if self._notifier is not None else []
+        if troubles:
+            self._host.warn(f"GradWatch: {'; '.join(troubles)}; the training itself is not affected.")
+
+    def open(self, loggers: Sequence[Any], optimizers: Sequence[str]) -> None:
+        """Before the first step: prepare TensorBoard's dashboards, and say where the run is to be seen."""
+        self._to_tensorboard(loggers, lambda writer: writer.write_layout(optimizers))
+        if self._writers:
+            self._attempt("address of the run", self._say_where_to_look)
+
+    def write_alerts(self, loggers: Iterable[Any], alerts: Sequence[Alert], num_alerts: int, is_last: bool) -> None:
+        """Let TensorBoard know of all alerts, and of a run that is watched and has none."""
+        self._to_tensorboard(loggers, lambda writer: writer.write_alerts(alerts, num_alerts, is_last))
+
+    def _say_where_to_look(self) -> None:
+        _, writer = self._writers[0]
+        self._host.inform(where_to_look(writer.directory))
+
+    def _to_tensorboard(self, loggers: Iterable[Any], write: Callable[[Writer], None]) -> None:
+        def write_if_possible(logger: Any) -> None:
+            if is_writable(getattr(logger, "experiment", None)):
+                write(self._writer(logger))
+
+        for place, logger in enumerate(loggers):
+            self._attempt(f"{type(logger).__name__} {place}", functools.partial(write_if_possible, logger))
+
+    def _warn(self, alert: Alert) -> None:
+        """One warning per kind and optimizer, then pauses that double: alerts must not flood the console."""
+        key = alert.kind, alert.optimizer
+        if alert.step < self._next_warning.get(key, alert.step):
+            return
+        self._next_warning[key] = alert.step + _WARNING_PAUSE_STEPS * 2 ** self._warnings[key]
+        self._warnings[key] += 1
+        self._host.warn(f"GradWatch, {alert.kind}: {alert.message}")
+
+    def _publish(self, logger: Any, publication: Publication, num_alerts: int) -> None:
+        if not is_writable(getattr(logger, "experiment", None)):
+            logger.log_metrics(metrics.run_level(publication, num_alerts), publication.step)
+            return
+        self._writer(logger).write(publication, num_alerts)
+
+    def _writer(self, logger: Any) -> Writer:
+        """The writer of a logger, which is held, so that no other one can be taken for it."""
+        for known, writer in self._writers:
+            if known is logger:
+                return writer
+        writer = Writer(logger.experiment, self._group_by, self._host.tag_prefix(logger))
+        self._writers.append((logger, writer))
+        return writer
+
+    def _attempt(self, sink: str, write: Callable[[], object]) -> None:
+        if sink in self._broken or os.getpid() != self._pid:
+            return
+        try:
+            write()
+        except Exception as failure:
+            if is_the_users(failure):
+                raise
+            self._broken.add(sink)
+            cause = _cause(failure)
+            if cause not in self._causes:
+                self._causes.add(cause)
+                self._host.warn(
+                    f"GradWatch: the {sink} cannot be written ({failure!r}) and is left out from now on, and so is, "
+                    "without a further word, whatever else fails in this way."
+                )
+
+
+def _cause(failure: Exception) -> tuple[str, object]:
+    """What failures have in common of which one word is enough."""
+    number = failure.errno if isinstance(failure, OSError) else None
+    return type(failure).__name__, number or _PARTICULARS.sub("", str(failure))
+
+
+def where_to_look(log_dir: str) -> str:
+    """The command and the address that show a run, its siblings beside it.
+
+    Args:
+        log_dir: The directory, or the URL of one, with the run's event file.
+    """
+    is_below = os.path.isabs(log_dir) and Path(log_dir).is_relative_to(Path.cwd())
+    here = os.path.relpath(log_dir) if is_below else log_dir
+    parent, name = os.path.split(here)
+    logdir, run = (parent, name) if parent and name else (here, ".")
+    command = f"tensorboard --logdir {shlex.quote(logdir)}"
+    return f"GradWatch: {command}, then http://localhost:6006/#gradwatch&run={quote(run, safe='')}"

@@ -1,0 +1,1 @@
+"""What tab, page and terminal all read: schema, store, answers, words."""

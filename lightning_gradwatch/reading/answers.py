@@ -1,0 +1,264 @@
+"""What the tab asks and what it gets: plain dictionaries and frames, from a store. No HTTP here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from lightning_gradwatch.core import metrics
+from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
+from lightning_gradwatch.core.quantities.memory_horizon import MEMORY_HORIZON
+from lightning_gradwatch.core.quantities.several import HISTOGRAM, HISTOGRAM_BINS, NORM_RANGE
+from lightning_gradwatch.core.records import BINS_PER_DECADE, LOWEST, MISSING, NUM_BINS
+from lightning_gradwatch.reading.schema import (
+    SCHEMA_VERSION,
+    Array,
+    UnreadableError,
+    decode_histogram,
+    encode_frame,
+)
+from lightning_gradwatch.reading.status import SICKEST_FIRST, Verdict, judge, loss_tag, urgency
+from lightning_gradwatch.reading.store import Catalogue, Document, MissingError, Samples, Series, Store
+from lightning_gradwatch.reading.tables import LINES, words
+from lightning_gradwatch.reading.trials import shown
+
+Span = tuple[int | None, int | None]
+"""First and last step, both included; None for an open end."""
+DEFAULT_COLUMNS = 1000
+MAX_NAMES = 20
+NO_VIEW: Mapping[str, Any] = {"quantities": {}, "lines": {}, "choices": []}
+"""What a page must know to draw a run of which there is no event file."""
+_NOTHING_USED = (-LOWEST * BINS_PER_DECADE, -LOWEST * BINS_PER_DECADE + 1)
+
+
+def runs(store: Store) -> dict[str, Any]:
+    """Every run with its status, the sickest first, then the latest."""
+    rows = []
+    for run, catalogue in store.catalogues().items():
+        row = {**_verdict(catalogue)._asdict(), "last_step": catalogue.last_step, "wall_time": catalogue.wall_time}
+        rows.append({"run": run, **row, "stamp": catalogue.stamp})
+    rows.sort(key=lambda row: (SICKEST_FIRST.index(row["status"]), -row["wall_time"], row["run"]))
+    return {"schema": SCHEMA_VERSION, "runs": rows}
+
+
+def run(store: Store, run: str) -> dict[str, Any]:
+    """What there is of a run, and its alerts."""
+    catalogue = store.catalogue(run)
+    document = catalogue.document or Document()
+    optimizers = [
+        {"name": name, "versions": [_version(store, catalogue, name, version) for version in versions]}
+        for name, versions in catalogue.optimizers.items()
+    ]
+    return {
+        "run": run,
+        "stamp": catalogue.stamp,
+        **_verdict(catalogue)._asdict(),
+        "alerts": ranked(document.alerts),
+        "num_dropped": document.num_dropped,
+        "optimizers": [{**o, "versions": [v for v in o["versions"] if v is not None]} for o in optimizers],
+        "scalars": list(catalogue.scalars),
+        "loss_tag": loss_tag(catalogue.scalars),
+        "view": _view(catalogue),
+    }
+
+
+def ranked(alerts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Alerts as they are shown, in the order in which they come, each with its ``rank``: 0 matters most."""
+    worst = sorted(range(len(alerts)), key=lambda place: urgency(alerts[place]))
+    ranks = {place: rank for rank, place in enumerate(worst)}
+    return [{**shown(alert), "rank": ranks[place]} for place, alert in enumerate(alerts)]
+
+
+def _view(catalogue: Catalogue) -> dict[str, Any]:
+    """What a page must know to draw a run: words for quantities of the user's own, and tags of the lines."""
+    return {
+        "quantities": {name: words(quantity) for name, quantity in catalogue.own_quantities.items()},
+        "lines": {optimizer: _line_tags(catalogue, optimizer) for optimizer in catalogue.optimizers},
+        "choices": [tag for tag in catalogue.scalars if not metrics.is_layer_norm(tag)],
+    }
+
+
+def _line_tags(catalogue: Catalogue, optimizer: str) -> dict[str, str]:
+    """The tags of an optimizer's lines that have been written, by the names of the lines."""
+    tags = {line.name: metrics.run_level_tag(line.name, optimizer) for line in LINES}
+    return {name: tag for name, tag in tags.items() if tag in catalogue.scalars}
+
+
+def heatmap(store: Store, series: Series, span: Span, columns: int) -> bytes:
+    """A frame of a quantity with one number per layer, shape ``(columns, layers)``, float32.
+
+    Neighbours are merged by maximum if there are more samples than columns; NaN is larger than anything.
+    """
+    samples = store.samples(series).between(*span)
+    starts, header = _columns(samples, columns)
+    merged = np.maximum.reduceat(samples.values, starts) if len(samples) else samples.values
+    return encode_frame(merged, header)
+
+
+def column(store: Store, series: Series, step: int) -> dict[str, Any]:
+    """One sample of a quantity with one number per layer."""
+    samples = store.samples(series)
+    place = samples.place(step)
+    return {"step": int(samples.steps[place]), "values": samples.values[place].tolist()}
+
+
+def distribution(store: Store, series: Series, layer: str, span: Span, columns: int) -> bytes:
+    """A frame of the log10|g| histograms of one layer, shape ``(columns, bins)``, uint8, over the bins in use."""
+    samples = store.samples(series).between(*span)
+    first, shares = decode_histogram(samples.values[:, row_of(series, layer)])
+    bins = np.zeros((len(samples), NUM_BINS), np.uint8)
+    np.put_along_axis(bins, first[:, None] + np.arange(HISTOGRAM_BINS), shares, axis=1)
+    used = np.flatnonzero(bins.any(0))
+    low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else _NOTHING_USED
+    starts, header = _columns(samples, columns)
+    merged = np.maximum.reduceat(bins, starts) if len(samples) else bins
+    scale = {"lowest": LOWEST + low / BINS_PER_DECADE, "bins_per_decade": BINS_PER_DECADE}
+    return encode_frame(merged[:, low:high], {**header, **scale})
+
+
+def sequence(store: Store, catalogue: Catalogue, optimizer: str, version: int, layer: str, step: int) -> dict[str, Any]:
+    """The gradient of a recurrent layer along its time steps, and its memory horizon."""
+    found = catalogue.sequences(optimizer, version)
+    if layer not in found:
+        raise MissingError(f"`layer` must be a recurrent layer ({_one_of(found)}), but {layer!r} came.")
+    samples = store.samples(found[layer])
+    place = samples.place(step)
+    steps_back, norms = samples.values[place].T
+    horizons = catalogue.of(optimizer, version).get(MEMORY_HORIZON.name)
+    horizon = MISSING
+    if horizons is not None and layer in horizons.description.layers:
+        horizon = column(store, horizons, step)["values"][row_of(horizons, layer)]
+    return {
+        "step": int(samples.steps[place]),
+        "steps_back": steps_back.astype(int).tolist(),
+        "norms": norms.tolist(),
+        "horizon": None if horizon == MISSING else horizon,
+    }
+
+
+def layer(store: Store, catalogue: Catalogue, optimizer: str, version: int, layer: str, step: int) -> dict[str, Any]:
+    """Every number of one layer at a step or nearest before it; the step is that of its gradient norm."""
+    numbers, steps = {}, {}
+    for quantity, series in catalogue.of(optimizer, version).items():
+        row = row_of(series, layer)
+        if quantity != HISTOGRAM.name and _is_readable(store, series):
+            found = column(store, series, step)
+            numbers[quantity], steps[quantity] = found["values"][row], found["step"]
+    if not steps:
+        raise MissingError(f"`layer` must have been measured, but of {layer!r} nothing can be read in this run.")
+    norm_range = numbers.pop(NORM_RANGE.name, None)
+    return {"step": steps.get(GRAD_NORM.name, max(steps.values())), "numbers": numbers, NORM_RANGE.name: norm_range}
+
+
+def scalars(store: Store, run: str, tag: str, span: Span, points: int) -> dict[str, Any]:
+    """A scalar, thinned if it has more points: of each stretch the lowest and the highest, NaN above all."""
+    samples = store.scalars(run, tag).between(*span)
+    kept = _extremes(samples.values, points)
+    return {"steps": samples.steps[kept].tolist(), "values": samples.values[kept].tolist()}
+
+
+def find(catalogue: Catalogue, optimizer: str | None, version: int | None) -> tuple[str, int]:
+    """The optimizer and the version that are meant; those left out are the first one and the newest.
+
+    Raises:
+        MissingError: If there is no such one.
+    """
+    optimizers = catalogue.optimizers
+    if not optimizers:
+        why = catalogue.problem or "GradWatch does not watch it."
+        raise MissingError(f"`run` must be a run with layers, but {catalogue.run!r} came, which has none: {why}")
+    name = next(iter(optimizers)) if optimizer is None else optimizer
+    if name not in optimizers:
+        raise MissingError(f"`optimizer` must be {_one_of(optimizers)}, but {name!r} came.")
+    number = optimizers[name][-1] if version is None else version
+    if number not in optimizers[name]:
+        raise MissingError(f"`version` must be {_one_of(optimizers[name])}, but {number} came.")
+    return name, number
+
+
+def series_of(catalogue: Catalogue, optimizer: str, version: int, quantity: str) -> Series:
+    """The series of a quantity.
+
+    Raises:
+        MissingError: If there is none.
+    """
+    quantities = catalogue.of(optimizer, version)
+    if quantity not in quantities:
+        raise MissingError(f"`quantity` must be {_one_of(quantities)}, but {quantity!r} came.")
+    return quantities[quantity]
+
+
+def row_of(series: Series, layer: str) -> int:
+    """The row of a layer.
+
+    Raises:
+        MissingError: If there is none.
+    """
+    layers = series.description.layers
+    if layer not in layers:
+        raise MissingError(f"`layer` must be {_one_of(layers)}, but {layer!r} came.")
+    return layers.index(layer)
+
+
+def _verdict(catalogue: Catalogue) -> Verdict:
+    document = catalogue.document
+    is_read = document is not None and not document.problem
+    problem = document.problem if document is not None and document.problem else catalogue.problem
+    alerts = document.alerts if document is not None and is_read else None
+    return judge(alerts, catalogue.is_watched, problem, catalogue.last_step)
+
+
+def _version(store: Store, catalogue: Catalogue, optimizer: str, version: int) -> dict[str, Any] | None:
+    quantities = catalogue.of(optimizer, version)
+    by_weight = sorted(quantities.values(), key=lambda series: series.description.quantity != GRAD_NORM.name)
+    leading = next((series for series in by_weight if _is_readable(store, series)), None)
+    if leading is None:
+        return None
+    steps = store.samples(leading).steps
+    return {
+        "version": version,
+        "layers": list(leading.description.layers),
+        "first_step": int(steps[0]),
+        "last_step": int(steps[-1]),
+        "num_samples": len(steps),
+        "quantities": list(quantities),
+        "sequences": list(catalogue.sequences(optimizer, version)),
+    }
+
+
+def _is_readable(store: Store, series: Series) -> bool:
+    try:
+        return len(store.samples(series)) > 0
+    except UnreadableError:
+        return False
+
+
+def _columns(samples: Samples, columns: int) -> tuple[Array, dict[str, Any]]:
+    """Where each column starts among the samples, the steps that it covers, and how many samples it merges."""
+    num = len(samples)
+    starts = np.arange(min(columns, num)) * num // max(min(columns, num), 1)
+    ends = np.append(starts[1:], num)[: len(starts)] - 1
+    header = {"steps": samples.steps[starts], "last_steps": samples.steps[ends], "counts": ends - starts + 1}
+    return starts, {name: numbers.tolist() for name, numbers in header.items()}
+
+
+def _extremes(values: Array, points: int) -> Array:
+    if len(values) <= points:
+        return np.arange(len(values))
+    edges = np.linspace(0, len(values), points // 2 + 1).astype(int)
+    parts = [(start, values[start:end]) for start, end in pairwise(edges)]
+    places = [start + place for start, part in parts for place in (_lowest(part), int(part.argmax()))]
+    return np.unique(places)
+
+
+def _lowest(part: Array) -> int:
+    return int(np.where(np.isnan(part), np.inf, part).argmin())
+
+
+def _one_of(names: Iterable[object]) -> str:
+    known = [repr(name) for name in names]
+    more = f" and {len(known) - MAX_NAMES} more" if len(known) > MAX_NAMES else ""
+    return f"one of {', '.join(known[:MAX_NAMES])}{more}" if known else "there is none"
