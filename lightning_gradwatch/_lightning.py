@@ -210,7 +210,7 @@ class LightningHost:
     # --- what belongs to the run
 
     def run_info(self) -> RunInfo:
-        """Where the first logger keeps the run, and what it is; meant for rank zero."""
+        """Where the loggers keep the run, and what it is; meant for rank zero."""
         trainer = self._trainer()
         name = _places.run_name(trainer)
         about = {
@@ -224,6 +224,7 @@ class LightningHost:
         return RunInfo(
             name=name,
             log_dir=_places.log_dir(trainer),
+            spare_dir=_places.spare_dir(trainer),
             is_remote=_places.is_url(_places.place_of_run(trainer) or ""),
             is_rehearsal=_places.is_dev_run(trainer),
             about=about,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ _UNKNOWN = object()
 
 
 def log_dir(trainer: Trainer) -> str | None:
-    """Directory of the run in the first logger, for files of our own.
+    """Directory of the run in its leading logger, for files of our own.
 
     None if there is none, or none that is a path, or if it is a URL: what we write goes to local files.
     """
@@ -28,11 +29,31 @@ def is_url(place: str) -> bool:
     return "://" in place
 
 
+def spare_dir(trainer: Trainer) -> str | None:
+    """A local directory for a run whose loggers do not say where they keep it; None without any logger."""
+    if not trainer.loggers or is_dev_run(trainer) or is_url(str(trainer.default_root_dir)):
+        return None
+    if place_of_run(trainer) is not None:
+        return None
+    return os.path.join(trainer.default_root_dir, "gradwatch", time.strftime("%Y-%m-%d_%H-%M-%S"))
+
+
 def place_of_run(trainer: Trainer) -> str | None:
-    """Where the first logger keeps the run, be it a directory or a URL; None if it does not say."""
+    """Where the leading logger keeps the run, be it a directory or a URL; None if it does not say.
+
+    TensorBoard's leads, so that all of ours lies in one place; else the first one does.
+    """
     if not trainer.loggers or is_dev_run(trainer):
         return None
-    logger = trainer.loggers[0]
+    return _place(next(filter(_is_of_tensorboard, trainer.loggers), trainer.loggers[0]))
+
+
+def _is_of_tensorboard(logger: object) -> bool:
+    return any(kind.__name__ == "TensorBoardLogger" for kind in type(logger).__mro__)
+
+
+def _place(logger: Any) -> str | None:
+    """Where a logger keeps its run."""
     if (own := _path(ask(logger, "log_dir"))) != "":
         return own
     if not (root := _path(ask(logger, "save_dir"))):
@@ -51,14 +72,15 @@ def _path(part: object) -> str | None:
 
 
 def run_name(trainer: Trainer) -> str:
-    """What the first logger calls the run."""
+    """What the leading logger calls the run."""
     place = place_of_run(trainer)
     return PurePath(place).name if place else "a run without a logger"
 
 
 def checkpoint_dir(trainer: Trainer) -> str:
     """Where Lightning itself puts checkpoints unless told otherwise."""
-    return os.path.join(place_of_run(trainer) or trainer.default_root_dir, "checkpoints")
+    place = _place(trainer.loggers[0]) if trainer.loggers and not is_dev_run(trainer) else None
+    return os.path.join(place or trainer.default_root_dir, "checkpoints")
 
 
 def tag_prefix(logger: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import Any, Literal
 
 from torch.optim import Optimizer
@@ -83,6 +84,10 @@ class GradWatch(Callback):
             ``update(observation, history)``, as ``docs/extending.md`` shows.
         quantities: Quantities of your own, one number per layer, for tab, page and terminal: objects with ``name``,
             ``label``, ``hint``, ``scale``, ``unit``, ``missing`` and ``measure(weights, gradients)``.
+        record: Where what the tab and ``gradwatch report`` show is kept. None: in the event file of a
+            ``TensorBoardLogger``; without one, in an event file of our own in the logger's directory, or in
+            ``default_root_dir/gradwatch`` where it has none; with ``logger=False`` nowhere. A local directory: in an
+            event file there, with any logger or none. False: nowhere; loggers get the run-level numbers alone.
 
     Raises:
         ValueError: If an argument is out of its range, a rule or quantity is none or has a name that is taken, or
@@ -120,6 +125,7 @@ class GradWatch(Callback):
         prescribe: bool | float = False,
         rules: Sequence[Rule] = (),
         quantities: Sequence[LayerQuantity] = (),
+        record: str | PathLike[str] | bool | None = None,
     ) -> None:
         self.config = configure(
             sample_at=sample_at,
@@ -143,6 +149,7 @@ class GradWatch(Callback):
             prescribe=prescribe,
             rules=rules,
             quantities=quantities,
+            record=record,
         )
         self._state = RunState()
         self._host: LightningHost | None = None

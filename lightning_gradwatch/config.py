@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike, fspath
 from typing import Literal, TypeAlias
 
 from torch import nn
@@ -47,6 +48,8 @@ class Config:
         progress_bar: Whether the progress bar shows the score of ``vanishing`` while it matters.
         max_overhead: What watching may cost, as a fraction of the time of the steps; None for no budget.
         prescribe_seconds: What trials of remedies may take, in seconds; 0 for no trials.
+        record: Directory of an event file of our own; None for one where no logger can hold what tab and report show;
+            False for none, and for run-level numbers alone in the loggers.
     """
 
     settings: Settings
@@ -61,6 +64,7 @@ class Config:
     progress_bar: bool
     max_overhead: float | None
     prescribe_seconds: float
+    record: str | Literal[False] | None
 
     @property
     def intervenes(self) -> bool:
@@ -132,6 +136,7 @@ def configure(
     prescribe: bool | float = False,
     rules: Sequence[Rule] = (),
     quantities: Sequence[LayerQuantity] = (),
+    record: str | PathLike[str] | bool | None = None,
 ) -> Config:
     """Check the arguments of a watch, which :class:`~lightning_gradwatch.GradWatch` explains.
 
@@ -166,6 +171,7 @@ def configure(
         tensorboard_url=tensorboard_url,
         on_alert=require_actions(on_alert, own_kinds(rules)),
         prescribe_seconds=require_seconds(prescribe),
+        record=_require_record(record),
         flight_steps=flight_steps,
         progress_bar=progress_bar,
         compose_clipping=compose_clipping,
@@ -186,3 +192,20 @@ def configure(
             quantities=tuple(quantities),
         ),
     )
+
+
+def _require_record(record: object) -> str | Literal[False] | None:
+    """Where the record lies.
+
+    Raises:
+        ValueError: If it is no directory, or none that we can write to.
+    """
+    if record is None or record is False:
+        return record
+    rule = "a local directory, None or False"
+    if not isinstance(record, (str, PathLike)) or not record:
+        raise refuse("record", rule, record, "leave it out for a record wherever no logger holds one")
+    place = fspath(record)
+    if not isinstance(place, str) or "://" in place:
+        raise refuse("record", rule, record, "name a local directory, and copy it when the run has ended")
+    return place

@@ -20,6 +20,7 @@ class RunInfo:
     Attributes:
         name: What the run is called.
         log_dir: Its local directory, for files of our own; None for no files.
+        spare_dir: A local directory for a run whose loggers have none; None where nothing is to be written.
         is_remote: Whether it is kept at a URL, where none of our files can lie.
         is_rehearsal: Whether it is to leave nothing behind, and to tell nobody.
         about: What is needed besides to find a batch of the run again, for the flight record.
@@ -27,6 +28,7 @@ class RunInfo:
 
     name: str = ""
     log_dir: str | None = None
+    spare_dir: str | None = None
     is_remote: bool = False
     is_rehearsal: bool = False
     about: Mapping[str, object] = field(default_factory=dict)

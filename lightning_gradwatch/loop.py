@@ -126,7 +126,6 @@ class WatchedLoop:
 
     def _close(self) -> None:
         self._session.close()
-        self._host.close()
 
     def _end_batch(self) -> None:
         if self._is_in_batch:

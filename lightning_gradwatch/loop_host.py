@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +19,9 @@ from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.errors import GradWatchWarning
 from lightning_gradwatch.host import RunInfo
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
 T = TypeVar("T")
 
 _LOG = logging.getLogger("lightning_gradwatch")
-
-
-class _Board:
-    """A logger that has nothing but an event file."""
-
-    def __init__(self, experiment: SummaryWriter) -> None:
-        self.experiment = experiment
 
 
 class LoopHost:
@@ -66,7 +56,6 @@ class LoopHost:
         self._log_dir = None if log_dir is None else str(log_dir)
         self._log_every_n_steps = log_every_n_steps
         self._scaler = scaler
-        self._board: _Board | None = None
 
     def step(self) -> int:
         """The coming step, from 0."""
@@ -204,12 +193,8 @@ class LoopHost:
         return os.path.join(self._log_dir or ".", "checkpoints")
 
     def loggers(self) -> list[Any]:
-        """An event file of our own beside the other files, on rank zero."""
-        if self._board is None and self._log_dir is not None and self.is_global_zero():
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = _Board(SummaryWriter(self._log_dir))
-        return [] if self._board is None else [self._board]
+        """None: the record beside our other files is enough."""
+        return []
 
     def tag_prefix(self, logger: Any) -> str:
         """None."""
@@ -222,11 +207,6 @@ class LoopHost:
     def own_clipping(self) -> tuple[float, bool] | None:
         """Not known."""
         return None
-
-    def close(self) -> None:
-        """Close the event file."""
-        if self._board is not None:
-            self._board.experiment.close()
 
 
 def _is_distributed() -> bool:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from lightning_gradwatch.asking import ask
 from lightning_gradwatch.config import Config
 from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.records import Alert
-from lightning_gradwatch.host import Host
+from lightning_gradwatch.host import Host, RunInfo
 from lightning_gradwatch.outputs.flight import FlightRecorder
 from lightning_gradwatch.outputs.notify import Addresses, Notifier
+from lightning_gradwatch.outputs.record import Record
 from lightning_gradwatch.outputs.sinks import Sinks
+from lightning_gradwatch.outputs.tensorboard import is_writable
 
 _LOST_ADDRESSES = (
     "GradWatch sends no messages to the addresses in `notify`: they hold secrets and so do not travel to other "
@@ -33,17 +36,32 @@ def open_sinks(config: Config, host: Host, alerts: Iterable[Alert]) -> Sinks:
     if not host.is_global_zero():
         return Sinks(host)
     run = host.run_info()
-    if run.is_remote:
+    record = _record(config, host, run)
+    # beside the logs; where these have no directory, beside the record
+    log_dir = run.log_dir if run.log_dir is not None or record is None else record.directory
+    if run.is_remote and log_dir is None:
         host.inform(_ELSEWHERE)
-    is_kept = run.log_dir is not None and config.flight_steps > 0
-    flight = FlightRecorder(str(run.log_dir), config.flight_steps, run.about) if is_kept else None
+    flight = FlightRecorder(log_dir, config.flight_steps, run.about) if log_dir and config.flight_steps > 0 else None
     # a run that goes on may have told of some alerts already
     is_resumed = host.num_finished_steps() > 0
     notifier = _notifier(config, host, run.name, run.is_rehearsal)
-    sinks = Sinks(host, run.log_dir, is_resumed, config.group_by, run.name, notifier, flight)
+    in_loggers = config.record is not False
+    sinks = Sinks(host, log_dir, is_resumed, config.group_by, run.name, notifier, flight, record, in_loggers)
     if is_resumed:
         sinks.repeat(alerts)
     return sinks
+
+
+def _record(config: Config, host: Host, run: RunInfo) -> Record | None:
+    """An event file of our own: where the user wants one, or else where no logger can hold what it would."""
+    if config.record is False or run.is_rehearsal:
+        return None
+    if config.record is not None:
+        return Record(config.record)
+    if any(is_writable(ask(logger, "experiment")) for logger in host.loggers()):
+        return None
+    directory = run.log_dir or run.spare_dir
+    return None if directory is None else Record(directory)
 
 
 def _notifier(config: Config, host: Host, run: str, is_rehearsal: bool) -> Notifier | None:

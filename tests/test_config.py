@@ -47,6 +47,7 @@ def test_no_argument_is_lost_on_the_way() -> None:
         "on_nonfinite": "skip", "vanishing_threshold": 0.9, "notify": "json://localhost",
         "tensorboard_url": "http://localhost", "on_alert": "stop", "flight_steps": 11, "progress_bar": True,
         "max_overhead": 0.1, "prescribe": 12.0, "rules": [OneRule()], "quantities": [OneQuantity()],
+        "record": "runs",
     }  # fmt: skip
     assert set(chosen) == set(inspect.signature(configure).parameters)
     left_out = {name: value for name, value in chosen.items() if name != "notify"}  # addresses are not compared

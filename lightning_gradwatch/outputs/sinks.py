@@ -19,6 +19,7 @@ from lightning_gradwatch.host import Host
 from lightning_gradwatch.outputs import alerts_file
 from lightning_gradwatch.outputs.flight import FlightRecorder
 from lightning_gradwatch.outputs.notify import Notifier
+from lightning_gradwatch.outputs.record import Record
 from lightning_gradwatch.outputs.tensorboard import Writer, is_writable
 
 _WARNING_PAUSE_STEPS = 50
@@ -39,6 +40,8 @@ class Sinks:
         run: Name of the run.
         notifier: Sends messages; None for no messages.
         flight: Remembers the last steps; None for no record.
+        record: An event file of our own; None for none.
+        in_loggers: Whether loggers that are TensorBoard's get what tab and report show, beside the run-level numbers.
 
     Attributes:
         log_dir: The directory, as given.
@@ -54,6 +57,8 @@ class Sinks:
         run: str = "",
         notifier: Notifier | None = None,
         flight: FlightRecorder | None = None,
+        record: Record | None = None,
+        in_loggers: bool = True,
     ) -> None:
         self._host = host
         self._pid = os.getpid()
@@ -62,6 +67,8 @@ class Sinks:
         self._run = run
         self._notifier = notifier
         self.flight = flight
+        self._record = record
+        self._in_loggers = in_loggers
         self._told = alerts_file.entries(log_dir) if log_dir is not None and is_resumed else frozenset()
         self._writers: list[tuple[Any, Writer]] = []
         self._broken: set[str] = set()
@@ -97,9 +104,8 @@ class Sinks:
 
     def publish(self, loggers: Iterable[Any], publication: Publication, num_alerts: int) -> None:
         """Write numbers to the loggers."""
-        for place, logger in enumerate(loggers):
-            write = functools.partial(self._publish, logger, publication, num_alerts)
-            self._attempt(f"{type(logger).__name__} {place}", write)
+        for name, logger in self._named(loggers):
+            self._attempt(name, functools.partial(self._publish, logger, publication, num_alerts))
         self._report_troubles()
 
     def remember(self, observations: Iterable[Observation], opened: list[Alert], known: list[Alert]) -> None:
@@ -122,7 +128,9 @@ class Sinks:
         self._attempt("closing summary", lambda: self._host.inform(summary()))
 
     def close(self) -> None:
-        """Wait, but not for ever, for messages that are under way."""
+        """Close the record; wait, but not for ever, for messages that are under way."""
+        if self._record is not None:
+            self._attempt("record", self._record.close)
         if self._notifier is not None:
             self._attempt("notification", self._notifier.close)
             self._report_troubles()
@@ -140,24 +148,31 @@ class Sinks:
     def open(self, loggers: Sequence[Any], optimizers: Sequence[str]) -> None:
         """Before the first step: prepare TensorBoard's dashboards, and say where the run is to be seen."""
         self._to_tensorboard(loggers, lambda writer: writer.write_layout(optimizers))
-        if self._writers:
-            self._attempt("address of the run", self._say_where_to_look)
+        for _, writer in self._writers[:1]:
+            say = functools.partial(self._host.inform, where_to_look(writer.directory))
+            self._attempt("address of the run", say)
 
     def write_alerts(self, loggers: Iterable[Any], alerts: Sequence[Alert], num_alerts: int, is_last: bool) -> None:
         """Let TensorBoard know of all alerts, and of a run that is watched and has none."""
         self._to_tensorboard(loggers, lambda writer: writer.write_alerts(alerts, num_alerts, is_last))
 
-    def _say_where_to_look(self) -> None:
-        _, writer = self._writers[0]
-        self._host.inform(where_to_look(writer.directory))
-
     def _to_tensorboard(self, loggers: Iterable[Any], write: Callable[[Writer], None]) -> None:
         def write_if_possible(logger: Any) -> None:
-            if is_writable(getattr(logger, "experiment", None)):
+            if self._holds_all(logger):
                 write(self._writer(logger))
 
-        for place, logger in enumerate(loggers):
-            self._attempt(f"{type(logger).__name__} {place}", functools.partial(write_if_possible, logger))
+        for name, logger in self._named(loggers):
+            self._attempt(name, functools.partial(write_if_possible, logger))
+
+    def _named(self, loggers: Iterable[Any]) -> list[tuple[str, Any]]:
+        """The loggers, and our own record behind them, each with a name of its own."""
+        named = [(f"{type(logger).__name__} {place}", logger) for place, logger in enumerate(loggers)]
+        return named if self._record is None else [*named, ("record", self._record)]
+
+    def _holds_all(self, logger: Any) -> bool:
+        """Whether it can hold, and is to hold, what tab and report show."""
+        is_meant = logger is self._record or self._in_loggers
+        return is_meant and is_writable(getattr(logger, "experiment", None))
 
     def _warn(self, alert: Alert) -> None:
         """One warning per kind and optimizer, then pauses that double: alerts must not flood the console."""
@@ -169,7 +184,7 @@ class Sinks:
         self._host.warn(f"GradWatch, {alert.kind}: {alert.message}")
 
     def _publish(self, logger: Any, publication: Publication, num_alerts: int) -> None:
-        if not is_writable(getattr(logger, "experiment", None)):
+        if not self._holds_all(logger):
             logger.log_metrics(metrics.run_level(publication, num_alerts), publication.step)
             return
         self._writer(logger).write(publication, num_alerts)
@@ -179,7 +194,8 @@ class Sinks:
         for known, writer in self._writers:
             if known is logger:
                 return writer
-        writer = Writer(logger.experiment, self._group_by, self._host.tag_prefix(logger))
+        prefix = "" if logger is self._record else self._host.tag_prefix(logger)
+        writer = Writer(logger.experiment, self._group_by, prefix)
         self._writers.append((logger, writer))
         return writer
 

@@ -305,13 +305,17 @@ def test_the_start_says_where_to_look_once(
     assert said() == [f"GradWatch: tensorboard --logdir 'logs/my run', then {address}"]
 
 
-@pytest.mark.parametrize("logger", [False, "csv"])
-def test_nothing_is_said_without_a_tensorboard_logger(
-    tmp_path: Path, said: Callable[[], list[str]], logger: Any
-) -> None:
-    fit(watch(), logger=CSVLogger(tmp_path) if logger else False, max_steps=2)
+def test_nothing_is_said_where_nothing_is_written(tmp_path: Path, said: Callable[[], list[str]]) -> None:
+    fit(watch(), logger=False, max_steps=2)
+    fit(GradWatch(record=False), logger=CSVLogger(tmp_path), max_steps=2)
     fit(watch(), logger=TensorBoardLogger(tmp_path), fast_dev_run=True)
     assert said() == []
+
+
+def test_a_record_of_our_own_is_said_as_well(tmp_path: Path, said: Callable[[], list[str]]) -> None:
+    fit(watch(), logger=CSVLogger(tmp_path, "logs"), max_steps=2)
+    link = "then http://localhost:6006/#gradwatch&run=version_0"
+    assert said() == [f"GradWatch: tensorboard --logdir {tmp_path}/logs, {link}"]
 
 
 def test_where_to_look_names_the_run_among_its_siblings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,46 @@
+"""The record of a run: an event file of our own, where no logger of the user's can hold what tab and report show."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+FLUSH_SECONDS = 20
+"""How much of it a process that is killed may take along."""
+
+
+class Record:
+    """An event file in a directory; it stands among the loggers, and is made when it is first written to.
+
+    Args:
+        directory: Where it lies.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.directory = os.fspath(directory)
+        self._summary: SummaryWriter | None = None
+
+    @property
+    def experiment(self) -> SummaryWriter:
+        """The writer, as TensorBoardLogger has one.
+
+        Raises:
+            OSError: If the directory cannot be made or written to.
+        """
+        if self._summary is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # a place that cannot be is told of here in one word; making it would run into every one of its parts
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(self.directory)
+            self._summary = SummaryWriter(self.directory, flush_secs=FLUSH_SECONDS)
+        return self._summary
+
+    def close(self) -> None:
+        """Bring everything to the disk."""
+        if self._summary is not None:
+            self._summary.close()
