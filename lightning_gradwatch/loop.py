@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_gradwatch.config import Config, configure
-from lightning_gradwatch.core._check import refuse
+from lightning_gradwatch.core._check import refuse, require
 from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.core.saved import Saved
 from lightning_gradwatch.loop_host import LoopHost
@@ -22,6 +22,12 @@ from lightning_gradwatch.session import Session
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+_NOT_ARMED = (
+    "GradWatch cannot see the gradients at the layers' outputs in this loop, and so hardly when they vanish: "
+    "`before_forward` has not been called. To cure it: call it before each forward pass."
+)
 
 
 class WatchedLoop:
@@ -39,6 +45,8 @@ class WatchedLoop:
         self._host = host
         self._num_batches = 0
         self._is_in_batch = False
+        self._is_open = False
+        self._is_told = False
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as refused:
@@ -47,6 +55,7 @@ class WatchedLoop:
             self._session.start()
             self._session.before_epoch()
             refused.pop_all()  # nothing was
+        self._is_open = True
         return self
 
     def __exit__(
@@ -68,7 +77,9 @@ class WatchedLoop:
 
         Raises:
             GradientAlertError: If ``on_alert`` or ``on_nonfinite`` asks for it.
+            ValueError: If it is called outside of the ``with`` statement.
         """
+        self._require_open("before_forward")
         self._end_batch()
         self._session.before_forward(_UNKNOWN if batch is None else batch, self._num_batches)
         self._num_batches += 1
@@ -85,7 +96,12 @@ class WatchedLoop:
 
         Raises:
             GradientAlertError: If ``on_alert`` or ``on_nonfinite`` asks for it.
+            ValueError: If it is called outside of the ``with`` statement.
         """
+        self._require_open("after_backward")
+        if not self._num_batches and not self._is_told:
+            self._is_told = True
+            self._host.warn(_NOT_ARMED)
         self._session.note_loss(loss)
         for optimizer in self._host.optimizers():
             self._session.before_step(optimizer, self._host.still_scaled(optimizer))
@@ -125,7 +141,13 @@ class WatchedLoop:
         self._host.num_steps = Saved(state_dict).take("num_steps", int, 0, lambda number: number >= 0)
 
     def _close(self) -> None:
+        self._is_open = False
         self._session.close()
+
+    def _require_open(self, name: str) -> None:
+        if not self._is_open:
+            cure = "call it inside `with watch(model, optimizer) as session:`, and make a new session for each training"
+            raise refuse(name, "called while its `with` statement lasts", "a call outside of it", cure)
 
     def _end_batch(self) -> None:
         if self._is_in_batch:
@@ -172,12 +194,21 @@ def watch(
         ...         session.after_backward(loss)
         ...         optimizer.step()
     """
+    if config is not None and not isinstance(config, Config):
+        raise refuse(
+            "config", "what `lightning_gradwatch.config.configure(...)` returns", config, "write configure(...)"
+        )
+    require("log_every_n_steps", log_every_n_steps, 1, "leave it out for every 50th step")
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    if not optimizers or not all(isinstance(each, Optimizer) for each in optimizers):
+        raise refuse(
+            "optimizer", "a torch optimizer, or a list of them", optimizer, "pass torch.optim.Adam(...) and the like"
+        )
     chosen = configure() if config is None else config
     if chosen.sample_at != "step":
         raise refuse("sample_at", '"step" in a hand-written loop', chosen.sample_at, "leave it out")
     if chosen.prescribe_seconds:
         raise refuse("prescribe", "False in a hand-written loop", True, "call lightning_gradwatch.prescribe yourself")
     chosen.check_layers(model)
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
     host = LoopHost(model, optimizers, log_dir, log_every_n_steps, scaler)
     return WatchedLoop(Session(chosen, host, model, RunState()), host)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -198,8 +199,9 @@ class Watches:
 
     def close(self) -> None:
         """Leave nothing on the optimizers, and no hook on the model, whatever fails on the way."""
-        for undo in (self.probe.detach, *[watch.watcher.close for watch in self]):
-            attempt(undo)
+        with contextlib.ExitStack() as attempts:
+            for undo in (self.probe.detach, *[watch.watcher.close for watch in self]):
+                attempts.callback(attempt, undo)
 
 
 def optimizer_names(optimizers: Iterable[Optimizer]) -> list[str]:

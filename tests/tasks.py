@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ def quiet_trainer(*callbacks: Any, directory: Path | None = None, **options: Any
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
+    if options.get("logger") and "default_root_dir" not in options:
+        settings["default_root_dir"] = tempfile.mkdtemp()  # a logger without a directory gets one there, not here
     return pl.Trainer(callbacks=list(callbacks), **{**settings, **options})
 
 

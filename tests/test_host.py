@@ -219,3 +219,48 @@ def test_a_trainer_is_not_kept_alive_by_its_host() -> None:
     gc.collect()
     assert alive() is None
     assert not host.is_busy_beside(quiet_trainer())
+
+
+def loop_of(net: nn.Module, **arguments: Any) -> Any:
+    return watch(net, torch.optim.SGD(net.parameters(), 0.1), **arguments)
+
+
+def test_calls_outside_of_the_with_statement_are_refused_and_leave_nothing_behind() -> None:
+    net = deep_net(nn.ReLU, 3)
+    loop = loop_of(net)
+    with pytest.raises(ValueError, match="`before_forward` must be called while its `with` statement lasts"):
+        loop.before_forward()
+    with loop:
+        loop.before_forward()
+    for call in (loop.before_forward, loop.after_backward):
+        with pytest.raises(ValueError, match="'a call outside of it' came"):
+            call()
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_a_loop_that_does_not_say_when_a_forward_pass_begins_is_told_once() -> None:
+    net = deep_net(nn.ReLU, 3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with loop_of(net) as loop:
+            for _ in range(3):
+                net(torch.ones(2, 64)).sum().backward()
+                loop.after_backward()
+    assert len([w for w in caught if "before_forward" in str(w.message)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({"optimizer": "adam"}, "`optimizer` must be a torch optimizer"),
+        ({"optimizer": []}, "`optimizer` must be a torch optimizer"),
+        ({"optimizer": [nn.Parameter(torch.ones(1))]}, "`optimizer` must be a torch optimizer"),
+        ({"config": {"auto_clip": True}}, "`config` must be what"),
+        ({"log_every_n_steps": 0}, "`log_every_n_steps` must be an integer"),
+        ({"log_every_n_steps": 2.5}, "`log_every_n_steps` must be an integer"),
+    ],
+)
+def test_arguments_that_are_none_are_refused_by_name(arguments: dict[str, Any], why: str) -> None:
+    net = deep_net(nn.ReLU, 3)
+    with pytest.raises(ValueError, match=why):
+        watch(net, **{"optimizer": torch.optim.SGD(net.parameters(), 0.1), **arguments})

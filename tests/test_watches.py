@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import signal
+
 import pytest
 import torch
 from torch import nn
@@ -59,3 +62,26 @@ def test_a_watch_that_has_gone_leaves_its_state_to_the_next_one() -> None:
     assert len(list(watches.retire([new]))) == 1
     assert watches.of(old) is None
     assert (watches.add(new, "").watcher.sampling.num_steps, watches.thinning, state.watchers) == (1, 4, {})
+
+
+def test_everything_is_left_though_a_user_s_handler_of_signals_raises_on_the_way() -> None:
+    class TimeUpError(Exception):
+        """What the user's handler raises."""
+
+    net, left = nn.Linear(2, 2), list[str]()
+    watches = Watches(net, configure(), RunState(), can_hook=True, tell=left.append)
+    for name in ("first", "second"):
+        watch = watches.add(torch.optim.SGD(net.parameters()), name).watcher
+        watch.close = functools.partial(left.append, name)  # type: ignore[method-assign]
+
+    def interrupted(number: int, _: object) -> None:
+        raise TimeUpError
+
+    before = signal.signal(signal.SIGALRM, interrupted)
+    try:
+        watches.probe.detach = lambda: signal.raise_signal(signal.SIGALRM)  # type: ignore[method-assign]
+        with pytest.raises(TimeUpError):
+            watches.close()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert sorted(left) == ["first", "second"]

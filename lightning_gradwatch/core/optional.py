@@ -64,8 +64,7 @@ class OptionalFigures:
         tell: Takes the line that says what is left out, and why.
 
     Attributes:
-        absent: The figures that have failed; besides those of the house, what a user has named: ``quantity NAME``, and
-            ``your rule`` with its kind.
+        absent: The figures that have failed; besides those of the house, what a user has added, by name.
     """
 
     def __init__(self, tell: Callable[[str], None] = _warn) -> None:

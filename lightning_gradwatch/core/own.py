@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -41,9 +41,9 @@ class OwnMeter:
         """Every quantity of every layer, shape ``(layers,)`` each, float32; ``scale`` is still in the gradients."""
         if not self._quantities:
             return {}
-        unknown, layers = instruments.unknown(len(instruments.layer_names)), list(_layers(instruments, scale))
+        unknown = instruments.unknown(len(instruments.layer_names))
         return {
-            f"{PREFIX}{own.name}": self._take(_figure(own.name), unknown, _measure, own.measure, instruments, layers)
+            f"{PREFIX}{own.name}": self._take(_figure(own.name), unknown, _measure, own.measure, instruments, scale)
             for own in self._quantities
         }
 
@@ -61,25 +61,37 @@ def _figure(name: str) -> OwnFigure:
 
 
 Measure = Callable[[list[Tensor], list[Tensor]], Tensor]
-Pair = tuple[list[Tensor], list[Tensor]]
 
 
-def _layers(instruments: Instruments, scale: Tensor | None) -> Iterable[Pair]:
-    """The weights of each layer that have a gradient, and these gradients, unscaled."""
-    pairs: list[Pair] = [([], []) for _ in instruments.layer_names]
-    for parameter, place in zip(instruments.layout.parameters, instruments.layout.layer_index, strict=True):
-        if parameter.grad is not None and place < len(pairs):
-            weights, gradients = pairs[place]
-            weights.append(parameter.detach())
-            gradients.append(parameter.grad.detach() if scale is None else parameter.grad.detach() / scale)
-    return pairs
+def _measure(measure: Measure, instruments: Instruments, scale: Tensor | None) -> Tensor:
+    """The numbers of all layers, one layer after the other, so that no more than one is held unscaled.
 
-
-def _measure(measure: Measure, instruments: Instruments, layers: Iterable[Pair]) -> Tensor:
+    Raises:
+        RuntimeError: If a gradient has been changed.
+    """
     if instruments.shards.is_spread:
         raise ValueError("a rank holds only parts of these parameters")
-    found = [_number(measure(weights, gradients)) if gradients else None for weights, gradients in layers]
-    return instruments.meter.stack(found).float()
+    owned: list[list[Tensor]] = [[] for _ in instruments.layer_names]
+    for parameter, place in zip(instruments.layout.parameters, instruments.layout.layer_index, strict=True):
+        if parameter.grad is not None and place < len(owned):
+            owned[place].append(parameter)
+    return instruments.meter.stack([_of_layer(measure, parameters, scale) for parameters in owned]).float()
+
+
+def _of_layer(measure: Measure, parameters: Sequence[Tensor], scale: Tensor | None) -> Tensor | None:
+    """The number of one layer; None without a gradient."""
+    if not parameters:
+        return None
+    gradients = [parameter.grad.detach() for parameter in parameters if parameter.grad is not None]
+    if scale is not None:
+        gradients = [gradient / scale.to(gradient.device) for gradient in gradients]
+    weights = [parameter.detach() for parameter in parameters]
+    given = [*weights, *gradients]
+    before = [tensor._version for tensor in given]
+    number = _number(measure(list(weights), list(gradients)))
+    if before != [tensor._version for tensor in given]:
+        raise RuntimeError("`measure` has changed a weight or a gradient in place")
+    return number
 
 
 def _number(measured: object) -> Tensor:

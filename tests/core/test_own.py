@@ -114,3 +114,22 @@ def test_what_is_not_finite_is_shown_as_it_is() -> None:
 def test_one_that_takes_a_name_of_the_house_is_refused() -> None:
     with pytest.raises(ValueError, match=r"`quantities\[0\].name` must be a name that GradWatch does not use"):
         published(deep_net(depth=3), Largest(name="grad_norm"))
+
+
+def test_one_that_changes_a_gradient_is_left_out() -> None:
+    @dataclass(frozen=True)
+    class Spoils(Largest):
+        name: str = "spoils"
+
+        def measure(self, weights: list[Tensor], gradients: list[Tensor]) -> Tensor:
+            gradients[0].zero_()
+            return gradients[0].abs().max()
+
+    said: list[str] = []
+    assert published(deep_net(depth=3), Spoils(), said=said.append).extra == {}
+    assert "has changed a weight or a gradient in place" in said[0]
+
+
+def test_a_class_is_no_quantity() -> None:
+    with pytest.raises(ValueError, match=r"`quantities\[0\]` must be an instance, not a class"):
+        published(deep_net(depth=3), Largest)

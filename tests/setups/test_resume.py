@@ -514,8 +514,8 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, ...]]] = {
         lambda state: state["alerts"].append({**state["alerts"][0], "kind": "overheated"}), ("alerts",),
     ),
     "parts of another kind": (
-        of_the_watcher(lambda w: w.update(window=7, rows="rows", evidence={**w["evidence"], "losses": "low"})),
-        ("watcher.rows", "watcher.window", "watcher.evidence.losses"),
+        of_the_watcher(lambda w: w.update(window=7, rows="rows", evidence={**w["evidence"], "effect": "low"})),
+        ("watcher.rows", "watcher.window", "watcher.evidence.effect"),
     ),
     "nothing that can be read": (
         lambda state: state.update(watchers=3, alerts=None, num_alerts="2", version=[]), ("version", "watchers"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -13,7 +14,7 @@ from lightning_gradwatch.core.alerts.hysteresis import finding_state, take_findi
 from lightning_gradwatch.core.alerts.rule import Rule
 from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.optional import OptionalFigures, OwnFigure
-from lightning_gradwatch.core.records import AlertKind, Finding, Observation
+from lightning_gradwatch.core.records import AlertKind, AlertLevel, Finding, Observation
 from lightning_gradwatch.core.saved import Saved, plain
 
 
@@ -158,9 +159,7 @@ def _ask(kind: str, rule: Rule, observation: Observation, history: History) -> l
     found = rule.update(observation, history)
     changes: list[Finding] = []
     known = history.open.get(kind)
-    for finding in [found] if isinstance(found, Finding) else found or ():
-        if not isinstance(finding, Finding) or finding.kind != kind:
-            raise TypeError(f"`update` must return findings of the kind {kind!r} or None, but returned {finding!r}")
+    for finding in _findings(kind, found):
         if finding.until_step is None:
             is_news = known is None or (known.level, finding.level) == ("notice", "alert")
         else:
@@ -169,6 +168,53 @@ def _ask(kind: str, rule: Rule, observation: Observation, history: History) -> l
             changes.append(finding if known is None else replace(finding, step=known.step))
             known = changes[-1] if finding.until_step is None else None
     return changes
+
+
+def _findings(kind: str, found: object) -> list[Finding]:
+    """What a rule has returned, with numbers and names that go into files and checkpoints as they are.
+
+    Raises:
+        TypeError: If it is anything but findings of its kind, or one of them holds what it should not.
+    """
+    findings = [found] if isinstance(found, Finding) else [] if found is None else found
+    if not isinstance(findings, (list, tuple)) or not all(isinstance(each, Finding) for each in findings):
+        raise TypeError(f"`update` must return findings of the kind {kind!r} or None, but returned {found!r}")
+    return [_plain(kind, finding) for finding in findings]
+
+
+def _plain(kind: str, finding: Finding) -> Finding:
+    if finding.kind != kind:
+        raise TypeError(f"`update` must return findings of the kind {kind!r}, but returned one of {finding.kind!r}")
+    if finding.level not in get_args(AlertLevel):
+        raise TypeError(f"the level of a finding must be one of {get_args(AlertLevel)}, but {finding.level!r} came")
+    if not isinstance(finding.layers, (list, tuple)) or not all(isinstance(name, str) for name in finding.layers):
+        raise TypeError(f"the layers of a finding must be a tuple of names, but {finding.layers!r} came")
+    return replace(
+        finding,
+        step=_integer(finding.step),
+        until_step=None if finding.until_step is None else _integer(finding.until_step),
+        layers=tuple(map(str, finding.layers)),
+        value=_number(finding.value),
+        threshold=_number(finding.threshold),
+    )
+
+
+def _integer(number: object) -> int:
+    """A step as Python's own number, whatever kind it came as."""
+    try:
+        return operator.index(number)  # type: ignore[arg-type]  # which refuses what is none
+    except TypeError:
+        raise TypeError(f"the step of a finding must be an integer, but {number!r} came") from None
+
+
+def _number(number: object) -> float:
+    """A value as Python's own number, whatever kind it came as: of numpy, or a tensor of one element."""
+    if isinstance(number, str):
+        raise TypeError(f"the value of a finding must be a number, but {number!r} came")
+    try:
+        return float(number)  # type: ignore[arg-type]  # which refuses what is none
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"the value of a finding must be a number, but {number!r} came") from None
 
 
 def _state_of(rule: Rule) -> dict[str, Any] | None:

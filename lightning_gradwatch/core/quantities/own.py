@@ -42,6 +42,8 @@ def _declaration(argument: str, own: LayerQuantity) -> Quantity:
     if not callable(getattr(own, "measure", None)):
         cure = "give it a method `measure(weights, gradients)` that returns a tensor of shape ()"
         raise refuse(argument, "something that can measure", own, cure)
+    if isinstance(own, type):
+        raise refuse(argument, "an instance, not a class", own, f"write {own.__name__}()")
     if own.name in RESERVED:
         raise refuse(f"{argument}.name", "a name that GradWatch does not use itself", own.name, "choose another one")
     if not _NAME.fullmatch(own.name):

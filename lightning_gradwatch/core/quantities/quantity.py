@@ -103,8 +103,9 @@ class LayerQuantity(Protocol):
         """The number of one layer.
 
         Args:
-            weights: The layer's parameters that have a gradient.
-            gradients: Their gradients, complete, unscaled and not yet clipped, in the same order and shapes.
+            weights: The layer's parameters that have a gradient. Not to be changed.
+            gradients: Their gradients, complete, unscaled and not yet clipped, in the same order and shapes. Not to be
+                changed: they are the ones that the optimizer will get.
 
         Returns:
             Shape ``()``, on the same device, so that nothing waits for it.

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import io
 import re
 import textwrap
 import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from lightning_gradwatch.core.alerts.explain import explain, explain_nothing
 from lightning_gradwatch.core.alerts.hysteresis import Hysteresis
+from lightning_gradwatch.core.alerts.own_rules import OwnRules
 from lightning_gradwatch.core.alerts.rule import Rule
 from lightning_gradwatch.core.detector import Detector
 from lightning_gradwatch.core.history import History
@@ -368,3 +372,63 @@ def test_the_title_reaches_the_readers_of_a_log(tmp_path: Path, capsys: pytest.C
     told = " ".join(out.split())
     assert "The gradient is hot in l3, l4 (step 1)" in told
     assert "open a window" in told
+
+
+class Answers:
+    """A rule that answers what a test has it answer."""
+
+    kind, title = "answers", "It answers"
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def update(self, observation: Observation, history: History) -> Any:
+        return self.answer
+
+
+def finding(**changes: Any) -> Finding:
+    fields = {"kind": "answers", "level": "alert", "step": 1, "until_step": None, "layers": ("a",), "value": 1.0}
+    return Finding(**{**fields, "threshold": 0.5, **changes})
+
+
+def asked(answer: Any) -> tuple[list[Finding], list[str]]:
+    """What comes of an answer, and what is said."""
+    said: list[str] = []
+    rules = OwnRules([Answers(answer)], (), OptionalFigures(said.append))
+    return [found for each in rules.update(observed(1), History()) for found in each], said
+
+
+@pytest.mark.parametrize("number", [np.float64(2), np.float32(2), torch.tensor(2.0), 2, np.int64(2)], ids=repr)
+def test_numbers_of_other_kinds_become_python_s_own_so_that_files_and_checkpoints_take_them(number: Any) -> None:
+    (found,), said = asked(finding(value=number, threshold=number, layers=["a"]))
+    assert said == []
+    assert (type(found.value), type(found.threshold), found.layers) == (float, float, ("a",))
+    assert torch.load(io.BytesIO(saved_bytes(dataclasses.asdict(found))), weights_only=True)["value"] == 2.0
+
+
+def saved_bytes(state: Any) -> bytes:
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    return stream.getvalue()
+
+
+def test_a_step_of_numpy_becomes_python_s_own() -> None:
+    (found,), _ = asked(finding(step=np.int64(3)))
+    assert type(found.step) is int
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        True, False, 0.7, "text", torch.ones(2), object(), [finding(), None], finding(kind="another"),
+        finding(value="high"), finding(value=None), finding(value=torch.ones(2)), finding(step=None), finding(step=1.5),
+        finding(until_step="x"), finding(layers=None), finding(layers="net.0"), finding(layers=(1,)),
+        finding(level="critical"),
+    ],
+    ids=lambda answer: type(answer).__name__,
+)  # fmt: skip
+def test_an_answer_that_is_none_costs_the_rule_alone(answer: Any) -> None:
+    found, said = asked(answer)
+    assert found == []
+    (line,) = said
+    assert line.startswith("GradWatch leaves out your rule `answers` from now on")
