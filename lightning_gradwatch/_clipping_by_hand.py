@@ -26,7 +26,7 @@ class _HeardClipping:
         self._plain, self._own = plugin.clip_gradients, own_attributes(plugin).get("clip_gradients")
         self._hears: tuple[Trainer, Callable[[Optimizer], None]] | None = (trainer, call)
 
-    def __call__(self, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, optimizer: object, *args: object, **kwargs: object) -> object:
         if self._hears is not None:
             trainer, call = self._hears
             wrapped = ask(optimizer, "optimizer")  # of Lightning's own wrapper
@@ -35,14 +35,14 @@ class _HeardClipping:
                     call(known)
         return self._plain(optimizer, *args, **kwargs)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return _same, (self._plain,)
 
     def stop(self) -> None:
         """Hear of nothing from now on, where somebody else stands above."""
         self._hears = None
 
-    def beneath(self) -> Any:
+    def beneath(self) -> object:
         """What the plugin had as its own before, without others of ours that have stopped; None for nothing."""
         own = self._own
         return own.beneath() if isinstance(own, _HeardClipping) and own._hears is None else own

@@ -230,7 +230,7 @@ class LightningHost:
             about=about,
         )
 
-    def about_batches(self) -> list[dict[str, Any]]:
+    def about_batches(self) -> list[dict[str, object]]:
         """How each of the training data loaders draws its batches."""
         loaders = getattr(self._trainer().fit_loop._combined_loader, "flattened", [])
         return [_drawing(loader) for loader in loaders]
@@ -239,12 +239,12 @@ class LightningHost:
         """Where Lightning itself puts checkpoints unless told otherwise; meant for rank zero."""
         return _places.checkpoint_dir(self._trainer())
 
-    def loggers(self) -> list[Any]:
+    def loggers(self) -> list[object]:
         """The Trainer's loggers on rank zero; none on other ranks and in a ``fast_dev_run``."""
         trainer = self._trainer()
         return list(trainer.loggers) if trainer.is_global_zero and not _places.is_dev_run(trainer) else []
 
-    def tag_prefix(self, logger: Any) -> str:
+    def tag_prefix(self, logger: object) -> str:
         """What a logger puts before the tags of its metrics, such as ``TensorBoardLogger(prefix=...)``."""
         return _places.tag_prefix(logger)
 
@@ -326,7 +326,7 @@ def is_fitting(trainer: Trainer | None) -> bool:
     return bool(ask(state, "fn") == "fit" and ask(state, "status") == "running")
 
 
-def _drawing(loader: Any) -> dict[str, Any]:
+def _drawing(loader: object) -> dict[str, object]:
     sampler = ask(loader, "sampler")
     known = {name: ask(sampler, name) for name in ("seed", "shuffle", "num_replicas", "drop_last")}
     plain = {name: value for name, value in known.items() if isinstance(value, (int, float, str))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning_gradwatch.asking import ask
 
@@ -83,7 +83,7 @@ def checkpoint_dir(trainer: Trainer) -> str:
     return os.path.join(place or trainer.default_root_dir, "checkpoints")
 
 
-def tag_prefix(logger: Any) -> str:
+def tag_prefix(logger: object) -> str:
     """What a logger puts before the tags of its metrics, such as ``TensorBoardLogger(prefix=...)``."""
     prefix, mark = ask(logger, "_prefix"), ask(logger, "LOGGER_JOIN_CHAR")
     return f"{prefix}{mark if isinstance(mark, str) else '-'}" if isinstance(prefix, str) and prefix else ""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any
 
 from lightning_gradwatch.core.records import Alert
-from lightning_gradwatch.core.saved import Saved, count
+from lightning_gradwatch.core.saved import Saved, State, count
 from lightning_gradwatch.outputs.alerts_file import Event
 
 MAX_ALERTS = 1000
@@ -52,11 +51,11 @@ class AlertLog:
                 )
         return alert
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Primitives that :meth:`load_state_dict` takes back."""
         return {"num_alerts": self.num_alerts, "alerts": [asdict(alert) for alert in self.alerts]}
 
-    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
         """Go on with the log of a checkpoint; alerts that cannot be read are left behind."""
         saved = Saved.of(state)
         self.alerts = saved.take_each("alerts", Alert)[-MAX_ALERTS:]

@@ -7,7 +7,7 @@ from typing import Any
 from lightning_gradwatch.core._guard import is_the_users
 
 
-def ask(owner: object, name: str, default: Any = None) -> Any:
+def ask(owner: object, name: str, default: object = None) -> Any:
     """An attribute; the default if it is not there, or asking for it raises."""
     try:
         return getattr(owner, name, default)
@@ -17,7 +17,7 @@ def ask(owner: object, name: str, default: Any = None) -> Any:
         return default
 
 
-def call(owner: object, name: str) -> Any:
+def call(owner: object, name: str) -> object:
     """What a method returns, without arguments; None if it cannot be had."""
     try:
         return getattr(owner, name)()
@@ -27,7 +27,7 @@ def call(owner: object, name: str) -> Any:
         return None
 
 
-def own_attributes(owner: object) -> dict[str, Any]:
+def own_attributes(owner: object) -> dict[str, object]:
     """What stands in an object itself and not in its class; nothing if it does not say."""
     known = ask(owner, "__dict__")
     return known if isinstance(known, dict) else {}

@@ -15,11 +15,13 @@ from lightning_gradwatch.guarding import Health
 P = ParamSpec("P")
 
 
-def _harmless(hook: Callable[Concatenate[Any, Trainer, P], None]) -> Callable[Concatenate[Any, Trainer, P], None]:
+def _harmless(
+    hook: Callable[Concatenate[GradWatchGuest, Trainer, P], None],
+) -> Callable[Concatenate[GradWatchGuest, Trainer, P], None]:
     """Where the hook of an explicit GradWatch would refuse the Trainer, a guest says so and leaves it."""
 
     @functools.wraps(hook)
-    def guarded(self: Any, trainer: Trainer, /, *args: P.args, **kwargs: P.kwargs) -> None:
+    def guarded(self: GradWatchGuest, trainer: Trainer, /, *args: P.args, **kwargs: P.kwargs) -> None:
         try:
             hook(self, trainer, *args, **kwargs)
         except Exception as failure:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -134,16 +134,16 @@ class Host(Protocol):
     def run_info(self) -> RunInfo:
         """Where the run is kept, and what it is."""
 
-    def about_batches(self) -> list[dict[str, Any]]:
+    def about_batches(self) -> list[dict[str, object]]:
         """How each of the data loaders draws its batches."""
 
     def checkpoint_dir(self) -> str:
         """Where checkpoints go unless told otherwise."""
 
-    def loggers(self) -> list[Any]:
+    def loggers(self) -> list[object]:
         """Who takes numbers: each has ``experiment``, a SummaryWriter, or ``log_metrics``; none on other ranks."""
 
-    def tag_prefix(self, logger: Any) -> str:
+    def tag_prefix(self, logger: object) -> str:
         """What a logger puts before the tags of its metrics."""
 
     # --- for trials of remedies

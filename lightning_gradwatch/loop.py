@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from lightning_gradwatch.config import Config, configure
 from lightning_gradwatch.core._check import refuse, require
 from lightning_gradwatch.core.records import Alert
-from lightning_gradwatch.core.saved import Saved
+from lightning_gradwatch.core.saved import Saved, State
 from lightning_gradwatch.loop_host import LoopHost
 from lightning_gradwatch.run_state import RunState
 from lightning_gradwatch.session import Session
@@ -127,11 +127,11 @@ class WatchedLoop:
         """Whether an alert has asked for the end of training (``on_alert="stop"``)."""
         return self._host.should_stop
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Counters, windows, detectors and alerts, for a checkpoint of the loop; loads with ``weights_only=True``."""
         return {**self._session.state_dict(), "num_steps": self._host.num_steps}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, object]) -> None:
         """Go on where a checkpoint was written; call it before the ``with`` statement.
 
         Raises:

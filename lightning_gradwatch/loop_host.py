@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -184,7 +184,7 @@ class LoopHost:
         }
         return RunInfo(name, self._log_dir, about=about)
 
-    def about_batches(self) -> list[dict[str, Any]]:
+    def about_batches(self) -> list[dict[str, object]]:
         """Not known."""
         return []
 
@@ -192,11 +192,11 @@ class LoopHost:
         """Beside the logs."""
         return os.path.join(self._log_dir or ".", "checkpoints")
 
-    def loggers(self) -> list[Any]:
+    def loggers(self) -> list[object]:
         """None: the record beside our other files is enough."""
         return []
 
-    def tag_prefix(self, logger: Any) -> str:
+    def tag_prefix(self, logger: object) -> str:
         """None."""
         return ""
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from lightning_gradwatch.alert_log import AlertLog
-from lightning_gradwatch.core.saved import Saved
+from lightning_gradwatch.core.saved import Saved, State
 
 VERSION = 1
 _MAX_NAMED = 5
@@ -23,14 +22,14 @@ class RunState:
 
     def __init__(self) -> None:
         self.alert_log = AlertLog()
-        self.watchers: dict[str, Any] = {}
+        self.watchers: dict[str, State] = {}
         self.lost: list[str] = []
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Primitives that :meth:`load_state_dict` takes back, but for the watchers."""
         return {"version": VERSION, **self.alert_log.state_dict()}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, object]) -> None:
         """Go on where the checkpoint was written; what it lacks, or cannot be read, starts afresh, part by part.
 
         Raises:
@@ -42,7 +41,7 @@ class RunState:
             raise ValueError(f"version {version} instead of {VERSION}")
         self.alert_log.load_state_dict(saved)
         watchers = saved.part("watchers")
-        self.watchers = {name: watchers.take(name, dict[str, Any], {}) for name in watchers}
+        self.watchers = {name: watchers.take(name, dict[str, object], {}) for name in watchers}
         self.lost = saved.lost
 
     def take(self, name: str) -> Saved | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -14,6 +12,7 @@ from lightning_gradwatch.core._guard import attempt
 from lightning_gradwatch.core.batch import check_batch
 from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.reports import Report
+from lightning_gradwatch.core.saved import State
 from lightning_gradwatch.guarding import Guard, Health, Once, survives
 from lightning_gradwatch.host import Host
 from lightning_gradwatch.listening import Hearing, Listener
@@ -324,7 +323,7 @@ class Session:
                 self.guard.leave()
             self.sinks.close()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Counters, windows, detectors and alerts: tensors and primitives, so it loads with ``weights_only=True``."""
         state = self.state.state_dict()
         with self.guard.survives("state_dict"):

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, MethodType
-from typing import Any
 
 from lightning_gradwatch.core._guard import is_the_users
 
@@ -16,6 +15,10 @@ _ENDING = ("SIGTERM", "SIGHUP")
 """Signals that end a process unless it has decided otherwise."""
 _ASKING = ("SIGUSR1", "SIGUSR2")
 """Signals by which schedulers announce the end; only where somebody listens to them already."""
+
+
+_Handler = Callable[[int, FrameType | None], object] | int | None
+"""What Python says that stood there before: a function, ``SIG_DFL`` or ``SIG_IGN``, or nothing that it knows of."""
 
 
 class SignalWatch:
@@ -29,7 +32,7 @@ class SignalWatch:
 
     def __init__(self, act: Callable[[str], None]) -> None:
         self._act = act
-        self._previous: dict[int, Any] = {}
+        self._previous: dict[int, _Handler] = {}
         self._pid = os.getpid()
         self._handler = self._handle  # one object, which is known again
         self._has_stopped = False
@@ -59,7 +62,7 @@ class SignalWatch:
             if signal.getsignal(number) is self._handler:
                 signal.signal(number, self._beneath(number))
 
-    def _beneath(self, number: int) -> Any:
+    def _beneath(self, number: int) -> _Handler:
         """The handler that stood there before, without such of ours as have stopped."""
         previous = self._previous[number]
         other = previous.__self__ if isinstance(previous, MethodType) else None

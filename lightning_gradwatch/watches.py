@@ -6,7 +6,6 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,6 +15,7 @@ from lightning_gradwatch.core._guard import attempt
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.probing import make_probe
 from lightning_gradwatch.core.reports import Report
+from lightning_gradwatch.core.saved import State
 from lightning_gradwatch.core.watcher import Watcher
 from lightning_gradwatch.run_state import RunState
 
@@ -145,7 +145,7 @@ class Watches:
         for watch in self:
             watch.watcher.sampling.thinning = factor
 
-    def states(self) -> dict[str, Any]:
+    def states(self) -> dict[str, State]:
         """The watchers' states by the optimizer's name."""
         return {watch.watcher.name: watch.watcher.state_dict() for watch in self}
 

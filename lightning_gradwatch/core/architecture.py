@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from lightning_gradwatch.core.modules import modules
 from lightning_gradwatch.core.optional import OptionalFigures
@@ -62,10 +62,10 @@ def merge(first: Architecture | None, second: Architecture) -> Architecture:
     return Architecture(merged, max(first.norms, second.norms), max(first.skips, second.skips))
 
 
-def _walk(root: Any) -> list[Any]:
-    seen: set[Any] = set()
+def _walk(root: Node | None) -> list[Node]:
+    seen: set[Node] = set()
     stack = [root] if root is not None else []
-    found: list[Any] = []
+    found: list[Node] = []
     while stack and len(found) < MAX_NODES:
         node = stack.pop()
         if node in seen:
@@ -89,7 +89,7 @@ def _normalises(name: str) -> bool:
     return "norm" in name and not any(other in name for other in ("linalg", "weight", "spectral"))
 
 
-def _joins_computed(node: Any) -> bool:
+def _joins_computed(node: Node) -> bool:
     computed = [f for f, _ in node.next_functions if f is not None and f.next_functions]
     return len(computed) >= 2
 

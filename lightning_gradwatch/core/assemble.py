@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from lightning_gradwatch.core.own import OwnMeter
 from lightning_gradwatch.core.reader import SEQUENCE
 from lightning_gradwatch.core.records import MISSING, Architecture, Coverage, Observation, Sample, ThoroughSample
 from lightning_gradwatch.core.reports import Change
-from lightning_gradwatch.core.saved import Saved
+from lightning_gradwatch.core.saved import Saved, State
 
 CHANGED = 0.01
 """By which part a total norm must differ after the backward pass and at the step to tell of somebody's hand."""
@@ -158,7 +158,7 @@ class Assembly:
             weights = order.rows(take("weights", unknown, figures.weight_norms, numbers["weights"]))
         return weights, zeros
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """What is published of the latest sample, as primitives and tensors of their own."""
         if self.latest is None:
             return {"latest": None}

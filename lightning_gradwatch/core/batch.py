@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from types import MemberDescriptorType
 from typing import Any
@@ -26,7 +26,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 _WITHOUT_FLOATS = (int, str, bytes, type(None), type)
 _PLAIN = frozenset((*_WITHOUT_FLOATS, bool))
-_READ: dict[type, Callable[[Any], Any]] = {
+_READ: dict[type, Callable[[Any], Iterable[object]]] = {
     dict: dict.values,
     list: list.__iter__,
     tuple: tuple.__iter__,
@@ -88,7 +88,7 @@ class _Found:
 
 def _walk(batch: object, found: _Found) -> None:
     """Go through the parts, those of one level before those of the next."""
-    parts: list[Any] = [batch]
+    parts: list[object] = [batch]
     seen: set[int] = set()
     room = MAX_PARTS
     for part in parts:  # which grow on the way
@@ -111,7 +111,7 @@ def _walk(batch: object, found: _Found) -> None:
                 parts += taken
 
 
-def members_of(part: object) -> Iterator[Any] | None:
+def members_of(part: object) -> Iterator[object] | None:
     """What an object holds, read where it is stored; None if that cannot be known."""
     kind = type(part)
     if kind in _READ:
@@ -125,7 +125,7 @@ def members_of(part: object) -> Iterator[Any] | None:
     return chain(*held) if held else None
 
 
-def _stored(part: object, slots: list[MemberDescriptorType]) -> Iterator[Any]:
+def _stored(part: object, slots: list[MemberDescriptorType]) -> Iterator[object]:
     for slot in slots:
         try:
             yield slot.__get__(part)

@@ -13,7 +13,7 @@ from lightning_gradwatch.core.alerts.vanishing import VANISHING, VanishingRule
 from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.records import Finding, Observation
-from lightning_gradwatch.core.saved import Saved
+from lightning_gradwatch.core.saved import Saved, State
 
 
 class Detector:
@@ -93,17 +93,17 @@ class Detector:
             scores.update(rule.scores(self.history))
         return {**scores, **self.history.scores}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Primitives and tensors that :meth:`load_state_dict` takes back, without the evidence."""
         state = self.history.state_dict()
         for kind in ALERTS:
-            part = state
+            part: dict[str, Any] = state
             for key in _keys(kind.name, kind.saved_at):
                 part = part.setdefault(key, {})
             part.update(self._rules[kind.name].state_dict())
         return {**state, "rules": self._own.state_dict(self.history)} if self._own.kinds else state
 
-    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
         """Go on where :meth:`state_dict` was taken; a rule that was not there, or cannot be read, starts afresh."""
         saved = Saved.of(state)
         self.history.load_state_dict(saved)

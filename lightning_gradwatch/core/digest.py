@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from lightning_gradwatch.core.assemble import Assembly, Label, Numbers, change, clipped_counts
 from lightning_gradwatch.core.judge import Judge
@@ -14,7 +13,7 @@ from lightning_gradwatch.core.publishing import Publisher
 from lightning_gradwatch.core.records import Alert, Observation, Publication
 from lightning_gradwatch.core.reports import NOTHING, Report, join
 from lightning_gradwatch.core.sampling import Sampling
-from lightning_gradwatch.core.saved import Saved
+from lightning_gradwatch.core.saved import Saved, State
 
 
 class Digest:
@@ -96,7 +95,7 @@ class Digest:
         self._sampling.forget_state()
         self.judge.keep(set(names) & set(before))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Tensors and primitives that :meth:`load_state_dict` takes back."""
         return {**self.publisher.state_dict(), **self.assembly.state_dict(), **self.judge.state_dict()}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,7 +15,7 @@ from lightning_gradwatch.core.layers import ParameterLayout, make_layout
 from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.probing import hookable
-from lightning_gradwatch.core.saved import Saved
+from lightning_gradwatch.core.saved import Saved, State
 from lightning_gradwatch.core.settings import Settings
 
 Names = Sequence[str]
@@ -132,7 +131,7 @@ class Fitting:
         names = (None, self._name or type(self._optimizer).__name__)
         return [policy for policy in self._settings.policies if policy.optimizer in names]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Tensors and primitives that :meth:`load_state_dict` takes back."""
         past = self._past if self.instruments is None else self.instruments.past()
         return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -12,7 +12,8 @@ from torch.utils.hooks import RemovableHandle
 from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.modules import facts_of
 
-Entries = OrderedDict[int, Any]
+Hook = TypeVar("Hook", bound=Callable[..., object])
+Entries = OrderedDict[int, object]
 """A module's hooks, or marks of them, by the number that torch gives to each."""
 _OURS: set[int] = set()
 _VEIL = ("copy", "values", "__reduce_ex__")
@@ -37,9 +38,7 @@ class ModuleHooks:
         self.hung: list[Entries] = []
         _OURS.add(self._key)
 
-    def hang(
-        self, hooks: Iterable[tuple[nn.Module, Callable[..., Any]]], before: bool = False
-    ) -> list[tuple[Any, Exception]]:
+    def hang(self, hooks: Iterable[tuple[nn.Module, Hook]], before: bool = False) -> list[tuple[Hook, Exception]]:
         """Let modules call hooks; a module that torch has not made ready for hooks calls none.
 
         Args:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 from lightning_gradwatch.core.alerts.explain import explain, explain_nothing
 from lightning_gradwatch.core.alerts.rule import Rule
 from lightning_gradwatch.core.detector import Detector
 from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.records import Alert, Finding, Observation
-from lightning_gradwatch.core.saved import Saved
+from lightning_gradwatch.core.saved import Saved, State
 
 
 class Judge:
@@ -80,7 +79,7 @@ class Judge:
         """Forget every layer but these: the others are no more."""
         self.history.keep(layers)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Primitives that :meth:`load_state_dict` takes back."""
         return {"detector": self._detector.state_dict(), "evidence": self.history.evidence.state_dict()}
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from lightning_gradwatch.core.assemble import Label
 from lightning_gradwatch.core.instruments import Instruments
 from lightning_gradwatch.core.records import Architecture, Coverage
 from lightning_gradwatch.core.sampling import is_step
-from lightning_gradwatch.core.saved import Saved
+from lightning_gradwatch.core.saved import Saved, State
 
 
 @dataclass
@@ -64,7 +63,7 @@ class Pending:
             skips=self.is_scaled or instruments.skips,
         )
 
-    def state_dict(self, is_whole: bool) -> dict[str, Any]:
+    def state_dict(self, is_whole: bool) -> State:
         """Primitives that :meth:`load_state_dict` takes back; without the rows where ranks hold parts of them."""
         steps = list(self.steps) if is_whole else []
         known = [[loss, int(coverage)] for loss, coverage in self.known] if is_whole else []

@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping, Set
 from time import perf_counter
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ _Seen = Literal["outputs", "sequences", "inputs"]
 """What the probe sees; each may fail alone."""
 
 
-def _never_fails(figure: _Seen) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _never_fails(figure: _Seen) -> Callable[[Callable[..., object]], Callable[..., object]]:
     """Hooks run inside the user's forward and backward pass: there a failure of ours must end a figure, not the run.
 
     Nothing is computed in a mode of the user's. Inside a graph of ``torch.compile`` they do nothing, so that the
@@ -46,9 +46,9 @@ def _never_fails(figure: _Seen) -> Callable[[Callable[..., Any]], Callable[..., 
     after :meth:`Probe.detach`.
     """
 
-    def guard(hook: Callable[..., Any]) -> Callable[..., Any]:
+    def guard(hook: Callable[..., object]) -> Callable[..., object]:
         @functools.wraps(hook)
-        def guarded(self: Probe, seen: str | _Call, *args: Any) -> Any:
+        def guarded(self: Probe, seen: str | _Call, *args: object) -> object:
             if torch.compiler.is_compiling() or figure in self._failures or not self._hooks.hung or is_traced():
                 return None
             start = perf_counter()
@@ -264,7 +264,7 @@ class Probe:
         self.account.forget()
 
     @_never_fails("outputs")
-    def _see_output(self, name: str, module: nn.Module, *seen: Any) -> None:
+    def _see_output(self, name: str, module: nn.Module, *seen: object) -> None:
         *given, output = seen  # the arguments, positional and by keyword, stand before it
         order = self.order
         order.ran.add(name)
@@ -283,7 +283,7 @@ class Probe:
                 if tensor.is_leaf:  # a parameter that is returned would keep its hook; a graph takes it along
                     self._tensor_handles.append(handle)
 
-    def _see_input(self, name: str, module: nn.Module, given: Any) -> None:
+    def _see_input(self, name: str, module: nn.Module, given: object) -> None:
         """Describe the first tensor that the layer was called with."""
         try:
             first = next((t for t in tensors_in(given) if t.is_floating_point() and t.numel()), None)
@@ -323,7 +323,9 @@ class Probe:
             account.nonzeros[call.name] = torch.count_nonzero(part) / max(part.numel(), 1)
 
     @_never_fails("sequences")
-    def _see_sequence(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _see_sequence(
+        self, name: str, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
         """Look at the gradient of a sequence; a replacement only of data, and only where nobody can tell it."""
         given = args[0] if args else kwargs.get("input")
         data = readable(module, given, self._hooks.are_alone)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from lightning_gradwatch.core.clip.clippers import ClipWindow
 from lightning_gradwatch.core.quantities.quantity import Quantity
 from lightning_gradwatch.core.records import Observation, Publication, Sample
-from lightning_gradwatch.core.saved import Saved, count
+from lightning_gradwatch.core.saved import Saved, State, count
 from lightning_gradwatch.core.window import PublicationWindow
 
 
@@ -83,7 +82,7 @@ class Publisher:
         """Keep what was gathered of layers in another order, or of other layers, which have no past."""
         self._norms.rearrange([0, *(1 + before.index(name) if name in before else None for name in names)])
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Tensors and primitives that :meth:`load_state_dict` takes back."""
         return {
             "num_publications": self.num_publications,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import IntEnum
 from functools import cache
@@ -10,13 +10,15 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 T = TypeVar("T")
+State = dict[str, object]
+"""What a ``state_dict`` returns: primitives and tensors, by name."""
 
 
 def _always(_: object) -> bool:
     return True
 
 
-_SEQUENCES: dict[Any, Callable[[Any], Any]] = {list: list, set: set, frozenset: frozenset}
+_SEQUENCES: dict[object, Callable[[Iterable[object]], object]] = {list: list, set: set, frozenset: frozenset}
 
 
 class _UnfitError(Exception):
@@ -41,12 +43,12 @@ class Saved:
     def __init__(self, state: object, lost: list[str] | None = None, path: str = "") -> None:
         self.lost = [] if lost is None else lost
         self._path = path
-        self._parts: Mapping[Any, Any] = state if isinstance(state, Mapping) else {}
+        self._parts: Mapping[object, object] = state if isinstance(state, Mapping) else {}
         if self._parts is not state and (path or "everything") not in self.lost:
             self.lost.append(path or "everything")
 
     @classmethod
-    def of(cls, state: Saved | Mapping[str, Any]) -> Saved:
+    def of(cls, state: Saved | Mapping[str, object]) -> Saved:
         """A mapping as one; what is one already, as it is."""
         return state if isinstance(state, Saved) else cls(state)
 
@@ -79,7 +81,7 @@ class Saved:
     def take_each(self, name: str, kind: type[T]) -> list[T]:
         """The elements of a list that are of a kind; the others are left behind."""
         found: list[T] = []
-        for value in self.take(name, list[Any], []):
+        for value in self.take(name, list[object], []):
             try:
                 found.append(_fit(value, kind))
             except _UnfitError:
@@ -108,7 +110,7 @@ def count(number: int) -> bool:
     return 0 <= number < 2**53
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> object:
     """A copy of what somebody else wants to have saved: primitives and tensors in dicts, lists and tuples.
 
     Raises:
@@ -116,8 +118,10 @@ def plain(value: Any) -> Any:
     """
     if value is None or type(value) in (bool, int, float, str):
         return value
-    if type(value) in (list, tuple):
-        return type(value)(plain(v) for v in value)
+    if type(value) is list:
+        return [plain(v) for v in value]
+    if type(value) is tuple:
+        return tuple(plain(v) for v in value)
     if type(value) is dict:
         return {plain(name): plain(v) for name, v in value.items()}
     if hasattr(value, "detach") and hasattr(value, "clone"):  # a tensor; this file does without torch
@@ -125,7 +129,7 @@ def plain(value: Any) -> Any:
     raise TypeError(f"a checkpoint holds primitives and tensors, but {type(value).__name__} came")
 
 
-def _fit(value: Any, kind: Any) -> Any:
+def _fit(value: object, kind: Any) -> Any:
     """A value as one of a kind: containers and dataclasses are made anew.
 
     Raises:
@@ -142,12 +146,11 @@ def _fit(value: Any, kind: Any) -> Any:
     if origin is tuple:
         return _fit_tuple(_elements(value), options)
     if origin is dict:
-        _require(value, isinstance(value, dict))
-        return {_fit(name, options[0]): _fit(v, options[1]) for name, v in value.items()}
+        return {_fit(name, options[0]): _fit(v, options[1]) for name, v in _dict(value).items()}
     # records: each field as one of its kind
     if is_typeddict(kind):
-        _require(value, isinstance(value, dict))
-        return {name: _fit(value[name], each) for name, each in _hints(kind).items() if name in value}
+        parts = _dict(value)
+        return {name: _fit(parts[name], each) for name, each in _hints(kind).items() if name in parts}
     if is_dataclass(kind):
         return _fit_dataclass(value, kind)
     if hasattr(kind, "_fields"):
@@ -156,24 +159,34 @@ def _fit(value: Any, kind: Any) -> Any:
     if kind is Any:
         return value
     if isinstance(kind, type) and issubclass(kind, IntEnum):
-        return kind(_require(value, isinstance(value, int) and value in list(map(int, kind))))
+        if not isinstance(value, int) or value not in list(map(int, kind)):
+            raise _UnfitError
+        return kind(value)
     if kind in (int, float):  # a bool is an int to Python
         numbers = (int, float) if kind is float else int
         return _require(value, isinstance(value, numbers) and not isinstance(value, bool))
     return _require(value, isinstance(value, origin or kind))
 
 
-def _require(value: Any, is_fit: bool) -> Any:
+def _require(value: T, is_fit: bool) -> T:
     if not is_fit:
         raise _UnfitError
     return value
 
 
-def _elements(value: Any) -> Any:
-    return _require(value, isinstance(value, (list, tuple, set, frozenset)))
+def _dict(value: object) -> dict[object, object]:
+    if not isinstance(value, dict):
+        raise _UnfitError
+    return value
 
 
-def _fit_one(value: Any, kinds: tuple[Any, ...]) -> Any:
+def _elements(value: object) -> Collection[object]:
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        raise _UnfitError
+    return value
+
+
+def _fit_one(value: object, kinds: tuple[Any, ...]) -> Any:
     """The value as the first of several kinds that it fits."""
     for kind in kinds:
         try:
@@ -183,16 +196,17 @@ def _fit_one(value: Any, kinds: tuple[Any, ...]) -> Any:
     raise _UnfitError
 
 
-def _fit_tuple(values: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+def _fit_tuple(values: Collection[object], kinds: tuple[Any, ...]) -> tuple[object, ...]:
     if kinds[-1] is Ellipsis:
         return tuple(_fit(value, kinds[0]) for value in values)
     _require(values, len(values) == len(kinds))
     return tuple(_fit(value, kind) for value, kind in zip(values, kinds, strict=True))
 
 
-def _fit_dataclass(value: Any, kind: Any) -> Any:
+def _fit_dataclass(value: object, kind: Any) -> object:
     """A record from its fields: those that have joined since have their defaults, those that are no more are left."""
-    _require(value, isinstance(value, Mapping))
+    if not isinstance(value, Mapping):
+        raise _UnfitError
     hints = _hints(kind)
     known = {f.name: _fit(value[f.name], hints[f.name]) for f in fields(kind) if f.name in value}
     try:
@@ -202,5 +216,5 @@ def _fit_dataclass(value: Any, kind: Any) -> Any:
 
 
 @cache
-def _hints(kind: Any) -> dict[str, Any]:
+def _hints(kind: type) -> dict[str, object]:
     return get_type_hints(kind)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeGuard
 
 import torch
 from torch import Tensor
 
 from lightning_gradwatch.core.records import MISSING
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor, Placement
 
 Kind = Literal["norm", "count", "sum", "rms", "mean"]
 """How the ranks' numbers become one: ``norm`` and ``count`` per parameter, weighted by what a rank holds of it; ``sum``
@@ -18,23 +22,22 @@ of numbers already so weighted; ``rms`` and ``mean`` over the ranks that have on
 _WHOLE = (Tensor, torch.nn.Parameter)
 
 
-def is_spread(tensor: Tensor) -> bool:
+def is_spread(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether a tensor is a ``DTensor``, of which each rank holds a part (FSDP2, tensor parallelism)."""
     return type(tensor) not in _WHOLE and any(kind.__name__ == "DTensor" for kind in type(tensor).__mro__)
 
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor; the tensor itself if it is not spread over ranks."""
-    part: Tensor = tensor.to_local() if is_spread(tensor) else tensor  # type: ignore[attr-defined]
-    return part
+    return tensor.to_local() if is_spread(tensor) else tensor
 
 
-def num_shards(tensor: Any) -> int:
+def num_shards(tensor: Tensor) -> int:
     """Into how many parts a tensor is cut, each held by one rank or by several replicas."""
-    placements = enumerate(tensor.placements) if is_spread(tensor) else ()
-    return math.prod(
-        tensor.device_mesh.size(dim) for dim, place in placements if not (place.is_replicate() or place.is_partial())
-    )
+    if not is_spread(tensor):
+        return 1
+    mesh, placements = tensor.device_mesh, enumerate(tensor.placements)
+    return math.prod(mesh.size(dim) for dim, place in placements if not (place.is_replicate() or place.is_partial()))
 
 
 def local_parts(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -44,7 +47,7 @@ def local_parts(tensors: Sequence[Tensor]) -> list[Tensor]:
     collective per mesh. All ranks must call this together if there are any.
     """
     parts = [local(tensor) for tensor in tensors]
-    partial: dict[Any, list[int]] = {}
+    partial: dict[tuple[DeviceMesh, tuple[Placement, ...], torch.dtype], list[int]] = {}
     for i, tensor in enumerate(tensors):
         placements = getattr(tensor, "placements", ())
         if any(place.is_partial() for place in placements):
@@ -57,7 +60,7 @@ def local_parts(tensors: Sequence[Tensor]) -> list[Tensor]:
     return parts
 
 
-def _add_up(flat: Tensor, mesh: Any, placements: Sequence[Any]) -> Tensor:
+def _add_up(flat: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -> Tensor:
     from torch.distributed.tensor import DTensor, Replicate
 
     here = [place if place.is_partial() else Replicate() for place in placements]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ MAX_PARTS = 512
 _END = object()
 
 
-def is_plain(candidate: Any) -> bool:
+def is_plain(candidate: Any) -> TypeGuard[Tensor]:
     """Whether it is a strided tensor that holds numbers, and none of ``torch.func``'s own."""
     return (
         issubclass(type(candidate), Tensor)  # isinstance would ask the candidate itself for its class
@@ -35,7 +35,7 @@ def tensors_in(container: object) -> Iterator[Tensor]:
 
     Nothing of the container's own runs: they are read where they are stored.
     """
-    above: list[Iterator[Any]] = [iter((container,))]
+    above: list[Iterator[object]] = [iter((container,))]
     seen: set[int] = set()
     room = MAX_PARTS
     while above and room:

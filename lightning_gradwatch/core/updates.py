@@ -60,7 +60,7 @@ class _Adam(NamedTuple):
 _KEPT_BY_ADAM = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "mu_product"}
 
 
-def _adam_of(parameter: Tensor, group: Mapping[str, Any], state: Any, num_steps: int) -> _Adam | None:
+def _adam_of(parameter: Tensor, group: Mapping[str, Any], state: object, num_steps: int) -> _Adam | None:
     """The moments of a parameter; None unless the optimizer keeps for it just what Adam and its kin do.
 
     Many others call a second moment ``exp_avg_sq`` that is one of something else, or decays in another way.

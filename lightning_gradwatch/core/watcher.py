@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -26,7 +25,7 @@ from lightning_gradwatch.core.reader import Reader
 from lightning_gradwatch.core.records import Alert, BatchCheck, Sample
 from lightning_gradwatch.core.reports import NOTHING, Report, join
 from lightning_gradwatch.core.sampling import Sampling
-from lightning_gradwatch.core.saved import Saved
+from lightning_gradwatch.core.saved import Saved, State
 from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.core.transfer import Transfer
 
@@ -276,7 +275,7 @@ class Watcher:
         return join(sent, self._digest.take(self._transfer.receive()))
 
     @alone
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Tensors and primitives that :meth:`load_state_dict` takes back; loads with ``weights_only=True``.
 
         Steps since the last sample whose numbers are still spread over ranks are not in it.
@@ -294,7 +293,7 @@ class Watcher:
         }
 
     @alone
-    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
         """Go on where :meth:`state_dict` was taken.
 
         What no longer fits the model's parameters is left behind; what is not there, or is of another kind, afresh.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from lightning_gradwatch.core.records import Window
-from lightning_gradwatch.core.saved import Saved, count
+from lightning_gradwatch.core.saved import Saved, State, count
 
 _MAX_STEPS = 1024
 
@@ -97,12 +96,12 @@ class PublicationWindow:
         self._norms = self._min = self._max = None
         self._is_sound = True
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Tensors and primitives that :meth:`load_state_dict` takes back."""
         self._settle()
         return {"num_steps": self._num_steps, "norms": self._norms, "min": self._min, "max": self._max}
 
-    def load_state_dict(self, state: Saved | Mapping[str, Any], num_columns: int | None = None) -> None:
+    def load_state_dict(self, state: Saved | Mapping[str, object], num_columns: int | None = None) -> None:
         """Go on where :meth:`state_dict` was taken; with a new window if its columns are not as many as they should."""
         self.clear()
         saved = Saved.of(state)

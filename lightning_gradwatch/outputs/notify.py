@@ -58,7 +58,7 @@ class Addresses:
         ValueError: If Apprise is not installed, or cannot make anything of an address.
     """
 
-    def __init__(self, argument: str, addresses: str | Sequence[Any] | None) -> None:
+    def __init__(self, argument: str, addresses: str | Sequence[object] | None) -> None:
         chosen = [] if addresses is None else [addresses] if _is_one(addresses) else addresses
         if not is_list(chosen):
             raise refuse(argument, "an address or a list of addresses", type(addresses).__name__, _CURE)
@@ -87,7 +87,7 @@ class Addresses:
     def __deepcopy__(self, memo: object) -> Self:
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"_servers": [], "_were_lost": self._were_lost or bool(self._servers)}
 
 
@@ -95,11 +95,11 @@ def _is_one(addresses: object) -> bool:
     return isinstance(addresses, str) or hasattr(addresses, "get_secret_value")
 
 
-def _reveal(address: Any) -> Any:
+def _reveal(address: object) -> object:
     return address.get_secret_value() if hasattr(address, "get_secret_value") else address
 
 
-def _servers(argument: str, place: int, address: Any) -> list[Any]:
+def _servers(argument: str, place: int, address: object) -> list[Any]:
     try:
         import apprise
     except ImportError:

@@ -83,7 +83,7 @@ def test_alerts_that_cannot_be_read_do_not_take_the_others_with_them() -> None:
     alert = Alert("dead", "alert", 3, None, "a", 1.0, 0.5, "message", remedies=("one",))
     book, saved = AlertLog(), AlertLog()
     saved.record(alert)
-    state = saved.state_dict()
+    state: dict[str, Any] = saved.state_dict()
     nameless = {**state["alerts"][0], "kind": 7}
     state["alerts"] = [nameless, "garbage", state["alerts"][0], {**state["alerts"][0], "since_a_later_version": 1}]
     book.load_state_dict(state)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lightning_gradwatch.core.alerts.hysteresis import Hysteresis, SteadyRule
 from lightning_gradwatch.core.alerts.kind import Diagnosis, Kind, named
 from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.history.evidence import Evidence
 from lightning_gradwatch.core.records import AlertLevel, Finding, Observation
-from lightning_gradwatch.core.saved import Saved
+from lightning_gradwatch.core.saved import Saved, State
 
 SAMPLES = 10
 
@@ -43,7 +41,7 @@ class DetachedRule(SteadyRule):
         """Number of detached layers."""
         return {"detached_layers": float(len(self.finding.layers)) if self.finding is not None else 0.0}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Primitives that :meth:`load_state_dict` takes back."""
         return {"num_runs": dict(self._num_runs), "detached": self.hysteresis.state_dict()}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from statistics import median
-from typing import Any
 
 from lightning_gradwatch.core.alerts.causes import divergence
 from lightning_gradwatch.core.alerts.hysteresis import Hysteresis
@@ -13,7 +12,7 @@ from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.history.evidence import Evidence
 from lightning_gradwatch.core.history.losses import LossHistory
 from lightning_gradwatch.core.records import Finding, Observation
-from lightning_gradwatch.core.saved import Saved, count
+from lightning_gradwatch.core.saved import Saved, State, count
 
 DECADES = 3.0
 SPIKE_FACTOR = 100.0
@@ -91,7 +90,7 @@ class ExplodingRule:
         """Decades that the gradient grows, with depth or with time."""
         return {"exploding": max(history.depth.growth, history.time.growth[1])}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Primitives that :meth:`load_state_dict` takes back."""
         return {
             "calm": list(self._calm),

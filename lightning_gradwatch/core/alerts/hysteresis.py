@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any
 
 from lightning_gradwatch.core.records import AlertLevel, Finding
-from lightning_gradwatch.core.saved import Saved, count
+from lightning_gradwatch.core.saved import Saved, State, count
 
 RELEASE = 0.75
 """An alert ends when its value falls below this share of the threshold at which it opened."""
@@ -67,12 +66,12 @@ class Hysteresis:
             return self.finding
         return None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Primitives that :meth:`load_state_dict` takes back."""
         finding = finding_state(self.finding)
         return {"above": self._above, "below": self._below, "held_at": self._held_at, "finding": finding}
 
-    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
         """Go on where :meth:`state_dict` was taken."""
         saved = Saved.of(state)
         self._above = saved.take("above", int, self._above, count)
@@ -96,7 +95,7 @@ class SteadyRule:
         """What is open; None if nothing is."""
         return self.hysteresis.finding
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Primitives that :meth:`load_state_dict` takes back."""
         return self.hysteresis.state_dict()
 
@@ -105,7 +104,7 @@ class SteadyRule:
         self.hysteresis.load_state_dict(state)
 
 
-def finding_state(finding: Finding | None) -> dict[str, Any] | None:
+def finding_state(finding: Finding | None) -> State | None:
     """A finding as primitives."""
     return None if finding is None else asdict(finding)
 

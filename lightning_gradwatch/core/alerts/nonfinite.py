@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 from lightning_gradwatch.core.alerts.causes import (
     decades_grown,
@@ -19,7 +18,7 @@ from lightning_gradwatch.core.alerts.kind import Diagnosis, Kind, first_of, name
 from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.history.evidence import Evidence
 from lightning_gradwatch.core.records import Finding, Observation
-from lightning_gradwatch.core.saved import Saved
+from lightning_gradwatch.core.saved import Saved, State
 
 FINITE_STEPS_TO_CLOSE = 20
 SKIPS_IN_A_ROW = 3
@@ -89,7 +88,7 @@ class NonfiniteRule:
         """Steps that were not finite so far, and of those whose gradient was not, how many were skipped."""
         return {"nonfinite_steps": float(self.num_steps), "skipped_steps": float(self.num_skipped)}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Primitives that :meth:`load_state_dict` takes back."""
         return {**self.__dict__, "finding": finding_state(self.finding)}
 

@@ -6,7 +6,7 @@ import copy
 import operator
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import get_args
 
 from lightning_gradwatch.core._check import is_list, refuse
 from lightning_gradwatch.core._guard import is_the_users
@@ -15,7 +15,7 @@ from lightning_gradwatch.core.alerts.rule import Rule
 from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.optional import OptionalFigures, OwnFigure
 from lightning_gradwatch.core.records import AlertKind, AlertLevel, Finding, Observation
-from lightning_gradwatch.core.saved import Saved, plain
+from lightning_gradwatch.core.saved import Saved, State, plain
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class OwnRules:
         for kind, rule in self._rules.items():
             yield self._optional.take(_figure(kind), (), _ask, kind, rule, observation, history)
 
-    def state_dict(self, history: History) -> dict[str, Any]:
+    def state_dict(self, history: History) -> State:
         """Primitives and tensors that :meth:`load_state_dict` takes back, by kind."""
-        states = {}
+        states: State = {}
         for kind, rule in self._rules.items():
             state = self._optional.take(_figure(kind), None, _state_of, rule)
             states[kind] = {"finding": finding_state(history.open.get(kind)), "state": state}
@@ -79,7 +79,7 @@ class OwnRules:
         """Go on where :meth:`state_dict` was taken; a state that a rule refuses is dropped, with what was open."""
         for kind, rule in self._rules.items():
             part = saved.part(kind)
-            state = part.find("state", dict[str, Any])
+            state = part.find("state", dict[str, object])
             if state is not None:
                 try:
                     loaded = copy.deepcopy(rule)
@@ -217,7 +217,7 @@ def _number(number: object) -> float:
         raise TypeError(f"the value of a finding must be a number, but {number!r} came") from None
 
 
-def _state_of(rule: Rule) -> dict[str, Any] | None:
+def _state_of(rule: Rule) -> State | None:
     """What a rule wants to have saved, as a copy; None for nothing.
 
     Raises:

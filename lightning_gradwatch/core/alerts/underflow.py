@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning_gradwatch.core.alerts.causes import FP16_REMEDIES
 from lightning_gradwatch.core.alerts.hysteresis import Hysteresis, SteadyRule
@@ -11,7 +11,7 @@ from lightning_gradwatch.core.alerts.kind import Diagnosis, Kind
 from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.history.evidence import Evidence, typical
 from lightning_gradwatch.core.records import Finding, Observation, ThoroughSample
-from lightning_gradwatch.core.saved import Saved
+from lightning_gradwatch.core.saved import Saved, State
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ class UnderflowRule(SteadyRule):
         """The largest share of lost elements."""
         return {"underflow": max(self._shares.values())}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Primitives that :meth:`load_state_dict` takes back."""
         return {"underflow": self.hysteresis.state_dict(), "shares": dict(self._shares)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from lightning_gradwatch.core.clip.clipper import Clipper, ClipperState
 from lightning_gradwatch.core.clip.policy import ClipPolicy
 from lightning_gradwatch.core.layers import select
 from lightning_gradwatch.core.records import Clip
-from lightning_gradwatch.core.saved import Saved
+from lightning_gradwatch.core.saved import Saved, State
 from lightning_gradwatch.core.shards import Shards
 
 NUM_FACTS = 3
@@ -135,11 +135,11 @@ class ClipWindow:
         """Start a new window."""
         self._last, self._num_steps, self._num_clipped = [], [], []
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Primitives that :meth:`load_state_dict` takes back."""
         return {name: list(values) for name, values in self.__dict__.items()}
 
-    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
         """Go on where :meth:`state_dict` was taken."""
         saved = Saved.of(state)
         last = saved.take("_last", list[list[float]], [], lambda rows: all(len(row) == NUM_FACTS for row in rows))

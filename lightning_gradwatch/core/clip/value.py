@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -85,7 +85,7 @@ def clamp_(gradient: Tensor, limit: Tensor) -> None:
     values.clamp_max_(here).clamp_min_(-here)  # on a CPU ten times as fast as both at once
 
 
-def _is_replicated(parameter: Any) -> bool:
+def _is_replicated(parameter: Tensor) -> bool:
     """Whether a parameter is held whole by several ranks, so that its gradient may be a partial sum on each."""
     return is_spread(parameter) and any(
         place.is_replicate() and parameter.device_mesh.size(dim) > 1 for dim, place in enumerate(parameter.placements)

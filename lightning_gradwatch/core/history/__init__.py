@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from statistics import median
-from typing import Any
 
 from lightning_gradwatch.core.history.depth import DepthHistory
 from lightning_gradwatch.core.history.evidence import Evidence
@@ -14,7 +13,7 @@ from lightning_gradwatch.core.history.profile import Profile, depth_profile, out
 from lightning_gradwatch.core.history.reach import Reach
 from lightning_gradwatch.core.history.through_time import TimeHistory
 from lightning_gradwatch.core.records import Finding, Observation, Sample
-from lightning_gradwatch.core.saved import Saved
+from lightning_gradwatch.core.saved import Saved, State
 
 __all__ = ["History"]
 
@@ -96,7 +95,7 @@ class History:
         self.time.keep(layers)
         self.evidence.keep(layers)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Primitives that :meth:`load_state_dict` takes back, without the evidence; the keys are those of old."""
         return {
             "LossHistory": self.losses.state_dict(),
@@ -107,7 +106,7 @@ class History:
             "usual_update": self.usual_update,
         }
 
-    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
         """Go on where :meth:`state_dict` was taken; what was not there, or cannot be read, starts afresh."""
         saved = Saved.of(state)
         self.losses.load_state_dict(saved.part("LossHistory"))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any
 
 from lightning_gradwatch.core.history.profile import Profile, decades_lost, slope
-from lightning_gradwatch.core.saved import Saved, count
+from lightning_gradwatch.core.saved import Saved, State, count
 
 FULL_SCORE_DECADES = 4.0
 """Decades lost between the loss end and the input end at which the vanishing score reaches 1."""
@@ -91,7 +90,7 @@ class DepthHistory:
             self._recent, self._growth = [], []
         return True
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Primitives that :meth:`load_state_dict` takes back."""
         return {
             "num_samples": self.num_samples,
@@ -102,7 +101,7 @@ class DepthHistory:
             "num_strange": self._num_strange,
         }
 
-    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
         """Go on where :meth:`state_dict` was taken."""
         saved = Saved.of(state)
         self.num_samples = saved.take("num_samples", int, self.num_samples, count)

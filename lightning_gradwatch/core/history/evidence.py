@@ -6,16 +6,15 @@ import math
 from collections.abc import Collection, Mapping
 from copy import copy
 from statistics import median
-from typing import Any
 
 from lightning_gradwatch.core.history.losses import LossHistory
 from lightning_gradwatch.core.history.steps import StepFacts
 from lightning_gradwatch.core.history.through_time import TimeHistory
 from lightning_gradwatch.core.history.weights import WeightFacts
 from lightning_gradwatch.core.records import Architecture, Inputs, Observation, Sample, ThoroughSample
-from lightning_gradwatch.core.saved import Saved
+from lightning_gradwatch.core.saved import Saved, State
 
-_KEPT: dict[str, Any] = {
+_KEPT: dict[str, type[object]] = {
     **dict.fromkeys(("first_std", "profile", "first_growth"), dict[str, float]),
     **dict.fromkeys(("shares", "update_ratio", "signal", "below_eps"), dict[str, float]),
     "has_half_gradients": bool,
@@ -149,7 +148,7 @@ class Evidence:
                 if isinstance(facts, dict):
                     part.__dict__[key] = {name: fact for name, fact in facts.items() if name in layers}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Primitives that :meth:`load_state_dict` takes back; what comes with every observation is left out.
 
         What losses and time steps have kept stands in it once more, for versions that look for it here.
@@ -164,7 +163,7 @@ class Evidence:
             "inputs": {name: list(inputs) for name, inputs in self.inputs.items()},
         }
 
-    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
         """Go on where :meth:`state_dict` was taken; each fact that was not there, or is of another kind, afresh."""
         saved = Saved.of(state)
         for name, kind in _KEPT.items():

@@ -7,10 +7,9 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import median
-from typing import Any
 
 from lightning_gradwatch.core.records import AlertLevel
-from lightning_gradwatch.core.saved import Saved, count
+from lightning_gradwatch.core.saved import Saved, State, count
 
 WINDOW = 30
 FALLING_SHARE = 0.9
@@ -120,11 +119,11 @@ class LossHistory:
         """Median of the last ten losses; NaN without any."""
         return median(self._recent[-10:]) if self._recent else math.nan
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Primitives that :meth:`load_state_dict` takes back."""
         return {"num_steps": self.num_steps, "first": list(self._first), "recent": list(self._recent)}
 
-    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
         """Go on where :meth:`state_dict` was taken."""
         saved = Saved.of(state)
         first = saved.take("first", list[float], [], lambda losses: len(losses) <= WINDOW)

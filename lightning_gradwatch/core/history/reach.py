@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from lightning_gradwatch.core.records import Observation, Sample
-from lightning_gradwatch.core.saved import Saved
+from lightning_gradwatch.core.saved import Saved, State
 
 
 class Reach:
@@ -43,10 +42,10 @@ class Reach:
             if outputs[i] == 0 and norms[i] <= 0:  # a weight that other layers share may have a gradient from them
                 self.silent.append(layer.name)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Primitives that :meth:`load_state_dict` takes back; what comes with every sample is left out."""
         return {"had_gradient": sorted(self.had_gradient)}
 
-    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
         """Go on where :meth:`state_dict` was taken."""
         self.had_gradient = Saved.of(state).take("had_gradient", set[str], self.had_gradient)

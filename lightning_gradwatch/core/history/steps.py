@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from copy import copy
-from typing import Any
 
 from lightning_gradwatch.core.records import Observation
-from lightning_gradwatch.core.saved import Saved
+from lightning_gradwatch.core.saved import Saved, State
 
-_KEPT: dict[str, Any] = {
+_KEPT: dict[str, type[object]] = {
     **dict.fromkeys(("rates", "early_norms", "norms"), list[float]),
     **dict.fromkeys(("bad_inputs", "sound_inputs", "bad_losses", "sound_losses"), list[int]),
     "takes_bad_inputs": bool,
@@ -71,11 +70,11 @@ class StepFacts:
         for steps in (self.bad_inputs, self.sound_inputs, self.bad_losses, self.sound_losses):
             del steps[:-RECENT_STEPS]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Primitives that :meth:`load_state_dict` takes back; what comes with every observation is left out."""
         return {name: copy(getattr(self, name)) for name in _KEPT}
 
-    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
         """Go on where :meth:`state_dict` was taken."""
         saved = Saved.of(state)
         for name, kind in _KEPT.items():

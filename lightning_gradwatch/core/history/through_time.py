@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from statistics import median
-from typing import Any
 
 from lightning_gradwatch.core.history.depth import MEDIAN_SAMPLES, are_recent
 from lightning_gradwatch.core.history.profile import decades_lost, positive
-from lightning_gradwatch.core.saved import Saved
+from lightning_gradwatch.core.saved import Saved, State
 
 HORIZON_SHARE = 0.01
 
@@ -75,7 +74,7 @@ class TimeHistory:
         self.shares = {name: shares for name, shares in self.shares.items() if name in layers}
         self.horizons = {name: horizon for name, horizon in self.horizons.items() if name in layers}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Primitives that :meth:`load_state_dict` takes back."""
         return {
             "recent": {name: list(d) for name, d in self.recent.items()},
@@ -83,7 +82,7 @@ class TimeHistory:
             "horizons": {name: list(h) for name, h in self.horizons.items()},
         }
 
-    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
         """Go on where :meth:`state_dict` was taken."""
         saved = Saved.of(state)
         self.recent = saved.take("recent", dict[str, list[float]], {}, lambda d: all(map(are_recent, d.values())))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import Any
 
-from lightning_gradwatch.core.saved import Saved
+from lightning_gradwatch.core.saved import Saved, State
 
-_KEPT: dict[str, Any] = {
+_KEPT: dict[str, type[object]] = {
     **dict.fromkeys(("first_gain", "gain", "shrinkage", "_first_weight"), dict[str, float]),
     "zeroed": tuple[str, ...],
 }
@@ -50,11 +49,11 @@ class WeightFacts:
         self.first_gain = {**self.gain, **self.first_gain}
         self.zeroed = tuple(name for i, name in owning if gains[i] == 0)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Primitives that :meth:`load_state_dict` takes back."""
         return {name: copy(getattr(self, name)) for name in _KEPT}
 
-    def load_state_dict(self, state: Saved | Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
         """Go on where :meth:`state_dict` was taken."""
         saved = Saved.of(state)
         for name, kind in _KEPT.items():

@@ -282,7 +282,8 @@ def test_tensors_of_a_state_are_copies() -> None:
             return {"weights": self.weights, "places": (1, [2.0, None, "three"])}
 
     detector = Told().detector(Weighing())
-    state = detector.state_dict()["rules"]["hot"]["state"]
+    whole: dict[str, Any] = detector.state_dict()
+    state = whole["rules"]["hot"]["state"]
     heat(detector, 1.0)
     assert state["places"] == (1, [2.0, None, "three"])
     assert torch.equal(state["weights"], torch.ones(3))

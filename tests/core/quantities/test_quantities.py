@@ -56,6 +56,7 @@ def test_a_quantity_is_complete(quantity: Quantity) -> None:
 @pytest.mark.parametrize("quantity", QUANTITIES, ids=ids)
 def test_the_tables_serve_what_is_declared_in_its_order(quantity: Quantity) -> None:
     served = tables.encode()["quantities"]
+    assert isinstance(served, dict)
     assert list(served) == ids
     assert served[quantity.name] == {"name": quantity.name, **quantity.words()}
 
