@@ -38,16 +38,20 @@ def encode(logs: Logs, runs: Sequence[Run], directory: Path) -> dict[str, Any]:
     return dict(plain(content))
 
 
-def _run(logs: Logs, run: Run) -> dict[str, Any]:
+def _run(logs: Logs, run: Run) -> dict[str, object]:
     whole = logs.open(run)
     document = {name: value for name, value in whole.document.items() if name not in ("stamp", "view")}
-    for optimizer in document["optimizers"]:
-        for version in optimizer["versions"]:
-            version["latest"] = _latest(whole, optimizer["name"], version)
+    document["optimizers"] = [_optimizer(whole, optimizer) for optimizer in whole.document["optimizers"]]
     return {**document, "last_step": run.last_step, "wall_time": run.wall_time}
 
 
-def _latest(run: OpenRun, optimizer: str, version: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _optimizer(run: OpenRun, optimizer: answers.OptimizerContents) -> dict[str, object]:
+    name = optimizer["name"]
+    versions = [{**version, "latest": _latest(run, name, version)} for version in optimizer["versions"]]
+    return {**optimizer, "versions": versions}
+
+
+def _latest(run: OpenRun, optimizer: str, version: answers.VersionContents) -> dict[str, answers.Column]:
     series = run.quantities(optimizer, version["version"])
     names = [name for name in {**BY_NAME, **run.catalogue.own_quantities} if name in series]
     return {name: answers.column(run.store, series[name], version["last_step"]) for name in names}

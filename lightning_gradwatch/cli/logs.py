@@ -8,13 +8,14 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lightning_gradwatch.cli.events import EventReader
-from lightning_gradwatch.cli.incidents import Incident, merge, newest
+from lightning_gradwatch.cli.incidents import merge, newest
 from lightning_gradwatch.core.metrics import ALERT_DOCUMENT
 from lightning_gradwatch.outputs import alerts_file
 from lightning_gradwatch.reading import answers
+from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.schema import UnreadableError, is_alert
 from lightning_gradwatch.reading.status import SICKEST_FIRST, Verdict, judge
 from lightning_gradwatch.reading.store import Catalogue, MissingError, Series, Store
@@ -50,7 +51,7 @@ class Run:
     name: str
     catalogue: Catalogue | None
     verdict: Verdict
-    alerts: tuple[Incident, ...]
+    alerts: tuple[AlertRecord, ...]
     num_dropped: int
     last_step: int | None
     wall_time: float
@@ -74,7 +75,7 @@ class OpenRun:
 
     run: Run
     store: Store
-    document: dict[str, Any]
+    document: answers.RunDocument
 
     @property
     def catalogue(self) -> Catalogue:
@@ -116,7 +117,7 @@ class Logs:
         self._only = only
         self._reader: EventReader | None = None
         self._opened: tuple[str, EventReader] | None = None
-        self._lines: dict[str, tuple[object, list[dict[str, Any]]]] = {}
+        self._lines: dict[str, tuple[object, list[alerts_file.Line]]] = {}
 
     def reload(self) -> list[Run]:
         """Read what has been written since, and say how every run is: the sickest first, then the latest."""
@@ -136,11 +137,20 @@ class Logs:
         """Everything of one run, as far as it has been written."""
         store = self._reader_of(run).reload([] if run.catalogue is None else [run.name])
         try:
-            found = answers.run(store, run.name)
+            found: answers.Contents = answers.run(store, run.name)
         except MissingError:  # there is only a file of alerts, or the directory has just been removed
-            found = {"optimizers": [], "scalars": [], "loss_tag": None, "view": answers.NO_VIEW}
-        known = {"alerts": list(run.alerts), "num_dropped": run.num_dropped, "stamp": run.stamp}
-        return OpenRun(run, store, {**found, "run": run.name, **run.verdict._asdict(), **known})
+            found = answers.NO_CONTENTS
+        document: answers.RunDocument = {
+            **found,
+            "run": run.name,
+            "status": run.verdict.status,
+            "headline": run.verdict.headline,
+            "num_open": run.verdict.num_open,
+            "alerts": list(run.alerts),
+            "num_dropped": run.num_dropped,
+            "stamp": run.stamp,
+        }
+        return OpenRun(run, store, document)
 
     def _reader_of(self, run: Run) -> EventReader:
         """The reader that keeps all samples of a run."""
@@ -195,7 +205,7 @@ class Logs:
         except UnicodeEncodeError:
             return False
 
-    def _lines_of(self, name: str) -> tuple[list[dict[str, Any]], float]:
+    def _lines_of(self, name: str) -> tuple[list[alerts_file.Line], float]:
         """The lines of a run's file and when it was last written; 0 if there is none. Read only if it has changed."""
         path = self.directory / name / alerts_file.NAME
         try:

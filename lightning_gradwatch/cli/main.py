@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from lightning_gradwatch.cli.errors import CommandError
 from lightning_gradwatch.core.quantities import BY_NAME
@@ -67,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_report(commands: Any) -> None:
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     text = "Say how a run is: verdict, alerts with cause and remedies, heatmap and depth profile."
     parser = commands.add_parser("report", help="say how a run is", description=text, epilog=_EXIT)
     _add_common(parser)
@@ -76,7 +75,7 @@ def _add_report(commands: Any) -> None:
     parser.set_defaults(module="lightning_gradwatch.cli.reporting")
 
 
-def _add_watch(commands: Any) -> None:
+def _add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     text = "Follow a run while it is written, until Ctrl-C. The directory need not exist yet."
     parser = commands.add_parser("watch", help="follow a live run", description=text, epilog=_EXIT)
     _add_common(parser)
@@ -90,7 +89,7 @@ def _add_watch(commands: Any) -> None:
     parser.set_defaults(module="lightning_gradwatch.cli.watching")
 
 
-def _add_versions(commands: Any) -> None:
+def _add_versions(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     text = "Print the versions that a bug report needs: of GradWatch, Python, and what training uses."
     parser = commands.add_parser("versions", help="print what a bug report needs", description=text)
     parser.set_defaults(module="lightning_gradwatch.cli.versions")
@@ -123,7 +122,7 @@ def _refuse(sentence: str) -> int:
 
 
 class _PrintVersion(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from lightning_gradwatch import __version__
 
         sys.stdout.write(f"lightning-gradwatch {__version__}\n")
@@ -131,7 +130,9 @@ class _PrintVersion(argparse.Action):
 
 
 class _PrintCompletion(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, _namespace: Any, values: Any, _option: Any = None) -> None:
+    def __call__(
+        self, parser: argparse.ArgumentParser, _namespace: object, values: object, _option: object = None
+    ) -> None:
         import shtab
 
         commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
@@ -142,5 +143,5 @@ class _PrintCompletion(argparse.Action):
                     action.complete = kind
                 if action.dest == "quantity":  # a run may have more of them, so they are no rule of the parser
                     action.choices = tuple(BY_NAME)
-        sys.stdout.write(shtab.complete(parser, shell=values) + "\n")
+        sys.stdout.write(shtab.complete(parser, shell=str(values)) + "\n")
         parser.exit()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from rich.console import Console, Group, RenderableType
@@ -41,7 +40,7 @@ def _lines(run: OpenRun, console: Console) -> Iterator[Text]:
                 yield _line(f"  {name} ", found, console)
 
 
-def _line(head: str, found: dict[str, Any], console: Console) -> Text:
+def _line(head: str, found: answers.TimeProfile, console: Console) -> Text:
     norms = np.array(found["norms"])
     scale = Scale.of(norms, "log")
     horizon = "" if found["horizon"] is None else f", memory {found['horizon']:.0f}"

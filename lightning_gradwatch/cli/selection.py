@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from rich.console import Console
 
@@ -12,6 +11,7 @@ from lightning_gradwatch.cli.logs import OpenRun
 from lightning_gradwatch.cli.picture import Picture, is_seen, names_of, paint, rows_of
 from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
 from lightning_gradwatch.core.quantities.output_gradient import OUTPUT_GRAD_NORM
+from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.status import urgency
 
 _TOLD_BY_OUTPUTS = frozenset({"vanishing", "exploding"})
@@ -44,13 +44,13 @@ def pictures(
                 break
 
 
-def _ailing(alerts: list[dict[str, Any]], layers: tuple[str, ...], max_rows: int) -> set[int]:
+def _ailing(alerts: list[AlertRecord], layers: tuple[str, ...], max_rows: int) -> set[int]:
     ill = {alert["layer"] for alert in alerts if alert["until_step"] is None}
     rows = enumerate(rows_of(len(layers), max_rows))
     return {row for row, (first, last) in rows if ill.intersection(layers[first : last + 1])}
 
 
-def _candidates(alerts: list[dict[str, Any]]) -> list[str]:
+def _candidates(alerts: list[AlertRecord]) -> list[str]:
     """The gradients at layer outputs where they are what an alert is about, the weights' gradients otherwise."""
     foremost = min(alerts, key=urgency, default=None)
     names = [GRAD_NORM.name, OUTPUT_GRAD_NORM.name]

@@ -14,10 +14,10 @@ from rich.text import Text
 from lightning_gradwatch.cli import words
 from lightning_gradwatch.cli.drawing import MAX_ROWS, draw, shorten
 from lightning_gradwatch.cli.glyphs import STYLES, glyphs_for
-from lightning_gradwatch.cli.incidents import Incident
 from lightning_gradwatch.cli.logs import Logs, OpenRun, Run
 from lightning_gradwatch.cli.recurrence import through_time
 from lightning_gradwatch.cli.selection import pictures
+from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.status import urgency
 from lightning_gradwatch.reading.tables import STATUSES, Status
 from lightning_gradwatch.reading.trials import HEADER, not_tried, recipes, rows_of, summary
@@ -130,7 +130,7 @@ def _alerts(run: Run, scene: Scene) -> Iterator[RenderableType]:
         yield Group(*lines)
 
 
-def _in_full(alert: Incident, scene: Scene) -> RenderableType:
+def _in_full(alert: AlertRecord, scene: Scene) -> RenderableType:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
@@ -143,7 +143,7 @@ def _in_full(alert: Incident, scene: Scene) -> RenderableType:
     return Group(_heading(alert, scene), Padding(table, (0, 0, 0, 2)), *trials)
 
 
-def _tried(alert: Incident) -> Iterator[RenderableType]:
+def _tried(alert: AlertRecord) -> Iterator[RenderableType]:
     """What remedies did to a copy of the model, and how to apply the best."""
     prescription = alert.get("prescription")
     if not isinstance(prescription, dict):
@@ -162,7 +162,7 @@ def _tried(alert: Incident) -> Iterator[RenderableType]:
         yield Text(f"Not tried: {words.safe('; '.join(missing))}.", "dim")
 
 
-def _heading(alert: Incident, scene: Scene) -> Text:
+def _heading(alert: AlertRecord, scene: Scene) -> Text:
     glyphs = glyphs_for(scene.console)
     is_over = alert["until_step"] is not None
     status: Status = "recovered" if is_over else "sick" if alert["level"] == "alert" else "notice"

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -65,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _news(scene: Scene, options: argparse.Namespace) -> Iterator[Sequence[Run]]:
     """The runs that are meant, whenever one of them or the window has changed."""
-    seen: Any = None
+    seen: tuple[list[tuple[str, str]], tuple[int, int]] | None = None
     changed = time.monotonic()
     while True:
         runs = [run for run in scene.logs.reload() if run.is_watched]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
-from typing import Any
 
+from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.status import symptom
 
 _LIMITS = ((60, 1, "second"), (3600, 60, "minute"), (86_400, 3600, "hour"), (math.inf, 86_400, "day"))
@@ -17,29 +17,29 @@ def safe(text: str) -> str:
     return "".join(c if c.isprintable() else " " if c.isspace() else _PLACEHOLDER for c in text)
 
 
-def since(alert: dict[str, Any]) -> str:
+def since(alert: AlertRecord) -> str:
     """From when to when an alert held."""
     until = alert["until_step"]
     return f"since step {alert['step']:,}" if until is None else f"steps {alert['step']:,} to {until:,}, over"
 
 
-def title(alert: dict[str, Any]) -> str:
+def title(alert: AlertRecord) -> str:
     """What is wrong, in a few words."""
     return safe(symptom(alert))
 
 
-def explanation(alert: dict[str, Any]) -> str:
+def explanation(alert: AlertRecord) -> str:
     """What is wrong, in a sentence; all that an alert of an older version says."""
     return safe(str(alert.get("summary") or alert["message"]))
 
 
-def remedies(alert: dict[str, Any]) -> list[str]:
+def remedies(alert: AlertRecord) -> list[str]:
     """What to try, the cheapest first."""
     found = alert.get("remedies")
     return [safe(str(remedy)) for remedy in found] if isinstance(found, (list, tuple)) else []
 
 
-def reason(alert: dict[str, Any]) -> str:
+def reason(alert: AlertRecord) -> str:
     """Why, in one line: the measurement that names the cause, and the cause as programs know it."""
     cause, evidence = str(alert.get("cause") or "unknown"), str(alert.get("evidence") or "")
     name = "" if cause == "unknown" else f"({cause})"

@@ -13,11 +13,11 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.records import Alert
@@ -33,6 +33,33 @@ Event = Literal["opened", "escalated", "ended", "continued", "prescribed"]
 """What has become of an incident; ``continued`` repeats one that is still open at the head of a new file,
 ``prescribed`` says what remedies did to a copy of the model."""
 Entry = tuple[Event, str, int, str]
+
+
+class _Known(TypedDict):
+    """What a line must have to be read."""
+
+    event: Event
+    kind: str
+    step: int
+    optimizer: str
+
+
+class Line(_Known, total=False):
+    """A line of the file as it was written: an event, and the fields of the alert at that time. Nobody checks them."""
+
+    time: str
+    run: str
+    level: str
+    until_step: int | None
+    layer: str
+    value: float | None
+    threshold: float | None
+    message: str
+    cause: str
+    evidence: str
+    remedies: list[str]
+    prescription: dict[str, Any] | None
+    summary: str
 
 
 def append(directory: str | Path, event: Event, alert: Alert, run: str = "") -> None:
@@ -55,7 +82,7 @@ def append(directory: str | Path, event: Event, alert: Alert, run: str = "") -> 
     _write(path, [{"event": event, "time": time, "run": run, **asdict(alert)}])
 
 
-def read(directory: str | Path) -> list[dict[str, Any]]:
+def read(directory: str | Path) -> list[Line]:
     """Every line that can be read, the oldest first, also of the files that were put aside."""
     path = Path(directory) / NAME
     return [line for file in [*reversed(_aside(path)), path] for line in _lines(file)]
@@ -81,11 +108,11 @@ def prescribed(directory: str | Path, alert: Alert) -> Alert | None:
     return None
 
 
-def _incident(line: dict[str, Any]) -> tuple[str, int, str]:
+def _incident(line: Line) -> tuple[str, int, str]:
     return line["kind"], line["step"], line["optimizer"]
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(path: Path) -> Iterator[Line]:
     try:
         if not path.is_file():  # a device would never end
             return
@@ -96,12 +123,12 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         return
     for text in texts:
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            line = json.loads(text)
+            line: Line = json.loads(text)
             hash((line["event"], *_incident(line)))
             yield line
 
 
-def _write(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+def _write(path: Path, lines: Iterable[Mapping[str, object]]) -> None:
     """Append whole lines in one write; a torn line before them is ended first."""
     text = "".join(json.dumps(_plain(line)) + "\n" for line in lines)
     with path.open("ab") as file:
@@ -132,7 +159,7 @@ def _aside(path: Path) -> list[Path]:
 
 def _put_aside(path: Path) -> None:
     """Begin a new file with what is still open, so that it can be read by itself."""
-    open_ones: dict[tuple[str, int, str], dict[str, Any]] = {}
+    open_ones: dict[tuple[str, int, str], Line] = {}
     for line in _lines(path):
         open_ones.pop(_incident(line), None)
         if line["event"] != "ended":

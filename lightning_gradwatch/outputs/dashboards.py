@@ -6,7 +6,6 @@ import mmap
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -102,7 +101,7 @@ def alert_table(alerts: Sequence[Alert]) -> str:
     return _HEAD + _body(rows)
 
 
-def prescription_table(prescription: Mapping[str, Any]) -> str:
+def prescription_table(prescription: Mapping[str, object]) -> str:
     """What was tried on a copy of the model as Markdown, the best first; every text in it stands for itself."""
     head = f"{summary(prescription)}. {caption(prescription)}\n\n| {' | '.join(HEADER)} |\n{'|---' * len(HEADER)}|\n"
     parts = [head + _body(rows_of(prescription))]

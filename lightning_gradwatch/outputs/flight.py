@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.records import MISSING, Alert, Layer, Observation
@@ -67,6 +67,28 @@ class _Track:
     coming: deque[_Facts] = field(default_factory=deque)
 
 
+class _LineOfHost(TypedDict):
+    """What the host knew of a step, as it is written; an ``object`` is a number as JSON has it."""
+
+    step: int
+    optimizer: str
+    epoch: int | None
+    batch_idx: int | None
+    lr: object
+    loss_scale: object
+
+
+class _Line(_LineOfHost, total=False):
+    """The same with what has arrived from the device, if it has."""
+
+    layers: list[str]
+    loss: object
+    bad_inputs: bool | None
+    total_norm: object
+    norms: list[object]
+    clips: list[dict[str, object]]
+
+
 class FlightRecorder:
     """Remembers the last steps of every optimizer, from numbers that come to the host anyway.
 
@@ -76,7 +98,7 @@ class FlightRecorder:
         about: What is written into every file's first line: the run, its seed, how batches are drawn.
     """
 
-    def __init__(self, directory: str | Path, num_steps: int, about: Mapping[str, Any]) -> None:
+    def __init__(self, directory: str | Path, num_steps: int, about: Mapping[str, object]) -> None:
         self._directory = Path(directory)
         self._num_steps = num_steps
         self._about = dict(about)
@@ -87,7 +109,7 @@ class FlightRecorder:
         self._is_owed = False
         self._kinds: set[str] = set()
 
-    def describe(self, **facts: Any) -> None:
+    def describe(self, **facts: object) -> None:
         """Add to what is written into every file's first line."""
         self._about.update(facts)
 
@@ -103,7 +125,7 @@ class FlightRecorder:
         step: int,
         epoch: int,
         batch_idx: int,
-        param_groups: Iterable[Mapping[str, Any]],
+        param_groups: Iterable[Mapping[str, object]],
         loss_scale: Tensor | None = None,
     ) -> None:
         """Remember what the host knows of a step; its numbers come later. No host sync.
@@ -195,7 +217,7 @@ class FlightRecorder:
     def _last_step(self) -> int:
         return max(map(_newest_step, self._tracks.values()), default=0)
 
-    def _first_line(self, reason: str, alerts: Iterable[Alert]) -> dict[str, Any]:
+    def _first_line(self, reason: str, alerts: Iterable[Alert]) -> dict[str, object]:
         layers = {
             name: [layer.name for layer in track.rows[-1].layers] for name, track in self._tracks.items() if track.rows
         }
@@ -207,7 +229,7 @@ class FlightRecorder:
             "layers": layers, "rng_state_at_epoch_start": epochs, "alerts": told,
         }  # fmt: skip
 
-    def _lines(self, may_wait: bool) -> Iterator[dict[str, Any]]:
+    def _lines(self, may_wait: bool) -> Iterator[_Line]:
         lines = [
             line
             for name, track in self._tracks.items()
@@ -229,7 +251,7 @@ def _newest_step(track: _Track) -> int:
     return max((one.step for one in newest), default=0)
 
 
-def _line(optimizer: str, step: int, facts: _Facts | None, may_wait: bool) -> dict[str, Any]:
+def _line(optimizer: str, step: int, facts: _Facts | None, may_wait: bool) -> _Line:
     """What the host knew of a step."""
     scale = facts.loss_scale if facts is not None else None
     return {
@@ -242,7 +264,7 @@ def _line(optimizer: str, step: int, facts: _Facts | None, may_wait: bool) -> di
     }
 
 
-def _arrived(optimizer: str, row: _Row, newest: tuple[Layer, ...], may_wait: bool) -> dict[str, Any]:
+def _arrived(optimizer: str, row: _Row, newest: tuple[Layer, ...], may_wait: bool) -> _Line:
     """What is known of a step whose numbers have arrived; layers of its own where these have changed since."""
     total, *norms = row.norms.tolist()
     line = _line(optimizer, row.step, row.facts, may_wait)
@@ -257,7 +279,7 @@ def _arrived(optimizer: str, row: _Row, newest: tuple[Layer, ...], may_wait: boo
     return line
 
 
-def _clip(facts: Sequence[float]) -> dict[str, Any]:
+def _clip(facts: Sequence[float]) -> dict[str, object]:
     threshold, coefficient, clipped_norm = facts
     return {
         "threshold": None if math.isnan(threshold) else _plain(threshold),
@@ -277,7 +299,7 @@ def _plain(value: object) -> object:
     return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else str(float(value))
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """The same, with strings for the numbers that JSON does not know, however deep."""
     if isinstance(value, dict):
         return {name: _finite(part) for name, part in value.items()}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
 from lightning_gradwatch.core.quantities.memory_horizon import MEMORY_HORIZON
 from lightning_gradwatch.core.quantities.several import HISTOGRAM, HISTOGRAM_BINS, NORM_RANGE
 from lightning_gradwatch.core.records import BINS_PER_DECADE, LOWEST, MISSING, NUM_BINS
+from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.schema import (
     SCHEMA_VERSION,
     Array,
@@ -22,58 +23,163 @@ from lightning_gradwatch.reading.schema import (
 )
 from lightning_gradwatch.reading.status import SICKEST_FIRST, Verdict, judge, loss_tag, urgency
 from lightning_gradwatch.reading.store import Catalogue, Document, MissingError, Samples, Series, Store
-from lightning_gradwatch.reading.tables import LINES, words
-from lightning_gradwatch.reading.trials import shown
+from lightning_gradwatch.reading.tables import LINES, Status, words
+from lightning_gradwatch.reading.trials import ShownAlert, shown
 
 Span = tuple[int | None, int | None]
 """First and last step, both included; None for an open end."""
 DEFAULT_COLUMNS = 1000
 MAX_NAMES = 20
-NO_VIEW: Mapping[str, Any] = {"quantities": {}, "lines": {}, "choices": []}
-"""What a page must know to draw a run of which there is no event file."""
 _NOTHING_USED = (-LOWEST * BINS_PER_DECADE, -LOWEST * BINS_PER_DECADE + 1)
 
 
-def runs(store: Store) -> dict[str, Any]:
+class RunRow(TypedDict):
+    """How a run is, in the list of runs."""
+
+    run: str
+    status: Status
+    headline: str
+    num_open: int
+    last_step: int | None
+    wall_time: float
+    stamp: str
+
+
+class RunList(TypedDict):
+    """Every run, the sickest first."""
+
+    schema: int
+    runs: list[RunRow]
+
+
+class VersionContents(TypedDict):
+    """What there is of one list of layers of an optimizer."""
+
+    version: int
+    layers: list[str]
+    first_step: int
+    last_step: int
+    num_samples: int
+    quantities: list[str]
+    sequences: list[str]
+
+
+class OptimizerContents(TypedDict):
+    """What there is of an optimizer."""
+
+    name: str
+    versions: list[VersionContents]
+
+
+class View(TypedDict):
+    """What a page must know to draw a run: words for quantities of the user's own, and tags of the lines."""
+
+    quantities: dict[str, dict[str, str]]
+    lines: dict[str, dict[str, str]]
+    choices: list[str]
+
+
+class Contents(TypedDict):
+    """What there is of a run besides its alerts."""
+
+    optimizers: list[OptimizerContents]
+    scalars: list[str]
+    loss_tag: str | None
+    view: View
+
+
+class RunDocument(Contents):
+    """What there is of a run, and its alerts."""
+
+    run: str
+    stamp: str
+    status: Status
+    headline: str
+    num_open: int
+    alerts: Sequence[AlertRecord]
+    num_dropped: int
+
+
+class Column(TypedDict):
+    """One sample of a quantity: a number for each layer, or several."""
+
+    step: int
+    values: list[Any]
+
+
+class TimeProfile(TypedDict):
+    """The gradient of a recurrent layer along its time steps."""
+
+    step: int
+    steps_back: list[int]
+    norms: list[float]
+    horizon: float | None
+
+
+class Scalars(TypedDict):
+    """A scalar of a run."""
+
+    steps: list[int]
+    values: list[float]
+
+
+NO_CONTENTS: Contents = {
+    "optimizers": [],
+    "scalars": [],
+    "loss_tag": None,
+    "view": {"quantities": {}, "lines": {}, "choices": []},
+}
+"""What there is of a run without an event file."""
+
+
+def runs(store: Store) -> RunList:
     """Every run with its status, the sickest first, then the latest."""
-    rows = []
-    for run, catalogue in store.catalogues().items():
-        row = {**_verdict(catalogue)._asdict(), "last_step": catalogue.last_step, "wall_time": catalogue.wall_time}
-        rows.append({"run": run, **row, "stamp": catalogue.stamp})
+    rows = [_row(run, catalogue) for run, catalogue in store.catalogues().items()]
     rows.sort(key=lambda row: (SICKEST_FIRST.index(row["status"]), -row["wall_time"], row["run"]))
     return {"schema": SCHEMA_VERSION, "runs": rows}
 
 
-def run(store: Store, run: str) -> dict[str, Any]:
+def _row(run: str, catalogue: Catalogue) -> RunRow:
+    verdict = _verdict(catalogue)
+    return {
+        "run": run,
+        "status": verdict.status,
+        "headline": verdict.headline,
+        "num_open": verdict.num_open,
+        "last_step": catalogue.last_step,
+        "wall_time": catalogue.wall_time,
+        "stamp": catalogue.stamp,
+    }
+
+
+def run(store: Store, run: str) -> RunDocument:
     """What there is of a run, and its alerts."""
     catalogue = store.catalogue(run)
     document = catalogue.document or Document()
-    optimizers = [
-        {"name": name, "versions": [_version(store, catalogue, name, version) for version in versions]}
-        for name, versions in catalogue.optimizers.items()
-    ]
+    verdict = _verdict(catalogue)
     return {
         "run": run,
         "stamp": catalogue.stamp,
-        **_verdict(catalogue)._asdict(),
+        "status": verdict.status,
+        "headline": verdict.headline,
+        "num_open": verdict.num_open,
         "alerts": ranked(document.alerts),
         "num_dropped": document.num_dropped,
-        "optimizers": [{**o, "versions": [v for v in o["versions"] if v is not None]} for o in optimizers],
+        "optimizers": [_optimizer(store, catalogue, name) for name in catalogue.optimizers],
         "scalars": list(catalogue.scalars),
         "loss_tag": loss_tag(catalogue.scalars),
         "view": _view(catalogue),
     }
 
 
-def ranked(alerts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def ranked(alerts: Sequence[AlertRecord]) -> list[ShownAlert]:
     """Alerts as they are shown, in the order in which they come, each with its ``rank``: 0 matters most."""
     worst = sorted(range(len(alerts)), key=lambda place: urgency(alerts[place]))
     ranks = {place: rank for rank, place in enumerate(worst)}
     return [{**shown(alert), "rank": ranks[place]} for place, alert in enumerate(alerts)]
 
 
-def _view(catalogue: Catalogue) -> dict[str, Any]:
-    """What a page must know to draw a run: words for quantities of the user's own, and tags of the lines."""
+def _view(catalogue: Catalogue) -> View:
     return {
         "quantities": {name: words(quantity) for name, quantity in catalogue.own_quantities.items()},
         "lines": {optimizer: _line_tags(catalogue, optimizer) for optimizer in catalogue.optimizers},
@@ -98,7 +204,7 @@ def heatmap(store: Store, series: Series, span: Span, columns: int) -> bytes:
     return encode_frame(merged, header)
 
 
-def column(store: Store, series: Series, step: int) -> dict[str, Any]:
+def column(store: Store, series: Series, step: int) -> Column:
     """One sample of a quantity with one number per layer."""
     samples = store.samples(series)
     place = samples.place(step)
@@ -119,7 +225,7 @@ def distribution(store: Store, series: Series, layer: str, span: Span, columns: 
     return encode_frame(merged[:, low:high], {**header, **scale})
 
 
-def sequence(store: Store, catalogue: Catalogue, optimizer: str, version: int, layer: str, step: int) -> dict[str, Any]:
+def sequence(store: Store, catalogue: Catalogue, optimizer: str, version: int, layer: str, step: int) -> TimeProfile:
     """The gradient of a recurrent layer along its time steps, and its memory horizon."""
     found = catalogue.sequences(optimizer, version)
     if layer not in found:
@@ -139,7 +245,7 @@ def sequence(store: Store, catalogue: Catalogue, optimizer: str, version: int, l
     }
 
 
-def layer(store: Store, catalogue: Catalogue, optimizer: str, version: int, layer: str, step: int) -> dict[str, Any]:
+def layer(store: Store, catalogue: Catalogue, optimizer: str, version: int, layer: str, step: int) -> dict[str, object]:
     """Every number of one layer at a step or nearest before it; the step is that of its gradient norm."""
     numbers, steps = {}, {}
     for quantity, series in catalogue.of(optimizer, version).items():
@@ -153,7 +259,7 @@ def layer(store: Store, catalogue: Catalogue, optimizer: str, version: int, laye
     return {"step": steps.get(GRAD_NORM.name, max(steps.values())), "numbers": numbers, NORM_RANGE.name: norm_range}
 
 
-def scalars(store: Store, run: str, tag: str, span: Span, points: int) -> dict[str, Any]:
+def scalars(store: Store, run: str, tag: str, span: Span, points: int) -> Scalars:
     """A scalar, thinned if it has more points: of each stretch the lowest and the highest, NaN above all."""
     samples = store.scalars(run, tag).between(*span)
     kept = _extremes(samples.values, points)
@@ -211,7 +317,12 @@ def _verdict(catalogue: Catalogue) -> Verdict:
     return judge(alerts, catalogue.is_watched, problem, catalogue.last_step)
 
 
-def _version(store: Store, catalogue: Catalogue, optimizer: str, version: int) -> dict[str, Any] | None:
+def _optimizer(store: Store, catalogue: Catalogue, name: str) -> OptimizerContents:
+    versions = [_version(store, catalogue, name, version) for version in catalogue.optimizers[name]]
+    return {"name": name, "versions": [version for version in versions if version is not None]}
+
+
+def _version(store: Store, catalogue: Catalogue, optimizer: str, version: int) -> VersionContents | None:
     quantities = catalogue.of(optimizer, version)
     by_weight = sorted(quantities.values(), key=lambda series: series.description.quantity != GRAD_NORM.name)
     leading = next((series for series in by_weight if _is_readable(store, series)), None)
@@ -236,7 +347,7 @@ def _is_readable(store: Store, series: Series) -> bool:
         return False
 
 
-def _columns(samples: Samples, columns: int) -> tuple[Array, dict[str, Any]]:
+def _columns(samples: Samples, columns: int) -> tuple[Array, dict[str, list[int]]]:
     """Where each column starts among the samples, the steps that it covers, and how many samples it merges."""
     num = len(samples)
     starts = np.arange(min(columns, num)) * num // max(min(columns, num), 1)

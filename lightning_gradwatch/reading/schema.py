@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from lightning_gradwatch.core.quantities import BY_NAME, RESERVED
 from lightning_gradwatch.core.quantities.quantity import Quantity
 from lightning_gradwatch.core.quantities.several import HISTOGRAM_BINS, SEQUENCE, SEVERAL
 from lightning_gradwatch.core.records import NUM_BINS, Alert
+from lightning_gradwatch.reading.alert import AlertRecord
 
 SCHEMA_VERSION = 1
 """Raised when older readers would misread what is written; further quantities do not raise it."""
@@ -22,6 +23,13 @@ MAX_TIME_STEPS = 128
 MAX_ALERTS = 100
 
 Array = npt.NDArray[Any]
+
+
+class AlertDocument(TypedDict):
+    """The alerts of a run, the oldest first, and how many older ones are left out."""
+
+    alerts: list[AlertRecord]
+    num_dropped: int
 
 
 class UnreadableError(ValueError):
@@ -168,7 +176,7 @@ def encode_alerts(alerts: Sequence[Alert], num_alerts: int) -> str:
     return json.dumps(document)
 
 
-def decode_alerts(document: bytes | str) -> dict[str, Any]:
+def decode_alerts(document: bytes | str) -> AlertDocument:
     """The inverse of :func:`encode_alerts`; every alert has at least a kind, a level, a step and a message.
 
     Raises:
@@ -182,7 +190,7 @@ def decode_alerts(document: bytes | str) -> dict[str, Any]:
     return {"alerts": alerts, "num_dropped": dropped if isinstance(dropped, int) else 0}
 
 
-def is_alert(alert: object) -> bool:
+def is_alert(alert: object) -> TypeGuard[AlertRecord]:
     """Whether it is a dictionary with what every alert has."""
     if not isinstance(alert, Mapping):
         return False
@@ -191,7 +199,7 @@ def is_alert(alert: object) -> bool:
     return texts and isinstance(alert.get("step"), int) and (until is None or isinstance(until, int))
 
 
-def encode_frame(values: Array, header: Mapping[str, Any]) -> bytes:
+def encode_frame(values: Array, header: Mapping[str, object]) -> bytes:
     """A matrix for the browser: length of the header, header, body; the body starts at a multiple of 8 bytes.
 
     Args:
@@ -205,7 +213,7 @@ def encode_frame(values: Array, header: Mapping[str, Any]) -> bytes:
     return len(text).to_bytes(4, "little") + text + body
 
 
-def plain(content: Any) -> Any:
+def plain(content: object) -> Any:
     """JSON has no NaN and no infinity: they become text."""
     if isinstance(content, float) and not math.isfinite(content):
         return "NaN" if math.isnan(content) else "Infinity" if content > 0 else "-Infinity"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from lightning_gradwatch.core.metrics import is_own
+from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.tables import KINDS, STATUSES, Status
 
 SICKEST_FIRST = tuple(STATUSES)
@@ -26,7 +27,7 @@ class Verdict(NamedTuple):
     num_open: int
 
 
-def judge(alerts: Sequence[Mapping[str, Any]] | None, is_watched: bool, problem: str, last_step: int | None) -> Verdict:
+def judge(alerts: Sequence[AlertRecord] | None, is_watched: bool, problem: str, last_step: int | None) -> Verdict:
     """Judge a run by its alerts.
 
     Args:
@@ -45,12 +46,12 @@ def judge(alerts: Sequence[Mapping[str, Any]] | None, is_watched: bool, problem:
     if problem or alerts is None:
         return Verdict("unreadable", problem or "The document of this run's alerts is missing.", 0)
     if alerts:
-        last = max(alerts, key=lambda alert: alert["until_step"])
+        last = max(alerts, key=lambda alert: alert["until_step"] or 0)
         return Verdict("recovered", f"{symptom(last)} until step {last['until_step']}; well since.", 0)
     return Verdict("healthy", "No alert." if last_step is None else f"No alert up to step {last_step}.", 0)
 
 
-def urgency(alert: Mapping[str, Any]) -> tuple[bool, bool, int]:
+def urgency(alert: AlertRecord) -> tuple[bool, bool, int]:
     """What alerts are sorted by, the worst first: everywhere the same.
 
     Open before ended, alerts before notices, then the earliest; of those that ended the latest.
@@ -59,13 +60,13 @@ def urgency(alert: Mapping[str, Any]) -> tuple[bool, bool, int]:
     return until is not None, alert["level"] != "alert", alert["step"] if until is None else -until
 
 
-def symptom(alert: Mapping[str, Any]) -> str:
+def symptom(alert: AlertRecord) -> str:
     """What is wrong, in a few words; of a kind that is not known, as in the log of a newer version, its name."""
     kind = str(alert["kind"])
     return KINDS[kind].title if kind in KINDS else kind
 
 
-def _since(alert: Mapping[str, Any]) -> str:
+def _since(alert: AlertRecord) -> str:
     where = f", in {alert['layer']}" if alert["layer"] else ""
     whose = f", with {alert['optimizer']}" if alert["optimizer"] else ""
     return f"{symptom(alert)} since step {alert['step']}{where}{whose}"

@@ -17,6 +17,7 @@ from tensorboard.plugins.scalar.metadata import PLUGIN_NAME as SCALARS
 from lightning_gradwatch.core.metrics import ALERT_DOCUMENT, PLUGIN
 from lightning_gradwatch.core.quantities.quantity import Quantity
 from lightning_gradwatch.core.quantities.several import SEQUENCE
+from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.schema import Array, Description, UnreadableError, decode_alerts
 
 ALL_SAMPLES = 1_000_000
@@ -91,7 +92,7 @@ class Document:
         problem: Why they cannot be read; ``""`` if all is well.
     """
 
-    alerts: Sequence[Mapping[str, Any]] = ()
+    alerts: Sequence[AlertRecord] = ()
     num_dropped: int = 0
     problem: str = ""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 from lightning_gradwatch.core.alerts import ALERTS
 from lightning_gradwatch.core.quantities import QUANTITIES
@@ -81,7 +81,7 @@ def words(quantity: Quantity) -> dict[str, str]:
 
 
 @cache
-def encode() -> dict[str, Any]:
+def encode() -> dict[str, object]:
     """All of them as plain JSON; not to be changed by who gets it."""
     return {
         "quantities": {quantity.name: words(quantity) for quantity in QUANTITIES},

@@ -4,42 +4,58 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict, TypeGuard, cast
 
 from lightning_gradwatch.core.records import CLEAR_TIME
+from lightning_gradwatch.reading.alert import AlertRecord
 
 HEADER = ("remedy", "effect", "decades lost", "loss", "parameters", "time")
 MAX_RECIPES = 3
 Row = tuple[str, ...]
 
 
-def shown(alert: Mapping[str, Any]) -> dict[str, Any]:
+class Tried(TypedDict):
+    """What was tried against an alert, as text; ``rows`` have the columns of ``header``."""
+
+    title: str
+    caption: str
+    header: Row
+    rows: list[Row]
+    recipes: list[tuple[str, str]]
+    not_tried: list[str]
+
+
+class ShownAlert(AlertRecord, total=False):
+    """An alert as it is shown; ``rank`` among those of its run, 0 matters most."""
+
+    tried: Tried
+    rank: int
+
+
+def shown(alert: AlertRecord) -> ShownAlert:
     """An alert as it is shown: what was tried is text under ``tried``."""
-    prescription = alert.get("prescription")
-    rest = {name: value for name, value in alert.items() if name != "prescription"}
-    if not isinstance(prescription, Mapping):
-        return rest
-    return {
-        **rest,
-        "tried": {
+    rest = cast(ShownAlert, dict(alert))  # what it has more is not there yet, and need not be
+    prescription = rest.pop("prescription", None)
+    if isinstance(prescription, Mapping):
+        rest["tried"] = {
             "title": summary(prescription),
             "caption": caption(prescription),
             "header": HEADER,
             "rows": rows_of(prescription),
             "recipes": recipes(prescription),
             "not_tried": not_tried(prescription),
-        },
-    }
+        }
+    return rest
 
 
-def summary(prescription: Mapping[str, Any]) -> str:
+def summary(prescription: Mapping[str, object]) -> str:
     """How many remedies were tried, and how many helped."""
     trials = _items(prescription.get("trials"))
     num_helpful = sum(trial.get("effect") == "helps" for trial in trials)
     return f"{len(trials)} remedies tried on a copy of the model, {num_helpful or 'none'} of them helped"
 
 
-def caption(prescription: Mapping[str, Any]) -> str:
+def caption(prescription: Mapping[str, object]) -> str:
     """How they were tried."""
     steps, seconds = prescription.get("num_steps"), prescription.get("seconds")
     how = f"{steps} steps each" if _is_finite(steps) and steps else "One backward pass each"
@@ -47,29 +63,29 @@ def caption(prescription: Mapping[str, Any]) -> str:
     return f"{how}, on the batch of the alert{took}."
 
 
-def rows_of(prescription: Mapping[str, Any]) -> list[Row]:
+def rows_of(prescription: Mapping[str, object]) -> list[Row]:
     """The untreated model and the remedies, the best first; columns as ``HEADER``."""
     untreated = prescription.get("untreated")
     rows = [("as it is", "", *_row(untreated)[2:4], "", "")] if isinstance(untreated, Mapping) else []
     return [*rows, *map(_row, _items(prescription.get("trials")))]
 
 
-def recipes(prescription: Mapping[str, Any]) -> list[tuple[str, str]]:
+def recipes(prescription: Mapping[str, object]) -> list[tuple[str, str]]:
     """The best remedies that helped, each with its code."""
     helpful = [t for t in _items(prescription.get("trials")) if t.get("effect") == "helps" and t.get("code")]
     return [(str(trial.get("remedy")), str(trial["code"])) for trial in helpful[:MAX_RECIPES]]
 
 
-def not_tried(prescription: Mapping[str, Any]) -> list[str]:
+def not_tried(prescription: Mapping[str, object]) -> list[str]:
     """What could not be tried, and why."""
     return [f"{item.get('remedy')} ({item.get('why')})" for item in _items(prescription.get("not_tried"))]
 
 
-def _items(found: object) -> list[Mapping[str, Any]]:
+def _items(found: object) -> list[Mapping[str, object]]:
     return [item for item in found if isinstance(item, Mapping)] if isinstance(found, (list, tuple)) else []
 
 
-def _row(trial: Mapping[str, Any]) -> Row:
+def _row(trial: Mapping[str, object]) -> Row:
     decades, time = trial.get("decades"), trial.get("time_percent")
     return (
         str(trial.get("remedy")),
@@ -81,15 +97,15 @@ def _row(trial: Mapping[str, Any]) -> Row:
     )
 
 
-def _loss(value: Any) -> str:
+def _loss(value: object) -> str:
     if _is_finite(value):
         return f"{value:.3g}"
     return "diverged" if value in (None, "NaN", "Infinity") or isinstance(value, float) else ""
 
 
-def _change(percent: Any) -> str:
+def _change(percent: object) -> str:
     return "" if not _is_finite(percent) else f"{percent:+.0f} %" if round(percent) else "0 %"
 
 
-def _is_finite(number: Any) -> bool:
+def _is_finite(number: object) -> TypeGuard[float]:
     return isinstance(number, (int, float)) and math.isfinite(number)

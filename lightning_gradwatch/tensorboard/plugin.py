@@ -7,7 +7,6 @@ import mimetypes
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from tensorboard import plugin_util
 from tensorboard.backend import http_util
@@ -75,7 +74,7 @@ class Query:
         return self.integer(name, low, MAX_COLUMNS) or answers.DEFAULT_COLUMNS
 
 
-Answer = Callable[[Store, Query], dict[str, Any] | bytes]
+Answer = Callable[[Store, Query], Mapping[str, object] | bytes]
 
 
 def _heatmap(store: Store, query: Query) -> bytes:
@@ -83,7 +82,7 @@ def _heatmap(store: Store, query: Query) -> bytes:
     return answers.heatmap(store, _series(store, query, query.text("quantity")), span, columns)
 
 
-def _column(store: Store, query: Query) -> dict[str, Any]:
+def _column(store: Store, query: Query) -> answers.Column:
     step = query.step()
     return answers.column(store, _series(store, query, query.text("quantity")), step)
 
@@ -95,19 +94,19 @@ def _distribution(store: Store, query: Query) -> bytes:
     return answers.distribution(store, series, layer, span, columns)
 
 
-def _sequence(store: Store, query: Query) -> dict[str, Any]:
+def _sequence(store: Store, query: Query) -> answers.TimeProfile:
     layer, step = query.text("layer"), query.step()
     catalogue = store.catalogue(query.text("run"))
     return answers.sequence(store, catalogue, *_whose(catalogue, query), layer, step)
 
 
-def _layer(store: Store, query: Query) -> dict[str, Any]:
+def _layer(store: Store, query: Query) -> dict[str, object]:
     layer, step = query.text("layer"), query.step()
     catalogue = store.catalogue(query.text("run"))
     return answers.layer(store, catalogue, *_whose(catalogue, query), layer, step)
 
 
-def _scalars(store: Store, query: Query) -> dict[str, Any]:
+def _scalars(store: Store, query: Query) -> answers.Scalars:
     run, tag, span, points = query.text("run"), query.text("tag"), query.span(), query.limit("points", 2)
     return answers.scalars(store, store.catalogue(run).run, tag, span, points)
 
@@ -154,7 +153,7 @@ class GradWatchPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         self._provider = context.data_provider
         self._cache = Cache()
 
-    def get_plugin_apps(self) -> dict[str, Any]:
+    def get_plugin_apps(self) -> dict[str, object]:
         """The endpoints by their path."""
         apps = {f"/{name}": self._app(answer) for name, answer in ANSWERS.items()}
         return {**apps, "/static/*": Request.application(_serve_static)}
@@ -167,7 +166,7 @@ class GradWatchPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         """Where the browser starts. The tab reloads by itself, so TensorBoard need not."""
         return base_plugin.FrontendMetadata(es_module_path="/static/index.js", tab_name="GradWatch")
 
-    def _app(self, answer: Answer) -> Any:
+    def _app(self, answer: Answer) -> object:
         def serve(request: Request) -> Response:
             if request.method not in ("GET", "HEAD"):
                 return _refuse(request, 405, f"The method must be GET, but {request.method} came.")
@@ -186,8 +185,8 @@ class GradWatchPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         return Request.application(serve)
 
 
-def _respond(request: Request, content: dict[str, Any] | bytes, code: int = 200, kind: str = _BYTES) -> Response:
-    if isinstance(content, dict):
+def _respond(request: Request, content: Mapping[str, object] | bytes, code: int = 200, kind: str = _BYTES) -> Response:
+    if not isinstance(content, bytes):
         content, kind = json.dumps(plain(content), allow_nan=False).encode(), _JSON
     response: Response = http_util.Respond(request, content, kind, code=code)
     return response

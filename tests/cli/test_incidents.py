@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from lightning_gradwatch.cli.incidents import merge, newest
+from lightning_gradwatch.reading.alert import AlertRecord
+from tests.builders import as_logged
 from tests.cli.command import alert
 
 WRITTEN = 1_800_000_000.0
@@ -20,8 +22,8 @@ def line(event: str, time: float | None, *arguments: Any, **changes: Any) -> dic
     return {"event": event, "run": "r", **clock, **asdict(alert(*arguments, **changes))}
 
 
-def known(*alerts: Any) -> list[dict[str, Any]]:
-    return [asdict(one) for one in alerts]
+def known(*alerts: Any) -> list[AlertRecord]:
+    return [as_logged(one) for one in alerts]
 
 
 def test_without_a_document_the_lines_tell_everything() -> None:

@@ -135,7 +135,9 @@ class Both:
         body = answers.distribution(self.store, histogram, layer, (None, None), 1000)
         self.check_frame("distribution", {**whose, "layer": layer}, body)
         found = self.ask("layer", {**whose, "layer": layer, "step": 12})
-        expected = answers.layer(self.store, self.catalogue, whose["optimizer"], whose["version"], layer, 12)
+        expected: dict[str, Any] = answers.layer(
+            self.store, self.catalogue, whose["optimizer"], whose["version"], layer, 12
+        )
         assert found["step"] == expected["step"]
         assert set(found["numbers"]) == set(expected["numbers"])
         assert same([found["numbers"][name] for name in expected["numbers"]], list(expected["numbers"].values()))

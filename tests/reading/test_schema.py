@@ -97,7 +97,8 @@ def test_alerts_come_back_as_they_were() -> None:
     alerts = [replace(ALERT, message="<script>alert(1)</script> | ü", until_step=12), ALERT]
     found = decode_alerts(encode_alerts(alerts, 2))
     assert found["num_dropped"] == 0
-    assert [Alert(**{**alert, "remedies": tuple(alert["remedies"])}) for alert in found["alerts"]] == alerts
+    told: list[dict[str, Any]] = [{**alert} for alert in found["alerts"]]
+    assert [Alert(**{**alert, "remedies": tuple(alert["remedies"])}) for alert in told] == alerts
 
 
 def test_of_many_alerts_the_open_ones_and_the_newest_are_kept() -> None:

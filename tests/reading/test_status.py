@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import random
-from dataclasses import asdict
 from typing import Any
 
 import pytest
 
+from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.status import judge, loss_tag, urgency
-from tests.builders import alert
+from tests.builders import alert, as_logged
 
 
-def told(step: int = 9, until: int | None = None, **changes: Any) -> dict[str, Any]:
+def told(step: int = 9, until: int | None = None, **changes: Any) -> AlertRecord:
     """An alert of the whole run, as a log holds it."""
-    return asdict(alert(step, until, **{"layer": "", **changes}))
+    return as_logged(alert(step, until, **{"layer": "", **changes}))
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def told(step: int = 9, until: int | None = None, **changes: Any) -> dict[str, A
         ([told(kind="of_the_future")], ("sick", "of_the_future since step 9.", 1)),
     ],
 )
-def test_a_run_is_called_by_its_alerts(alerts: list[dict[str, Any]], verdict: tuple[str, str, int]) -> None:
+def test_a_run_is_called_by_its_alerts(alerts: list[AlertRecord], verdict: tuple[str, str, int]) -> None:
     assert judge(alerts, True, "", 50) == verdict
 
 

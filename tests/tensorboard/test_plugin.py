@@ -6,7 +6,6 @@ import html
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from lightning_gradwatch.core.quantities.several import SEVERAL
 from lightning_gradwatch.reading import answers, tables
 from lightning_gradwatch.reading.status import SICKEST_FIRST
 from lightning_gradwatch.tensorboard import plugin
+from tests.builders import as_logged
 from tests.cli.command import alert
 from tests.tasks import read_events, scalars
 from tests.tensorboard.board import Board
@@ -93,7 +93,7 @@ def test_a_run_tells_its_layers_alerts_and_scalars(board: Board) -> None:
 
 def test_alerts_are_ranked_by_the_rule_of_the_command(board: Board) -> None:
     ended = alert(1, 2), alert(3, 9), alert(7, level="notice"), alert(8), alert(4)
-    found = answers.ranked([asdict(one) for one in ended])
+    found = answers.ranked([as_logged(one) for one in ended])
     assert [one["step"] for one in found] == [1, 3, 7, 8, 4]
     assert [one["rank"] for one in found] == [4, 3, 2, 1, 0]
     assert [one["rank"] for one in board.get("run", run="sick").json["alerts"]] == [0]

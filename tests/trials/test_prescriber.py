@@ -7,7 +7,7 @@ import logging
 import math
 import random
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from lightning_gradwatch.reading.schema import decode_alerts
 from lightning_gradwatch.reading.trials import not_tried, recipes, rows_of, shown, summary
 from lightning_gradwatch.trials.prescriber import MAX_SECONDS_TOGETHER, Prescriber, with_figures
 from lightning_gradwatch.trials.records import Trial
+from tests.builders import as_logged
 from tests.prescriptions import prescription
 from tests.setups.processes import run_ranks, tell
 from tests.tasks import Classifier, deep_net, digits, fit, quiet_trainer, read_events, session_of, small_net
@@ -160,6 +161,7 @@ def test_the_file_tells_it_once_and_after_the_alert(run: tuple[Path, Alert]) -> 
     assert sum(line["event"] == "prescribed" for line in lines) == 1
     assert lines[0]["prescription"] is None
     assert lines[1]["remedies"] == list(alert.remedies)
+    assert lines[1]["prescription"] is not None
     assert lines[1]["prescription"]["untreated"]["loss_after"] == pytest.approx(
         alert.prescription["untreated"]["loss_after"]  # type: ignore[index]
     )
@@ -332,7 +334,7 @@ def test_only_the_first_alert_is_treated_and_only_once() -> None:
      {"trials": [{"decades": "NaN", "loss_after": None, "parameters_percent": [], "code": 3}], "num_steps": "x"}],
 )  # fmt: skip
 def test_a_damaged_prescription_is_shown_as_far_as_it_can_be_read(damaged: dict[str, Any]) -> None:
-    told = shown({**asdict(ALERT), "prescription": damaged})
+    told = shown(as_logged(ALERT, prescription=damaged))
     assert "prescription" not in told
     assert all(isinstance(cell, str) for row in told["tried"]["rows"] for cell in row)
     assert all(len(row) == len(told["tried"]["header"]) for row in told["tried"]["rows"])
@@ -340,7 +342,7 @@ def test_a_damaged_prescription_is_shown_as_far_as_it_can_be_read(damaged: dict[
 
 @pytest.mark.parametrize("nothing", [None, 3, "x", [1]])
 def test_an_alert_without_a_prescription_is_shown_as_ever(nothing: object) -> None:
-    assert "tried" not in shown({**asdict(ALERT), "prescription": nothing})
+    assert "tried" not in shown(as_logged(ALERT, prescription=nothing))
 
 
 def test_rows_of_text_show_every_figure_but_times_that_may_be_accidents() -> None:

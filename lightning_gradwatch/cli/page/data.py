@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -22,12 +21,12 @@ _BINS = 64
 _ALL: answers.Span = (None, None)
 
 
-def gather(logs: Logs, runs: Sequence[Run]) -> dict[str, Any]:
+def gather(logs: Logs, runs: Sequence[Run]) -> dict[str, object]:
     """Plain JSON for the page; matrices are frames in base64."""
     return dict(plain({"tables": tables.encode(), "runs": [_run(logs.open(run), logs.title(run)) for run in runs]}))
 
 
-def _run(whole: OpenRun, title: str) -> dict[str, Any]:
+def _run(whole: OpenRun, title: str) -> dict[str, object]:
     run = whole.run
     row = {"run": title, **run.verdict._asdict(), "last_step": run.last_step, "wall_time": run.wall_time}
     parts = [part for optimizer in whole.document["optimizers"] for part in _versions(whole, optimizer)]
@@ -36,7 +35,7 @@ def _run(whole: OpenRun, title: str) -> dict[str, Any]:
     return {"row": {**row, "stamp": run.stamp}, "document": document, "versions": parts, "scalars": scalars}
 
 
-def _versions(whole: OpenRun, optimizer: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _versions(whole: OpenRun, optimizer: answers.OptimizerContents) -> Iterator[dict[str, object]]:
     store, name = whole.store, optimizer["name"]
     for version in optimizer["versions"]:
         whose = name, version["version"]
@@ -60,14 +59,14 @@ def _distributions(whole: OpenRun, series: Series) -> dict[str, str]:
     return {layer: _encode(frame) for layer, frame in frames.items()}
 
 
-def _sequence(whole: OpenRun, optimizer: str, version: int, layer: str, series: Series) -> list[dict[str, Any]]:
+def _sequence(whole: OpenRun, optimizer: str, version: int, layer: str, series: Series) -> list[answers.TimeProfile]:
     """Evenly chosen samples, the last among them."""
     steps = whole.store.samples(series).steps
     chosen = steps[_evenly(len(steps), _SEQUENCES)].tolist()
     return [answers.sequence(whole.store, whole.catalogue, optimizer, version, layer, step) for step in chosen]
 
 
-def _scalar(whole: OpenRun, tag: str) -> dict[str, Any]:
+def _scalar(whole: OpenRun, tag: str) -> answers.Scalars:
     return answers.scalars(whole.store, whole.run.name, tag, _ALL, _POINTS)
 
 

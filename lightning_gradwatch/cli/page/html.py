@@ -7,9 +7,9 @@ import json
 import re
 import secrets
 from base64 import b64encode
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 _PACKAGE = Path(str(files("lightning_gradwatch")))
 _STATIC = _PACKAGE / "tensorboard" / "static"
@@ -37,7 +37,7 @@ style-src 'nonce-{nonce}'; img-src data: blob:; base-uri 'none'; form-action 'no
 """
 
 
-def assemble(data: dict[str, Any]) -> str:
+def assemble(data: Mapping[str, object]) -> str:
     """The page.
 
     Args:
