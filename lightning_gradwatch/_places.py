@@ -52,7 +52,7 @@ def _is_of_tensorboard(logger: object) -> bool:
     return any(kind.__name__ == "TensorBoardLogger" for kind in type(logger).__mro__)
 
 
-def _place(logger: Any) -> str | None:
+def _place(logger: object) -> str | None:
     """Where a logger keeps its run."""
     if (own := _path(ask(logger, "log_dir"))) != "":
         return own
