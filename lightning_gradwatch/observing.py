@@ -114,12 +114,14 @@ class Observer:
         """Observe the gradients as a backward pass has left them, where each of these is to be observed."""
         for watch in self._watches:  # there is one at most
             batch.is_stepping = self._host.completes_a_step()
-            publish = batch.is_stepping and self._is_log_point(watch)
-            self._observe(batch, watch, publish, still_scaled=True)
+            step = self._host.step()
+            publish = batch.is_stepping and self._is_log_point(watch, step)
+            self._observe(batch, watch, step, publish, still_scaled=True)
 
     def num_past_points(self) -> int:
         """How many times the loggers were due before the coming step."""
-        return self._num_points(self._host.step())
+        every = self._host.log_every_n_steps() if self._log_every_n_steps is None else self._log_every_n_steps
+        return num_log_points(self._host.step(), every)
 
     def _take_over(self, optimizer: Optimizer) -> OptimizerWatch | None:
         """The watch over an optimizer that has taken another's place in the host; None if it is not the host's."""
@@ -139,15 +141,16 @@ class Observer:
         What the optimizer is given last is what it applies.
         """
         if not watch.has_observed(self._host.num_finished_steps()):
-            self._observe(batch, watch, self._is_log_point(watch), still_scaled)
+            step = self._host.step()
+            self._observe(batch, watch, step, self._is_log_point(watch, step), still_scaled)
             return
         scale = self._host.loss_scale()
         if watch.watcher.intervene_again(loss_scale=scale, gradients_scaled=still_scaled and scale is not None):
             raise GradientAlertError([])
 
-    def _observe(self, batch: Batch, watch: OptimizerWatch, publish: bool, still_scaled: bool) -> None:
+    def _observe(self, batch: Batch, watch: OptimizerWatch, step: int, publish: bool, still_scaled: bool) -> None:
         batch.num_observations += 1
-        scale, step = self._host.loss_scale(), self._host.step()
+        scale = self._host.loss_scale()
         if self._flight is not None:
             groups, epoch = watch.optimizer.param_groups, self._host.epoch()
             self._flight.begin_step(watch.watcher.name, step, epoch, batch.number, groups, scale)
@@ -167,12 +170,9 @@ class Observer:
             if fatal:
                 raise GradientAlertError(fatal)
 
-    def _is_log_point(self, watch: OptimizerWatch) -> bool:
-        return watch.passes_log_point(self._num_points(num_steps=self._host.step() + 1))
-
-    def _num_points(self, num_steps: int) -> int:
-        every = self._log_every_n_steps
-        return num_log_points(num_steps, self._host.log_every_n_steps() if every is None else every)
+    def _is_log_point(self, watch: OptimizerWatch, step: int) -> bool:
+        every = self._host.log_every_n_steps() if self._log_every_n_steps is None else self._log_every_n_steps
+        return watch.passes_log_point(num_log_points(step + 1, every))
 
 
 def intervene_alone(host: Host, watch: OptimizerWatch, still_scaled: bool) -> bool:

@@ -45,9 +45,8 @@ class OptimizerWatch:
     is_ahead: bool = False
 
     def begin_batch(self) -> None:
-        """Take the next gradient for a new one where the model has clipped one by hand and then made no step."""
-        if self.is_ahead:
-            self.is_ahead, self.last_finished = False, None
+        """Take the next gradient for a new one: the model has clipped one by hand and then made no step."""
+        self.is_ahead, self.last_finished = False, None
 
     def has_observed(self, num_finished: int) -> bool:
         """Whether this is a further evaluation within a step that has been observed: SAM and LBFGS make several."""
@@ -167,15 +166,16 @@ class Watches:
         """
         is_due = False
         for watch in self._by_optimizer.values():
-            watch.begin_batch()
-            is_due = is_due or watch.watcher.is_due(num_further_steps)
+            if watch.is_ahead:
+                watch.begin_batch()
+            is_due = is_due or watch.watcher.sampling.is_due(num_further_steps)
         if is_due and may_look:
             self.probe.attach(any(watch.watcher.is_thorough for watch in self))
 
     def inspect(self, loss: Tensor) -> None:
         """Read what the network is made of off the graph of a loss, which is attached to it."""
         for watch in self._by_optimizer.values():
-            watch.watcher.inspect(loss)
+            watch.watcher.surveyor.inspect(loss)
 
     def end_backward(self) -> None:
         """Call after a backward pass: keeps total norms that are compared with those at the step."""

@@ -41,13 +41,14 @@ def test_an_optimizer_that_comes_later_starts_with_the_points_that_are_past() ->
 
 def test_a_step_that_was_looked_at_ahead_and_never_taken_is_forgotten_with_its_batch() -> None:
     net = nn.Linear(2, 2)
-    watch = Watches(net, configure(), RunState(), can_hook=True, tell=print).add(torch.optim.SGD(net.parameters()), "")
+    watches = Watches(net, configure(), RunState(), can_hook=True, tell=print)
+    watch = watches.add(torch.optim.SGD(net.parameters()), "")
     assert not watch.has_observed(0)
     assert watch.has_observed(0)  # a further evaluation of the same step
-    watch.begin_batch()
+    watches.begin_batch(0, may_look=False)
     assert watch.has_observed(0)
     watch.is_ahead = True
-    watch.begin_batch()
+    watches.begin_batch(0, may_look=False)
     assert not watch.has_observed(0)
 
 

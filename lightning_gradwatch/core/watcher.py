@@ -52,6 +52,7 @@ class Watcher:
 
     Attributes:
         sampling: Counts steps and samples, and tells when the next one is due.
+        surveyor: Reads what the network is made of off the graphs of the first losses.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Watcher:
         self._probe = make_probe(model) if probe is None else probe
         self._optional = OptionalFigures() if tell is None else OptionalFigures(tell)
         self.sampling = Sampling(self._settings.schedule)
-        self._surveyor = Surveyor(model, self._optional)
+        self.surveyor = Surveyor(model, self._optional)
         self._fitting = Fitting(model, optimizer, name, self._settings, self._probe, self._optional)
         own = OwnMeter(self._settings.quantities, self._optional)
         self._reader = Reader(self._probe, own, self._optional)
@@ -134,7 +135,7 @@ class Watcher:
         Args:
             loss: The loss, attached to its graph.
         """
-        self._surveyor.inspect(loss)
+        self.surveyor.inspect(loss)
 
     @alone
     def note_backward(self) -> None:
@@ -180,8 +181,8 @@ class Watcher:
         # 2. the norms of this step, in a row on the device
         if instruments is None or not instruments.window.push(loss, loss_scale, gradients_scaled, inputs):
             return self.flush(publish) if publish else NOTHING
-        if loss is not None:
-            self._surveyor.inspect(loss)
+        if loss is not None and loss.grad_fn is not None:
+            self.surveyor.inspect(loss)
         at = sampling.num_steps if step is None else step
         self._pending.add(at, instruments.window.known, is_scaled=loss_scale is not None)
         # 3. what is due besides
@@ -373,7 +374,7 @@ class Watcher:
         """Start the copy to the host, and digest what has arrived by now."""
         if publish:
             self._digest.publisher.num_publications += 1
-        window, architecture = instruments.window, self._surveyor.architecture
+        window, architecture = instruments.window, self.surveyor.architecture
         label = self._pending.label(instruments, architecture, _lr(self._optimizer), publish)
         tensors = {"norms": window.norms, "facts": window.facts, **due}
         reductions = self._reader.reductions
