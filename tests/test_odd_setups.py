@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -492,7 +493,7 @@ def run(watch: GradWatch | None, odd: dict[str, Any], trainer_options: dict[str,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **trainer_options,
+        **{"default_root_dir": tempfile.mkdtemp(), **trainer_options},
     )
     failure = ""
     with warnings.catch_warnings(record=True) as caught:
