@@ -340,5 +340,6 @@ def _catalogue(
         problem=problems[0] if problems else "",
         last_step=last_step,
         wall_time=wall_time,
-        stamp=f"{len(times)}-{last_step}-{wall_time!r}",
+        # the data server takes in one series after the other: each of them must change the stamp
+        stamp=f"{len(times)}-{last_step}-{wall_time!r}-{sum(step for step, _ in times)}",
     )

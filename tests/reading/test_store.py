@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -159,3 +160,12 @@ def test_many_layers_are_not_listed_in_full_in_a_sentence(logs: Path) -> None:
     wide = store.Series("run", "tag", Description("grad_norm", layers=tuple("abcdefghijklmnopqrstuvwxyz")), 0, 0)
     with pytest.raises(MissingError, match="'t' and 6 more, but 'x1' came"):
         answers.row_of(wide, "x1")
+
+
+def test_a_series_that_the_server_takes_in_after_the_newest_one_changes_the_stamp() -> None:
+    def stamp(*last_steps: int) -> str:
+        about = [SimpleNamespace(plugin_content=b"", max_step=step, max_wall_time=9.0) for step in last_steps]
+        known = {str(place): each for place, each in enumerate(about)}
+        return store._catalogue("run", known, {}, None).stamp
+
+    assert len({stamp(300, 200, 200), stamp(300, 300, 200), stamp(300, 300, 300)}) == 3

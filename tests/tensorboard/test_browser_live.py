@@ -102,6 +102,12 @@ def look(tab: Tab, step: int | None = None) -> None:
     tab.settle()
 
 
+def reaches(tab: Tab, step: int) -> None:
+    """Wait until the heatmap goes so far: the data server takes in one series of a run after the other."""
+    expect(tab.frame.locator("canvas.heat")).to_have_attribute("data-to", str(step), timeout=30_000)
+    tab.settle()
+
+
 @contextlib.contextmanager
 def growing(
     browser: Browser, directory: Path, layers: Sequence[str] = LAYERS, norms_of: Norms = norms, **state: Any
@@ -124,6 +130,7 @@ def test_new_samples_appear_by_themselves(browser: Browser, tmp_path: Path) -> N
         assert tab.steps == (-5.0, 205.0)
         grow(log, address, range(210, 310, 10))
         look(tab, 300)
+        reaches(tab, 305)
         assert tab.steps == (-5.0, 305.0)
         assert ", step 300:" in tab.spoken
         assert "live · step 300" in tab.frame.locator(".live").inner_text()
@@ -141,6 +148,7 @@ def test_a_view_of_the_newest_steps_moves_along(browser: Browser, tmp_path: Path
     with growing(browser, tmp_path, zoom="105,205") as (tab, log, address):
         grow(log, address, range(210, 310, 10))
         look(tab, 300)
+        reaches(tab, 305)
         assert tab.steps == (205.0, 305.0)
         assert ", step 300:" in tab.spoken
 
