@@ -20,14 +20,13 @@ from lightning_gradwatch.core.layers import check_selection
 from lightning_gradwatch.core.quantities.own import declare
 from lightning_gradwatch.core.quantities.quantity import LayerQuantity
 from lightning_gradwatch.core.schedule import Schedule
-from lightning_gradwatch.core.settings import Settings
+from lightning_gradwatch.core.settings import OnNonfinite, Settings
 from lightning_gradwatch.outputs.notify import Address, Addresses
 from lightning_gradwatch.trials.prescriber import require_seconds
 
 ClipName = Literal["percentile", "zscore", "agc", "adagc", "norm", "value"]
 AutoClip: TypeAlias = bool | float | ClipName | ClipPolicy | Sequence[float | ClipName | ClipPolicy] | None
 SampleAt = Literal["step", "backward"]
-OnNonfinite = Literal["keep", "skip", "raise"]
 
 
 @dataclass(frozen=True)

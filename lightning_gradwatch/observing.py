@@ -78,7 +78,8 @@ class Observer:
         self._is_at_step = config.sample_at == "step"
         self._clips = bool(config.settings.policies)
         self._raises = config.settings.on_nonfinite == "raise"
-        self._log_every_n_steps = config.log_every_n_steps
+        every = config.log_every_n_steps
+        self._log_every_n_steps = host.log_every_n_steps if every is None else lambda: every
 
     def before_step(self, batch: Batch, optimizer: Optimizer, still_scaled: bool) -> None:
         """Observe, and clip, the gradient of the step that an optimizer is about to take.
@@ -120,8 +121,7 @@ class Observer:
 
     def num_past_points(self) -> int:
         """How many times the loggers were due before the coming step."""
-        every = self._host.log_every_n_steps() if self._log_every_n_steps is None else self._log_every_n_steps
-        return num_log_points(self._host.step(), every)
+        return num_log_points(self._host.step(), self._log_every_n_steps())
 
     def _take_over(self, optimizer: Optimizer) -> OptimizerWatch | None:
         """The watch over an optimizer that has taken another's place in the host; None if it is not the host's."""
@@ -171,8 +171,7 @@ class Observer:
                 raise GradientAlertError(fatal)
 
     def _is_log_point(self, watch: OptimizerWatch, step: int) -> bool:
-        every = self._host.log_every_n_steps() if self._log_every_n_steps is None else self._log_every_n_steps
-        return watch.passes_log_point(num_log_points(step + 1, every))
+        return watch.passes_log_point(num_log_points(step + 1, self._log_every_n_steps()))
 
 
 def intervene_alone(host: Host, watch: OptimizerWatch, still_scaled: bool) -> bool:

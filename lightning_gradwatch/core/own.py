@@ -43,15 +43,14 @@ class OwnMeter:
             return {}
         unknown = instruments.unknown(len(instruments.layer_names))
         return {
-            f"{PREFIX}{own.name}": self._take(_figure(own.name), unknown, _measure, own.measure, instruments, scale)
-            for own in self._quantities
+            name: self._take(_figure(own.name), unknown, _measure, own.measure, instruments, scale)
+            for name, own in zip(self.names, self._quantities, strict=True)
         }
 
     def checked(self, numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What has arrived on the host, by the names of the quantities, without what is not what it should be."""
-        here = {
-            own.name: numbers[f"{PREFIX}{own.name}"] for own in self._quantities if f"{PREFIX}{own.name}" in numbers
-        }
+        named = zip(self.names, self._quantities, strict=True)
+        here = {own.name: numbers[name] for name, own in named if name in numbers}
         checked = {name: self._take(_figure(name), None, _checked, values) for name, values in here.items()}
         return {name: values for name, values in checked.items() if values is not None}
 
