@@ -73,6 +73,11 @@ def layers_tag(name: str, version: int = 0, optimizer: str = "") -> str:
     return of_optimizer(f"gradwatch/layers{f'-{version + 1}' if version else ''}/{name}", optimizer)
 
 
+def part_tag(tag: str, part: int) -> str:
+    """Tag of one part of a series that is too long for one tag: loaders drop events of a tag that has too many."""
+    return f"{tag}/{part}" if part else tag
+
+
 def sequence_tag(layer: str, version: int = 0, optimizer: str = "") -> str:
     """Tag of the gradient norms of a recurrent layer along its time steps; versions as for :func:`layers_tag`."""
     return of_optimizer(f"gradwatch/sequence{f'-{version + 1}' if version else ''}/{layer}", optimizer)

@@ -13,12 +13,14 @@ import numpy.typing as npt
 
 from lightning_gradwatch.core.quantities import BY_NAME, RESERVED
 from lightning_gradwatch.core.quantities.quantity import Quantity
-from lightning_gradwatch.core.quantities.several import HISTOGRAM_BINS, SEQUENCE, SEVERAL
+from lightning_gradwatch.core.quantities.several import HISTOGRAM_BINS, IN_BINS, SEQUENCE, SEVERAL
 from lightning_gradwatch.core.records import NUM_BINS, Alert
 from lightning_gradwatch.reading.alert import AlertRecord
 
 SCHEMA_VERSION = 1
-"""Raised when older readers would misread what is written; further quantities do not raise it."""
+"""That of all documents; raised when older readers would misread them. Further quantities do not raise it."""
+BINS_VERSION = 2
+"""That of norms in bins, which older readers name as newer than they are while they read all the rest."""
 MAX_TIME_STEPS = 128
 MAX_ALERTS = 100
 
@@ -47,6 +49,7 @@ class Description:
         version: Counts up whenever the list of layers has changed.
         layers: Names of the layers in the order in which they ran, the input end first: the rows of the tensors.
         declaration: What a quantity of the user's own is, which the reader may not know; None for all others.
+        lines: Names of the numbers of the run that stand beside the layers in bins of steps, such as ``loss``.
     """
 
     quantity: str
@@ -54,6 +57,7 @@ class Description:
     version: int = 0
     layers: tuple[str, ...] = ()
     declaration: Quantity | None = None
+    lines: tuple[str, ...] = ()
 
     @property
     def shown_as(self) -> Quantity | None:
@@ -64,7 +68,9 @@ class Description:
         """The description as the content of a tag's metadata."""
         where = {"optimizer": self.optimizer, "version": self.version, "layers": self.layers}
         words = {} if self.declaration is None else {"declaration": self.declaration.words()}
-        return json.dumps({"schema": SCHEMA_VERSION, "quantity": self.quantity, **where, **words}).encode()
+        lines = {"lines": self.lines} if self.lines else {}
+        schema = BINS_VERSION if self.quantity in IN_BINS else SCHEMA_VERSION
+        return json.dumps({"schema": schema, "quantity": self.quantity, **where, **words, **lines}).encode()
 
     @classmethod
     def decode(cls, content: bytes) -> Description:
@@ -73,29 +79,31 @@ class Description:
         Raises:
             UnreadableError: If it is of a newer schema, or damaged.
         """
-        found = _parse(content, "The description of a series")
+        found = _parse(content, "The description of a series", BINS_VERSION)
         try:
             names = [found["quantity"], found["optimizer"], *found["layers"]]
-            version = int(found["version"])
+            version, lines = int(found["version"]), tuple(found.get("lines", ()))
         except (KeyError, TypeError, ValueError) as failure:
             raise UnreadableError(f"The description of a series is damaged: {failure!r}.") from None
-        if not all(isinstance(name, str) for name in names):
+        if not all(isinstance(name, str) for name in (*names, *lines)):
             raise UnreadableError("The description of a series is damaged: its names are no text.")
         if names[0] == SEQUENCE and len(names) != 3:
             raise UnreadableError("The description of a series is damaged: a sequence belongs to one layer.")
         declaration = None if names[0] in RESERVED else Quantity.from_words(names[0], found.get("declaration"))
-        return cls(names[0], names[1], version, tuple(names[2:]), declaration)
+        return cls(names[0], names[1], version, tuple(names[2:]), declaration, lines)
 
     def fits(self, values: Array) -> bool:
         """Whether values can be a sample of this tag."""
         if self.quantity == SEQUENCE:
             return values.ndim == 2 and values.shape[1] == 2 and values.dtype == np.float32
+        if self.quantity in IN_BINS:
+            return values.ndim == 1 and values.dtype == np.uint8
         several = SEVERAL.get(self.quantity)
         shape = (len(self.layers),) if several is None else (len(self.layers), several.width)
         return values.shape == shape and values.dtype == ("float32" if several is None else several.dtype)
 
 
-def _parse(content: bytes | str, what: str) -> dict[str, Any]:
+def _parse(content: bytes | str, what: str, newest: int) -> dict[str, Any]:
     try:
         found = json.loads(content)
         schema = found["schema"]
@@ -103,9 +111,9 @@ def _parse(content: bytes | str, what: str) -> dict[str, Any]:
             raise ValueError(f"schema {schema!r}")
     except (ValueError, KeyError, TypeError) as failure:
         raise UnreadableError(f"{what} is damaged: {failure!r}.") from None
-    if schema > SCHEMA_VERSION:
+    if schema > newest:
         raise UnreadableError(
-            f"This run was written by a newer GradWatch (schema {schema}; this one reads up to {SCHEMA_VERSION}): "
+            f"This run was written by a newer GradWatch (schema {schema}; this one reads up to {newest}): "
             "upgrade lightning-gradwatch where TensorBoard runs."
         )
     return dict(found)
@@ -182,7 +190,7 @@ def decode_alerts(document: bytes | str) -> AlertDocument:
     Raises:
         UnreadableError: If it is of a newer schema, or damaged.
     """
-    found = _parse(document, "The document of the alerts")
+    found = _parse(document, "The document of the alerts", SCHEMA_VERSION)
     alerts = found.get("alerts")
     if not isinstance(alerts, list) or not all(is_alert(alert) for alert in alerts):
         raise UnreadableError("The document of the alerts is damaged: an alert is incomplete.")

@@ -17,6 +17,7 @@ from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
 from lightning_gradwatch.core.quantities.quantity import Quantity
 from lightning_gradwatch.core.records import NUM_BINS, Alert
 from lightning_gradwatch.reading.schema import (
+    BINS_VERSION,
     Description,
     UnreadableError,
     decode_alerts,
@@ -170,8 +171,8 @@ def test_numbers_can_be_read_whatever_their_declaration_says(declaration: Any) -
 
 
 def test_what_a_newer_version_wrote_is_not_guessed() -> None:
-    newer = {**GOOD, "schema": 2}
-    with pytest.raises(UnreadableError, match=r"newer GradWatch .schema 2; this one reads up to 1.: upgrade"):
+    newer = {**GOOD, "schema": BINS_VERSION + 1}
+    with pytest.raises(UnreadableError, match=r"newer GradWatch .schema 3; this one reads up to 2.: upgrade"):
         Description.decode(json.dumps(newer).encode())
     with pytest.raises(UnreadableError, match="newer GradWatch"):
         decode_alerts('{"schema": 2, "alerts": [], "num_alerts": 0, "num_dropped": 0}')

@@ -11,7 +11,7 @@ from lightning_gradwatch.core.quantities.memory_horizon import MEMORY_HORIZON
 from lightning_gradwatch.core.quantities.nonfinite_fraction import NONFINITE_FRACTION
 from lightning_gradwatch.core.quantities.output_gradient import OUTPUT_GRAD_NORM
 from lightning_gradwatch.core.quantities.quantity import Quantity
-from lightning_gradwatch.core.quantities.several import ALERTS, SEQUENCE, SEVERAL
+from lightning_gradwatch.core.quantities.several import ALERTS, IN_BINS, SEQUENCE, SEVERAL
 from lightning_gradwatch.core.quantities.update_ratio import UPDATE_RATIO
 from lightning_gradwatch.core.quantities.weight_norm import WEIGHT_NORM
 from lightning_gradwatch.core.quantities.zero_fraction import ZERO_FRACTION
@@ -28,5 +28,5 @@ QUANTITIES: tuple[Quantity, ...] = (
 )
 """In the order in which they are offered; the first one is shown unless another one is asked for."""
 BY_NAME = {quantity.name: quantity for quantity in QUANTITIES}
-RESERVED = frozenset({*BY_NAME, *SEVERAL, SEQUENCE, ALERTS})
+RESERVED = frozenset({*BY_NAME, *SEVERAL, *IN_BINS, SEQUENCE, ALERTS})
 """Names in event files that no quantity of the user's own can have."""

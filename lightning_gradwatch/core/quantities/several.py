@@ -28,6 +28,11 @@ NORM_RANGE = Several("grad_norm_range", 3)
 HISTOGRAM = Several("log10_histogram", 2 + HISTOGRAM_BINS, "uint8")
 """The first bin as a uint16, and the bins."""
 SEVERAL = {several.name: several for several in (NORM_RANGE, HISTOGRAM)}
+STEPS = "grad_norm_steps"
+"""Gradient norms of every step, in bins; with them numbers of the run, such as its loss."""
+STEPS_AROUND = "grad_norm_steps_around_alerts"
+"""The same, one step a bin, for the steps before an alert."""
+IN_BINS = (STEPS, STEPS_AROUND)
 SEQUENCE = "sequence"
 """The gradient of one recurrent layer along its time steps."""
 ALERTS = "alerts"
