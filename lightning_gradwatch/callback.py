@@ -46,12 +46,16 @@ class GradWatch(Callback):
             outputs; the first and every fifth one also weight norms, zero fractions, updates and inputs).
         sample_every_n_steps: Average distance of full samples after that, with jitter that is equal on all ranks.
         log_every_n_steps: Steps between two publications to the loggers; None for the Trainer's own.
-        histogram_every: Every how many publications a histogram of log10|g| per layer is written; 0 for never.
+        histogram_every: Steps that lie between two histograms of log10|g| per layer at least; they come with every
+            fifth full sample, and farther apart as the run grows. 0 for never.
         include: Globs over layer names (module paths) to report per layer; None for all. The total norm is always over
             all gradients.
         exclude: Globs over layer names not to report.
         group_by: Number of leading path components by which layers share a row in the standard dashboards; None for
             one row per layer, or per module if there are more than 50 layers.
+        layer_cards: How many of these rows have cards of their own in TensorBoard's standard dashboards, a norm and a
+            histogram of log10|g| each, at even distances from the input to the loss; 0 for none, None for all. The tab
+            shows every layer whatever it is.
         auto_clip: Clips the gradients after they have been measured, at every optimizer step: True for the default
             policy, ``"percentile"``, ``"zscore"``, ``"agc"``, ``"adagc"``, ``"norm"`` or ``"value"``, a number for a
             fixed maximum of the total norm, a policy such as ``Percentile(5)``, or several of them, each for the layers
@@ -112,6 +116,7 @@ class GradWatch(Callback):
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
         group_by: int | None = None,
+        layer_cards: int | None = 8,
         auto_clip: AutoClip = None,
         compose_clipping: bool = False,
         on_nonfinite: Literal["keep", "skip", "raise"] = "keep",
@@ -136,6 +141,7 @@ class GradWatch(Callback):
             include=include,
             exclude=exclude,
             group_by=group_by,
+            layer_cards=layer_cards,
             auto_clip=auto_clip,
             compose_clipping=compose_clipping,
             on_nonfinite=on_nonfinite,

@@ -39,6 +39,7 @@ class Config:
         log_every_n_steps: Steps between two publications to the loggers; None for the host's own.
         group_by: Number of leading path components by which layers share a row in the standard dashboards; None for
             one row per layer, or per module if there are many.
+        layer_cards: How many of these rows have cards there; None for all.
         compose_clipping: Whether we may clip before the host clips once more.
         addresses: Where messages about alerts go; they hold secrets.
         tensorboard_url: Address of a TensorBoard that shows the run; None for no link in messages.
@@ -55,6 +56,7 @@ class Config:
     sample_at: SampleAt
     log_every_n_steps: int | None
     group_by: int | None
+    layer_cards: int | None
     compose_clipping: bool
     addresses: Addresses
     tensorboard_url: str | None
@@ -122,6 +124,7 @@ def configure(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     group_by: int | None = None,
+    layer_cards: int | None = 8,
     auto_clip: AutoClip = None,
     compose_clipping: bool = False,
     on_nonfinite: OnNonfinite = "keep",
@@ -149,6 +152,8 @@ def configure(
         require("log_every_n_steps", log_every_n_steps, 1, "leave it out to follow the Trainer")
     if group_by is not None:
         require("group_by", group_by, 1, "leave it out for one row per layer or module")
+    if layer_cards is not None:
+        require("layer_cards", layer_cards, 0, "use 0 for no cards, and None for one for every row")
     require("histogram_every", histogram_every, 0, "use 0 for no histograms")
     require_fraction("vanishing_threshold", vanishing_threshold, "0.5 is a loss of two decades, 1.0 one of four")
     if max_overhead is not None:
@@ -177,6 +182,7 @@ def configure(
         sample_at=sample_at,
         log_every_n_steps=log_every_n_steps,
         group_by=group_by,
+        layer_cards=layer_cards,
         max_overhead=max_overhead,
         # what every watcher needs to know: further arguments about what is measured and judged belong here
         settings=Settings(

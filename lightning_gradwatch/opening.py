@@ -8,10 +8,13 @@ from lightning_gradwatch.asking import ask
 from lightning_gradwatch.config import Config
 from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.records import Alert
+from lightning_gradwatch.core.saved import State
 from lightning_gradwatch.host import Host, RunInfo
+from lightning_gradwatch.outputs.cards import Cards
 from lightning_gradwatch.outputs.flight import FlightRecorder
 from lightning_gradwatch.outputs.notify import Addresses, Notifier
 from lightning_gradwatch.outputs.record import Record
+from lightning_gradwatch.outputs.recorder import RunRecorder
 from lightning_gradwatch.outputs.sinks import Sinks
 from lightning_gradwatch.outputs.tensorboard import is_writable
 
@@ -25,13 +28,14 @@ _ELSEWHERE = (
 )
 
 
-def open_sinks(config: Config, host: Host, alerts: Iterable[Alert]) -> Sinks:
+def open_sinks(config: Config, host: Host, alerts: Iterable[Alert], saved: State) -> Sinks:
     """The sinks of rank zero; the other ranks have nothing to say.
 
     Args:
         config: The arguments of the watch.
         host: The training loop.
         alerts: Those of the run before it was resumed.
+        saved: What the record of the run had not written yet when that was interrupted.
     """
     if not host.is_global_zero():
         return Sinks(host)
@@ -46,7 +50,19 @@ def open_sinks(config: Config, host: Host, alerts: Iterable[Alert]) -> Sinks:
     is_resumed = host.num_finished_steps() > 0
     notifier = _notifier(config, host, run.name, run.is_rehearsal)
     in_loggers = config.record is not False
-    sinks = Sinks(host, log_dir, is_resumed, config.group_by, run.name, notifier, flight, record, in_loggers)
+    holds_all = record is not None or (in_loggers and any(map(_holds_all, host.loggers())))
+    sinks = Sinks(
+        host,
+        log_dir,
+        is_resumed,
+        cards=Cards(config.layer_cards, config.group_by),
+        run=run.name,
+        notifier=notifier,
+        flight=flight,
+        record=record,
+        recorder=RunRecorder(saved) if holds_all else None,
+        in_loggers=in_loggers,
+    )
     if is_resumed:
         sinks.repeat(alerts)
     return sinks
@@ -58,10 +74,15 @@ def _record(config: Config, host: Host, run: RunInfo) -> Record | None:
         return None
     if config.record is not None:
         return Record(config.record)
-    if any(is_writable(ask(logger, "experiment")) for logger in host.loggers()):
+    if any(map(_holds_all, host.loggers())):
         return None
     directory = run.log_dir or run.spare_dir
     return None if directory is None else Record(directory)
+
+
+def _holds_all(logger: object) -> bool:
+    """Whether a logger can hold what tab and report show."""
+    return is_writable(ask(logger, "experiment"))
 
 
 def _notifier(config: Config, host: Host, run: str, is_rehearsal: bool) -> Notifier | None:

@@ -99,6 +99,8 @@ class Reporter:
         for change in changes:
             self._sinks.tell(*change)
         self._responses.note(_opened(changes))
+        alarms = {alert.optimizer for alert in _opened(changes)}
+        self._sinks.record(self._host.loggers, report, alarms, is_last)
         num_alerts = self._alert_log.num_alerts
         tells = bool(changes) or is_last or not report.has_news
         loggers = self._host.loggers() if tells or report.publications else []

@@ -17,17 +17,19 @@ class RunState:
     Attributes:
         alert_log: The alerts of the run.
         watchers: States of watchers by the optimizer's name, until somebody takes them over.
+        record: What the record of the run had not written yet when it was saved.
         lost: Names of the parts of a checkpoint that could not be read, and of which nobody has been told yet.
     """
 
     def __init__(self) -> None:
         self.alert_log = AlertLog()
         self.watchers: dict[str, State] = {}
+        self.record: State = {}
         self.lost: list[str] = []
 
     def state_dict(self) -> State:
         """Primitives that :meth:`load_state_dict` takes back, but for the watchers."""
-        return {"version": VERSION, **self.alert_log.state_dict()}
+        return {"version": VERSION, **self.alert_log.state_dict(), "record": self.record}
 
     def load_state_dict(self, state_dict: Mapping[str, object]) -> None:
         """Go on where the checkpoint was written; what it lacks, or cannot be read, starts afresh, part by part.
@@ -42,6 +44,7 @@ class RunState:
         self.alert_log.load_state_dict(saved)
         watchers = saved.part("watchers")
         self.watchers = {name: watchers.take(name, dict[str, object], {}) for name in watchers}
+        self.record = saved.take("record", dict[str, object], {})
         self.lost = saved.lost
 
     def take(self, name: str) -> Saved | None:

@@ -110,7 +110,7 @@ class Session:
     def _start(self) -> None:
         config, host = self._config, self._host
         # where everything goes; from now on a signal leaves a record
-        self.sinks = sinks = open_sinks(config, host, self.state.alert_log.alerts)
+        self.sinks = sinks = open_sinks(config, host, self.state.alert_log.alerts, self.state.record)
         if sinks.flight is not None:
             signals = SignalWatch(self._record)
             self.guard.leaves_by(signals.stop)
@@ -308,6 +308,7 @@ class Session:
         if reports:
             self._reporter.sum_up()
         self.state.watchers = {**self.state.watchers, **self.watches.states()}
+        self.state.record = {}  # all of it has been written
 
     def close(self) -> None:
         """Leave no hook on the model, no handler of signals, and nothing on the host's own objects.
@@ -328,6 +329,8 @@ class Session:
         state = self.state.state_dict()
         with self.guard.survives("state_dict"):
             state["watchers"] = {**self.state.watchers, **self.watches.states()}
+            if self.sinks.recorder is not None:
+                state["record"] = self.sinks.recorder.state_dict()
         return state
 
     def _record(self, reason: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from sklearn.datasets import load_digits
@@ -19,6 +21,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_gradwatch import GradWatch
 from lightning_gradwatch.core.watcher import Watcher
 from lightning_gradwatch.loop_host import LoopHost
+from lightning_gradwatch.reading.bins import Bins
+from lightning_gradwatch.reading.schema import Description, UnreadableError
 from lightning_gradwatch.session import Session
 
 
@@ -122,6 +126,24 @@ def scalars(events: EventAccumulator, tag: str) -> dict[int, float]:
 def tensors(events: EventAccumulator, tag: str) -> dict[int, Any]:
     """Values of a tensor tag by step, as nested lists."""
     return {event.step: make_ndarray(event.tensor_proto).tolist() for event in events.Tensors(tag)}
+
+
+def recorded(events: EventAccumulator, tag: str = "gradwatch/layers/grad_norm_steps") -> Bins:
+    """The bins of steps in a record."""
+    known = Description.decode(events.SummaryMetadata(tag).plugin_data.content)
+    found = []
+    for content in [make_ndarray(event.tensor_proto).tobytes() for event in events.Tensors(tag)]:
+        with contextlib.suppress(UnreadableError):  # of another model, fitted into the same directory
+            found.append(Bins.decode(content, len(known.layers), len(known.lines)))
+    bins = Bins.joined(found)
+    # several optimizer steps, or backward passes, at one step of the x-axis are one bin
+    return bins.merged(np.flatnonzero(np.append(True, bins.first[1:] > bins.last[:-1])))
+
+
+def norms_by_step(events: EventAccumulator, tag: str = "gradwatch/layers/grad_norm_steps") -> dict[int, list[float]]:
+    """Gradient norms of the layers at each step, good to 0.15 %."""
+    bins = recorded(events, tag)
+    return dict(zip(bins.last.tolist(), bins.high.tolist(), strict=True))
 
 
 class Clock:

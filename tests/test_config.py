@@ -43,7 +43,7 @@ class OneQuantity:
 def test_no_argument_is_lost_on_the_way() -> None:
     chosen: dict[str, Any] = {
         "sample_at": "step", "dense_steps": 3, "sample_every_n_steps": 4, "log_every_n_steps": 5, "histogram_every": 6,
-        "include": "0", "exclude": ["2"], "group_by": 7, "auto_clip": 8.0, "compose_clipping": True,
+        "include": "0", "exclude": ["2"], "group_by": 7, "layer_cards": 9, "auto_clip": 8.0, "compose_clipping": True,
         "on_nonfinite": "skip", "vanishing_threshold": 0.9, "notify": "json://localhost",
         "tensorboard_url": "http://localhost", "on_alert": "stop", "flight_steps": 11, "progress_bar": True,
         "max_overhead": 0.1, "prescribe": 12.0, "rules": [OneRule()], "quantities": [OneQuantity()],

@@ -178,7 +178,8 @@ def test_an_ordinary_step_of_a_trainer_runs_three_operators_of_ours(tmp_path: Pa
             seen[-1] += count.seen.total()
 
     fit(Counted(dense_steps=1, sample_every_n_steps=10**6), max_steps=20, log_every_n_steps=100, directory=tmp_path)
-    assert seen[2:] == [3] * 18  # the ends of the batch, the norms, and the row they are written to
+    # the ends of the batch, the norms, and the row they are written to; ten rows later these go home
+    assert [count for step, count in enumerate(seen) if step not in (0, 1, 10)] == [3] * 17
 
 
 @pytest.mark.parametrize("kind", ["ordinary", pytest.param("sampled", marks=pytest.mark.slow)])

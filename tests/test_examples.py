@@ -50,7 +50,7 @@ def test_quickstarts_event_files_have_every_tag(quickstart: tuple[Path, str], ru
     tags = events.Tags()
     layers = [f"net.{2 * i}" for i in range(20)]
     assert set(tags["scalars"]) >= RUN_LEVEL | {f"grad_norm/{layer}" for layer in layers}
-    assert set(tags["histograms"]) == {f"grad_hist/{layer}" for layer in layers}
+    assert set(tags["histograms"]) == {f"grad_log10/{layer}" for layer in layers}
     assert list(scalars(events, "gradwatch/total_norm")) == list(scalars(events, "loss")) == list(range(4, 300, 5))
 
 

@@ -324,8 +324,10 @@ def test_a_layer_that_first_runs_late_gets_its_place(tmp_path: Path) -> None:
     watch = GradWatch()
     fit(watch, Classifier(Growing()), directory=tmp_path, max_steps=20, log_every_n_steps=20)
     assert list(watch.profile) == ["net.first", "net.late", "net.head"]
-    content = read_events(tmp_path).SummaryMetadata("gradwatch/layers/grad_norm").plugin_data.content
-    assert json.loads(content)["layers"] == ["net.first", "net.late", "net.head"]
+    events = read_events(tmp_path)
+    for version, layers in (("", ["net.first", "net.head", "net.late"]), ("-2", ["net.first", "net.late", "net.head"])):
+        content = events.SummaryMetadata(f"gradwatch/layers{version}/grad_norm_steps").plugin_data.content
+        assert json.loads(content)["layers"] == layers
 
 
 def test_very_deep_networks_are_seen_to_the_bottom() -> None:
@@ -393,7 +395,7 @@ def test_scores_to_monitor_are_as_fresh_as_the_last_sample() -> None:
 
 def test_backward_sampling_writes_histograms_too(tmp_path: Path) -> None:
     fit(GradWatch(sample_at="backward"), directory=tmp_path, log_every_n_steps=2, accumulate_grad_batches=2)
-    assert "grad_hist/net.0" in read_events(tmp_path).Tags()["histograms"]
+    assert "grad_log10/net.0" in read_events(tmp_path).Tags()["histograms"]
 
 
 def test_a_checkpoint_of_another_version_costs_a_warning() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypedDict
 
 import torch
@@ -74,7 +74,7 @@ class Assembly:
         optional: Leaves out what cannot be made.
 
     Attributes:
-        latest: The latest sample, with what publications have measured since; None before the first one.
+        latest: The latest sample; None before the first one.
     """
 
     def __init__(self, optimizer: str, own: OwnMeter, optional: OptionalFigures) -> None:
@@ -103,11 +103,15 @@ class Assembly:
             publish=label.publish,
             optimizer=self._optimizer,
             clips=numbers.get("clips"),
+            is_scaled=label.is_scaled,
         )
 
-    def remember(self, observation: Observation, label: Label, numbers: Numbers) -> None:
-        """Keep the newest numbers of the layers: a sample, or what a publication has measured anew."""
-        self.latest = observation.sample or self._refreshed(label, numbers)
+    def remember(self, observation: Observation) -> None:
+        """Keep the newest sample, unless the layers have changed since."""
+        if observation.sample is not None:
+            self.latest = observation.sample
+        elif self.latest is not None and len(self.latest.weight_norm) != len(observation.layers):
+            self.latest = None
 
     def _sample(self, label: Label, numbers: Numbers) -> Sample:
         instruments, order = label.instruments, label.instruments.order
@@ -124,18 +128,6 @@ class Assembly:
             is_skipped=is_skipped,
             extra=self._extra(label, numbers, is_skipped) if self._own.names else {},
         )
-
-    def _refreshed(self, label: Label, numbers: Numbers) -> Sample | None:
-        """The latest sample with what a publication has measured anew; None if the layers have changed since."""
-        latest = self.latest
-        if latest is None or len(latest.weight_norm) != len(label.instruments.layer_names):
-            return None
-        if "weights" not in numbers:
-            return latest
-        is_skipped = _is_skipped(label, numbers)
-        weights, zeros = self._state(label, numbers, is_skipped)
-        extra = self._extra(label, numbers, is_skipped)
-        return replace(latest, weight_norm=weights, zero_fraction=zeros, extra=extra)
 
     def _extra(self, label: Label, numbers: Numbers, is_skipped: bool) -> Mapping[str, Tensor]:
         """Quantities of the user's own: as measured with these numbers, otherwise as they were last known."""

@@ -10,7 +10,7 @@ from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.own import OwnMeter
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.publishing import Publisher
-from lightning_gradwatch.core.records import Alert, Observation, Publication
+from lightning_gradwatch.core.records import Alert, Observation, Snapshot
 from lightning_gradwatch.core.reports import NOTHING, Report, join
 from lightning_gradwatch.core.sampling import Sampling
 from lightning_gradwatch.core.saved import Saved, State
@@ -47,7 +47,8 @@ class Digest:
         self._optional = optional
         self.assembly = Assembly(optimizer, own, optional)
         self.judge = judge
-        self.publisher = Publisher(optimizer, own.declared)
+        self.publisher = Publisher(optimizer)
+        self._declared = own.declared
 
     def take(self, arrived: Iterable[tuple[Label, Numbers]]) -> Report:
         """Digest copies, the oldest first."""
@@ -55,15 +56,16 @@ class Digest:
         for label, numbers in arrived:
             observation = self.assembly.observation(label, numbers)
             alerts = self._judged(observation, label, numbers) if observation.steps else ()
-            publications = self._published(observation, label, numbers) if label.publish else ()
+            snapshots = self._snapshots(observation, label, numbers)
+            publications = self.publisher.publish(observation, self.judge.scores) if label.publish else ()
             changed = change(observation, numbers)
-            report = join(report, Report(alerts, publications, True, (observation,), changed))
+            report = join(report, Report(alerts, publications, True, (observation,), changed, snapshots))
         return report
 
     def _judged(self, observation: Observation, label: Label, numbers: Numbers) -> tuple[Alert, ...]:
         """Remember an observation, and judge it."""
         self.publisher.add(observation, label.skips)
-        self.assembly.remember(observation, label, numbers)
+        self.assembly.remember(observation)
         if observation.sample is not None:
             seen = dict(zip(label.instruments.layer_names, numbers["outputs"].tolist(), strict=True))
             self._optional.take("outputs", None, self._probe.trust, seen)
@@ -73,16 +75,30 @@ class Digest:
             self._sampling.look_closer()
         return alerts
 
-    def _published(self, observation: Observation, label: Label, numbers: Numbers) -> tuple[Publication, ...]:
-        evidence = self.judge.history.evidence
+    def _snapshots(self, observation: Observation, label: Label, numbers: Numbers) -> tuple[Snapshot, ...]:
+        """What the record keeps of a full sample; nothing where none was taken."""
+        sample = observation.sample
+        if sample is None:
+            return ()
+        evidence, is_skipped = self.judge.history.evidence, sample.is_skipped
         counts = self._optional.take("clipped", None, clipped_counts, label, numbers)
-        return self.publisher.publish(
-            observation,
-            sample=self.assembly.latest,
-            clipped=None if counts is None else self.publisher.clipped_share(counts),
-            scores=self.judge.scores,
-            update_ratios=evidence.update_ratio,
-            horizons={name: steps for name, (steps, _, _) in evidence.horizons.items()},
+        has_state = "weights" in numbers
+        return (
+            Snapshot(
+                step=observation.step,
+                optimizer=observation.optimizer,
+                layers=observation.layers,
+                output_grad_norm=None if is_skipped else sample.output_grad_norm,
+                weight_norm=sample.weight_norm if has_state else None,
+                zero_fraction=sample.zero_fraction if has_state and not is_skipped else None,
+                clipped_fraction=None if counts is None else self.publisher.clipped_share(counts),
+                histogram=observation.histogram,
+                update_ratios={} if sample.thorough is None else dict(evidence.update_ratio),
+                horizons={name: steps for name, (steps, _, _) in evidence.horizons.items()},
+                sequences=sample.sequences,
+                extra=sample.extra if has_state and not is_skipped else {},
+                declared=self._declared,
+            ),
         )
 
     def keep(self, names: Sequence[str], before: Sequence[str]) -> None:
@@ -92,7 +108,6 @@ class Digest:
         """
         self.publisher.rearrange(names, before)
         self.assembly.latest = None
-        self._sampling.forget_state()
         self.judge.keep(set(names) & set(before))
 
     def state_dict(self) -> State:

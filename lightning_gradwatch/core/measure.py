@@ -229,10 +229,9 @@ class NormWindow:
     def __len__(self) -> int:
         return self._length
 
-    @property
-    def is_full(self) -> bool:
-        """Whether the next row would not fit: copy and clear first."""
-        return self._length == self._rows.shape[0]
+    def is_due(self, num_rows: int) -> bool:
+        """Whether there are so many rows, or as many as fit: copy and clear first."""
+        return self._length >= num_rows or self._length == self._rows.shape[0]
 
     def push(
         self, loss: Tensor | None, loss_scale: Tensor | None, gradients_scaled: bool, inputs: BatchCheck | None = None

@@ -36,7 +36,7 @@ CHARTS = {
 
 def is_own(tag: str) -> bool:
     """Whether a tag is one of ours."""
-    return tag.startswith(("gradwatch/", "grad_norm/", "grad_hist/"))
+    return tag.startswith(("gradwatch/", "grad_norm/", "grad_log10/"))
 
 
 OVERHEAD = "gradwatch/overhead_percent"
@@ -65,7 +65,7 @@ def layer_norm_tag(row: str, optimizer: str = "") -> str:
 
 def layer_histogram_tag(row: str, optimizer: str = "") -> str:
     """Tag of the log10|g| histogram of a layer, or of a row of layers, in the standard dashboards."""
-    return of_optimizer(f"grad_hist/{row}", optimizer)
+    return of_optimizer(f"grad_log10/{row}", optimizer)
 
 
 def layers_tag(name: str, version: int = 0, optimizer: str = "") -> str:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from lightning_gradwatch.core.assemble import Label
 from lightning_gradwatch.core.instruments import Instruments
 from lightning_gradwatch.core.records import Architecture, Coverage
-from lightning_gradwatch.core.sampling import is_step
-from lightning_gradwatch.core.saved import Saved, State
+from lightning_gradwatch.core.saved import Saved, State, count
 
 
 @dataclass
@@ -71,7 +70,7 @@ class Pending:
 
     def load_state_dict(self, saved: Saved) -> None:
         """Go on where :meth:`state_dict` was taken; with no row if it is not known which they are."""
-        self.step = saved.take("step", int, self.step, is_step)
+        self.step = saved.take("step", int, self.step, count)
         steps, known = saved.take("steps", list[int], []), saved.take("known", list[tuple[bool, Coverage]], [])
         if len(steps) == len(known):
             self.steps, self.known = steps, known

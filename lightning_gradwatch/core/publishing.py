@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.core.clip.clippers import ClipWindow
-from lightning_gradwatch.core.quantities.quantity import Quantity
-from lightning_gradwatch.core.records import Observation, Publication, Sample
+from lightning_gradwatch.core.records import Observation, Publication
 from lightning_gradwatch.core.saved import Saved, State, count
 from lightning_gradwatch.core.window import PublicationWindow
 
@@ -19,15 +18,13 @@ class Publisher:
 
     Args:
         optimizer: Name of the optimizer; ``""`` if there is only one.
-        declared: Quantities of the user's own.
 
     Attributes:
         num_publications: Publications asked for so far.
     """
 
-    def __init__(self, optimizer: str, declared: tuple[Quantity, ...] = ()) -> None:
+    def __init__(self, optimizer: str) -> None:
         self._optimizer = optimizer
-        self._declared = declared
         self._norms = PublicationWindow()
         self._clips = ClipWindow()
         self.num_publications = 0
@@ -44,15 +41,7 @@ class Publisher:
         steps = max((clip.num_steps for clip in self._clips.summary()), default=0)
         return torch.where(counts < 0, counts, counts / steps) if steps else None
 
-    def publish(
-        self,
-        observation: Observation,
-        sample: Sample | None,
-        clipped: Tensor | None,
-        scores: Mapping[str, float],
-        update_ratios: Mapping[str, float],
-        horizons: Mapping[str, int],
-    ) -> tuple[Publication, ...]:
+    def publish(self, observation: Observation, scores: Mapping[str, float]) -> tuple[Publication, ...]:
         """What there is to publish, once; nothing if no step has come since the last time."""
         window = self._norms.summary()
         if window is None:
@@ -66,15 +55,8 @@ class Publisher:
                 optimizer=self._optimizer,
                 layers=observation.layers,
                 window=window,
-                sample=sample,
-                histogram=observation.histogram,
                 scores=dict(scores),
                 clips=clips,
-                clipped_fraction=clipped,
-                update_ratios=dict(update_ratios),
-                horizons=dict(horizons),
-                extra={} if sample is None else sample.extra,
-                declared=self._declared,
             ),
         )
 

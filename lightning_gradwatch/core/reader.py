@@ -72,7 +72,7 @@ class Reader:
         return {"after_backward": (self.noted if loss_scale is None else self.noted / loss_scale).view(1)}
 
     def state(self, instruments: Instruments, scale: Tensor | None) -> dict[str, Tensor]:
-        """What is measured for publications and thorough samples alone; ``scale`` is still in the gradients."""
+        """What is measured for thorough samples alone; ``scale`` is still in the gradients."""
         meter, unknown = instruments.meter, instruments.unknown(len(instruments.layout.parameters))
         return {
             "weights": self._take("weights", unknown, meter.weight_norms),

@@ -332,6 +332,7 @@ class Observation:
         optimizer: Name of the optimizer; ``""`` if there is only one.
         clips: Threshold, coefficient and norm after clipping of each policy at each of ``steps``, policy by policy.
             Shape ``(len(steps), 3 * policies)``; None without clipping.
+        is_scaled: Whether a loss scaler is at work, which skips steps whose gradient is not finite.
     """
 
     step: int
@@ -348,6 +349,7 @@ class Observation:
     publish: bool
     optimizer: str = ""
     clips: Tensor | None = None
+    is_scaled: bool = False
 
     @cached_property
     def total_norms(self) -> list[float]:
@@ -362,38 +364,60 @@ class Observation:
 
 @dataclass(frozen=True)
 class Publication:
-    """What is written to the loggers at one step, for one optimizer.
+    """What is written to every logger at one step, for one optimizer.
 
     Attributes:
         step: The step, on the x-axis of the loggers.
         optimizer: Name of the optimizer; ``""`` if there is only one.
         layers: The watched layers, in the order in which they ran.
         window: Norms of every step since the last publication.
-        sample: The latest full sample; None before the first one.
-        histogram: Counts of log10|g| as in :class:`Observation`; None when it was not due.
         scores: Run-level numbers of the detector by their short name, such as ``vanishing``.
         clips: What each clipping policy did; empty without clipping.
-        clipped_fraction: Share of the window's steps in which a gradient of the layer was clipped, in [0, 1], shape
-            ``(layers,)``; None without clipping.
-        update_ratios: Size of the latest update seen relative to the weights, by the name of the layer.
-        horizons: Memory horizon of recurrent and repeatedly called layers in time steps, by the name of the layer.
         overhead_percent: What watching costs the host, in percent of the steps' own time; None if that is not known.
-        extra: Numbers of the user's own quantities by their name: shape ``(layers,)``, float32, on the host; not
-            negative but for -1, which stands for none. What is not due is left out.
-        declared: What these quantities are; the log says so, since its reader may not know them.
     """
 
     step: int
     optimizer: str
     layers: tuple[Layer, ...]
     window: Window
-    sample: Sample | None
-    histogram: Tensor | None
     scores: dict[str, float]
     clips: tuple[Clip, ...] = ()
+    overhead_percent: float | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a full sample measured of each layer, for the record of the run; None for what was not measured then.
+
+    All tensors are float32 on the host, with one entry per layer; ``-1`` stands for "no gradient" or "not observed".
+
+    Attributes:
+        step: The step, on the x-axis of the loggers.
+        optimizer: Name of the optimizer; ``""`` if there is only one.
+        layers: The watched layers, in the order in which they ran.
+        output_grad_norm: L2 norm of dLoss/d(layer output). Shape ``(layers,)``.
+        weight_norm: L2 norm of the layer's parameters before the step. Shape ``(layers,)``.
+        zero_fraction: Share of exactly zero gradient elements, in [0, 1]. Shape ``(layers,)``.
+        clipped_fraction: Share of the steps since the last publication in which a gradient of the layer was clipped,
+            in [0, 1]. Shape ``(layers,)``.
+        histogram: Counts of log10|g| as in :class:`Observation`. Shape ``(layers, bins + 2)``.
+        update_ratios: Size of the latest update seen relative to the weights, by the name of the layer.
+        horizons: Memory horizon of recurrent and repeatedly called layers in time steps, by the name of the layer.
+        sequences: For recurrent and repeatedly called layers the gradient norm at each time step, the earliest first.
+        extra: Numbers of the user's own quantities by their name: shape ``(layers,)``, not negative but for -1.
+        declared: What these quantities are; the log says so, since its reader may not know them.
+    """
+
+    step: int
+    optimizer: str
+    layers: tuple[Layer, ...]
+    output_grad_norm: Tensor | None = None
+    weight_norm: Tensor | None = None
+    zero_fraction: Tensor | None = None
     clipped_fraction: Tensor | None = None
+    histogram: Tensor | None = None
     update_ratios: Mapping[str, float] = field(default_factory=dict)
     horizons: Mapping[str, int] = field(default_factory=dict)
-    overhead_percent: float | None = None
+    sequences: tuple[tuple[str, Tensor], ...] = ()
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     declared: tuple[Quantity, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lightning_gradwatch.core.records import Alert, Observation, Publication
+from lightning_gradwatch.core.records import Alert, Observation, Publication, Snapshot
 
 
 class Change(NamedTuple):
@@ -26,6 +26,7 @@ class Report:
         has_news: Whether anything has arrived from the device, so that scores may have changed.
         observations: What has arrived.
         change: How somebody has changed a gradient before it was observed; None where nobody did, as far as is known.
+        snapshots: What full samples measured, for the record of the run.
     """
 
     alerts: tuple[Alert, ...] = ()
@@ -33,6 +34,7 @@ class Report:
     has_news: bool = False
     observations: tuple[Observation, ...] = ()
     change: Change | None = None
+    snapshots: tuple[Snapshot, ...] = ()
 
 
 NOTHING = Report()
@@ -46,4 +48,5 @@ def join(first: Report, second: Report) -> Report:
         first.has_news or second.has_news,
         first.observations + second.observations,
         first.change or second.change,
+        first.snapshots + second.snapshots,
     )

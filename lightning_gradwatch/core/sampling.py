@@ -11,8 +11,15 @@ BURST_STEPS = 5
 """Steps sampled in a row when something looks wrong, so that it is confirmed or dismissed at once."""
 BURST_PAUSE = 20
 """Steps after a burst before the next one."""
-STATE_EVERY = 10
-"""Steps after which publications measure weights and zeros anew: what changes slowly."""
+YOUNG_STEPS = 1000
+"""As long a run is young: the record keeps every single step of it."""
+HOME_EVERY, HOME_EVERY_LATER = 10, 15
+"""Steps after which norms are brought to the host at the latest, in a young run and later: what is still on the device
+when a process is killed is lost."""
+HISTOGRAM_GROWTH = 0.05
+"""Histograms lie farther and farther apart: by this part of the steps so far."""
+LAYERS_PER_STEP = 4
+"""Layers per step between two histograms, once a run is no longer young: of large models there are fewer."""
 
 
 class Sampling:
@@ -24,6 +31,7 @@ class Sampling:
     Attributes:
         num_steps: Steps observed so far.
         num_samples: Full samples taken so far.
+        num_histograms: Histograms taken so far.
         thinning: By how much full samples lie farther apart than the schedule has it.
         is_overdue: Whether a sample was due at a step at which nobody could look, and is to be taken at the next one.
     """
@@ -34,8 +42,9 @@ class Sampling:
         self.thinning = 1
         self.is_overdue = False
         self._schedule = schedule
+        self.num_histograms = 0
         self._burst_until = 0
-        self._state_step = -STATE_EVERY
+        self._next_histogram = 0
 
     def falls_on(self, step: int) -> bool:
         """Whether a full sample falls on a step, counted from 0."""
@@ -63,25 +72,33 @@ class Sampling:
             self._burst_until = self.num_steps + BURST_STEPS
 
     @property
-    def is_state_old(self) -> bool:
-        """Whether weights and zeros were measured so long ago that a publication measures them anew."""
-        return self.num_steps >= self._state_step + STATE_EVERY
+    def steps_to_home(self) -> int:
+        """Steps whose norms may lie on the device before they are brought to the host."""
+        return HOME_EVERY if self.num_steps < YOUNG_STEPS else HOME_EVERY_LATER
 
-    def note_state(self) -> None:
-        """Weights and zeros are being measured."""
-        self._state_step = self.num_steps
+    def takes_histogram(self, every: int, num_layers: int) -> bool:
+        """Whether a thorough sample at this step takes a histogram, which is counted then.
 
-    def forget_state(self) -> None:
-        """What was measured of weights and zeros belongs to other layers."""
-        self._state_step = -STATE_EVERY
+        Args:
+            every: Steps that lie between two of them at least; 0 for never.
+            num_layers: Layers of the model.
+        """
+        step = self.num_steps
+        if not every or step < self._next_histogram:
+            return False
+        size = 0 if step < YOUNG_STEPS else num_layers // LAYERS_PER_STEP
+        self._next_histogram = step + max(every, int(step * HISTOGRAM_GROWTH), size)
+        self.num_histograms += 1
+        return True
 
     def state_dict(self) -> dict[str, int]:
         """Primitives that :meth:`load_state_dict` takes back."""
         return {
             "num_steps": self.num_steps,
-            "state_step": self._state_step,
             "num_samples": self.num_samples,
             "thinning": self.thinning,
+            "num_histograms": self.num_histograms,
+            "next_histogram": self._next_histogram,
             "burst_until": self._burst_until,
         }
 
@@ -91,9 +108,5 @@ class Sampling:
         self.num_samples = saved.take("num_samples", int, self.num_samples, count)
         self.thinning = saved.take("thinning", int, 1, lambda factor: factor >= 1)
         self._burst_until = saved.take("burst_until", int, self._burst_until, count)
-        self._state_step = saved.take("state_step", int, self._state_step, is_step)
-
-
-def is_step(number: int) -> bool:
-    """Whether it can be a step, or that before the first one at which weights were never measured."""
-    return -STATE_EVERY <= number < 2**53
+        self.num_histograms = saved.take("num_histograms", int, self.num_histograms, count)
+        self._next_histogram = saved.take("next_histogram", int, self._next_histogram, count)

@@ -19,7 +19,8 @@ class Settings:
 
     Attributes:
         schedule: When full samples are taken.
-        histogram_every: Every how many publications there is a histogram; 0 for never.
+        histogram_every: Steps that lie between two histograms at least; they come with thorough samples, and farther
+            apart as the run grows. 0 for never.
         include: Globs over the names of the layers to report; empty for all.
         exclude: Globs over the names of the layers not to report.
         vanishing_threshold: Score in (0, 1] at which ``vanishing`` opens.
@@ -27,7 +28,7 @@ class Settings:
         on_nonfinite: What to do with a step whose gradient is not finite, where no loss scaler skips it anyway:
             ``"keep"`` it, ``"skip"`` it (weights and the optimizer's state stay as they are) or ``"raise"``, which is
             left to the caller: the alert is in the report of that step.
-        quantities: What to measure of every layer besides, on thorough samples and for publications.
+        quantities: What to measure of every layer besides, on thorough samples.
         rules: Rules of the user, which raise alerts of kinds of their own.
     """
 

@@ -193,7 +193,7 @@ class Watcher:
         scale = loss_scale if gradients_scaled else None
         due: dict[str, Tensor] = {}
         if is_sampled or publish:
-            due = self._take_due(instruments, is_sampled, publish, loss_scale, scale)
+            due = self._take_due(instruments, is_sampled, loss_scale, scale)
         self._reader.noted = None
         sampling.num_steps += 1
         probe.account.is_read = True  # an optimizer is about to step: the next backward pass opens a new account
@@ -202,7 +202,7 @@ class Watcher:
         # 4. clip or skip, once everything has been measured
         is_urgent = instruments.intervenes and self._intervene(instruments, scale)
         # 5. one copy to the host
-        if is_sampled or publish or is_urgent or instruments.window.is_full:
+        if is_sampled or publish or is_urgent or instruments.window.is_due(sampling.steps_to_home):
             return self._send(instruments, due, publish, is_urgent)
         return NOTHING
 
@@ -337,20 +337,19 @@ class Watcher:
             self._digest.keep(instruments.names, before)
 
     def _take_due(
-        self, instruments: Instruments, is_sampled: bool, publish: bool, loss_scale: Tensor | None, scale: Tensor | None
+        self, instruments: Instruments, is_sampled: bool, loss_scale: Tensor | None, scale: Tensor | None
     ) -> dict[str, Tensor]:
         """What is to be carried home with the norms; ``scale`` is still in the gradients."""
-        sampling, digest = self.sampling, self._digest
+        sampling = self.sampling
         due = self._reader.after_backward(loss_scale)
-        is_first, is_thorough = digest.assembly.latest is None, is_sampled and sampling.is_thorough
-        if is_thorough or (is_sampled and is_first) or (publish and not is_first and sampling.is_state_old):
-            sampling.note_state()
+        if not is_sampled:
+            return due
+        is_thorough, num_layers = sampling.is_thorough, len(instruments.layer_names)
+        if is_thorough or self._digest.assembly.latest is None:
             due.update(self._reader.state(instruments, scale))
-        if is_sampled:
-            due.update(self._take_sample(instruments, loss_scale, is_thorough))
-        every, num_publications = self._settings.histogram_every, digest.publisher.num_publications
-        if publish and every > 0 and num_publications % every == 0:
-            due.update(self._reader.histogram(instruments, num_publications, scale))
+        if is_thorough and sampling.takes_histogram(self._settings.histogram_every, num_layers):
+            due.update(self._reader.histogram(instruments, sampling.num_histograms, scale))
+        due.update(self._take_sample(instruments, loss_scale, is_thorough))
         return due
 
     def _take_sample(self, instruments: Instruments, loss_scale: Tensor | None, is_thorough: bool) -> dict[str, Tensor]:
@@ -382,7 +381,7 @@ class Watcher:
             reductions = {**reductions, "norms": "mean"}
         if len(instruments.clippers):
             tensors["clips"] = window.extra
-            if publish:
+            if publish or "outputs" in due:
                 tensors["clipped"] = instruments.clippers.clipped
         arrived = self._transfer.send(label, instruments.shards.reduce(tensors, reductions, self._optional.absent))
         self._drop_rows(instruments)

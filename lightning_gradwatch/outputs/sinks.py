@@ -6,7 +6,7 @@ import functools
 import os
 import re
 import shlex
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,16 @@ from urllib.parse import quote
 from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.records import Alert, Observation, Publication
+from lightning_gradwatch.core.reports import Report
 from lightning_gradwatch.host import Host
 from lightning_gradwatch.outputs import alerts_file
+from lightning_gradwatch.outputs.cards import Cards
 from lightning_gradwatch.outputs.flight import FlightRecorder
 from lightning_gradwatch.outputs.notify import Notifier
 from lightning_gradwatch.outputs.record import Record
+from lightning_gradwatch.outputs.recorder import RunRecorder
 from lightning_gradwatch.outputs.tensorboard import Writer, is_writable
+from lightning_gradwatch.outputs.thinning import Thinning
 
 _WARNING_PAUSE_STEPS = 50
 _PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
@@ -36,16 +40,18 @@ class Sinks:
         host: The training loop.
         log_dir: The logger's directory, where the alerts file lies; None for no file, as on all ranks but zero.
         is_resumed: Whether the run went on from a checkpoint, so that the file may know of some alerts already.
-        group_by: As :class:`~lightning_gradwatch.GradWatch` takes it.
+        cards: What TensorBoard's standard dashboards show of the layers; None for nothing.
         run: Name of the run.
         notifier: Sends messages; None for no messages.
         flight: Remembers the last steps; None for no record.
         record: An event file of our own; None for none.
+        recorder: Says what tab and report are to be given; None for nothing.
         in_loggers: Whether loggers that are TensorBoard's get what tab and report show, beside the run-level numbers.
 
     Attributes:
         log_dir: The directory, as given.
-        flight: The recorder, as given.
+        flight: The recorder of the last steps, as given.
+        recorder: The recorder of the run, as given.
     """
 
     def __init__(
@@ -53,24 +59,27 @@ class Sinks:
         host: Host,
         log_dir: str | None = None,
         is_resumed: bool = False,
-        group_by: int | None = None,
+        cards: Cards | None = None,
         run: str = "",
         notifier: Notifier | None = None,
         flight: FlightRecorder | None = None,
         record: Record | None = None,
+        recorder: RunRecorder | None = None,
         in_loggers: bool = True,
     ) -> None:
         self._host = host
         self._pid = os.getpid()
         self.log_dir = log_dir
-        self._group_by = group_by
+        self._cards = cards or Cards(0)
         self._run = run
         self._notifier = notifier
         self.flight = flight
         self._record = record
+        self.recorder = recorder
         self._in_loggers = in_loggers
         self._told = alerts_file.entries(log_dir) if log_dir is not None and is_resumed else frozenset()
         self._writers: list[tuple[Any, Writer]] = []
+        self._thinnings: defaultdict[str, Thinning] = defaultdict(Thinning)
         self._broken: set[str] = set()
         self._causes: set[tuple[str, object]] = set()
         self._next_warning: dict[tuple[str, str], int] = {}
@@ -107,6 +116,37 @@ class Sinks:
         for name, logger in self._named(loggers):
             self._attempt(name, functools.partial(self._publish, logger, publication, num_alerts))
         self._report_troubles()
+
+    def record(
+        self, loggers: Callable[[], Sequence[Any]], report: Report, alarms: Iterable[str], is_last: bool
+    ) -> None:
+        """Write what tab and report show, as far as the record wants it now.
+
+        Args:
+            loggers: Gives the loggers, which are asked for only if there is something to write.
+            report: What a watcher has reported.
+            alarms: Names of the optimizers of which an alert has just opened.
+            is_last: Whether the run ends.
+        """
+        if self.recorder is not None:
+            self._attempt("record of the run", functools.partial(self._write_record, loggers, report, alarms, is_last))
+
+    def _write_record(
+        self, loggers: Callable[[], Sequence[Any]], report: Report, alarms: Iterable[str], is_last: bool
+    ) -> None:
+        assert self.recorder is not None
+        events = self.recorder.take(report.observations, report.snapshots, alarms)
+        events += self.recorder.drain() if is_last else []
+        shown = [snapshot for snapshot in report.snapshots if snapshot.histogram is not None]
+        if not events and not shown:
+            return
+
+        def write(writer: Writer) -> None:
+            writer.record(events)
+            for snapshot in shown:
+                writer.show(snapshot)
+
+        self._to_tensorboard(loggers(), write)
 
     def remember(self, observations: Iterable[Observation], opened: list[Alert], known: list[Alert]) -> None:
         """Keep steps in the flight recorder, and its record if alerts have opened."""
@@ -187,7 +227,10 @@ class Sinks:
         if not self._holds_all(logger):
             logger.log_metrics(metrics.run_level(publication, num_alerts), publication.step)
             return
-        self._writer(logger).write(publication, num_alerts)
+        # the record's own file must stay small; what a user logs to is written at every point
+        thinning = self._thinnings[publication.optimizer] if logger is self._record else None
+        if thinning is None or thinning.passes(publication.step):
+            self._writer(logger).publish(publication, num_alerts)
 
     def _writer(self, logger: Any) -> Writer:
         """The writer of a logger, which is held, so that no other one can be taken for it."""
@@ -195,7 +238,7 @@ class Sinks:
             if known is logger:
                 return writer
         prefix = "" if logger is self._record else self._host.tag_prefix(logger)
-        writer = Writer(logger.experiment, self._group_by, prefix)
+        writer = Writer(logger.experiment, self._cards, prefix)
         self._writers.append((logger, writer))
         return writer
 

@@ -34,7 +34,7 @@ from lightning_gradwatch.core.records import Clip, Layer, Publication, Window
 def publication(**changes: Any) -> Publication:
     """Numbers of three steps of one layer."""
     last, low, median, high = (torch.tensor([value, value]) for value in (2.0, 1.0, 1.5, 4.0))
-    plain = Publication(7, "", (Layer("net.0", ("weight",)),), Window(3, last, low, median, high), None, None, {})
+    plain = Publication(7, "", (Layer("net.0", ("weight",)),), Window(3, last, low, median, high), {})
     return replace(plain, **changes)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch.core.quantities.quantity import ScaleKind
-from lightning_gradwatch.core.records import MISSING, Publication
+from lightning_gradwatch.core.records import MISSING, Snapshot
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.core.watcher import Watcher
@@ -45,28 +45,26 @@ class Wrong(Largest):
         return self.returned  # type: ignore[attr-defined, no-any-return]
 
 
-def published(net: nn.Module, *quantities: Any, scale: float | None = None, said: Any = None) -> Publication:
-    """The publication after three steps, all sampled."""
+def measured(net: nn.Module, *quantities: Any, scale: float | None = None, said: Any = None) -> Snapshot:
+    """The latest snapshot with weights in five steps, all sampled."""
     settings = Settings(Schedule(5, 5), quantities=quantities)
     watcher = Watcher(net, torch.optim.SGD(net.parameters(), 0.1), settings, tell=said)
     factor = None if scale is None else torch.tensor(scale)
-    found: tuple[Publication, ...] = ()
-    for step in range(3):
+    found: list[Snapshot] = []
+    for _ in range(5):
         net.zero_grad()
         watcher.arm()
         loss = net(torch.ones(2, 64)).square().mean()
         (loss if factor is None else loss * factor).backward()
-        found = watcher.observe(
-            loss=loss.detach(), loss_scale=factor, gradients_scaled=scale is not None, publish=step == 2
-        ).publications
-    (publication,) = found
-    return publication
+        report = watcher.observe(loss=loss.detach(), loss_scale=factor, gradients_scaled=scale is not None)
+        found += [snapshot for snapshot in report.snapshots if snapshot.weight_norm is not None]
+    return found[-1]
 
 
 @pytest.mark.parametrize("scale", [None, 1024.0])
 def test_it_is_measured_layer_by_layer_unscaled(scale: float | None) -> None:
     net = deep_net(depth=3)
-    found = published(net, Largest(), scale=scale).extra["largest"].tolist()
+    found = measured(net, Largest(), scale=scale).extra["largest"].tolist()
     layers = [module for module in net.modules() if isinstance(module, nn.Linear)]
     expected = [max(p.grad.abs().max().item() for p in layer.parameters() if p.grad is not None) for layer in layers]
     assert found == pytest.approx([value / (scale or 1.0) for value in expected])
@@ -77,11 +75,11 @@ def test_a_layer_without_a_gradient_has_none() -> None:
     first = next(module for module in net.modules() if isinstance(module, nn.Linear))
     for parameter in first.parameters():
         parameter.requires_grad_(False)
-    assert published(net, Largest()).extra["largest"].tolist()[0] == MISSING
+    assert measured(net, Largest()).extra["largest"].tolist()[0] == MISSING
 
 
 def test_the_log_can_say_what_it_is() -> None:
-    (declared,) = published(deep_net(depth=3), Largest()).declared
+    (declared,) = measured(deep_net(depth=3), Largest()).declared
     assert (declared.name, declared.label, declared.missing) == ("largest", "Largest element", "no gradient")
 
 
@@ -98,8 +96,8 @@ def test_the_log_can_say_what_it_is() -> None:
 )
 def test_one_that_fails_costs_itself_alone(returned: Any, why: str) -> None:
     said: list[str] = []
-    publication = published(deep_net(depth=3), Largest(), Wrong(returned), said=said.append)
-    assert list(publication.extra) == ["largest"]
+    snapshot = measured(deep_net(depth=3), Largest(), Wrong(returned), said=said.append)
+    assert list(snapshot.extra) == ["largest"]
     (line,) = said
     assert line.startswith("GradWatch leaves out your quantity `wrong` from now on")
     with pytest.raises(AssertionError, match=why):
@@ -107,13 +105,13 @@ def test_one_that_fails_costs_itself_alone(returned: Any, why: str) -> None:
 
 
 def test_what_is_not_finite_is_shown_as_it_is() -> None:
-    found = published(deep_net(depth=3), Wrong(torch.tensor(torch.inf))).extra["wrong"].tolist()
+    found = measured(deep_net(depth=3), Wrong(torch.tensor(torch.inf))).extra["wrong"].tolist()
     assert found == [torch.inf] * 3
 
 
 def test_one_that_takes_a_name_of_the_house_is_refused() -> None:
     with pytest.raises(ValueError, match=r"`quantities\[0\].name` must be a name that GradWatch does not use"):
-        published(deep_net(depth=3), Largest(name="grad_norm"))
+        measured(deep_net(depth=3), Largest(name="grad_norm"))
 
 
 def test_one_that_changes_a_gradient_is_left_out() -> None:
@@ -126,10 +124,10 @@ def test_one_that_changes_a_gradient_is_left_out() -> None:
             return gradients[0].abs().max()
 
     said: list[str] = []
-    assert published(deep_net(depth=3), Spoils(), said=said.append).extra == {}
+    assert measured(deep_net(depth=3), Spoils(), said=said.append).extra == {}
     assert "has changed a weight or a gradient in place" in said[0]
 
 
 def test_a_class_is_no_quantity() -> None:
     with pytest.raises(ValueError, match=r"`quantities\[0\]` must be an instance, not a class"):
-        published(deep_net(depth=3), Largest)
+        measured(deep_net(depth=3), Largest)

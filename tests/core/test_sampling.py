@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
-from lightning_gradwatch.core.sampling import BURST_PAUSE, BURST_STEPS, STATE_EVERY, THOROUGH_EVERY, Sampling
+from lightning_gradwatch.core.sampling import BURST_PAUSE, BURST_STEPS, THOROUGH_EVERY, YOUNG_STEPS, Sampling
 from lightning_gradwatch.core.saved import Saved
 from lightning_gradwatch.core.schedule import Schedule
 
@@ -65,14 +67,34 @@ def test_thinning_takes_samples_farther_apart() -> None:
     assert len(run(thinned, 800)) == 10
 
 
-def test_weights_are_measured_anew_after_ten_steps_or_for_other_layers() -> None:
+def histograms(every: int, num_layers: int, steps: range) -> list[int]:
+    """At which of these steps, each of them a thorough sample, there is a histogram."""
+    sampling, found = Sampling(Schedule()), []
+    for step in steps:
+        sampling.num_steps = step
+        if sampling.takes_histogram(every, num_layers):
+            found.append(step)
+    assert sampling.num_histograms == len(found)
+    return found
+
+
+def test_histograms_lie_farther_apart_as_the_run_grows_and_in_large_models() -> None:
+    young = histograms(10, 200, range(0, YOUNG_STEPS, 5))
+    assert young[:4] == [0, 10, 20, 30]
+    distances = [b - a for a, b in itertools.pairwise(histograms(10, 200, range(0, 10**6, 50)))]
+    assert distances == sorted(distances)
+    assert distances[0] == 50
+    assert distances[-1] > 20_000
+    assert len(distances) < 250
+    assert histograms(10, 10_000, range(YOUNG_STEPS, 10_000, 50)) == [1000, 3500, 6000, 8500]
+    assert histograms(0, 1, range(10)) == []
+
+
+def test_norms_are_brought_home_early_in_a_young_run() -> None:
     sampling = Sampling(Schedule())
-    is_old = [sampling.is_state_old]
-    for later in (sampling.note_state, sampling.forget_state, sampling.note_state):
-        later()
-        is_old.append(sampling.is_state_old)
-    sampling.num_steps = STATE_EVERY
-    assert [*is_old, sampling.is_state_old] == [True, False, True, False, True]
+    assert sampling.steps_to_home == 10
+    sampling.num_steps = YOUNG_STEPS
+    assert sampling.steps_to_home == 15
 
 
 @pytest.mark.parametrize("damage", [{}, {"num_steps": -1, "thinning": 0, "burst_until": "soon"}])

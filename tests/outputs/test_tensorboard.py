@@ -21,12 +21,15 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_gradwatch import GradWatch
+from lightning_gradwatch.core.quantities.several import STEPS
 from lightning_gradwatch.core.records import Alert
+from lightning_gradwatch.outputs.cards import Cards
 from lightning_gradwatch.outputs.dashboards import alert_table, prescription_table
 from lightning_gradwatch.outputs.sinks import Sinks, where_to_look
-from lightning_gradwatch.outputs.tensorboard import DENSE_PUBLICATIONS, DETAIL_EVERY, Writer
+from lightning_gradwatch.outputs.tensorboard import Writer
+from lightning_gradwatch.reading.schema import Description
 from tests.prescriptions import prescription
-from tests.tasks import Classifier, fit, loop_host, read_events, scalars, small_net
+from tests.tasks import Classifier, fit, loop_host, norms_by_step, read_events, recorded, scalars, small_net
 from tests.tensorboard.logs import train, watch
 
 ALERT = Alert("vanishing", "alert", 9, None, "net.0", 4.0, 2.0, "Gradients vanish.", remedies=("ReLU", "a skip"))
@@ -43,31 +46,35 @@ def texts(directory: Path, tag: str) -> list[tuple[int, bytes]]:
     return [(e.step, make_ndarray(e.tensor_proto).item()) for e in found]
 
 
-def test_after_a_dense_start_details_come_with_every_tenth_publication(tmp_path: Path) -> None:
-    steps = DENSE_PUBLICATIONS + 2 * DETAIL_EVERY + 1
-    fit(GradWatch(histogram_every=25), directory=tmp_path, log_every_n_steps=1, max_steps=steps)
-    dense = [*range(DENSE_PUBLICATIONS), *range(DENSE_PUBLICATIONS, steps, DETAIL_EVERY)]
-    norms = tensors(tmp_path, "gradwatch/layers/grad_norm")
-    assert list(norms) == list(scalars(read_events(tmp_path), "gradwatch/total_norm")) == list(range(steps))
-    for name in ("weight_norm", "output_grad_norm", "zero_fraction", "grad_norm_range"):
-        assert list(tensors(tmp_path, f"gradwatch/layers/{name}")) == dense
-    assert list(scalars(read_events(tmp_path), "grad_norm/net.0")) == dense
-    assert list(tensors(tmp_path, "gradwatch/layers/log10_histogram")) == list(range(0, steps, 25))
-    ranges = tensors(tmp_path, "gradwatch/layers/grad_norm_range")
-    for step in (3, 210, 220):
-        since = dense[dense.index(step) - 1] + 1
-        window = np.stack([norms[at] for at in range(since, step + 1)])
-        assert np.array_equal(ranges[step][:, 0], window.min(0))
-        assert np.array_equal(ranges[step][:, 2], window.max(0))
-        assert np.array_equal(ranges[step][:, 1], norms[step])
+def test_the_record_has_every_step_whatever_the_rhythm_of_the_loggers(tmp_path: Path) -> None:
+    """With the Trainer's defaults, and an epoch that ends before the loggers are due."""
+    fit(GradWatch(), directory=tmp_path, max_epochs=1, max_steps=-1)
+    events = read_events(tmp_path)
+    assert list(scalars(events, "gradwatch/total_norm")) == [27]
+    assert list(norms_by_step(events)) == list(range(28))
+    assert list(tensors(tmp_path, "gradwatch/layers/output_grad_norm"))[:20] == list(range(20))
+    for name in ("weight_norm", "zero_fraction"):
+        assert list(tensors(tmp_path, f"gradwatch/layers/{name}")) == [0, 4, 9, 14, 19]
+    assert list(tensors(tmp_path, "gradwatch/layers/log10_histogram")) == [0, 14]
 
 
-def test_the_standard_dashboards_get_histograms_less_densely_after_a_while(tmp_path: Path) -> None:
-    steps = DENSE_PUBLICATIONS + 2 * DETAIL_EVERY + 1
-    fit(GradWatch(histogram_every=3), directory=tmp_path, log_every_n_steps=1, max_steps=steps)
-    assert list(tensors(tmp_path, "gradwatch/layers/log10_histogram")) == list(range(0, steps, 3))
-    standard = [event.step for event in read_events(tmp_path).Histograms("grad_hist/net.0")]
-    assert standard == [*range(0, DENSE_PUBLICATIONS, 3), 210]
+def test_loss_total_norm_and_clipping_stand_beside_the_layers_at_every_step(tmp_path: Path) -> None:
+    fit(GradWatch(auto_clip=1.0), directory=tmp_path, max_steps=12, log_every_n_steps=1)
+    events, bins = read_events(tmp_path), recorded(read_events(tmp_path))
+    known = Description.decode(events.SummaryMetadata("gradwatch/layers/grad_norm_steps").plugin_data.content)
+    assert known.lines == ("total_norm", "loss", "clip_threshold", "clip_coefficient")
+    for place, tag in enumerate(("gradwatch/total_norm", "loss", "gradwatch/clip_threshold")):
+        assert bins.lines[:, place, 1].tolist() == pytest.approx(list(scalars(events, tag).values()), rel=1e-5)
+
+
+def test_the_standard_dashboards_get_a_few_rows_from_the_input_to_the_loss(tmp_path: Path) -> None:
+    deep = nn.Sequential(*[layer for _ in range(30) for layer in (nn.Linear(64, 64), nn.Tanh())], nn.Linear(64, 10))
+    for name, cards, expected in (("few", 8, 8), ("none", 0, 0), ("all", None, 31)):
+        fit(GradWatch(layer_cards=cards), Classifier(deep), directory=tmp_path / name, max_steps=2)
+        tags = read_events(tmp_path / name).Tags()
+        rows = [tag for tag in tags["scalars"] if tag.startswith("grad_norm/")]
+        assert (len(rows), len(tags["histograms"])) == (expected, expected)
+        assert not rows or {rows[0], rows[-1]} == {"grad_norm/net.0", "grad_norm/net.60"}
 
 
 def test_a_layer_without_a_gradient_is_told_from_one_whose_gradient_is_nan(tmp_path: Path) -> None:
@@ -85,13 +92,11 @@ def test_a_layer_without_a_gradient_is_told_from_one_whose_gradient_is_nan(tmp_p
             pl_module.net.body[2].weight.grad.fill_(float("nan"))
 
     train(tmp_path, Classifier(Detached()), PoisonBody(), watch(), max_steps=1, log_every_n_steps=1)
-    norms, ranges = (tensors(tmp_path, f"gradwatch/layers/{name}")[0] for name in ("grad_norm", "grad_norm_range"))
-    content = read_events(tmp_path).SummaryMetadata("gradwatch/layers/grad_norm").plugin_data.content
-    nan, gone = (json.loads(content)["layers"].index(name) for name in ("net.body.2", "net.late"))
-    assert np.isnan(norms[nan])
-    assert np.isnan(ranges[nan]).all()
-    assert norms[gone] == -1
-    assert ranges[gone].tolist() == [-1, -1, -1]
+    content = read_events(tmp_path).SummaryMetadata("gradwatch/layers/grad_norm_steps").plugin_data.content
+    norms = dict(zip(json.loads(content)["layers"], norms_by_step(read_events(tmp_path))[0], strict=True))
+    assert np.isnan(norms["net.body.2"])
+    assert norms["net.late"] == -1
+    assert norms["net.body.0"] > 0
 
 
 def test_what_was_written_says_what_it_is(logs: Path) -> None:
@@ -101,9 +106,10 @@ def test_what_was_written_says_what_it_is(logs: Path) -> None:
         for tag in [t for t in events.Tags()["tensors"] if "/layers/" in t]:
             metadata = events.SummaryMetadata(tag)
             content = json.loads(metadata.plugin_data.content)
-            assert (metadata.plugin_data.plugin_name, content["schema"], content["version"]) == ("gradwatch", 1, 0)
+            assert (metadata.plugin_data.plugin_name, content["version"]) == ("gradwatch", 0)
             assert content["quantity"] == tag.rsplit("/", 1)[1]
-            for event in events.Tensors(tag):
+            assert content["schema"] == (2 if content["quantity"] == STEPS else 1)
+            for event in events.Tensors(tag) if content["quantity"] != STEPS else ():
                 assert len(make_ndarray(event.tensor_proto)) == len(content["layers"])
             found[content["optimizer"]] = content["layers"]
         assert sorted(found) == optimizers
@@ -116,10 +122,10 @@ def test_update_ratios_are_those_of_the_weights(tmp_path: Path) -> None:
     """SGD without momentum moves the weights by the learning rate times the gradient; some of them are looked at."""
     fit(GradWatch(), Classifier(small_net(), lr=0.01), directory=tmp_path, log_every_n_steps=1, max_steps=10)
     ratios = tensors(tmp_path, "gradwatch/layers/update_ratio")
-    norms, weights = (tensors(tmp_path, f"gradwatch/layers/{name}") for name in ("grad_norm", "weight_norm"))
+    norms, weights = norms_by_step(read_events(tmp_path)), tensors(tmp_path, "gradwatch/layers/weight_norm")
     first = min(step for step, found in ratios.items() if (found > 0).all())
     assert first < 10
-    assert ratios[first] == pytest.approx(0.01 * norms[0] / weights[0], rel=0.25)
+    assert ratios[first] == pytest.approx(0.01 * np.array(norms[0]) / weights[0], rel=0.25)
 
 
 def test_a_watched_run_is_known_before_its_first_step_and_each_change_of_its_alerts_is_written(logs: Path) -> None:
@@ -143,7 +149,7 @@ def test_a_run_that_fails_at_its_first_step_is_known_as_watched(tmp_path: Path) 
 
 def write_alerts(directory: Path, changes: list[tuple[Alert, ...]]) -> None:
     with SummaryWriter(directory) as experiment:
-        writer = Writer(experiment)
+        writer = Writer(experiment, Cards(0))
         for alerts in changes:
             writer.write_alerts(alerts, len(alerts))
         writer.write_alerts(changes[-1], len(changes[-1]), is_last=True)
@@ -208,7 +214,7 @@ def test_text_in_the_table_of_remedies_stands_for_itself(text: str) -> None:
 
 
 def test_the_table_of_remedies_is_written_once(tmp_path: Path) -> None:
-    writer = Writer(SummaryWriter(str(tmp_path)))
+    writer = Writer(SummaryWriter(str(tmp_path)), Cards(0))
     treated = replace(ALERT, prescription=prescription())
     for alerts in ([ALERT], [treated], [replace(treated, until_step=20)], [replace(treated, until_step=20), ALERT]):
         writer.write_alerts(alerts, 1)
@@ -280,7 +286,7 @@ def test_the_prefix_of_the_logger_stands_before_the_tags(tmp_path: Path) -> None
     train(tmp_path, Classifier(small_net()), watch(), max_steps=4, prefix="fold1")
     tags = read_events(tmp_path).Tags()
     assert {"fold1-loss", "fold1-gradwatch/total_norm", "fold1-grad_norm/net.0"} <= set(tags["scalars"])
-    assert "fold1-grad_hist/net.0" in tags["histograms"]
+    assert "fold1-grad_log10/net.0" in tags["histograms"]
     assert not [tag for tag in tags["scalars"] if tag.startswith(("gradwatch", "grad_norm"))]
     layout = Layout()
     layout.ParseFromString(texts(tmp_path, LAYOUT)[0][1])

@@ -12,7 +12,8 @@ from lightning_gradwatch.reading.bins import Bins, reduce_steps
 from lightning_gradwatch.reading.schema import Array, UnreadableError
 
 NORMS = st.one_of(
-    st.floats(0, float(np.finfo(np.float32).max), width=32), st.sampled_from([-1.0, 0.0, float("nan"), float("inf"), 1e-45, 1e-12, 1.0])
+    st.floats(0, float(np.finfo(np.float32).max), width=32),
+    st.sampled_from([-1.0, 0.0, float("nan"), float("inf"), 1e-45, 1e-12, 1.0]),
 )
 MATRICES = some.arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 4)), elements=NORMS)
 

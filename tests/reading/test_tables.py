@@ -20,7 +20,7 @@ from lightning_gradwatch.reading.tables import CELLS, KINDS, LINES, PARTICULAR, 
 PACKAGE = Path(tables.__file__).parents[1]
 SCRIPTS = [*PACKAGE.glob("tensorboard/static/*.js"), *PACKAGE.glob("cli/page/*.js")]
 NAMES = {*(quantity.name for quantity in QUANTITIES), *SEVERAL}
-TAGS = ("gradwatch/", "grad_norm/", "grad_hist/")
+TAGS = ("gradwatch/", "grad_norm/", "grad_log10/")
 _COMMENT = re.compile(r"/\*.*?\*/|^\s*//.*?$", re.DOTALL | re.MULTILINE)
 _LITERAL = re.compile(r""""[^"\n]*"|'[^'\n]*'|`[^`]*`""")
 

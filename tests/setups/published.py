@@ -8,19 +8,24 @@ from typing import Any
 from tensorboard.util.tensor_util import make_ndarray
 
 from lightning_gradwatch.core.metrics import OVERHEAD
-from tests.tasks import read_events
+from lightning_gradwatch.core.quantities.several import STEPS
+from tests.tasks import read_events, recorded
 
 Numbers = dict[tuple[str, int], Any]
 
 
 def numbers(directory: Path) -> Numbers:
-    """Every number of GradWatch by tag and step, but for the wall clock's: scalars, tensors and histograms."""
+    """Every number of GradWatch by tag and step, but for the wall clock's: scalars, tensors, histograms, every step."""
     events = read_events(directory)
     found: Numbers = {}
     ours = [tag for tag in events.Tags()["scalars"] if tag.startswith(("gradwatch/", "grad_norm/"))]
     for tag in [tag for tag in ours if tag != OVERHEAD]:
         found.update({(tag, e.step): e.value for e in events.Scalars(tag)})
-    for tag in events.Tags()["tensors"]:
+    tensor_tags = events.Tags()["tensors"]
+    for tag in [tag for tag in tensor_tags if tag.endswith(STEPS)]:
+        bins = recorded(events, tag)
+        found.update({(tag, step): row for step, row in zip(bins.last.tolist(), bins.high.tolist(), strict=True)})
+    for tag in [tag for tag in tensor_tags if not tag.endswith(STEPS)]:
         values = {(tag, e.step): make_ndarray(e.tensor_proto) for e in events.Tensors(tag)}
         found.update({place: value.tolist() for place, value in values.items() if value.dtype != object})
     for tag in events.Tags()["histograms"]:

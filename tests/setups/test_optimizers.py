@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
@@ -23,7 +24,18 @@ from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor, nn
 
 from lightning_gradwatch import GradientAlertError, GradWatch, GradWatchWarning
-from tests.tasks import Classifier, digits, fit, quiet_trainer, read_events, scalars, small_net, watchers_of
+from tests.tasks import (
+    Classifier,
+    digits,
+    fit,
+    quiet_trainer,
+    read_events,
+    recorded,
+    scalars,
+    small_net,
+    tensors,
+    watchers_of,
+)
 
 cross_entropy = nn.functional.cross_entropy
 
@@ -186,9 +198,16 @@ def test_each_player_of_a_gan_is_measured_by_its_own_loss_alone(tmp_path: Path, 
         totals = events.Scalars(f"gradwatch/{name}/total_norm")[: len(steps)]
         assert [event.step for event in totals] == steps
         assert [event.value for event in totals] == pytest.approx([truth.totals[i] for i in first], rel=1e-5)
-        for tensor, expected in (("grad_norm", truth.layers), ("output_grad_norm", truth.outputs)):
-            found = [make_ndarray(e.tensor_proto).tolist() for e in events.Tensors(f"gradwatch/{name}/layers/{tensor}")]
-            assert found[: len(first)] == [pytest.approx(expected[i], rel=1e-4) for i in first]
+        found = tensors(events, f"gradwatch/{name}/layers/output_grad_norm")
+        places = {step: [i for i, at in enumerate(truth.steps) if at == step] for step in steps}
+        assert list(found) == steps
+        for step, row in found.items():
+            assert any(row == pytest.approx(truth.outputs[place], rel=1e-4) for place in places[step])
+        norms = recorded(events, f"gradwatch/{name}/layers/grad_norm_steps")
+        assert norms.last.tolist() == steps
+        by_step = [np.array([truth.layers[place] for place in places[step]]) for step in steps]
+        np.testing.assert_allclose(norms.low, [of_step.min(0) for of_step in by_step], rtol=1.3e-2)
+        np.testing.assert_allclose(norms.high, [of_step.max(0) for of_step in by_step], rtol=1.3e-2)
         rows = {tag for tag in events.Tags()["scalars"] if tag.startswith(f"grad_norm/{name}/")}
         assert rows == {f"grad_norm/{name}/{player}.{i}" for i in (0, 2, 4)}
 

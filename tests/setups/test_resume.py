@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_gradwatch import GradWatch, GradWatchWarning
 from lightning_gradwatch.core import watcher
+from lightning_gradwatch.core.quantities.several import STEPS as RECORDED
 from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.core.transfer import Transfer
 from lightning_gradwatch.outputs import alerts_file
@@ -147,6 +148,14 @@ def later(found: Numbers, step: int, without: tuple[str, ...] = UPDATES) -> Numb
     return {(tag, at): number for (tag, at), number in found.items() if at >= step and tag not in without}
 
 
+def resumed(run: Run, at: int, without: tuple[str, ...] = UPDATES) -> Numbers:
+    """What a resumed run has published; its record begins with the steps that had not been written."""
+    found = later(run.numbers, 0, without)
+    assert all(step >= at for tag, step in found if not tag.endswith(RECORDED))
+    assert all(step >= at - 10 for _, step in found)
+    return later(found, at, ())
+
+
 def opened(run: Run) -> list[str]:
     return [line["kind"] for line in run.lines if line["event"] == "opened"]
 
@@ -182,7 +191,7 @@ FOUND = {"vanishing": 9, "nonfinite": 34}
 def test_a_resumed_run_goes_on_as_if_never_interrupted(tmp_path: Path, whole: Run, at: int) -> None:
     run = resume(tmp_path, whole.checkpoint(at))
     assert run.alerts == whole.alerts
-    assert same(later(run.numbers, 0), later(whole.numbers, at))
+    assert same(resumed(run, at), later(whole.numbers, at))
     assert run.watch is not None
     assert whole.watch is not None
     assert run.watch.profile == whole.watch.profile
@@ -193,7 +202,7 @@ def test_a_resumed_run_goes_on_as_if_never_interrupted(tmp_path: Path, whole: Ru
 @pytest.mark.parametrize("at", [3, 10])
 def test_the_size_of_the_updates_is_not_forgotten(tmp_path: Path, whole: Run, at: int) -> None:
     run = resume(tmp_path, whole.checkpoint(at))
-    assert same(later(run.numbers, 0, ()), later(whole.numbers, at, ()))
+    assert same(resumed(run, at, ()), later(whole.numbers, at, ()))
 
 
 @pytest.mark.parametrize("at", [24, 61])
@@ -214,7 +223,7 @@ def test_the_namespaces_resume_their_own_checkpoints_and_each_others(
     checkpoint = train(tmp_path / first, watch, steps=24, namespace=first).checkpoint(24)
     run = resume(tmp_path / f"{second} again", checkpoint, namespace=second)
     assert run.alerts == whole.alerts
-    assert same(later(run.numbers, 0), later(whole.numbers, 24))
+    assert same(resumed(run, 24), later(whole.numbers, 24))
 
 
 class Late(Transfer[Any]):
@@ -340,11 +349,11 @@ CHANGES: dict[str, dict[str, Any]] = {
 def test_arguments_may_change_at_a_resume(tmp_path: Path, change: str) -> None:
     """What is published after that is right: of the steps since the last point, of the layers that are chosen now."""
     before: dict[str, Any] = {"log_every_n_steps": EVERY, "exclude": "net.2" if "other layers" in change else None}
-    oracle, watch = Oracle(), GradWatch(**{"log_every_n_steps": EVERY, **CHANGES[change]})
+    oracle, watch = Oracle(), GradWatch(**{"log_every_n_steps": EVERY, "layer_cards": None, **CHANGES[change]})
     first = train(tmp_path / "1", GradWatch(**before), calm_model(), steps=23, callbacks=(oracle,))
     run = resume(tmp_path / "2", first.checkpoint(23), watch=watch, model=calm_model(), callbacks=(oracle,))
     found, last = run.numbers, 19
-    for step in sorted({step for _, step in found}):
+    for step in sorted(step for tag, step in found if tag == "gradwatch/total_norm"):
         window = [oracle.totals[at] for at in range(last + 1, step + 1)]
         for tag, expected in (("_min", min(window)), ("", window[-1]), ("_max", max(window))):
             assert found[f"gradwatch/total_norm{tag}", step] == pytest.approx(expected, rel=1e-6)
@@ -353,13 +362,10 @@ def test_arguments_may_change_at_a_resume(tmp_path: Path, change: str) -> None:
             expected = oracle.layers[layer][step] if layer in oracle.layers else window[-1]
             assert found[tag, step] == pytest.approx(expected, rel=1e-6)
         assert list(layers.values()) == (["net"] if "rows" in change else list(watch.profile))
-        for layer, norms in zip(watch.profile, found["gradwatch/layers/grad_norm_range", step], strict=True):
-            window = sorted(oracle.layers[layer][at] for at in range(last + 1, step + 1))
-            if layer == "net.2" and last == 19 and "other layers" in change:  # it has no past before the checkpoint
-                assert window[0] * (1 - 1e-6) <= norms[0] <= norms[2] <= window[-1] * (1 + 1e-6)
-            else:
-                assert [norms[0], norms[2]] == pytest.approx([window[0], window[-1]], rel=1e-6)
         last = step
+    for step in range(23, STEPS):
+        expected_norms = [oracle.layers[layer][step] for layer in watch.profile]
+        assert found["gradwatch/layers/grad_norm_steps", step] == pytest.approx(expected_norms, rel=2e-3)
     assert last == STEPS - 1
     assert [(a.kind, a.step, a.until_step) for a in run.alerts] == [("vanishing", 9, None)]
 
@@ -407,11 +413,12 @@ def test_layers_may_be_renamed_at_a_resume(tmp_path: Path, at: int) -> None:
 
     whole = train(tmp_path / "whole", watch(), calm_model())
     run = resume(tmp_path / "renamed", whole.checkpoint(at), watch=watch(), model=renamed_model())
-    found, expected = run.numbers, later(whole.numbers, at, ())
-    first = min(step for _, step in found)
+    found, expected = resumed(run, at, ()), later(whole.numbers, at, ())
     for (tag, step), number in found.items():
         old = (tag.replace("net.layer", "net."), step)
-        needs_its_past = tag == "gradwatch/weight_drift" or (tag, step) == ("gradwatch/layers/grad_norm_range", first)
+        needs_its_past = tag == "gradwatch/weight_drift"
+        if tag in SLOW and old not in expected:  # of layers that are new they are measured at once
+            continue
         assert old in expected
         if tag == "gradwatch/layers/output_grad_norm":  # of layers that are new the first is measured in float64
             assert list(number) == pytest.approx(list(expected[old]), rel=1e-6)
@@ -459,7 +466,7 @@ def test_a_finished_run_may_be_fitted_further(tmp_path: Path, whole: Run, at: in
     assert idle.alerts == finished.alerts[: len(idle.alerts)] != []
     run = resume(tmp_path / "further", finished.checkpoint(at))
     assert run.alerts == whole.alerts
-    assert same(later(run.numbers, 0), later(whole.numbers, at))
+    assert same(resumed(run, at), later(whole.numbers, at))
 
 
 def test_a_trainer_that_has_finished_may_go_back_to_its_own_checkpoint(tmp_path: Path, whole: Run) -> None:

@@ -14,11 +14,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from lightning_gradwatch.core.sampling import STATE_EVERY
 from tests.setups import sharded_training
 from tests.setups.processes import run_ranks
 from tests.setups.sharded_training import BATCH, EVERY, LR, MAX_NORM, NUM_STEPS, make_data, make_loss, make_net
-from tests.tasks import read_events, scalars, tensors
+from tests.tasks import norms_by_step, read_events, scalars, tensors
 
 pytestmark = pytest.mark.slow
 
@@ -66,12 +65,14 @@ def layer_values(events: EventAccumulator, quantity: str) -> dict[int, list[floa
 @pytest.mark.parametrize("kind", KINDS)
 def test_norms_are_those_of_one_process(run: Any, oracle: dict[str, Any], kind: str) -> None:
     events = read_events(run[0] / kind)
-    content = json.loads(events.SummaryMetadata("gradwatch/layers/grad_norm").plugin_data.content)
+    content = json.loads(events.SummaryMetadata("gradwatch/layers/grad_norm_steps").plugin_data.content)
     assert content["layers"] == ["net.0", "net.1", "net.3", "net.4", "net.5"]
-    norms = layer_values(events, "grad_norm")
-    assert sorted(norms) == [*POINTS, NUM_STEPS - 1]
+    norms = norms_by_step(events)
+    assert list(norms) == list(range(NUM_STEPS))
     for step, values in norms.items():
-        assert values == pytest.approx(oracle["layers"][step], rel=1e-5)
+        assert values == pytest.approx(oracle["layers"][step], rel=2e-3)
+    cards = scalars(events, "grad_norm/net.4")
+    assert cards == {step: pytest.approx(oracle["layers"][step][3], rel=1e-5) for step in (*POINTS, NUM_STEPS - 1)}
     for tag, pick in (("", None), ("_min", min), ("_max", max)):
         totals = scalars(events, f"gradwatch/total_norm{tag}")
         for step in POINTS:
@@ -82,11 +83,11 @@ def test_norms_are_those_of_one_process(run: Any, oracle: dict[str, Any], kind: 
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_zeros_and_histograms_are_those_of_one_process(run: Any, oracle: dict[str, Any], kind: str) -> None:
     events = read_events(run[0] / kind)
-    at = next(step for step in POINTS if step >= STATE_EVERY)  # measured at the first step, and then here
+    at = 0
     assert layer_values(events, "weight_norm")[at] == pytest.approx(oracle["weights"][at], rel=1e-5)
     assert layer_values(events, "zero_fraction")[at] == pytest.approx(oracle["zeros"][at], abs=1e-5)
     for i, name in enumerate(["net.0", "net.1", "net.3", "net.4", "net.5"]):
-        shown = events.Histograms(f"grad_hist/{name}")[0]
+        shown = events.Histograms(f"grad_log10/{name}")[0]
         gradient = torch.cat([g.flatten() for g in oracle["gradients"][shown.step][i]]).abs()
         value = shown.histogram_value
         assert sum(value.bucket) == pytest.approx((gradient > 0).sum().item(), rel=1e-5)

@@ -13,7 +13,17 @@ from tensorboard.util.tensor_util import make_ndarray
 from torch import Tensor, nn
 
 from lightning_gradwatch import GradWatch
-from tests.tasks import Classifier, deep_net, digits, fit, quiet_trainer, read_events, scalars, session_of
+from tests.tasks import (
+    Classifier,
+    deep_net,
+    digits,
+    fit,
+    norms_by_step,
+    quiet_trainer,
+    read_events,
+    scalars,
+    session_of,
+)
 
 DEPTH = 12
 
@@ -111,7 +121,7 @@ def test_figures_of_parameters_are_there_once_and_those_of_outputs_for_each(tmp_
     fit(watch, Truthful(tied_net()), directory=tmp_path, max_steps=15, log_every_n_steps=1)
     events = read_events(tmp_path)
     assert list(scalars(events, "gradwatch/total_norm").values()) == pytest.approx(totals, rel=1e-5)
-    content = events.SummaryMetadata("gradwatch/layers/grad_norm").plugin_data.content
+    content = events.SummaryMetadata("gradwatch/layers/grad_norm_steps").plugin_data.content
     layers = json.loads(content)["layers"]
     assert layers == list(watch.profile)
 
@@ -121,7 +131,9 @@ def test_figures_of_parameters_are_there_once_and_those_of_outputs_for_each(tmp_
 
     outputs = latest("output_grad_norm")
     assert all(outputs[name] > 0 for name in layers)
-    of_parameters = ("grad_norm", "weight_norm", "zero_fraction", "clipped_fraction", "nonfinite_fraction")
+    norms = dict(zip(layers, norms_by_step(events)[14], strict=True))
+    assert {name for name in layers if norms[name] >= 0} == {"net.0", f"net.{2 * DEPTH}"}
+    of_parameters = ("weight_norm", "zero_fraction", "clipped_fraction", "nonfinite_fraction")
     for quantity in (*of_parameters, "update_ratio"):
         found = latest(quantity)
         assert {name for name in layers if found[name] >= 0} == {"net.0", f"net.{2 * DEPTH}"}, quantity

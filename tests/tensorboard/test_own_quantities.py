@@ -65,7 +65,7 @@ def test_its_tag_says_what_it_is_and_the_built_in_ones_are_described_as_ever(log
     plain = {"schema": 1, "optimizer": "", "version": 0, "layers": list(LAYERS)}
     own = json.loads(events.SummaryMetadata(TAG).plugin_data.content)
     assert own == {**plain, "quantity": "turn", "declaration": WORDS}
-    norms = json.loads(events.SummaryMetadata("gradwatch/layers/grad_norm").plugin_data.content)
+    norms = json.loads(events.SummaryMetadata("gradwatch/layers/grad_norm_steps").plugin_data.content)
     assert norms == {**plain, "quantity": "grad_norm"}
     assert [(e.step, make_ndarray(e.tensor_proto).dtype.name) for e in events.Tensors(TAG)] == [
         (0, "float32"), (1, "float32"), (3, "float32"),

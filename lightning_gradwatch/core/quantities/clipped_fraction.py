@@ -10,5 +10,5 @@ CLIPPED_FRACTION = Quantity(
     hint="Share of steps in which this layer's gradient was clipped",
     scale="fraction",
     missing="not clipped here",
-    take=lambda publication: publication.clipped_fraction,
+    take=lambda snapshot: snapshot.clipped_fraction,
 )

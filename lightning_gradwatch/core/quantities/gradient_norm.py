@@ -9,6 +9,5 @@ GRAD_NORM = Quantity(
     label="Gradient norm",
     hint="L2 norm of the gradient of a layer's weights, unscaled and before clipping",
     missing="no gradient",
-    take=lambda publication: publication.window.last[1:],  # the total norm comes first
-    is_always_written=True,
+    take=lambda _: None,  # it is known at every step, and recorded in bins
 )

@@ -11,5 +11,5 @@ MEMORY_HORIZON = Quantity(
     scale="linear",
     missing="not recurrent",
     unit="steps",
-    take=lambda publication: by_layer(publication, publication.horizons),
+    take=lambda snapshot: by_layer(snapshot, snapshot.horizons),
 )

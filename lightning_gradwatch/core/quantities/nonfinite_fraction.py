@@ -10,11 +10,11 @@ from lightning_gradwatch.core.records import MISSING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lightning_gradwatch.core.records import Publication
+    from lightning_gradwatch.core.records import Snapshot
 
 
-def _share(publication: Publication) -> Tensor | None:
-    counts = publication.histogram
+def _share(snapshot: Snapshot) -> Tensor | None:
+    counts = snapshot.histogram
     if counts is None:
         return None
     total = counts.sum(1)
@@ -28,5 +28,4 @@ NONFINITE_FRACTION = Quantity(
     hint="Share of gradient elements that are NaN or infinite",
     scale="fraction",
     take=_share,
-    is_always_written=True,
 )

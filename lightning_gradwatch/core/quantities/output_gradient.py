@@ -8,5 +8,5 @@ OUTPUT_GRAD_NORM = Quantity(
     name="output_grad_norm",
     label="Gradient at layer output",
     hint="L2 norm of the gradient of the loss by a layer's output",
-    take=lambda publication: None if publication.sample is None else publication.sample.output_grad_norm,
+    take=lambda snapshot: snapshot.output_grad_norm,
 )

@@ -13,7 +13,7 @@ _NAME = re.compile(rf"[A-Za-z][A-Za-z0-9_.-]{{0,{MAX_NAME - 1}}}")
 
 
 def declare(argument: str, quantities: object) -> tuple[Quantity, ...]:
-    """The declarations of quantities of the user's own, for ``Publication.declared``.
+    """The declarations of quantities of the user's own, for ``Snapshot.declared``.
 
     Args:
         argument: What the user calls the list of them, for the error.

@@ -1,4 +1,4 @@
-"""What a number per layer is: how it is named and shown, and how it is taken from a publication. Needs no torch."""
+"""What a number per layer is: how it is named and shown, and how it is taken from a full sample. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_gradwatch.core.records import MISSING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lightning_gradwatch.core.records import Publication
+    from lightning_gradwatch.core.records import Snapshot
 
 ScaleKind = Literal["log", "fraction", "linear"]
 SCALES: tuple[str, ...] = get_args(ScaleKind)
@@ -30,9 +30,8 @@ class Quantity:
         scale: ``"log"`` in decades, ``"fraction"`` for a share from 0 to 1, ``"linear"`` from 0 to the largest.
         missing: What -1 stands for.
         unit: Stands behind a value; ``""`` for none.
-        take: Takes it from a publication: shape ``(layers,)``, float32, on the host; None if there is nothing to write.
-            Left out for a quantity of the user, which stands in ``Publication.extra``.
-        is_always_written: Whether every publication is written; else the first 200, and then every tenth.
+        take: Takes it from a snapshot: shape ``(layers,)``, float32, on the host; None if there is nothing to write.
+            Left out for a quantity of the user, which stands in ``Snapshot.extra``.
     """
 
     name: str
@@ -41,12 +40,11 @@ class Quantity:
     scale: ScaleKind = "log"
     missing: str = "not observed"
     unit: str = ""
-    take: Callable[[Publication], Tensor | None] | None = None
-    is_always_written: bool = False
+    take: Callable[[Snapshot], Tensor | None] | None = None
 
-    def of(self, publication: Publication) -> Tensor | None:
+    def of(self, snapshot: Snapshot) -> Tensor | None:
         """The numbers to write, shape ``(layers,)``, float32, -1 where there is none; None for nothing to write."""
-        return publication.extra.get(self.name) if self.take is None else self.take(publication)
+        return snapshot.extra.get(self.name) if self.take is None else self.take(snapshot)
 
     def words(self) -> dict[str, str]:
         """What a reader needs to show it, as plain JSON; :meth:`from_words` is the inverse."""
@@ -113,16 +111,18 @@ class LayerQuantity(Protocol):
         ...
 
 
-def by_layer(publication: Publication, known: Mapping[str, float]) -> Tensor | None:
+def by_layer(snapshot: Snapshot, known: Mapping[str, float]) -> Tensor | None:
     """Numbers that are known by the names of layers, in the layers' order, -1 for the others.
 
     Args:
-        publication: What is written; before its first full sample nothing is known.
+        snapshot: Whose layers are meant.
         known: The numbers.
 
     Returns:
         Shape ``(layers,)``, float32; None if nothing is known.
     """
-    if publication.sample is None or not known:
+    if not known:
         return None
-    return publication.window.last.new_tensor([known.get(layer.name, MISSING) for layer in publication.layers])
+    from torch import tensor
+
+    return tensor([float(known.get(layer.name, MISSING)) for layer in snapshot.layers])

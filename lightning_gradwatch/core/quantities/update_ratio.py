@@ -8,5 +8,5 @@ UPDATE_RATIO = Quantity(
     name="update_ratio",
     label="Update / weight",
     hint="Size of the optimizer's update relative to the weights; about 1e-3 is usual",
-    take=lambda publication: by_layer(publication, publication.update_ratios),
+    take=lambda snapshot: by_layer(snapshot, snapshot.update_ratios),
 )

@@ -8,5 +8,5 @@ WEIGHT_NORM = Quantity(
     name="weight_norm",
     label="Weight norm",
     hint="L2 norm of a layer's weights",
-    take=lambda publication: None if publication.sample is None else publication.sample.weight_norm,
+    take=lambda snapshot: snapshot.weight_norm,
 )

@@ -9,5 +9,5 @@ ZERO_FRACTION = Quantity(
     label="Zero gradients",
     hint="Share of gradient elements that are exactly zero",
     scale="fraction",
-    take=lambda publication: None if publication.sample is None else publication.sample.zero_fraction,
+    take=lambda snapshot: snapshot.zero_fraction,
 )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
-from tests.core.quantities.publications import numbers, publication
+from tests.core.quantities.snapshots import snapshot
 
 
-def test_it_is_the_norm_at_the_last_step_without_the_total() -> None:
-    assert numbers(GRAD_NORM.of(publication())) == [1, 2, 4]
+def test_it_is_known_at_every_step_and_so_no_full_sample_is_asked_for_it() -> None:
+    assert GRAD_NORM.of(snapshot()) is None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import torch
 
 from lightning_gradwatch.core.quantities.output_gradient import OUTPUT_GRAD_NORM
-from tests.core.quantities.publications import numbers, publication, sample
+from tests.core.quantities.snapshots import numbers, snapshot
+
+FOUND = torch.tensor([0.0, 0.5, 1.0])
 
 
-def test_it_is_that_of_the_latest_full_sample() -> None:
-    assert numbers(OUTPUT_GRAD_NORM.of(publication(sample=sample()))) == pytest.approx([0.1, 0.2, 0.3])
-    assert OUTPUT_GRAD_NORM.of(publication()) is None
+def test_it_is_that_of_the_full_sample_if_it_was_measured() -> None:
+    assert numbers(OUTPUT_GRAD_NORM.of(snapshot(output_grad_norm=FOUND))) == [0, 0.5, 1]
+    assert OUTPUT_GRAD_NORM.of(snapshot()) is None

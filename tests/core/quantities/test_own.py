@@ -34,7 +34,6 @@ def test_a_declaration_says_what_the_quantity_says_of_itself() -> None:
     own: LayerQuantity = LargestElement()
     (found,) = declare("quantities", [own])
     assert found == Quantity(own.name, own.label, own.hint, own.scale, own.missing, own.unit)
-    assert not found.is_always_written
     assert declare("quantities", []) == ()
 
 

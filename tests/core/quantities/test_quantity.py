@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from lightning_gradwatch.core.quantities.quantity import WORDS, Quantity
-from tests.core.quantities.publications import numbers, publication
+from tests.core.quantities.snapshots import numbers, snapshot
 
 OWN = Quantity("sign", "Sign changes", "Share of elements whose sign changed", "fraction", "first step", "%")
 
 
-def test_a_quantity_of_the_users_own_stands_in_the_publication() -> None:
-    found = publication(extra={"sign": torch.tensor([0.0, 0.5, -1.0])}, declared=(OWN,))
+def test_a_quantity_of_the_users_own_stands_in_the_snapshot() -> None:
+    found = snapshot(extra={"sign": torch.tensor([0.0, 0.5, -1.0])}, declared=(OWN,))
     assert numbers(OWN.of(found)) == [0, 0.5, -1]
-    assert OWN.of(publication(declared=(OWN,))) is None
+    assert OWN.of(snapshot(declared=(OWN,))) is None
 
 
 def test_its_words_come_back_as_they_were() -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from lightning_gradwatch.core.quantities.update_ratio import UPDATE_RATIO
-from tests.core.quantities.publications import numbers, publication, sample
+from tests.core.quantities.snapshots import numbers, snapshot
 
 
 def test_it_follows_the_layers_and_says_which_are_not_known() -> None:
-    found = publication(sample=sample(), update_ratios={"head": 0.25, "rnn": 0.5, "gone": 1.0})
+    found = snapshot(update_ratios={"head": 0.25, "rnn": 0.5, "gone": 1.0})
     assert numbers(UPDATE_RATIO.of(found)) == [-1, 0.5, 0.25]
 
 
 def test_nothing_is_written_before_anything_is_known() -> None:
-    assert UPDATE_RATIO.of(publication(sample=sample())) is None
-    assert UPDATE_RATIO.of(publication(update_ratios={"head": 0.25})) is None
+    assert UPDATE_RATIO.of(snapshot()) is None
