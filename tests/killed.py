@@ -20,14 +20,21 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tensorboard.util.tensor_util import make_ndarray
 
 from lightning_gradwatch import GradWatch, GradWatchWarning
+from lightning_gradwatch.core.quantities.several import STEPS, STEPS_AROUND
+from lightning_gradwatch.core.sampling import YOUNG_STEPS
 from lightning_gradwatch.outputs import alerts_file, flight, sinks
+from lightning_gradwatch.reading.bins import Bins
+from lightning_gradwatch.reading.schema import Description
 from tests.tasks import Classifier, Sponge, digits, quiet_trainer, read_events, scalars, small_net
 
 ANNOUNCED = re.compile(r"GradWatch, nonfinite: .*? since step (\d+)")
 EVERY = 25
 """Steps between two incidents."""
+LOST_YOUNG, LOST = 20, 200
+"""Steps that the record of a killed training may lack: of the first 1,000, and later."""
 
 
 class Pace(pl.Callback):
@@ -88,6 +95,28 @@ def pace(directory: Path) -> int:
     return int(path.read_text()) if path.exists() else 0
 
 
+def recorded_spans(directory: Path) -> list[tuple[int, int]]:
+    """First and last step of every bin in the record; what was resumed from an earlier step stands instead."""
+    events, spans = read_events(directory / "run"), []
+    for tag in sorted(tag for tag in events.Tags()["tensors"] if f"/{STEPS}" in tag and STEPS_AROUND not in tag):
+        known = Description.decode(events.SummaryMetadata(tag).plugin_data.content)
+        for event in events.Tensors(tag):
+            bins = Bins.decode(make_ndarray(event.tensor_proto).tobytes(), len(known.layers), len(known.lines))
+            spans = [span for span in spans if span[1] < bins.first[0]]
+            spans += list(zip(bins.first.tolist(), bins.last.tolist(), strict=True))
+    return spans
+
+
+def holes(directory: Path, num_steps: int, num_lost: int) -> list[str]:
+    """Steps that the record lacks, but for so many at its end."""
+    spans, expected = recorded_spans(directory), 0
+    for first, last in spans:
+        if first != expected:
+            return [f"the record lacks the steps {expected} to {first - 1}"]
+        expected = last + 1
+    return [f"the record ends at step {expected - 1} of {num_steps}"] if expected < num_steps - num_lost else []
+
+
 def problems(directory: Path) -> list[str]:
     """What a reader would stumble over after a kill, and what was announced and is nowhere."""
     found = [(directory / "failure.txt").read_text()] if (directory / "failure.txt").exists() else []
@@ -106,7 +135,8 @@ def problems(directory: Path) -> list[str]:
     events = read_events(directory / "run")
     if announced and "gradwatch/total_norm" not in events.Tags()["scalars"]:
         found.append("the event file holds nothing")
-    return found
+    num_steps = pace(directory)
+    return found + holes(directory, num_steps, LOST_YOUNG if num_steps <= YOUNG_STEPS else LOST)
 
 
 def run(directory: Path, kills: int) -> dict[str, Any]:
@@ -125,7 +155,7 @@ def run(directory: Path, kills: int) -> dict[str, Any]:
         found += [f"kill {number}: {problem}" for problem in problems(directory)]
     end = max(progress) + 2 * EVERY
     _, status = os.waitpid(start(directory, end), 0)
-    found += [f"end: {problem}" for problem in problems(directory)]
+    found += [f"end: {problem}" for problem in [*problems(directory), *holes(directory, end, num_lost=0)]]
     lines = alerts_file.read(directory / "run")
     text = (directory / "run" / alerts_file.NAME).read_text()
     return {

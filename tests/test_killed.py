@@ -56,3 +56,5 @@ def test_the_check_finds_what_is_missing(tmp_path: Path, monkeypatch: pytest.Mon
     for path in run.glob("flight*"):
         path.unlink()
     assert killed.problems(tmp_path) == ["announced, but no flight record"]
+    assert killed.holes(tmp_path, 40, num_lost=0) == []
+    assert killed.holes(tmp_path, 41, num_lost=0) == ["the record ends at step 39 of 41"]

@@ -18,7 +18,7 @@ HOME_EVERY, HOME_EVERY_LATER = 10, 15
 when a process is killed is lost."""
 HISTOGRAM_GROWTH = 0.05
 """Histograms lie farther and farther apart: by this part of the steps so far."""
-LAYERS_PER_STEP = 4
+LAYERS_PER_STEP = 2
 """Layers per step between two histograms, once a run is no longer young: of large models there are fewer."""
 
 

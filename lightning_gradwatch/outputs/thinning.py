@@ -6,7 +6,7 @@ from lightning_gradwatch.core.sampling import YOUNG_STEPS
 
 GROWTH = 0.02
 """Steps from one to the next in a run that is no longer young, as a part of the steps so far."""
-BYTES_PER_STEP, BYTES_PER_STEP_YOUNG = 300, 20_000
+BYTES_PER_STEP, BYTES_PER_STEP_YOUNG = 100, 20_000
 """What may be spent on a step on average."""
 
 
