@@ -24,6 +24,8 @@ _FIRST_CODE, _LAST_CODE = 2, 65533
 _PER_DECADE = (_LAST_CODE - _FIRST_CODE) / (HIGHEST - LOWEST)
 _COARSE = 8
 """Bins of several steps take one code in so many: rounder numbers pack better, and nobody reads the third digit."""
+_MAX_BYTES = 2**28
+"""More than a block of many steps and layers; what is larger was not written by us."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class Bins:
 
     def __len__(self) -> int:
         return len(self.first)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size in memory."""
+        return sum(getattr(self, field.name).nbytes for field in fields(self))
 
     def __getitem__(self, chosen: Array | slice) -> Bins:
         """Some of them, by a mask, by places or by a slice."""
@@ -114,25 +121,32 @@ class Bins:
     def decode(cls, content: bytes, num_layers: int, num_lines: int) -> Bins:
         """The inverse of :meth:`encode`.
 
+        A run that goes on in another way, say with clipping, may know more lines than the description of its tag, or
+        fewer: those at the end are left out, or NaN.
+
         Raises:
             UnreadableError: If it is damaged, or of other layers.
         """
         try:
-            packed = zlib.decompress(content)
+            packed = _unpacked(content)
             num, layers, lines, is_single = _HEAD.unpack_from(packed)
-            if (layers, lines) != (num_layers, num_lines) or not num:
-                raise ValueError(f"{num} bins of {layers} layers and {lines} lines")
+            if layers != num_layers or not num:
+                raise ValueError(f"{num} bins of {layers} layers")
             num_planes, place = 1 if is_single else 3, _HEAD.size
             spans = np.frombuffer(packed, "<i8", 3 * num, place).reshape(3, num).astype(np.int64)
             place += spans.nbytes
-            ends = np.frombuffer(packed, "<f4", 3 * num * lines, place).reshape(num, lines, 3).astype(np.float32)
-            place += ends.nbytes
+            if (spans[0] > spans[1]).any() or (spans[2] < 1).any():
+                raise ValueError("bins without any step")
+            known = np.frombuffer(packed, "<f4", 3 * num * lines, place).reshape(num, lines, 3)
+            place += known.nbytes
+            ends = np.full((num, num_lines, 3), np.nan, np.float32)
+            ends[:, :lines] = known[:, :num_lines]
             planes = np.frombuffer(packed, np.uint8, 2 * num_planes * num * layers, place)
             codes = np.ascontiguousarray(planes.reshape(2, -1).T).view("<u2").reshape(num_planes, num, layers)
         except (ValueError, struct.error, zlib.error) as failure:
             raise UnreadableError(f"A stretch of gradient norms is damaged: {failure}.") from None
-        norms = [_decode(code) for code in codes]
-        low, mean, high = norms if num_planes == 3 else norms * 3
+        norms = _NORMS[codes]
+        low, mean, high = norms if num_planes == 3 else norms.repeat(3, 0)
         return cls(*spans, low, mean, high, ends)
 
 
@@ -180,8 +194,21 @@ def _encode(norms: Array, quantum: int) -> Array:
     return codes.astype(np.uint16)
 
 
-def _decode(codes: Array) -> Array:
-    norms = 10.0 ** (LOWEST + (codes.astype(np.float64) - _FIRST_CODE) / _PER_DECADE)
-    for code, meaning in ((_NO_GRADIENT, MISSING), (_ZERO, 0.0), (_INFINITE, np.inf), (_NAN, np.nan)):
-        norms[codes == code] = meaning
-    return norms.clip(max=np.finfo(np.float32).max, out=norms, where=norms < np.inf).astype(np.float32)
+def _all_norms() -> Array:
+    """What each code means, shape ``(65536,)``, float32."""
+    norms = 10.0 ** (LOWEST + (np.arange(2**16) - _FIRST_CODE) / _PER_DECADE)
+    norms = norms.clip(max=np.finfo(np.float32).max)
+    norms[[_NO_GRADIENT, _ZERO, _INFINITE, _NAN]] = MISSING, 0.0, np.inf, np.nan
+    return norms.astype(np.float32)
+
+
+def _unpacked(content: bytes) -> bytes:
+    """What was packed, unless it is more than anybody would pack."""
+    reader = zlib.decompressobj()
+    packed = reader.decompress(content, _MAX_BYTES)
+    if not reader.eof:
+        raise ValueError(f"it is torn, or larger than {_MAX_BYTES} bytes")
+    return packed
+
+
+_NORMS = _all_norms()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as some
 
+from lightning_gradwatch import reading
 from lightning_gradwatch.reading.bins import Bins, reduce_steps
 from lightning_gradwatch.reading.schema import Array, UnreadableError
 
@@ -99,3 +102,21 @@ def test_what_is_damaged_is_said() -> None:
             Bins.decode(broken, 3, 1)
     with pytest.raises(UnreadableError, match="3 bins of 3 layers"):
         Bins.decode(content, 4, 1)
+    head = np.frombuffer(zlib.decompress(content), np.uint8).copy()
+    head[16:24] = 99  # the first step lies behind the last one
+    with pytest.raises(UnreadableError, match="without any step"):
+        Bins.decode(zlib.compress(head.tobytes()), 3, 1)
+
+
+def test_a_block_that_would_fill_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading.bins, "_MAX_BYTES", 2**20)
+    with pytest.raises(UnreadableError, match="larger than"):
+        Bins.decode(zlib.compress(bytes(2**21)), 3, 1)
+
+
+def test_a_run_that_goes_on_with_other_lines_keeps_its_norms() -> None:
+    content = reduce_steps(np.arange(6), np.ones((6, 3), np.float32), lines_of(6, 1, 2, 3), 2).encode()
+    fewer, more = Bins.decode(content, 3, 2), Bins.decode(content, 3, 4)
+    np.testing.assert_allclose([fewer.high, more.high], 1, rtol=1e-2)
+    assert fewer.lines[:, :, 1].tolist() == [[1, 2]] * 3
+    np.testing.assert_array_equal(more.lines[:, :, 1], [[1, 2, 3, np.nan]] * 3)
