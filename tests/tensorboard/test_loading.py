@@ -209,7 +209,7 @@ class Log:
         self._writer.close()
 
 
-NEWER = {"schema": 2, "quantity": "grad_norm", "optimizer": "", "version": 0, "layers": ["a", "b"]}
+NEWER = {"schema": 3, "quantity": "grad_norm", "optimizer": "", "version": 0, "layers": ["a", "b"]}
 
 
 def write_damaged(directory: Path) -> None:
