@@ -10,8 +10,8 @@ import numpy as np
 
 from lightning_gradwatch.core.quantities.quantity import Quantity, ScaleKind
 from lightning_gradwatch.core.records import MISSING
+from lightning_gradwatch.reading.samples import Samples
 from lightning_gradwatch.reading.schema import Array
-from lightning_gradwatch.reading.store import Samples
 from lightning_gradwatch.reading.tables import LEAST_DECADES
 
 

@@ -53,6 +53,11 @@ def run_level_tag(name: str, optimizer: str = "") -> str:
     return of_optimizer(f"gradwatch/{name}", optimizer)
 
 
+def steps_tag(name: str, optimizer: str = "") -> str:
+    """The tag by which a reader asks for a number that stands beside the norms of every step, such as the loss."""
+    return of_optimizer(f"gradwatch/steps/{name}", optimizer)
+
+
 def is_layer_norm(tag: str) -> bool:
     """Whether a tag is one of :func:`layer_norm_tag`'s."""
     return tag.startswith("grad_norm/")

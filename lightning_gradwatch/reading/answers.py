@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import Any, TypedDict
 
 import numpy as np
@@ -13,7 +12,9 @@ from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
 from lightning_gradwatch.core.quantities.memory_horizon import MEMORY_HORIZON
 from lightning_gradwatch.core.quantities.several import HISTOGRAM, HISTOGRAM_BINS, NORM_RANGE
 from lightning_gradwatch.core.records import BINS_PER_DECADE, LOWEST, MISSING, NUM_BINS
+from lightning_gradwatch.reading import lines
 from lightning_gradwatch.reading.alert import AlertRecord
+from lightning_gradwatch.reading.samples import Samples, Span, Statistic
 from lightning_gradwatch.reading.schema import (
     SCHEMA_VERSION,
     Array,
@@ -22,12 +23,10 @@ from lightning_gradwatch.reading.schema import (
     encode_frame,
 )
 from lightning_gradwatch.reading.status import SICKEST_FIRST, Verdict, judge, loss_tag, urgency
-from lightning_gradwatch.reading.store import Catalogue, Document, MissingError, Samples, Series, Store
-from lightning_gradwatch.reading.tables import LINES, Status, words
+from lightning_gradwatch.reading.store import Catalogue, Document, MissingError, Series, Store
+from lightning_gradwatch.reading.tables import Status, words
 from lightning_gradwatch.reading.trials import ShownAlert, shown
 
-Span = tuple[int | None, int | None]
-"""First and last step, both included; None for an open end."""
 DEFAULT_COLUMNS = 1000
 MAX_NAMES = 20
 _NOTHING_USED = (-LOWEST * BINS_PER_DECADE, -LOWEST * BINS_PER_DECADE + 1)
@@ -53,7 +52,11 @@ class RunList(TypedDict):
 
 
 class VersionContents(TypedDict):
-    """What there is of one list of layers of an optimizer."""
+    """What there is of one list of layers of an optimizer.
+
+    Attributes:
+        num_samples: Steps that were observed, of its gradient norm or else of what there is.
+    """
 
     version: int
     layers: list[str]
@@ -72,7 +75,13 @@ class OptimizerContents(TypedDict):
 
 
 class View(TypedDict):
-    """What a page must know to draw a run: words for quantities of the user's own, and tags of the lines."""
+    """What a page must know to draw a run.
+
+    Attributes:
+        quantities: Words for quantities of the user's own.
+        lines: Tags of the lines, by optimizer and name; of the loss only where it was recorded at every step.
+        choices: Tags of what can take the place of the loss.
+    """
 
     quantities: dict[str, dict[str, str]]
     lines: dict[str, dict[str, str]]
@@ -101,9 +110,10 @@ class RunDocument(Contents):
 
 
 class Column(TypedDict):
-    """One sample of a quantity: a number for each layer, or several."""
+    """One sample of a quantity, which may stand for several steps: a number for each layer, or several."""
 
     step: int
+    last_step: int
     values: list[Any]
 
 
@@ -114,13 +124,6 @@ class TimeProfile(TypedDict):
     steps_back: list[int]
     norms: list[float]
     horizon: float | None
-
-
-class Scalars(TypedDict):
-    """A scalar of a run."""
-
-    steps: list[int]
-    values: list[float]
 
 
 NO_CONTENTS: Contents = {
@@ -157,6 +160,8 @@ def run(store: Store, run: str) -> RunDocument:
     catalogue = store.catalogue(run)
     document = catalogue.document or Document()
     verdict = _verdict(catalogue)
+    every_step = lines.every_step(store, catalogue)
+    losses = [tags["loss"] for tags in every_step.values() if "loss" in tags]
     return {
         "run": run,
         "stamp": catalogue.stamp,
@@ -166,9 +171,9 @@ def run(store: Store, run: str) -> RunDocument:
         "alerts": ranked(document.alerts),
         "num_dropped": document.num_dropped,
         "optimizers": [_optimizer(store, catalogue, name) for name in catalogue.optimizers],
-        "scalars": list(catalogue.scalars),
-        "loss_tag": loss_tag(catalogue.scalars),
-        "view": _view(catalogue),
+        "scalars": sorted([*catalogue.scalars, *(tag for tags in every_step.values() for tag in tags.values())]),
+        "loss_tag": losses[0] if losses else loss_tag(catalogue.scalars),
+        "view": _view(catalogue, every_step),
     }
 
 
@@ -179,36 +184,35 @@ def ranked(alerts: Sequence[AlertRecord]) -> list[ShownAlert]:
     return [{**shown(alert), "rank": ranks[place]} for place, alert in enumerate(alerts)]
 
 
-def _view(catalogue: Catalogue) -> View:
+def _view(catalogue: Catalogue, every_step: dict[str, dict[str, str]]) -> View:
+    own = [tag for tags in every_step.values() for tag in tags.values()]
     return {
         "quantities": {name: words(quantity) for name, quantity in catalogue.own_quantities.items()},
-        "lines": {optimizer: _line_tags(catalogue, optimizer) for optimizer in catalogue.optimizers},
-        "choices": [tag for tag in catalogue.scalars if not metrics.is_layer_norm(tag)],
+        "lines": {name: lines.tags_of(catalogue, name, every_step.get(name, {})) for name in catalogue.optimizers},
+        "choices": [*own, *(tag for tag in catalogue.scalars if not metrics.is_layer_norm(tag))],
     }
 
 
-def _line_tags(catalogue: Catalogue, optimizer: str) -> dict[str, str]:
-    """The tags of an optimizer's lines that have been written, by the names of the lines."""
-    tags = {line.name: metrics.run_level_tag(line.name, optimizer) for line in LINES}
-    return {name: tag for name, tag in tags.items() if tag in catalogue.scalars}
-
-
-def heatmap(store: Store, series: Series, span: Span, columns: int) -> bytes:
+def heatmap(store: Store, series: Series, span: Span, columns: int, statistic: Statistic = "high") -> bytes:
     """A frame of a quantity with one number per layer, shape ``(columns, layers)``, float32.
 
-    Neighbours are merged by maximum if there are more samples than columns; NaN is larger than anything.
+    Neighbours are merged if there are more samples than columns, by maximum unless another statistic is wanted; NaN is
+    larger than anything. Columns are of equally many steps, but one sample is never in two of them.
     """
     samples = store.samples(series).between(*span)
     starts, header = _columns(samples, columns)
-    merged = np.maximum.reduceat(samples.values, starts) if len(samples) else samples.values
-    return encode_frame(merged, header)
+    return encode_frame(samples.merged(starts, statistic), header)
 
 
 def column(store: Store, series: Series, step: int) -> Column:
-    """One sample of a quantity with one number per layer."""
+    """One sample of a quantity with one number per layer; of several steps the largest."""
     samples = store.samples(series)
     place = samples.place(step)
-    return {"step": int(samples.steps[place]), "values": samples.values[place].tolist()}
+    return {
+        "step": int(samples.steps[place]),
+        "last_step": int(samples.last_steps[place]),
+        "values": samples.values[place].tolist(),
+    }
 
 
 def distribution(store: Store, series: Series, layer: str, span: Span, columns: int) -> bytes:
@@ -220,7 +224,7 @@ def distribution(store: Store, series: Series, layer: str, span: Span, columns: 
     used = np.flatnonzero(bins.any(0))
     low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else _NOTHING_USED
     starts, header = _columns(samples, columns)
-    merged = np.maximum.reduceat(bins, starts) if len(samples) else bins
+    merged = Samples(samples.steps, bins).merged(starts)
     scale = {"lowest": LOWEST + low / BINS_PER_DECADE, "bins_per_decade": BINS_PER_DECADE}
     return encode_frame(merged[:, low:high], {**header, **scale})
 
@@ -246,24 +250,32 @@ def sequence(store: Store, catalogue: Catalogue, optimizer: str, version: int, l
 
 
 def layer(store: Store, catalogue: Catalogue, optimizer: str, version: int, layer: str, step: int) -> dict[str, object]:
-    """Every number of one layer at a step or nearest before it; the step is that of its gradient norm."""
-    numbers, steps = {}, {}
+    """Every number of one layer at a step or nearest before it; the steps are those of its gradient norm.
+
+    ``grad_norm_range`` is the smallest, the mean and the largest gradient norm in these steps; in a log from before
+    every step was recorded, the smallest, median and largest since the point before.
+    """
+    numbers, columns = {}, {}
     for quantity, series in catalogue.of(optimizer, version).items():
         row = row_of(series, layer)
         if quantity != HISTOGRAM.name and _is_readable(store, series):
-            found = column(store, series, step)
-            numbers[quantity], steps[quantity] = found["values"][row], found["step"]
-    if not steps:
+            found = columns[quantity] = column(store, series, step)
+            numbers[quantity] = found["values"][row]
+    if not columns:
         raise MissingError(f"`layer` must have been measured, but of {layer!r} nothing can be read in this run.")
     norm_range = numbers.pop(NORM_RANGE.name, None)
-    return {"step": steps.get(GRAD_NORM.name, max(steps.values())), "numbers": numbers, NORM_RANGE.name: norm_range}
+    series = catalogue.of(optimizer, version).get(GRAD_NORM.name)
+    if series is not None and series.parts and GRAD_NORM.name in numbers:
+        norm_range = _range(store.samples(series), row_of(series, layer), step)
+    shown = columns.get(GRAD_NORM.name) or max(columns.values(), key=lambda found: found["step"])
+    where = {"step": shown["step"], "last_step": shown["last_step"]}
+    return {**where, "numbers": numbers, NORM_RANGE.name: norm_range}
 
 
-def scalars(store: Store, run: str, tag: str, span: Span, points: int) -> Scalars:
-    """A scalar, thinned if it has more points: of each stretch the lowest and the highest, NaN above all."""
-    samples = store.scalars(run, tag).between(*span)
-    kept = _extremes(samples.values, points)
-    return {"steps": samples.steps[kept].tolist(), "values": samples.values[kept].tolist()}
+def _range(samples: Samples, row: int, step: int) -> list[float] | None:
+    place = samples.place(step)
+    bins = samples.bins
+    return None if bins is None else [float(norms[place, row]) for norms in (bins.low, bins.mean, bins.high)]
 
 
 def find(catalogue: Catalogue, optimizer: str | None, version: int | None) -> tuple[str, int]:
@@ -328,13 +340,13 @@ def _version(store: Store, catalogue: Catalogue, optimizer: str, version: int) -
     leading = next((series for series in by_weight if _is_readable(store, series)), None)
     if leading is None:
         return None
-    steps = store.samples(leading).steps
+    samples = store.samples(leading)
     return {
         "version": version,
         "layers": list(leading.description.layers),
-        "first_step": int(steps[0]),
-        "last_step": int(steps[-1]),
-        "num_samples": len(steps),
+        "first_step": int(samples.steps[0]),
+        "last_step": int(samples.last_steps[-1]),
+        "num_samples": int(samples.counts.sum()),
         "quantities": list(quantities),
         "sequences": list(catalogue.sequences(optimizer, version)),
     }
@@ -347,26 +359,14 @@ def _is_readable(store: Store, series: Series) -> bool:
         return False
 
 
-def _columns(samples: Samples, columns: int) -> tuple[Array, dict[str, list[int]]]:
-    """Where each column starts among the samples, the steps that it covers, and how many samples it merges."""
-    num = len(samples)
-    starts = np.arange(min(columns, num)) * num // max(min(columns, num), 1)
-    ends = np.append(starts[1:], num)[: len(starts)] - 1
-    header = {"steps": samples.steps[starts], "last_steps": samples.steps[ends], "counts": ends - starts + 1}
-    return starts, {name: numbers.tolist() for name, numbers in header.items()}
-
-
-def _extremes(values: Array, points: int) -> Array:
-    if len(values) <= points:
-        return np.arange(len(values))
-    edges = np.linspace(0, len(values), points // 2 + 1).astype(int)
-    parts = [(start, values[start:end]) for start, end in pairwise(edges)]
-    places = [start + place for start, part in parts for place in (_lowest(part), int(part.argmax()))]
-    return np.unique(places)
-
-
-def _lowest(part: Array) -> int:
-    return int(np.where(np.isnan(part), np.inf, part).argmin())
+def _columns(samples: Samples, most: int) -> tuple[Array, dict[str, object]]:
+    """Where each column starts among the samples, the steps that it covers, and how many steps or samples it merges."""
+    starts = samples.columns(most)
+    ends = np.append(starts[1:], len(samples))[: len(starts)] - 1
+    counts = np.add.reduceat(samples.counts, starts) if len(samples) else samples.counts
+    header = {"steps": samples.steps[starts], "last_steps": samples.last_steps[ends], "counts": counts}
+    counted = "samples" if samples.bins is None else "steps"
+    return starts, {**{name: numbers.tolist() for name, numbers in header.items()}, "counted": counted}
 
 
 def _one_of(names: Iterable[object]) -> str:

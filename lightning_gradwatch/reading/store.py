@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import math
-import threading
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from tensorboard.data.provider import DataProvider, RunTagFilter
 from tensorboard.plugins.scalar.metadata import PLUGIN_NAME as SCALARS
 
-from lightning_gradwatch.core.metrics import ALERT_DOCUMENT, PLUGIN
+from lightning_gradwatch.core.metrics import ALERT_DOCUMENT, PLUGIN, steps_tag
+from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
 from lightning_gradwatch.core.quantities.quantity import Quantity
-from lightning_gradwatch.core.quantities.several import SEQUENCE
+from lightning_gradwatch.core.quantities.several import IN_BINS, SEQUENCE, STEPS_AROUND
 from lightning_gradwatch.reading.alert import AlertRecord
+from lightning_gradwatch.reading.bins import Bins
+from lightning_gradwatch.reading.cache import Cache
+from lightning_gradwatch.reading.samples import Samples, latest_course
 from lightning_gradwatch.reading.schema import Array, Description, UnreadableError, decode_alerts
+from lightning_gradwatch.reading.steps import Part, put_together
 
 ALL_SAMPLES = 1_000_000
 """More than any loader keeps of one series."""
-MAX_BYTES = 256 * 2**20
-MAX_AGE_SECONDS = 1.0
+_Kept = TypeVar("_Kept", Samples, Part)
 
 
 class MissingError(LookupError):
@@ -32,7 +33,7 @@ class MissingError(LookupError):
 
 @dataclass(frozen=True)
 class Series:
-    """One tag of a run.
+    """One tag of a run, or several that belong together.
 
     Attributes:
         run: The run.
@@ -40,6 +41,7 @@ class Series:
         description: What it holds.
         last_step: Largest step in it.
         wall_time: When it was last written, in seconds since the epoch.
+        parts: The tags that hold the norms of every step: see :func:`with_steps`. Empty for a series of its own.
     """
 
     run: str
@@ -47,39 +49,12 @@ class Series:
     description: Description
     last_step: int
     wall_time: float
-
-
-@dataclass(frozen=True)
-class Samples:
-    """The samples of a series, by rising step.
-
-    Attributes:
-        steps: Shape ``(samples,)``, int64.
-        values: One entry per sample: an array of shape ``(samples, layers)`` or ``(samples, layers, numbers)``, or for
-            ``sequence`` a list of arrays of shape ``(time steps, 2)``.
-    """
-
-    steps: Array
-    values: Any
+    parts: tuple[Series, ...] = ()
 
     @property
-    def num_bytes(self) -> int:
-        """Size in memory."""
-        parts = self.values if isinstance(self.values, list) else [self.values]
-        return int(self.steps.nbytes + sum(part.nbytes for part in parts))
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def place(self, step: int) -> int:
-        """The place of the sample at ``step``, or else of the nearest before it, or else of the first."""
-        return max(int(np.searchsorted(self.steps, step, side="right")) - 1, 0)
-
-    def between(self, first: int | None, last: int | None) -> Samples:
-        """Those from step ``first`` to step ``last``, both included; None for an open end."""
-        start = 0 if first is None else int(np.searchsorted(self.steps, first, side="left"))
-        end = len(self.steps) if last is None else int(np.searchsorted(self.steps, last, side="right"))
-        return Samples(self.steps[start:end], self.values[start:end])
+    def state(self) -> tuple[object, ...]:
+        """Changes whenever something was written to it."""
+        return self.last_step, self.wall_time, *(part.state for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -140,6 +115,12 @@ class Catalogue:
         declared = [series.description.declaration for series in self.series]
         return {quantity.name: quantity for quantity in declared if quantity is not None}
 
+    @property
+    def lines(self) -> dict[str, tuple[str, str]]:
+        """Numbers of the run that stand beside the norms of every step: optimizer and name, by the tag they go by."""
+        found = [(s.description.optimizer, name) for s in self.series if s.parts for name in s.description.lines]
+        return {steps_tag(name, optimizer): (optimizer, name) for optimizer, name in found}
+
     def of(self, optimizer: str, version: int) -> dict[str, Series]:
         """The series with one row per layer, by their quantity."""
         return {s.description.quantity: s for s in self._all(optimizer, version) if s.description.quantity != SEQUENCE}
@@ -152,48 +133,6 @@ class Catalogue:
     def _all(self, optimizer: str, version: int) -> list[Series]:
         here = (optimizer, version)
         return [s for s in self.series if (s.description.optimizer, s.description.version) == here]
-
-
-class Cache:
-    """Keeps what was decoded, what was used last the longest, within a number of bytes. Safe between threads."""
-
-    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
-        self._max_bytes = max_bytes
-        self._lock, self._listing = threading.Lock(), threading.Lock()
-        self._kept: OrderedDict[Hashable, tuple[Hashable, Samples]] = OrderedDict()
-        self._listings: dict[Hashable, tuple[float, dict[str, Catalogue]]] = {}
-        self.num_bytes = 0
-
-    def get(self, key: Hashable, state: Hashable) -> Samples | None:
-        """What was kept under a key in this state."""
-        with self._lock:
-            kept_state, samples = self._kept.get(key, (None, None))
-            if samples is None or kept_state != state:
-                return None
-            self._kept.move_to_end(key)
-            return samples
-
-    def put(self, key: Hashable, state: Hashable, samples: Samples) -> None:
-        """Keep it, instead of what was kept under this key."""
-        with self._lock:
-            self._drop(key)
-            self._kept[key] = (state, samples)
-            self.num_bytes += samples.num_bytes
-            while self.num_bytes > self._max_bytes:
-                self._drop(next(iter(self._kept)))
-
-    def recent(self, key: Hashable, make: Callable[[], dict[str, Catalogue]]) -> dict[str, Catalogue]:
-        """A listing, made anew if it is older than a second: a page asks for much at once."""
-        with self._listing:
-            made_at, listing = self._listings.get(key, (-math.inf, {}))
-            if time.monotonic() - made_at > MAX_AGE_SECONDS:
-                listing = make()
-                self._listings = {key: (time.monotonic(), listing)}
-            return listing
-
-    def _drop(self, key: Hashable) -> None:
-        if key in self._kept:
-            self.num_bytes -= self._kept.pop(key)[1].num_bytes
 
 
 class Store:
@@ -253,19 +192,17 @@ class Store:
         Raises:
             UnreadableError: If none can be read.
         """
-        key, state = (self._experiment, series.run, series.tag), (series.last_step, series.wall_time)
-        kept = self._cache.get(key, state)
-        if kept is None:
-            kept = self._decode(series)
-            self._cache.put(key, state, kept)
-        return kept
+        return self._kept("samples", series, self._put_together if series.parts else self._decode)
 
     def scalars(self, run: str, tag: str) -> Samples:
-        """A scalar of a run, of shape ``(samples,)``.
+        """A scalar of a run, of shape ``(samples,)``; or a number that stands beside the norms of every step.
 
         Raises:
             MissingError: If there is no such tag.
         """
+        lines = self.catalogue(run).lines
+        if tag in lines:
+            return self._line(run, *lines[tag])
         chosen = RunTagFilter(runs=[run], tags=[tag])
         found = self._provider.read_scalars(
             plugin_name=SCALARS, downsample=ALL_SAMPLES, run_tag_filter=chosen, **self._where
@@ -277,15 +214,78 @@ class Store:
         kept = latest_course(steps)
         return Samples(steps[kept], np.array([datum.value for datum in data])[kept])
 
+    def _kept(self, kind: str, series: Series, make: Callable[[Series], _Kept]) -> _Kept:
+        """What was made of a series, made anew only if something was written to it since."""
+        key = (self._experiment, kind, series.run, series.tag)
+        kept = cast("_Kept | None", self._cache.get(key, series.state))
+        if kept is None:
+            kept = make(series)
+            self._cache.put(key, series.state, kept)
+        return kept
+
+    def _put_together(self, series: Series) -> Samples:
+        """The norms of every step from the tags that hold them; of a long series most do not change any more."""
+        around, parts = [], []
+        for part in series.parts:
+            with contextlib.suppress(UnreadableError):
+                found = self._kept("part", part, self._decode_part)
+                (around if part.description.quantity == STEPS_AROUND else parts).append(found)
+        if not parts and not around:
+            raise _unreadable(series)
+        return Samples.of_norms(put_together(parts, around, series.description.lines))
+
+    def _line(self, run: str, optimizer: str, name: str) -> Samples:
+        """A number of the run from its first value on, over all lists of layers that its optimizer has had."""
+        found = []
+        for series in sorted(self.catalogue(run).series, key=lambda one: one.description.version):
+            about = series.description
+            if series.parts and about.optimizer == optimizer and name in about.lines:
+                with contextlib.suppress(UnreadableError):
+                    bins = self.samples(series).bins
+                    assert bins is not None
+                    found.append(Samples.of_line(bins, about.lines.index(name)).bins)
+        if not found:
+            raise MissingError(f"`tag` must be readable, but of {name!r} nothing can be read in the run {run!r}.")
+        # where two lists of layers know of the same step, the later one counts
+        bins = Bins.joined([bins for bins in found if bins is not None])
+        order = np.argsort(bins.first, kind="stable")
+        bins = bins[order[np.diff(bins.first[order], append=np.iinfo(np.int64).max) > 0]]
+        # what is not known before is no NaN of the run
+        known = np.flatnonzero(np.isfinite(bins.lines[:, 0, 1]))
+        return Samples.of_line(bins[known[0] :] if len(known) else bins[:0], 0)
+
     def _decode(self, series: Series) -> Samples:
-        data = self._read([series.run], series.tag, ALL_SAMPLES).get(series.run, [])
-        data = [datum for datum in data if series.description.fits(datum.numpy)]
-        if not data:
-            raise UnreadableError(f"The series {series.tag!r} of the run {series.run!r} holds no readable sample.")
+        data = self._fitting(series)
         steps = np.array([datum.step for datum in data])
         kept = latest_course(steps)
         values = [datum.numpy for datum, is_kept in zip(data, kept, strict=True) if is_kept]
         return Samples(steps[kept], values if series.description.quantity == SEQUENCE else np.stack(values))
+
+    def _decode_part(self, series: Series) -> Part:
+        """Norms of steps as they were written; those of before there were bins are bins of one step."""
+        about, found = series.description, []
+        data = self._fitting(series)
+        times = np.maximum.accumulate([datum.wall_time for datum in data])
+        if about.quantity not in IN_BINS:
+            steps, norms = np.array([datum.step for datum in data]), np.stack([datum.numpy for datum in data])
+            return Part(Bins.of_steps(steps, norms, np.empty((len(data), 0), np.float32)), times)
+        for datum, time in zip(data, times, strict=True):
+            with contextlib.suppress(UnreadableError):
+                found.append((Bins.decode(datum.numpy.tobytes(), len(about.layers), len(about.lines)), time))
+        if not found:
+            raise _unreadable(series)
+        lengths = [len(bins) for bins, _ in found]
+        return Part(
+            Bins.joined([bins for bins, _ in found]), np.repeat([time for _, time in found], lengths), about.lines
+        )
+
+    def _fitting(self, series: Series) -> list[Any]:
+        """The samples of a tag that can be what its description says, in the order in which they were written."""
+        data = self._read([series.run], series.tag, ALL_SAMPLES).get(series.run, [])
+        data = [datum for datum in data if series.description.fits(datum.numpy)]
+        if not data:
+            raise _unreadable(series)
+        return data
 
     def _read(self, runs: list[str], tag: str, num_samples: int) -> dict[str, list[Any]]:
         chosen = RunTagFilter(runs=runs, tags=[tag])
@@ -298,14 +298,36 @@ class Store:
         return {run: list(tags[tag]) for run, tags in found.items() if tag in tags}
 
 
-def latest_course(steps: Array) -> Array:
-    """Which samples, in the order in which they were written, none with the same or an earlier step comes after.
+def _unreadable(series: Series) -> UnreadableError:
+    return UnreadableError(f"The series {series.tag!r} of the run {series.run!r} holds no readable sample.")
 
-    Returns:
-        Shape ``(samples,)``, bool; the steps of these rise.
+
+def with_steps(series: Sequence[Series]) -> tuple[Series, ...]:
+    """All series, in which those that hold norms of every step are one for each list of layers.
+
+    They are the parts of a long series, the single steps around alerts, and the samples of before there were bins.
     """
-    later = np.minimum.accumulate(steps[::-1])[::-1]
-    return np.append(steps[:-1] < later[1:], True)
+    groups: dict[tuple[str, int], list[Series]] = {}
+    for one in series:
+        if one.description.quantity in (GRAD_NORM.name, *IN_BINS):
+            groups.setdefault((one.description.optimizer, one.description.version), []).append(one)
+    together = [group for group in groups.values() if any(one.description.quantity in IN_BINS for one in group)]
+    taken = {one.tag for group in together for one in group}
+    return *map(_joined, together), *(one for one in series if one.tag not in taken)
+
+
+def _joined(group: Sequence[Series]) -> Series:
+    newest = max(group, key=lambda one: (one.description.quantity in IN_BINS, one.wall_time))
+    parts = tuple(one for one in group if one.description.layers == newest.description.layers)
+    lines = tuple(dict.fromkeys(name for part in parts for name in part.description.lines))
+    return Series(
+        run=newest.run,
+        tag=newest.tag,
+        description=replace(newest.description, quantity=GRAD_NORM.name, lines=lines),
+        last_step=max(part.last_step for part in parts),
+        wall_time=max(part.wall_time for part in parts),
+        parts=parts,
+    )
 
 
 def _document(values: Array) -> Document:
@@ -334,7 +356,7 @@ def _catalogue(
     wall_time = max((wall_time for _, wall_time in times), default=0.0)
     return Catalogue(
         run=run,
-        series=tuple(s for s in series if s.tag != ALERT_DOCUMENT),
+        series=with_steps([s for s in series if s.tag != ALERT_DOCUMENT]),
         scalars=tuple(sorted(scalars)),
         document=document,
         problem=problems[0] if problems else "",

@@ -7,6 +7,7 @@ import mimetypes
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast, get_args
 
 from tensorboard import plugin_util
 from tensorboard.backend import http_util
@@ -15,9 +16,11 @@ from werkzeug.wrappers import Request, Response
 
 from lightning_gradwatch.core.metrics import PLUGIN
 from lightning_gradwatch.core.quantities.several import HISTOGRAM, SEVERAL
-from lightning_gradwatch.reading import answers, tables
+from lightning_gradwatch.reading import answers, lines, tables
+from lightning_gradwatch.reading.cache import Cache
+from lightning_gradwatch.reading.samples import Span, Statistic
 from lightning_gradwatch.reading.schema import UnreadableError, plain
-from lightning_gradwatch.reading.store import Cache, Catalogue, MissingError, Series, Store
+from lightning_gradwatch.reading.store import Catalogue, MissingError, Series, Store
 
 STATIC = Path(__file__).parent / "static"
 MAX_COLUMNS = 10_000
@@ -62,7 +65,7 @@ class Query:
         self.text("step")
         return self.integer("step", -MAX_STEP, MAX_STEP) or 0
 
-    def span(self) -> answers.Span:
+    def span(self) -> Span:
         """First and last step."""
         first, last = (self.integer(name, -MAX_STEP, MAX_STEP) for name in ("from", "to"))
         if first is not None and last is not None and first > last:
@@ -73,13 +76,20 @@ class Query:
         """How many columns, or points, there may be at most."""
         return self.integer(name, low, MAX_COLUMNS) or answers.DEFAULT_COLUMNS
 
+    def statistic(self) -> Statistic:
+        """What stands for several steps."""
+        given = self._arguments.get("statistic", "high")
+        if given not in get_args(Statistic):
+            raise QueryError(f"`statistic` must be one of {', '.join(get_args(Statistic))}, but {given[:40]!r} came.")
+        return cast(Statistic, given)
+
 
 Answer = Callable[[Store, Query], Mapping[str, object] | bytes]
 
 
 def _heatmap(store: Store, query: Query) -> bytes:
-    span, columns = query.span(), query.limit("columns", 1)
-    return answers.heatmap(store, _series(store, query, query.text("quantity")), span, columns)
+    span, columns, statistic = query.span(), query.limit("columns", 1), query.statistic()
+    return answers.heatmap(store, _series(store, query, query.text("quantity")), span, columns, statistic)
 
 
 def _column(store: Store, query: Query) -> answers.Column:
@@ -106,9 +116,9 @@ def _layer(store: Store, query: Query) -> dict[str, object]:
     return answers.layer(store, catalogue, *_whose(catalogue, query), layer, step)
 
 
-def _scalars(store: Store, query: Query) -> answers.Scalars:
+def _scalars(store: Store, query: Query) -> lines.Scalars:
     run, tag, span, points = query.text("run"), query.text("tag"), query.span(), query.limit("points", 2)
-    return answers.scalars(store, store.catalogue(run).run, tag, span, points)
+    return lines.scalars(store, store.catalogue(run).run, tag, span, points)
 
 
 def _whose(catalogue: Catalogue, query: Query) -> tuple[str, int]:

@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page
 from lightning_gradwatch.cli.logs import Logs, OpenRun
 from lightning_gradwatch.cli.page import build
 from lightning_gradwatch.core.quantities.several import SEVERAL
-from lightning_gradwatch.reading import answers
+from lightning_gradwatch.reading import answers, lines
 from tests.cli.command import alert, here
 from tests.prescriptions import prescription
 from tests.tensorboard.board import read_frame
@@ -150,7 +150,7 @@ class Both:
 
     def check_scalar(self, tag: str) -> None:
         found = self.ask("scalars", {"tag": tag, "from": 4, "to": 30})
-        expected = answers.scalars(self.store, self.catalogue.run, tag, (4, 30), 2000)
+        expected = lines.scalars(self.store, self.catalogue.run, tag, (4, 30), 2000)
         assert found["steps"] == expected["steps"]
         assert same(found["values"], expected["values"])
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lightning_gradwatch.cli.picture import Scale, is_seen, paint, rows_of
 from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM as NORM
-from lightning_gradwatch.reading.store import Samples
+from lightning_gradwatch.reading.samples import Samples
 
 
 def samples(values: np.ndarray, every: int = 10) -> Samples:

@@ -147,7 +147,11 @@ def test_nan_survives_merging_and_json(board: Board, logs: Path) -> None:
 @pytest.mark.parametrize(("asked", "found"), [(0, 1), (1, 1), (20, 19), (21, 21), (10**9, 39), (-5, 1)])
 def test_a_column_is_the_sample_at_the_step_or_nearest_before(board: Board, logs: Path, asked: int, found: int) -> None:
     answer = board.get("column", run="sick", quantity="grad_norm", step=asked).json
-    assert answer == {"step": found, "values": pytest.approx(written(logs, "sick", "grad_norm")[found].tolist())}
+    assert answer == {
+        "step": found,
+        "last_step": found,
+        "values": pytest.approx(written(logs, "sick", "grad_norm")[found].tolist()),
+    }
 
 
 def test_a_distribution_shows_where_the_gradients_of_a_layer_lie(board: Board, logs: Path) -> None:
@@ -255,6 +259,7 @@ BAD += [
     for path in ("heatmap", "distribution", "scalars")
 ]
 BAD += [(400, "heatmap", {**WHOLE, "columns": columns}, "`columns` must be") for columns in (0, -1, 10_001, 2**60)]
+BAD += [(400, "heatmap", {**WHOLE, "statistic": "mode"}, "`statistic` must be one of low, mean, high, but 'mode' came")]
 BAD += [(400, "scalars", {**WHOLE, "points": 1}, "`points` must be an integer from 2 to 10000")]
 
 

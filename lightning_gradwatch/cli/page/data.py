@@ -9,16 +9,17 @@ import numpy as np
 
 from lightning_gradwatch.cli.logs import Logs, OpenRun, Run
 from lightning_gradwatch.core.quantities.several import HISTOGRAM, NORM_RANGE
-from lightning_gradwatch.reading import answers, tables
+from lightning_gradwatch.reading import answers, lines, tables
+from lightning_gradwatch.reading.samples import Samples, Span
 from lightning_gradwatch.reading.schema import Array, encode_frame, plain
-from lightning_gradwatch.reading.store import Samples, Series
+from lightning_gradwatch.reading.store import Series
 
 MAX_RUNS = 20
 _NUMBERS, _BYTES = 1_500_000, 4_000_000
 """Of the heatmaps of one run, and of its histograms."""
 _COLUMNS, _DISTRIBUTION_COLUMNS, _SEQUENCES, _POINTS = 1000, 200, 100, 2000
 _BINS = 64
-_ALL: answers.Span = (None, None)
+_ALL: Span = (None, None)
 
 
 def gather(logs: Logs, runs: Sequence[Run]) -> dict[str, object]:
@@ -66,8 +67,8 @@ def _sequence(whole: OpenRun, optimizer: str, version: int, layer: str, series: 
     return [answers.sequence(whole.store, whole.catalogue, optimizer, version, layer, step) for step in chosen]
 
 
-def _scalar(whole: OpenRun, tag: str) -> answers.Scalars:
-    return answers.scalars(whole.store, whole.run.name, tag, _ALL, _POINTS)
+def _scalar(whole: OpenRun, tag: str) -> lines.Scalars:
+    return lines.scalars(whole.store, whole.run.name, tag, _ALL, _POINTS)
 
 
 def _thinned(samples: Samples, columns: int) -> bytes:
