@@ -264,9 +264,9 @@ def layer(store: Store, catalogue: Catalogue, optimizer: str, version: int, laye
     if not columns:
         raise MissingError(f"`layer` must have been measured, but of {layer!r} nothing can be read in this run.")
     norm_range = numbers.pop(NORM_RANGE.name, None)
-    series = catalogue.of(optimizer, version).get(GRAD_NORM.name)
-    if series is not None and series.parts and GRAD_NORM.name in numbers:
-        norm_range = _range(store.samples(series), row_of(series, layer), step)
+    norms = catalogue.of(optimizer, version).get(GRAD_NORM.name)
+    if norms is not None and norms.parts and GRAD_NORM.name in numbers:
+        norm_range = _range(store.samples(norms), row_of(norms, layer), step)
     shown = columns.get(GRAD_NORM.name) or max(columns.values(), key=lambda found: found["step"])
     where = {"step": shown["step"], "last_step": shown["last_step"]}
     return {**where, "numbers": numbers, NORM_RANGE.name: norm_range}

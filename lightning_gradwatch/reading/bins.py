@@ -147,7 +147,8 @@ class Bins:
             raise UnreadableError(f"A stretch of gradient norms is damaged: {failure}.") from None
         norms = _NORMS[codes]
         low, mean, high = norms if num_planes == 3 else norms.repeat(3, 0)
-        return cls(*spans, low, mean, high, ends)
+        first, last, count = spans
+        return cls(first, last, count, low, mean, high, ends)
 
 
 def reduce_steps(steps: Array, norms: Array, lines: Array, width: int) -> Bins:
@@ -191,7 +192,7 @@ def _encode(norms: Array, quantum: int) -> Array:
     special = ((_NO_GRADIENT, norms < 0), (_ZERO, norms == 0), (_INFINITE, norms == np.inf), (_NAN, np.isnan(norms)))
     for code, is_it in special:
         codes[is_it] = code
-    return codes.astype(np.uint16)
+    return np.asarray(codes.astype(np.uint16))
 
 
 def _all_norms() -> Array:

@@ -78,7 +78,7 @@ def _where(holds: Array, *arrays: Array) -> tuple[Array, ...]:
 def _held_until(first: Array, last: Array) -> Array:
     """The last step at which each bin still holds, by the bins written after it; before ``first`` if it is void."""
     later = np.minimum.accumulate(first[::-1])[::-1]
-    return np.minimum(last, np.append(later[1:], _END) - 1)
+    return np.asarray(np.minimum(last, np.append(later[1:], _END) - 1))
 
 
 def _resumed_from(first: Array, last: Array, written: Array, times: Array) -> Array:
@@ -86,7 +86,7 @@ def _resumed_from(first: Array, last: Array, written: Array, times: Array) -> Ar
     before = np.maximum.accumulate(np.append(-1, last))[:-1]
     resumed = np.flatnonzero(first <= before)
     earliest = np.minimum.accumulate(np.append(first[resumed], _END)[::-1])[::-1]
-    return earliest[np.searchsorted(written[resumed], times, side="right")]
+    return np.asarray(earliest[np.searchsorted(written[resumed], times, side="right")])
 
 
 def _spared(first: Array, last: Array, single: Array) -> tuple[Array, Array, Array]:

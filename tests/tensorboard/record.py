@@ -45,7 +45,7 @@ class Record:
         self.experiment = SummaryWriter(str(directory))
         self.layers, self.optimizer, self.version, self.lines = tuple(layers), optimizer, version, tuple(lines)
         self._described: set[str] = set()
-        self._clock = time.time()
+        self._clock = 0.0
 
     def write(
         self, first: int, norms: Any, lines: Any = None, width: int = 1, part: int = 0, around: bool = False
@@ -82,7 +82,7 @@ class Record:
         self.experiment.close()
 
     def add(self, tag: str, description: Description, values: Any, step: int) -> None:
-        """One value; each is a second later than the one before."""
+        """One value, later than the one before."""
         summary = Summary()
         value = summary.value.add(tag=tag)
         if tag not in self._described:
@@ -91,7 +91,7 @@ class Record:
             value.metadata.plugin_data.plugin_name = metrics.PLUGIN
             value.metadata.plugin_data.content = description.encode()
         value.tensor.CopyFrom(make_tensor_proto(values))
-        self._clock += 1
+        self._clock = max(time.time(), self._clock + 1e-3)
         event = Event(summary=summary, step=step, wall_time=self._clock)
         self.experiment._get_file_writer().event_writer.add_event(event)
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from lightning_gradwatch.tensorboard.loader import SAMPLES, GradWatchLoader
 from tests.tasks import Classifier, small_net
 from tests.tensorboard.board import Board
 from tests.tensorboard.logs import train, watch
+from tests.tensorboard.record import record
 
 pytestmark = pytest.mark.slow
 
@@ -122,6 +124,38 @@ def test_what_schema_1_wrote_is_still_read(stored: Path, loader: str) -> None:
         assert (header["lowest"], shares[0].tolist()) == (-3.75, [0, 10, 60, 52, 17, 99, 141, 141, 84, 41, 10])
         sequence = board.get("sequence", run=".", layer="net.1.rnn", step=23).json
         assert (sequence["horizon"], sequence["norms"][-1]) == (8, pytest.approx(5.1003e-07, rel=1e-4))
+
+
+@both_loaders
+def test_norms_of_every_step_come_through_also_where_a_run_was_resumed(tmp_path: Path, loader: str) -> None:
+    def steady(num_steps: int, norm: float) -> Any:
+        return np.full((num_steps, 2), norm, np.float32)
+
+    with record(tmp_path, ("a", "b")) as run:
+        run.write_plain("grad_norm", 0, [7, 7])
+        run.write(1, steady(39, 1.0))
+        run.write(40, steady(160, 1.0), width=40, part=1)
+    time.sleep(1)  # the names of event files tell seconds
+    with record(tmp_path, ("a", "b"), lines=("total_norm", "loss", "clip_threshold")) as run:
+        # a part of its own: the Rust loader drops events of a tag in which an event of an earlier step comes later
+        run.write(100, steady(60, 100.0), width=20, part=100)
+        run.write(130, steady(5, 1000.0), around=True)
+    with Board(tmp_path, loader, "--reload_multifile=true") as board:
+        board.wait_for(".", 199)
+        header, values = board.wait(lambda: _whole(board, 159))
+        assert header["steps"] == [*range(40), 40, 80, 100, 120, *range(130, 135), 135, 140]
+        assert header["last_steps"] == [*range(40), 79, 99, 119, 129, *range(130, 135), 139, 159]
+        assert sum(header["counts"]) == 160
+        expected = [7.0, *[1] * 41, 100, 100, *[1000] * 5, 100, 100]
+        np.testing.assert_allclose(values, np.repeat(expected, 2).reshape(-1, 2), rtol=1.2e-2)
+        loss = board.get("scalars", run=".", tag="gradwatch/steps/loss", points=100).json
+        assert (loss["steps"][:2], loss["highs"][-1]) == ([1, 2], 159)
+
+
+def _whole(board: Board, last: int) -> Any:
+    """The heatmap, once it goes so far and no farther."""
+    header, values = board.get("heatmap", run=".", quantity="grad_norm").frame
+    return (header, values) if header["last_steps"][-1] == last else None
 
 
 def test_the_stored_run_stays_small(stored: Path) -> None:
