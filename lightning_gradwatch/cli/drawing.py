@@ -149,7 +149,8 @@ def _title(picture: Picture, canvas: Canvas) -> Text:
     width = _MARK + canvas.name_width + 1 + canvas.columns
     text.append("  input above, loss below", style="dim")
     text.append(" " * max(width - len(text) + 1, 2))
-    return text.append(f"at step {picture.steps[1]:,}", style="dim")
+    first, last = picture.latest_steps
+    return text.append(f"at step {last:,}" if first == last else f"largest of steps {first:,} to {last:,}", style="dim")
 
 
 def _row(canvas: Canvas, picture: Picture, name: str, values: list[float], latest: float, is_ailing: bool) -> Text:

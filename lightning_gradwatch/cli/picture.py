@@ -62,6 +62,7 @@ class Picture:
         values: Largest value in each cell, NaN before anything; shape ``(rows, columns)``.
         latest: The same at the last sample, shape ``(rows,)``.
         steps: First and last step.
+        latest_steps: First and last step of the last sample.
         scale: Over all samples.
     """
 
@@ -70,6 +71,7 @@ class Picture:
     values: Array
     latest: Array
     steps: tuple[int, int]
+    latest_steps: tuple[int, int]
     scale: Scale
 
 
@@ -93,12 +95,12 @@ def paint(samples: Samples, layers: Sequence[str], quantity: Quantity, max_rows:
         layers: Their names, at least one.
         quantity: What they are.
         max_rows: Neighbouring layers share a row if there are more of them.
-        columns: Neighbouring samples share a column, or one sample fills several.
+        columns: Neighbouring samples share a column, or one sample fills several, as do the steps it stands for.
     """
     by_row = np.maximum.reduceat(samples.values, [first for first, _ in rows_of(len(layers), max_rows)], axis=1)
-    first, last = int(samples.steps[0]), int(samples.steps[-1])
+    first, last = int(samples.steps[0]), int(samples.last_steps[-1])
     edges = np.linspace(first, last + 1, columns + 1)
-    begins = np.searchsorted(samples.steps, edges[:-1], side="left")
+    begins = np.searchsorted(samples.last_steps, edges[:-1], side="left")
     ends = np.searchsorted(samples.steps, edges[1:], side="left")
     cells = [by_row[b:e].max(0) if e > b else by_row[max(b - 1, 0)] for b, e in zip(begins, ends, strict=True)]
     return Picture(
@@ -107,6 +109,7 @@ def paint(samples: Samples, layers: Sequence[str], quantity: Quantity, max_rows:
         values=np.stack(cells, axis=1),
         latest=by_row[-1],
         steps=(first, last),
+        latest_steps=(int(samples.steps[-1]), last),
         scale=Scale.of(samples.values, quantity.scale),
     )
 

@@ -107,9 +107,10 @@ def _facts(whole: OpenRun, scene: Scene) -> Iterator[str]:
         yield f"{num_layers:,} layer{'' if num_layers == 1 else 's'}"
         first = min(version["first_step"] for version in newest)
         yield f"step {first:,}" if first == run.last_step else f"steps {first:,} to {run.last_step:,}"
-    if document["loss_tag"] is not None:
-        losses = whole.store.scalars(run.name, document["loss_tag"]).values
-        yield f"{words.safe(document['loss_tag'])} {words.short(losses[0])} to {words.short(losses[-1])}"
+    if (tag := document["loss_tag"]) is not None:
+        losses = whole.store.scalars(run.name, tag).values
+        _, name = whole.catalogue.lines.get(tag, ("", tag))
+        yield f"{words.safe(name)} {words.short(losses[0])} to {words.short(losses[-1])}"
     if run.wall_time:
         when = words.clock(run.wall_time) if scene.now is None else words.age(scene.now - run.wall_time)
         yield f"last written {when}"

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lightning_gradwatch.cli.picture import Scale, is_seen, paint, rows_of
 from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM as NORM
+from lightning_gradwatch.reading.bins import reduce_steps
 from lightning_gradwatch.reading.samples import Samples
 
 
@@ -46,6 +47,15 @@ def test_no_spike_and_no_nan_is_lost(
 def test_columns_are_equally_many_steps_wide_and_gaps_show_the_sample_before() -> None:
     sparse = Samples(np.array([0, 10, 90]), np.array([[1.0], [2.0], [3.0]], np.float32))
     assert paint(sparse, ["a"], NORM, 8, 10).values.tolist() == [[1, 2, 2, 2, 2, 2, 2, 2, 2, 3]]
+
+
+def test_a_bin_is_as_wide_as_its_steps_and_its_spike_is_in_every_column_of_it() -> None:
+    norms = np.ones((10, 1), np.float32)
+    norms[7] = np.nan
+    single = reduce_steps(np.arange(10), norms, norms, 1)
+    picture = paint(Samples.of_norms(single.merged(np.array([0, 1, 2, 3, 4, 6]))), ["a"], NORM, 8, 10)
+    np.testing.assert_array_equal(picture.values, [[1] * 6 + [np.nan] * 4])
+    assert (picture.steps, picture.latest_steps) == ((0, 9), (6, 9))
 
 
 def test_one_sample_fills_the_picture() -> None:
