@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lightning_gradwatch.cli.logs import Logs, OpenRun, Run
+from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
 from lightning_gradwatch.core.quantities.several import HISTOGRAM, NORM_RANGE
 from lightning_gradwatch.reading import answers, lines, tables
-from lightning_gradwatch.reading.samples import Samples, Span
+from lightning_gradwatch.reading.samples import Samples, Span, Statistic
 from lightning_gradwatch.reading.schema import Array, encode_frame, plain
 from lightning_gradwatch.reading.store import Series
 
@@ -42,12 +43,16 @@ def _versions(whole: OpenRun, optimizer: answers.OptimizerContents) -> Iterator[
         whose = name, version["version"]
         series = whole.quantities(*whose)
         ranges, histograms = series.pop(NORM_RANGE.name, None), series.pop(HISTOGRAM.name, None)
-        columns = _within(_NUMBERS // (len(version["layers"]) * max(len(series), 1)), 100, _COLUMNS)
+        norms = series.get(GRAD_NORM.name)
+        # where norms are of several steps, there is more than the largest
+        others: tuple[Statistic, ...] = ("low", "mean") if norms is not None and norms.parts else ()
+        columns = _within(_NUMBERS // (len(version["layers"]) * max(len(series) + len(others), 1)), 100, _COLUMNS)
         yield {
             "optimizer": name,
             "version": version["version"],
             "heatmaps": {q: _encode(answers.heatmap(store, s, _ALL, columns)) for q, s in series.items()},
-            "ranges": ranges and _encode(_thinned(store.samples(ranges), columns)),
+            "steps": {one: _encode(answers.heatmap(store, norms, _ALL, columns, one)) for one in others if norms},
+            "ranges": None if others else ranges and _encode(_thinned(store.samples(ranges), columns)),
             "distributions": _distributions(whole, histograms) if histograms else {},
             "sequences": {layer: _sequence(whole, *whose, layer, s) for layer, s in whole.sequences(*whose).items()},
         }

@@ -1,6 +1,7 @@
 /** A source whose data stands in the page: the same methods and the same answers as over HTTP. */
 import { decodeFrame } from "../../tensorboard/static/frame.js";
 import { SourceError, toNumber, toNumbers } from "../../tensorboard/static/source.js";
+import { meanOf, part, placesWithin } from "./parts.js";
 
 /**
  * What `page/data.py` puts into the page: frames are in base64, the samples of a sequence as the server sends them.
@@ -14,6 +15,7 @@ import { SourceError, toNumber, toNumbers } from "../../tensorboard/static/sourc
  * @property {string} optimizer
  * @property {number} version
  * @property {Record<string, string>} heatmaps By quantity.
+ * @property {Record<string, string>} steps Of the norms of every step: the lowest and the mean of each column.
  * @property {string|null} ranges
  * @property {Record<string, string>} distributions By layer.
  * @property {Record<string, any[]>} sequences By layer.
@@ -49,58 +51,13 @@ function placeOf(steps, step = Infinity) {
 }
 
 /**
- * The places of what began by step `to` and ended no earlier than step `from`.
- * @param {number[]} begins
- * @param {number[]} ends
- * @param {number|undefined} from
- * @param {number|undefined} to
- */
-function placesWithin(begins, ends, from, to) {
-  const isInside = (/** @type {number} */ i) => ends[i] >= (from ?? -Infinity) && begins[i] <= (to ?? Infinity);
-  return begins.map((_, i) => i).filter(isInside);
-}
-
-/**
- * The larger one; NaN is larger than anything.
- * @param {number} a
- * @param {number} b
- */
-const larger = (a, b) => (Number.isNaN(a) || a > b ? a : b);
-
-/**
- * The columns of a frame from step `from` to step `to`, merged by maximum if they are more than `columns`.
- * @template {Frame | HistogramFrame} Found
- * @param {Found} frame
- * @param {Query} query
- * @returns {Found}
- */
-function part(frame, { from, to, columns = Infinity }) {
-  const inside = placesWithin(frame.steps, frame.lastSteps, from, to);
-  const count = Math.min(columns, inside.length);
-  const starts = Array.from({ length: count }, (_, i) => Math.floor((i * inside.length) / count));
-  const ends = starts.map((_, i) => starts[i + 1] ?? inside.length);
-  const { rows } = frame;
-  const shape = [count, rows];
-  const values = frame.values.slice(0, count * rows);
-  starts.forEach((start, column) => {
-    for (let row = 0; row < rows; row += 1) {
-      let value = frame.values[inside[start] * rows + row];
-      for (let i = start + 1; i < ends[column]; i += 1) value = larger(frame.values[inside[i] * rows + row], value);
-      values[column * rows + row] = value;
-    }
-  });
-  const steps = starts.map((start) => frame.steps[inside[start]]);
-  const lastSteps = ends.map((end) => frame.lastSteps[inside[end - 1]]);
-  return { ...frame, steps, lastSteps, columns: count, shape, values };
-}
-
-/**
  * @param {Frame} frame
  * @param {number|undefined} step
  */
-function columnOf({ steps, values, rows }, step) {
+function columnOf({ steps, lastSteps, values, rows }, step) {
   const place = placeOf(steps, step);
-  return { step: steps[place], values: Array.from(values.subarray(place * rows, (place + 1) * rows)) };
+  const column = Array.from(values.subarray(place * rows, (place + 1) * rows));
+  return { step: steps[place], last_step: lastSteps[place], values: column };
 }
 
 /**
@@ -136,11 +93,23 @@ export function embeddedSource({ tables, runs }) {
     const { heatmaps } = versionOf(query);
     return frameOf(found(heatmaps[query.quantity ?? ""], query.quantity));
   };
+  /**
+   * The lowest, the mean and the highest norm of a layer in the column of a step.
+   * @type {(version: EmbeddedVersion, row: number, step?: number) => number[]|null}
+   */
+  const rangeOf = ({ heatmaps, ranges, steps: { low, mean } }, row, step) => {
+    if (ranges) return columnOf(frameOf(ranges), step).values.slice(3 * row, 3 * row + 3);
+    if (!low) return null;
+    return [low, mean, heatmaps[tables.particular.default]].map((text) => columnOf(frameOf(text), step).values[row]);
+  };
   return {
     tables: async () => tables,
     runs: async () => runs.map(({ row }) => row),
     run: async (query) => runOf(query).document,
-    heatmap: async (query) => part(heatmapOf(query), query),
+    heatmap: async (query) => {
+      if (query.statistic !== "mean") return part(heatmapOf(query), query);
+      return part(frameOf(found(versionOf(query).steps.mean, "means")), query, meanOf);
+    },
     column: async (query) => columnOf(heatmapOf(query), query.step),
     distribution: async (query) => {
       const { distributions } = versionOf(query);
@@ -152,20 +121,20 @@ export function embeddedSource({ tables, runs }) {
       return { ...sample, norms: toNumbers(sample.norms), horizon: toNumber(sample.horizon) };
     },
     layer: async (query) => {
-      const { heatmaps, ranges } = versionOf(query);
+      const version = versionOf(query);
       const row = layersOf(query).indexOf(query.layer ?? "");
-      const columns = Object.entries(heatmaps).map(([name, text]) => {
+      const columns = Object.entries(version.heatmaps).map(([name, text]) => {
         return { name, ...columnOf(frameOf(text), query.step) };
       });
-      const range = ranges ? columnOf(frameOf(ranges), query.step).values.slice(3 * row, 3 * row + 3) : null;
-      const { step } = columns.find(({ name }) => name === tables.particular.default) ?? columns[0];
+      const { step, last_step } = columns.find(({ name }) => name === tables.particular.default) ?? columns[0];
       const numbers = Object.fromEntries(columns.map(({ name, values }) => [name, values[row]]));
-      return { step, numbers, grad_norm_range: range };
+      return { step, last_step, numbers, grad_norm_range: rangeOf(version, row, query.step) };
     },
     scalars: async (query) => {
-      const { steps, values } = found(runOf(query).scalars[query.tag ?? ""], query.tag);
-      const inside = placesWithin(steps, steps, query.from, query.to);
-      return { steps: inside.map((i) => steps[i]), values: toNumbers(inside.map((i) => values[i])) };
+      const lists = found(runOf(query).scalars[query.tag ?? ""], query.tag);
+      const inside = placesWithin(lists.steps, lists.last_steps ?? lists.steps, query.from, query.to);
+      const seen = Object.entries(lists).map(([name, numbers]) => [name, toNumbers(inside.map((i) => numbers[i]))]);
+      return /** @type {ScalarData} */ (Object.fromEntries(seen));
     },
   };
 }

@@ -8,6 +8,7 @@ import { createKey } from "./key.js";
 import { createLaneBox } from "./lanebox.js";
 import { LANE } from "./lanes.js";
 import { createSide } from "./side.js";
+import { middleOf } from "./steps.js";
 
 /** @typedef {import("./heatplot.js").Place} Place */
 
@@ -59,7 +60,7 @@ export function createChart(actions) {
     const column = place?.column ?? null;
     if (column === hovered) return;
     hovered = column;
-    actions.hover(model && column !== null ? model.frame.steps[column] : null);
+    actions.hover(model && column !== null ? middleOf(model.frame, column) : null);
     drawSide();
   }
 

@@ -1,6 +1,6 @@
 /** One cell of the heatmap in words, for the tooltip, for screen readers and for the CSV. */
 import { NOT_COMPARED } from "./compare.js";
-import { formatNumber, formatSteps, formatValue } from "./format.js";
+import { formatNumber, formatStep, formatSteps, formatValue } from "./format.js";
 import { cellWords, quantityOf } from "./tables.js";
 
 /**
@@ -36,14 +36,40 @@ function differenceText(value, quantity) {
 }
 
 /**
- * The value of a cell as text.
+ * Whether a column, or any of them, stands for several steps each of which is on record.
+ * @param {Frame} frame
+ * @param {number} [column]
+ */
+export function isMerged({ counts = [], counted }, column) {
+  return counted === "steps" && (column === undefined ? counts.some((count) => count > 1) : counts[column] > 1);
+}
+
+/**
+ * The value of a cell as text; where it stands for several steps, the largest and the mean of them.
  * @param {Model} model
  * @param {Stretch} row
  * @param {number} column
  */
-function valueText({ frame, quantity, compare }, row, column) {
+function valueText({ frame, quantity, compare, means }, row, column) {
   const value = valueOfRow(frame.values, row, column * frame.rows);
-  return compare ? differenceText(value, quantity) : formatValue(value === NOT_COMPARED ? -1 : value, quantity);
+  if (compare) return differenceText(value, quantity);
+  const text = formatValue(value === NOT_COMPARED ? -1 : value, quantity);
+  if (!isMerged(frame, column) || !(value > 0 || Number.isNaN(value))) return text;
+  const mean = means && row.first === row.last ? means[column * frame.rows + row.first] : NaN;
+  return `up to ${text}${mean > 0 ? `, mean ${formatValue(mean, quantity)}` : ""}`;
+}
+
+/**
+ * Which steps a column stands for, and how many of them are known.
+ * @param {Model} model
+ * @param {number} column
+ */
+function whenText({ frame }, column) {
+  const [first, last] = [frame.steps[column], frame.lastSteps[column]];
+  const text = formatSteps(first, last);
+  if (!isMerged(frame, column) || !frame.counts) return text;
+  const [known, all] = [frame.counts[column], last - first + 1];
+  return `${text} (${known === all ? "" : `${formatStep(known)} of `}${formatStep(all)} steps)`;
 }
 
 /**
@@ -56,7 +82,7 @@ function mergedText({ frame }, row, column) {
   const samples = frame.counts?.[column] ?? (frame.steps[column] === frame.lastSteps[column] ? 1 : null);
   const parts = [];
   if (row.last > row.first) parts.push(`${row.last - row.first + 1} layers`);
-  if (samples !== 1) parts.push(samples ? `${samples} samples` : "several samples");
+  if (samples !== 1 && !isMerged(frame, column)) parts.push(samples ? `${samples} samples` : "several samples");
   return parts.length ? `largest of ${parts.join(", ")}` : "";
 }
 
@@ -76,7 +102,7 @@ export function describe(model, row, column) {
   }
   return {
     name: row.label,
-    when: formatSteps(frame.steps[column], frame.lastSteps[column]),
+    when: whenText(model, column),
     label: quantityOf(quantity).label.toLowerCase(),
     value: valueText(model, row, column),
     notes: notes.filter(Boolean),

@@ -1,6 +1,8 @@
 /** What is asked for after the heatmap stands: the profile of this and other runs, the lines, and the chosen layer. */
 import { ZERO } from "./colours.js";
 import { isComparable } from "./compare.js";
+import { isMerged } from "./describe.js";
+import { lineName } from "./format.js";
 import { toCells } from "./scale.js";
 import { lineTable, particular } from "./tables.js";
 
@@ -18,12 +20,24 @@ const stepOf = ({ frame, column }) => frame.steps[column];
  * The exact sample at the cursor where the heatmap shows merged ones; null where it is exact already.
  * @param {Ask} ask
  * @param {Model} model
+ * @returns {Promise<Profile|null>}
  */
 export async function exactCells(ask, model) {
   const { frame, column, compare, scale, run, optimizer, version, quantity, rowOfRun } = model;
   if (compare || frame.steps[column] === frame.lastSteps[column]) return null;
   const query = { run: run.run, optimizer, version: version.version, quantity, step: stepOf(model) };
-  return toCells(Float32Array.from((await ask("column", query, rowOfRun.stamp)).values), scale);
+  const { step, last_step: lastStep, values } = await ask("column", query, rowOfRun.stamp);
+  return { step, lastStep, cells: toCells(Float32Array.from(values), scale) };
+}
+
+/**
+ * The means of the steps that share a column; null where no column stands for several of them.
+ * @param {Ask} ask
+ * @param {Model} model
+ */
+export async function meansOf(ask, { frame, compare, query, rowOfRun }) {
+  if (compare || !isMerged(frame)) return null;
+  return (await ask("heatmap", { ...query, statistic: "mean" }, rowOfRun.stamp)).values;
 }
 
 /** A little beyond either end of the scale, where a value lies off it. */
@@ -91,10 +105,11 @@ export async function overlaysOf(ask, model, others) {
 export async function linesOf(ask, model, lossTag) {
   const { run, optimizer, domain, full, rowOfRun } = model;
   const { choices: tags, lines } = run.view;
-  const loss = lossTag !== null && tags.includes(lossTag) ? lossTag : (run.loss_tag ?? tags[0]);
+  const own = lines[optimizer] ?? {};
+  const loss = lossTag !== null && tags.includes(lossTag) ? lossTag : (own.loss ?? run.loss_tag ?? tags[0]);
   const wanted = [
-    { key: "loss", label: loss, tag: loss, tags },
-    ...lineTable().map(({ name, label, range }) => ({ key: name, label, range, tag: lines[optimizer]?.[name] })),
+    { key: "loss", label: loss && lineName(loss), tag: loss, tags },
+    ...lineTable().map(({ name, label, range }) => ({ key: name, label, range, tag: own[name] })),
   ];
   const margin = domain[1] - domain[0];
   const isWhole = domain[0] === full[0] && domain[1] === full[1];
@@ -130,6 +145,7 @@ export async function layerOf(ask, model, columns) {
   return {
     layer,
     step: numbers.step,
+    lastStep: numbers.last_step,
     numbers: numbers.numbers,
     range: numbers.grad_norm_range,
     frame: distribution,

@@ -7,7 +7,7 @@ import { formatSteps } from "./format.js";
 import { drawHeatmap } from "./heatmap.js";
 import { drawLabels, font, shorten } from "./labels.js";
 import { LANE, drawLanes } from "./lanes.js";
-import { drawLegend, drawProfile } from "./profile.js";
+import { drawLegend, drawProfile, profileAt } from "./profile.js";
 import { quantityOf } from "./tables.js";
 import { layOut } from "./tree.js";
 
@@ -43,9 +43,7 @@ function toCanvas(model, sizes, lines, headline) {
   const box = { x: left, y: top, width: sizes.plot, height: sizes.height };
   drawLabels(context, { ...box, x: MARGIN, width: sizes.gutter }, whole, model.palette);
   drawHeatmap(context, box, whole, model.palette, RATIO);
-  const start = model.column * model.frame.rows;
-  const cells = model.exact ?? model.cells.subarray(start, start + model.frame.rows);
-  drawProfile(context, side, { ...whole, cells }, model.palette);
+  drawProfile(context, side, { ...whole, cells: profileAt(model).cells }, model.palette);
   drawLegend(context, { ...side, y: top + sizes.height + 4 }, model, model.palette);
   drawSteps(context, { ...box, y: top + sizes.height }, model, model.palette);
   let y = top + sizes.height + 32;
@@ -78,7 +76,8 @@ function drawTitle(context, model, headline, width) {
   context.fillText(`${model.run.run}${compared} · ${quantityOf(model.quantity).label}`, MARGIN, MARGIN);
   context.font = font(12);
   context.fillStyle = model.palette.muted;
-  const profile = `profile at ${formatSteps(model.frame.steps[model.column], model.frame.lastSteps[model.column])}`;
+  const { step, lastStep } = profileAt(model);
+  const profile = `profile at ${formatSteps(step, lastStep)}`;
   const below = [headline, profile].filter(Boolean).join("  ·  ");
   context.fillText(shorten(context, below, width - 2 * MARGIN), MARGIN, MARGIN + 24);
 }

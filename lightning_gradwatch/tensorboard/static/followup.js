@@ -1,5 +1,7 @@
 /** What follows the heatmap as soon as the cursor rests: the lines, the chosen layer, what the profile still lacks. */
-import { exactCells, layerOf, linesOf, overlaysOf } from "./details.js";
+import { describe, sentence } from "./describe.js";
+import { exactCells, layerOf, linesOf, meansOf, overlaysOf } from "./details.js";
+import { middleOf } from "./steps.js";
 
 /** Milliseconds that the cursor rests before details are asked for. */
 const REST = 60;
@@ -22,12 +24,13 @@ export function createFollowUp({ ask, store, scene, page, fail }) {
     /** @type {<Found>(use: (found: Found) => void) => (found: Found) => void} */
     const whenCurrent = (use) => (found) => current === scene.model && use(found);
     const { gutter, plot } = page.chart.boxes();
-    const step = current.frame.steps[current.column] ?? null;
+    const step = middleOf(current.frame, current.column);
     const dress = { width: plot, gutter, domain: current.domain, palette: current.palette, step };
     const tasks = await Promise.allSettled([
       linesOf(ask, current, store.get().loss).then(whenCurrent((found) => page.lines.update(found, dress))),
       layerOf(ask, current, page.columns()).then(whenCurrent((found) => page.layerPanel.update(found, dress))),
       exactCells(ask, current).then(whenCurrent((exact) => redrawSide(current, { exact }))),
+      meansOf(ask, current).then(whenCurrent((means) => tell(current, means))),
       overlaysOf(ask, current, scene.others).then(whenCurrent((overlays) => redrawSide(current, { overlays }))),
     ]);
     if (current !== scene.model) return;
@@ -43,6 +46,17 @@ export function createFollowUp({ ask, store, scene, page, fail }) {
   function redrawSide(current, found) {
     Object.assign(current, found);
     page.chart.redrawSide();
+  }
+
+  /**
+   * What is said of the cell at the cursor, once the means are known.
+   * @param {Model} current
+   * @param {Float32Array|null} means
+   */
+  function tell(current, means) {
+    if (means === current.means) return;
+    current.means = means;
+    page.say(sentence(describe(current, current.rows[current.row], current.column)));
   }
 
   return { rest };

@@ -50,6 +50,16 @@ export function formatDecade(exponent) {
 }
 
 /**
+ * What a line is called: a scalar by its tag, a number of every step by its own name.
+ * @param {string} tag
+ */
+export function lineName(tag) {
+  const [, optimizer, name] = /^gradwatch\/(?:(.+)\/)?steps\/([^/]+)$/.exec(tag) ?? [];
+  if (!name) return tag;
+  return `${name.replaceAll("_", " ")}${optimizer ? ` of ${optimizer}` : ""}, every step`;
+}
+
+/**
  * "step 20", or "steps 20 to 40" for samples that share a cell.
  * @param {number} first
  * @param {number} last

@@ -2,7 +2,7 @@
 import { drawing, h, prepare } from "./dom.js";
 import { drawHeatmap } from "./heatmap.js";
 import { createCrosshair, listen } from "./plot.js";
-import { columnAt } from "./steps.js";
+import { columnAt, middleOf } from "./steps.js";
 import { layOut, rowAt } from "./tree.js";
 
 /** @typedef {{row: PlacedRow, column: number}} Place A cell of the heatmap. */
@@ -70,7 +70,7 @@ export function createHeatPlot(actions) {
     rows = layOut(model.rows, height);
     drawHeatmap(context, { x: 0, y: 0, width, height }, { ...model, rows }, model.palette, devicePixelRatio || 1);
     [heat.dataset.from, heat.dataset.to] = model.domain.map(String);
-    crosshair.choose(model.frame.steps[model.column] ?? null, model.domain, width);
+    crosshair.choose(middleOf(model.frame, model.column), model.domain, width);
     markRow(rows[model.row]);
     return rows;
   }

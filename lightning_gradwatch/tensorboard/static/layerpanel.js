@@ -2,7 +2,7 @@
 import { whatOf } from "./banner.js";
 import { drawDecades, drawDistribution, usedBins } from "./distribution.js";
 import { h, prepare } from "./dom.js";
-import { formatNumber, formatStep, formatValue } from "./format.js";
+import { formatNumber, formatStep, formatSteps, formatValue } from "./format.js";
 import { createCrosshair, listen } from "./plot.js";
 import { createSequence } from "./sequence.js";
 import { kindOf, particular, quantityOf, shown } from "./tables.js";
@@ -50,7 +50,7 @@ export function createLayerPanel(actions) {
   function update(detail, nextView) {
     view = nextView;
     title.replaceChildren(h("span", { class: "muted", text: "Layer " }), h("span", { text: detail.layer }));
-    numbersTitle.textContent = `Numbers at step ${formatStep(detail.step)}`;
+    numbersTitle.textContent = `Numbers at ${formatSteps(detail.step, detail.lastStep)}`;
     numbers.replaceChildren(...numberRows(detail));
     alerts.replaceChildren(...detail.alerts.map(alertItem));
     plot.setAttribute("aria-label", `Distribution of the gradient elements of ${detail.layer} over the steps`);
@@ -88,13 +88,17 @@ const button = (text, label, onclick) =>
   h("button", { type: "button", class: "button square", "aria-label": label, text, onclick });
 
 /** @param {LayerDetail} detail */
-function numberRows({ numbers, range }) {
+function numberRows({ numbers, range, step, lastStep }) {
   const rows = shown(Object.keys(numbers))
     .filter((name) => name === particular().default || !(numbers[name] < 0))
     .map((name) => [quantityOf(name).label, formatValue(numbers[name], name)]);
-  if (range && range[2] >= 0) {
-    const [low, high] = [range[0], range[2]].map((value) => formatNumber(value, 3));
-    rows.splice(1, 0, ["lowest to highest since the last point", `${low} to ${high}`]);
+  if (range && range[2] >= 0 && range[0] !== range[2]) {
+    const [low, middle, high] = range.map((value) => formatNumber(value, 3));
+    const isOfSteps = lastStep > step;
+    rows.splice(1, 0, [
+      `lowest to highest ${isOfSteps ? "of these steps" : "since the last point"}`,
+      `${low} to ${high}${isOfSteps ? `, mean ${middle}` : ""}`,
+    ]);
   }
   return rows.map(([term, text]) => h("div", { class: "number" }, h("dt", { text: term }), h("dd", { text })));
 }

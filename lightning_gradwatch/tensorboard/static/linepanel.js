@@ -1,6 +1,6 @@
 /** The lines under the heatmap, on the same steps: loss, clip coefficient, share of clipped steps. */
 import { h, setOptions } from "./dom.js";
-import { formatNumber } from "./format.js";
+import { formatNumber, formatSteps, lineName } from "./format.js";
 import { drawLine } from "./lines.js";
 import { createCrosshair } from "./plot.js";
 
@@ -72,7 +72,7 @@ function createPanel(key, actions) {
    */
   function update(next, nextView) {
     [line, view] = [next, nextView];
-    if (select) setOptions(select, (line.tags ?? []).map((tag) => [tag, tag]), line.tag);
+    if (select) setOptions(select, (line.tags ?? []).map((tag) => [tag, lineName(tag)]), line.tag);
     else name.textContent = line.label;
     const { steps, values } = line.data;
     const { domain, width, gutter, palette } = view;
@@ -81,19 +81,17 @@ function createPanel(key, actions) {
     if (now !== signature) {
       signature = now;
       destroy();
-      draw(steps, values);
+      draw(line.data);
     }
     choose(view.step);
   }
 
-  /**
-   * @param {number[]} steps
-   * @param {number[]} values
-   */
-  function draw(steps, values) {
+  /** @param {ScalarData} data */
+  function draw({ steps, last_steps: ends = steps, values, lows, highs }) {
     const { label, range } = line;
     const how = { ...view, height: HEIGHT, label, range, onZoom: actions.zoom, onReset: actions.reset };
-    const drawn = drawLine(holder, { x: steps, y: values }, how);
+    const x = steps.map((step, i) => (step + ends[i]) / 2);
+    const drawn = drawLine(holder, { x, y: values, lows, highs }, how);
     drawn.over.append(...crosshair.elements);
     drawn.over.addEventListener("pointermove", ({ offsetX }) => actions.hover(drawn.posToVal(offsetX, "x")));
     drawn.over.addEventListener("pointerleave", () => actions.hover(null));
@@ -105,11 +103,13 @@ function createPanel(key, actions) {
     plot = null;
   }
   function reading(/** @type {number} */ step) {
-    const { steps, values } = line.data;
+    const { steps, last_steps: ends = steps, values, lows = values, highs = values } = line.data;
     let place = steps.length - 1;
     while (place > 0 && steps[place] > step) place -= 1;
     if (place < 0) return "no points";
-    return `${line.label} ${formatNumber(values[place])} at step ${steps[place]}`;
+    const [low, value, high] = [lows, values, highs].map((numbers) => formatNumber(numbers[place]));
+    const between = lows[place] < highs[place] ? ` (${low} to ${high})` : "";
+    return `${line.label} ${value}${between} at ${formatSteps(steps[place], ends[place])}`;
   }
   function choose(/** @type {number|null} */ step) {
     if (!plot) return;

@@ -42,10 +42,29 @@ function drawGaps(plot, values, colour) {
 }
 
 /**
- * @param {LineView & {format: (value: number) => string}} view
- * @param {number[]} values
+ * What is drawn: the values of a line, and between which they lie where a point stands for several steps.
+ * @typedef {{x: number[], y: number[], lows?: number[], highs?: number[]}} Points
  */
-function options({ width, height, gutter, domain, palette, label, onZoom, showSteps, range, format }, values) {
+
+/** @param {Points} points */
+const hasBand = ({ lows, highs }) => Boolean(lows && highs && lows.some((low, i) => low < highs[i]));
+
+/**
+ * Two series, the lowest and the highest values, with a band between them behind the line.
+ * @param {Palette} palette
+ */
+function bandOf(palette) {
+  const edge = { points: { show: false } };
+  return { series: [edge, edge], bands: [{ series: [3, 2], fill: `${palette.accent}40` }] };
+}
+
+/**
+ * @param {LineView & {format: (value: number) => string}} view
+ * @param {Points} points
+ */
+function options({ width, height, gutter, domain, palette, label, onZoom, showSteps, range, format }, points) {
+  const values = points.y;
+  const { series, bands } = hasBand(points) ? bandOf(palette) : { series: [], bands: [] };
   const grid = { stroke: palette.grid, width: 1 };
   const axis = { font: font(), stroke: palette.muted, grid, ticks: { show: false } };
   const labels = (/** @type {uPlot} */ _, /** @type {number[]} */ ticks) => ticks.map(format);
@@ -60,7 +79,8 @@ function options({ width, height, gutter, domain, palette, label, onZoom, showSt
       showSteps ? { ...axis, size: 24, grid: { show: false } } : { show: false },
       { ...axis, size: gutter, gap: 14, space: 24, values: labels },
     ],
-    series: [{}, { label, stroke: palette.accent, width: 1.5, points: { show: values.length === 1 } }],
+    series: [{}, { label, stroke: palette.accent, width: 1.5, points: { show: values.length === 1 } }, ...series],
+    bands,
     hooks: {
       draw: [(/** @type {uPlot} */ plot) => drawGaps(plot, values, palette.alert)],
       setSelect: [
@@ -78,14 +98,15 @@ function options({ width, height, gutter, domain, palette, label, onZoom, showSt
 /**
  * Draw one line into an element, in the place of what was there.
  * @param {HTMLElement} element
- * @param {{x: number[], y: number[]}} data
+ * @param {Points} points
  * @param {LineView} view
  * @returns The plot, to be destroyed before the next one.
  */
-export function drawLine(element, data, view) {
-  const finite = data.y.map((value) => (Number.isFinite(value) ? value : null));
+export function drawLine(element, points, view) {
+  const drawn = [points.y, ...(hasBand(points) ? [points.lows ?? [], points.highs ?? []] : [])];
+  const finite = drawn.map((values) => values.map((value) => (Number.isFinite(value) ? value : null)));
   const format = view.format ?? ((/** @type {number} */ value) => formatNumber(value, 3));
-  const plot = new uPlot(options({ ...view, format }, data.y), [data.x, finite], element);
+  const plot = new uPlot(options({ ...view, format }, points), [points.x, ...finite], element);
   plot.over.addEventListener("dblclick", () => view.onReset?.());
   return plot;
 }

@@ -66,6 +66,20 @@ function follow(zoom, full, before) {
 }
 
 /**
+ * The axis that shows a run. Where most of its steps are on record it goes from the first to the last of them, whatever
+ * is shown: a single sample is then as narrow as the step that it is from.
+ * @param {Version} version
+ * @param {Frame} overview
+ * @returns {Interval}
+ */
+function axisOf({ first_step: first, last_step: last, num_samples: count }, overview) {
+  const [from, to] = [first - 0.5, last + 0.5];
+  if (to - from < 1.5 * count) return [from, to];
+  const [low, high] = domainOf(overview);
+  return [Math.min(low, from), Math.max(high, to)];
+}
+
+/**
  * Load what the heatmap needs.
  * @param {Ask} ask
  * @param {RunRow[]} runs
@@ -87,14 +101,15 @@ export async function loadView(ask, runs, row, state, columns, before) {
   const query = { run: row.run, optimizer, version: version.version, quantity, columns };
   const overview = await ask("heatmap", query, row.stamp);
   const spans = spansOf(overview);
-  const full = domainOf(overview);
+  const full = axisOf(version, overview);
   const key = JSON.stringify([row.run, optimizer]);
   const zoom = follow(state.zoom, full, before?.key === key ? before.full : null);
   const part = zoom ? around(zoom, overview, spans) : {};
-  const frame = zoom ? await ask("heatmap", { ...query, ...part }, row.stamp) : overview;
+  const closer = { ...query, ...part };
+  const frame = zoom ? await ask("heatmap", closer, row.stamp) : overview;
   /** @type {Loaded} */
   const view = {
-    key, run, rowOfRun: row, optimizer, version, quantity, quantities, full, zoom, frame, overview,
+    key, run, rowOfRun: row, optimizer, version, quantity, quantities, full, zoom, frame, overview, query: closer,
     optimizers: run.optimizers.map(({ name }) => name),
     domain: zoom ?? full,
     layers: version.layers,
@@ -162,7 +177,7 @@ export function partnerOf(doc, row, optimizer) {
  * @param {State} state
  * @param {Palette} palette
  * @param {Partner[]} others
- * @returns {Omit<Model, "overlays" | "exact">}
+ * @returns {Omit<Model, "overlays" | "exact" | "means">}
  */
 export function toModel(view, state, palette, others) {
   const { frame, layers, groups, alerts, quantity, domain } = view;

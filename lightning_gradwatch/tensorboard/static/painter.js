@@ -42,12 +42,15 @@ export function createPainter({ store, scene, page, drawn }) {
 
 /**
  * What was known beside the heatmap stays until it is asked for again, as far as it still holds.
- * @param {Omit<Model, "overlays" | "exact">} next
+ * @param {Omit<Model, "overlays" | "exact" | "means">} next
  * @param {Model|null} before
  * @returns {Model}
  */
 function withDetails(next, before) {
-  if (before?.frame !== next.frame || before.palette !== next.palette) return { ...next, overlays: [], exact: null };
+  const means = before?.frame === next.frame ? before.means : null;
+  if (!before || before.frame !== next.frame || before.palette !== next.palette) {
+    return { ...next, overlays: [], exact: null, means };
+  }
   const exact = before.column === next.column ? before.exact : null;
-  return { ...next, overlays: before.overlays, exact };
+  return { ...next, overlays: before.overlays, exact, means };
 }

@@ -6,7 +6,7 @@ import { font } from "./labels.js";
 /** @typedef {[x: number, y: number]} Point */
 /**
  * What is drawn: rows with the cells of their layers, `chosen` among them, and the profiles of other runs.
- * @typedef {Object} Profile
+ * @typedef {Object} Drawn
  * @property {PlacedRow[]} rows
  * @property {Float32Array} cells
  * @property {number} layers How many there are.
@@ -15,6 +15,19 @@ import { font } from "./labels.js";
  * @property {Scale} scale
  * @property {Rgb[]} stops
  */
+
+/**
+ * The profile of a column, or that of the sample at the cursor.
+ * @param {Model} model
+ * @param {number|null} column Null for the cursor.
+ * @returns {Profile}
+ */
+export function profileAt({ frame, cells, exact, column: chosen }, column = null) {
+  if (column === null && exact) return exact;
+  const place = column ?? chosen;
+  const own = cells.subarray(place * frame.rows, (place + 1) * frame.rows);
+  return { step: frame.steps[place], lastStep: frame.lastSteps[place], cells: own };
+}
 
 /**
  * Vertical place of a layer: the middle of its row.
@@ -90,7 +103,7 @@ function overlayPoints(overlay, rows, count, box) {
  * Draw the profile into a box.
  * @param {CanvasRenderingContext2D} context
  * @param {Box} box
- * @param {Profile} model
+ * @param {Drawn} model
  * @param {Palette} palette
  */
 export function drawProfile(context, box, { rows, cells, scale, stops, chosen, overlays, layers }, palette) {

@@ -2,7 +2,7 @@
 import { css } from "./colours.js";
 import { drawing, h, prepare } from "./dom.js";
 import { formatSteps } from "./format.js";
-import { drawLegend, drawProfile } from "./profile.js";
+import { drawLegend, drawProfile, profileAt } from "./profile.js";
 
 /** Pixels that stay free on either side. */
 const MARGIN = 10;
@@ -19,18 +19,17 @@ export function createSide() {
    * @param {number|null} hovered The column under the pointer, whose profile is shown instead of the chosen one's.
    */
   function draw(model, rows, hovered) {
-    const { frame, palette } = model;
+    const { palette } = model;
     const { context, width, height } = prepare(profile);
     if (!width) return;
-    const column = hovered ?? model.column;
     const isChosen = hovered === null;
-    const cells = (isChosen && model.exact) || model.cells.subarray(column * frame.rows, (column + 1) * frame.rows);
+    const { cells, step, lastStep } = profileAt(model, hovered);
     const shown = {
       ...model, rows, cells, overlays: isChosen ? model.overlays : [], layers: model.layers.length, chosen: model.row,
     };
     drawProfile(context, { x: MARGIN, y: 0, width: width - 2 * MARGIN, height }, shown, palette);
     const what = model.compare ? "Difference" : "Depth profile";
-    title.textContent = `${what} at ${formatSteps(frame.steps[column], frame.lastSteps[column])}`;
+    title.textContent = `${what} at ${formatSteps(step, lastStep)}`;
     overlays.replaceChildren(...overlayChips(model));
     const under = prepare(legend);
     drawLegend(under.context, { x: MARGIN, y: 4, width: under.width - 2 * MARGIN }, model, palette);

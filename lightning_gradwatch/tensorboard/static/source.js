@@ -53,12 +53,13 @@ export function httpSource(base) {
     heatmap: (query) => frame("heatmap", query),
     distribution: (query) => frame("distribution", query),
     column: async (query) => {
-      const { step, values } = await json("column", query);
-      return { step, values: toNumbers(values) };
+      const found = await json("column", query);
+      return { ...found, values: toNumbers(found.values) };
     },
     scalars: async (query) => {
-      const { steps, values } = await json("scalars", query);
-      return { steps, values: toNumbers(values) };
+      const found = await json("scalars", query);
+      const lists = Object.entries(found).map(([name, values]) => [name, toNumbers(values)]);
+      return /** @type {ScalarData} */ (Object.fromEntries(lists));
     },
     sequence: async (query) => {
       const found = await json("sequence", query);

@@ -52,6 +52,15 @@ export function columnAt({ left, right }, step) {
 }
 
 /**
+ * Where a column is marked on the axis: at the middle of its steps; null if there is none.
+ * @param {{steps: number[], lastSteps: number[]}} frame
+ * @param {number} column
+ */
+export function middleOf({ steps, lastSteps }, column) {
+  return column in steps ? (steps[column] + lastSteps[column]) / 2 : null;
+}
+
+/**
  * The column nearest to a step.
  * @param {{steps: number[], lastSteps: number[]}} frame
  * @param {number} step

@@ -72,6 +72,7 @@ interface Version {
   layers: string[];
   first_step: number;
   last_step: number;
+  /** Steps that were observed. */
   num_samples: number;
   quantities: string[];
   sequences: string[];
@@ -109,6 +110,8 @@ interface Frame<Values extends Float32Array | Uint8Array = Float32Array> {
   steps: number[];
   lastSteps: number[];
   counts?: number[];
+  /** What the counts count: of steps every one is on record, samples are single ones among them. */
+  counted?: "steps" | "samples";
   columns: number;
   rows: number;
   values: Values;
@@ -128,12 +131,17 @@ interface HistogramFrame extends Frame<Uint8Array> {
 
 interface Column {
   step: number;
+  last_step: number;
   values: number[];
 }
 
 interface ScalarData {
   steps: number[];
   values: number[];
+  /** Of a number that is known from every step: the value is the mean of steps up to this one, between these. */
+  last_steps?: number[];
+  lows?: number[];
+  highs?: number[];
 }
 
 interface SequenceData {
@@ -145,6 +153,7 @@ interface SequenceData {
 
 interface LayerNumbers {
   step: number;
+  last_step: number;
   numbers: Record<string, number>;
   grad_norm_range: number[] | null;
 }
@@ -162,6 +171,7 @@ interface Query {
   to?: number;
   columns?: number;
   points?: number;
+  statistic?: "low" | "mean" | "high";
 }
 
 /** Where the data comes from. */
@@ -318,6 +328,8 @@ interface View {
   domain: Interval;
   frame: Frame | ComparedFrame;
   overview: Frame | ComparedFrame;
+  /** What was asked for the frame. */
+  query: Query;
   layers: string[];
   groups: Group[];
   alerts: Alert[];
@@ -344,7 +356,16 @@ interface Model extends View {
   label: string;
   overlays: Overlay[];
   /** The sample at the cursor, where the heatmap shows merged ones. */
-  exact: Float32Array | null;
+  exact: Profile | null;
+  /** The means of the steps that share a column, as `frame.values`. */
+  means: Float32Array | null;
+}
+
+/** The values of all layers at one step, or at several; as places on the scale. */
+interface Profile {
+  step: number;
+  lastStep: number;
+  cells: Float32Array;
 }
 
 /** What is known of all runs, what is loaded of the chosen one, and what is drawn of that. */
@@ -379,6 +400,7 @@ interface LineData {
 interface LayerDetail {
   layer: string;
   step: number;
+  lastStep: number;
   numbers: Record<string, number>;
   range: number[] | null;
   frame: HistogramFrame | null;

@@ -1,0 +1,83 @@
+/** Parts of a frame, with neighbours merged as the server merges them. */
+
+/**
+ * The places of what began by step `to` and ended no earlier than step `from`.
+ * @param {number[]} begins
+ * @param {number[]} ends
+ * @param {number|undefined} from
+ * @param {number|undefined} to
+ */
+export function placesWithin(begins, ends, from, to) {
+  const isInside = (/** @type {number} */ i) => ends[i] >= (from ?? -Infinity) && begins[i] <= (to ?? Infinity);
+  return begins.map((_, i) => i).filter(isInside);
+}
+
+/**
+ * The larger one; NaN is larger than anything.
+ * @param {number} a
+ * @param {number} b
+ */
+const larger = (a, b) => (Number.isNaN(a) || a > b ? a : b);
+
+/**
+ * The mean in the logarithm of what is positive and finite; else the largest.
+ * @param {number[]} values
+ * @param {number[]} weights
+ */
+export function meanOf(values, weights) {
+  let [sum, total] = [0, 0];
+  values.forEach((value, i) => {
+    if (!(value > 0 && value < Infinity)) return;
+    sum += weights[i] * Math.log(value);
+    total += weights[i];
+  });
+  return total ? Math.exp(sum / total) : values.reduce(larger);
+}
+
+/**
+ * Where columns begin that are equally many steps wide; a wider one stays as it is.
+ * @param {number[]} begins
+ * @param {number[]} ends
+ * @param {number} most
+ */
+function startsOf(begins, ends, most) {
+  if (begins.length <= most) return begins.map((_, i) => i);
+  const [begin, end] = [begins[0], (ends.at(-1) ?? 0) + 1];
+  const numbers = begins.map((first, i) => Math.floor((((first + ends[i] + 1) / 2 - begin) / (end - begin)) * most));
+  return numbers.flatMap((number, i) => (number === numbers[i - 1] ? [] : [i]));
+}
+
+/**
+ * The columns of a frame from step `from` to step `to`; merged if they are more than `columns`, by maximum, or else by
+ * what `merge` makes of the values and of how many steps each stands for.
+ * @template {Frame | HistogramFrame} Found
+ * @param {Found} frame
+ * @param {Query} query
+ * @param {(values: number[], weights: number[]) => number} merge
+ * @returns {Found}
+ */
+export function part(frame, { from, to, columns = Infinity }, merge = (values) => values.reduce(larger)) {
+  const inside = placesWithin(frame.steps, frame.lastSteps, from, to);
+  const of = (/** @type {number[]} */ numbers) => inside.map((i) => numbers[i]);
+  const [begins, ends, counts] = [of(frame.steps), of(frame.lastSteps), of(frame.counts ?? frame.steps.map(() => 1))];
+  const starts = startsOf(begins, ends, columns);
+  const edges = [...starts, inside.length];
+  const { rows } = frame;
+  const values = frame.values.slice(0, starts.length * rows);
+  starts.forEach((start, column) => {
+    const [places, weights] = [inside, counts].map((numbers) => numbers.slice(start, edges[column + 1]));
+    if (places.length === 1) {
+      values.set(frame.values.subarray(places[0] * rows, (places[0] + 1) * rows), column * rows);
+      return;
+    }
+    for (let row = 0; row < rows; row += 1) {
+      values[column * rows + row] = merge(places.map((place) => frame.values[place * rows + row]), weights);
+    }
+  });
+  return {
+    ...frame, values, columns: starts.length, shape: [starts.length, rows],
+    steps: starts.map((start) => begins[start]),
+    lastSteps: starts.map((_, column) => ends[edges[column + 1] - 1]),
+    counts: starts.map((start, column) => counts.slice(start, edges[column + 1]).reduce((a, b) => a + b)),
+  };
+}
