@@ -265,7 +265,7 @@ def test_numbers_that_json_does_not_know_are_words(tmp_path: Path, capsys: Any) 
     latest = json.loads(here(capsys, "report", tmp_path, "--json")[1])["runs"][0]["optimizers"][0]["versions"][0][
         "latest"
     ]
-    assert latest["grad_norm"] == {"step": 1, "values": ["NaN", "Infinity", -1.0]}
+    assert latest["grad_norm"] == {"step": 1, "last_step": 1, "values": ["NaN", "Infinity", -1.0]}
 
 
 def test_one_run_is_read_alone_if_it_is_asked_for(logs: Path, capsys: Any) -> None:

@@ -11,10 +11,10 @@ const DASHES = [[], [6, 3], [2, 3], [8, 3, 2, 3]];
 const POINTS = 2000;
 
 /**
- * The step of the cursor, for the server.
+ * The step of the cursor, for the server; in the last column, which may stand for several samples, that of the newest.
  * @param {Model} model
  */
-const stepOf = ({ frame, column }) => frame.steps[column];
+const stepOf = ({ frame, column }) => (column === frame.columns - 1 ? frame.lastSteps : frame.steps)[column];
 
 /**
  * The exact sample at the cursor where the heatmap shows merged ones; null where it is exact already.
