@@ -95,10 +95,8 @@ function numberRows({ numbers, range, step, lastStep }) {
   if (range && range[2] >= 0 && range[0] !== range[2]) {
     const [low, middle, high] = range.map((value) => formatNumber(value, 3));
     const isOfSteps = lastStep > step;
-    rows.splice(1, 0, [
-      `lowest to highest ${isOfSteps ? "of these steps" : "since the last point"}`,
-      `${low} to ${high}${isOfSteps ? `, mean ${middle}` : ""}`,
-    ]);
+    const label = isOfSteps ? "lowest to highest" : "lowest to highest since the last point";
+    rows.splice(1, 0, [label, `${low} to ${high}`], ...(isOfSteps ? [["mean", middle]] : []));
   }
   return rows.map(([term, text]) => h("div", { class: "number" }, h("dt", { text: term }), h("dd", { text })));
 }
