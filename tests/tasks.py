@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from sklearn.datasets import load_digits
@@ -136,8 +135,7 @@ def recorded(events: EventAccumulator, tag: str = "gradwatch/layers/grad_norm_st
         with contextlib.suppress(UnreadableError):  # of another model, fitted into the same directory
             found.append(Bins.decode(content, len(known.layers), len(known.lines)))
     bins = Bins.joined(found)
-    # several optimizer steps, or backward passes, at one step of the x-axis are one bin
-    return bins.merged(np.flatnonzero(np.append(True, bins.first[1:] > bins.last[:-1])))
+    return bins.merged(bins.starts())  # several backward passes of one step are one bin
 
 
 def norms_by_step(events: EventAccumulator, tag: str = "gradwatch/layers/grad_norm_steps") -> dict[int, list[float]]:

@@ -85,7 +85,8 @@ class StepLog:
         if self._waiting and self._num_layers:
             steps = _joined(self._waiting)
             width = bin_width(int(steps.steps[0]), self._num_layers)
-            found.append(_one_per_step(reduce_steps(*steps, width=width)))
+            bins = reduce_steps(*steps, width=width)
+            found.append(bins.merged(bins.starts()))
         return Bins.joined(found) if found else None
 
     def before_alert(self) -> Bins | None:
@@ -99,7 +100,8 @@ class StepLog:
             return None
         self._num_windows += 1
         self._last_single = int(recent.steps[-1])
-        return _one_per_step(Bins.of_steps(*(part[is_new] for part in recent)))
+        bins = Bins.of_steps(*(part[is_new] for part in recent))
+        return bins.merged(bins.starts())
 
 
 def bin_width(step: int, num_layers: int) -> int:
@@ -141,9 +143,3 @@ def _num(parts: Sequence[Steps] | deque[Steps]) -> int:
 
 def _joined(parts: Sequence[Steps] | deque[Steps]) -> Steps:
     return Steps(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-
-
-def _one_per_step(bins: Bins) -> Bins:
-    """Observations of the same step as one bin, as of several backward passes."""
-    is_next = bins.first[1:] > bins.last[:-1]
-    return bins if is_next.all() else bins.merged(np.flatnonzero(np.append(True, is_next)))

@@ -106,6 +106,15 @@ class Bins:
             lines=_merged_lines(self.lines, self.count, starts),
         )
 
+    def starts(self) -> Array:
+        """Where a step begins that was not observed before: others are of the same step, as of several backward passes.
+
+        Returns:
+            Places for :meth:`merged`, shape ``(steps,)``.
+        """
+        is_same = (self.first[1:] == self.last[:-1]) & (self.first[1:] == self.last[1:])
+        return np.flatnonzero(np.append(True, ~is_same))
+
     def encode(self) -> bytes:
         """As the content of an event; :meth:`decode` is the inverse, but for the precision of the norms."""
         is_single = bool((self.count == 1).all() and np.array_equal(self.low, self.high, equal_nan=True))

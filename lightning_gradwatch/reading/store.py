@@ -275,10 +275,10 @@ class Store:
                 found.append((Bins.decode(datum.numpy.tobytes(), len(about.layers), len(about.lines)), time))
         if not found:
             raise _unreadable(series)
-        lengths = [len(bins) for bins, _ in found]
-        return Part(
-            Bins.joined([bins for bins, _ in found]), np.repeat([time for _, time in found], lengths), about.lines
-        )
+        bins = Bins.joined([bins for bins, _ in found])
+        written = np.repeat([time for _, time in found], [len(bins) for bins, _ in found])
+        starts = bins.starts()
+        return Part(bins.merged(starts), written[starts], about.lines)
 
     def _fitting(self, series: Series) -> list[Any]:
         """The samples of a tag that can be what its description says, in the order in which they were written."""

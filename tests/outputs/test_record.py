@@ -115,7 +115,7 @@ def test_a_directory_of_one_s_own_has_it_with_any_logger(
     train(tmp_path, loggers[logger], GradWatch(record=tmp_path / "mine"))
     (run,) = reported(tmp_path / "mine", capsys)
     assert [alert["kind"] for alert in run["alerts"]] == ["vanishing"]
-    assert run["optimizers"][0]["versions"][-1]["num_samples"] == 3
+    assert run["optimizers"][0]["versions"][-1]["num_samples"] == 12
     assert (tmp_path / "mine" / "alerts.jsonl").exists() is (logger == "none")
 
 
@@ -141,7 +141,7 @@ def test_a_resumed_run_goes_on_in_the_same_record(tmp_path: Path, capsys: pytest
         trainer.fit(Classifier(deep_net(nn.Sigmoid, 8)), digits(), ckpt_path=checkpoint)
     (run,) = reported(tmp_path, capsys)
     version = run["optimizers"][0]["versions"][-1]
-    assert (version["first_step"], version["last_step"], version["num_samples"]) == (1, 19, 10)
+    assert (version["first_step"], version["last_step"], version["num_samples"]) == (0, 19, 20)
     assert [alert["kind"] for alert in run["alerts"]] == ["vanishing"]
 
 

@@ -95,6 +95,14 @@ def test_lines_keep_their_ends_and_leave_out_what_is_not_known() -> None:
     assert np.isnan(found[:, 1]).all()
 
 
+def test_observations_of_one_step_begin_once() -> None:
+    bins = Bins.joined([of(np.ones((1, 1), np.float32), first=step) for step in (3, 3, 4, 4, 4, 7)])
+    assert bins.starts().tolist() == [0, 2, 5]
+    assert bins.merged(bins.starts()).count.tolist() == [2, 3, 1]
+    resumed = Bins.joined([of(np.ones((4, 1), np.float32), 2), of(np.ones((4, 1), np.float32), 2, first=3)])
+    assert resumed.starts().tolist() == [0, 1, 2, 3]  # what a resumed run writes anew stands by itself
+
+
 def test_what_is_damaged_is_said() -> None:
     content = of(np.ones((6, 3), np.float32), 2).encode()
     for broken in (b"", b"nonsense", content[:-4], content[:5] + b"\0\0\0" + content[8:]):
