@@ -30,7 +30,8 @@ def test_a_sick_run_is_told_by_verdict_cause_remedies_and_picture(logs: Path, ca
     rows = [line.split() for line in out[out.index("input above") :].splitlines()[1:13]]
     assert [next(word for word in row if word.startswith("net.")) for row in rows] == SICK_LAYERS
     assert "12 layers" in out
-    assert "steps 1 to 39" in out
+    assert "steps 0 to 39" in out
+    assert "loss 2." in out
 
 
 def test_the_picture_shows_the_numbers_of_the_event_file(tmp_path: Path, capsys: Any) -> None:

@@ -50,7 +50,7 @@ def test_an_event_file_torn_at_any_byte_is_read_up_to_there(logs: Path, tmp_path
             file.write_bytes(whole[:size])
             seen.append((size, *look(directory)))
         assert [samples for _, _, samples in seen] == sorted(samples for _, _, samples in seen)
-        assert seen[-1] == (len(whole), whole_status, 20)
+        assert seen[-1] == (len(whole), whole_status, 40)
         assert {status for _, status, _ in seen} <= {"not_watched", "unreadable", "healthy", "sick", "recovered"}
 
 
@@ -70,7 +70,7 @@ def test_a_file_that_grows_is_read_on_from_where_it_was_torn(logs: Path, tmp_pat
             counts.append(versions[0]["versions"][0]["num_samples"] if versions else 0)
     assert counts == sorted(counts)
     assert len(set(counts)) > 5
-    assert counts[-1] == 20
+    assert counts[-1] == 40
     assert reader.reload()[0].verdict.status == "sick"
 
 
@@ -86,7 +86,7 @@ def test_a_damaged_byte_costs_what_comes_after_it_at_most(logs: Path, tmp_path: 
         file.write_bytes(whole[:place] + bytes([whole[place] ^ chance.randrange(1, 256)]) + whole[place + 1 :])
         status, samples = look(directory)
         assert status == "sick", place  # alerts.jsonl still tells
-        assert samples <= 20
+        assert samples <= 40
 
 
 def test_a_torn_last_line_of_the_file_of_alerts_is_left_out(tmp_path: Path) -> None:

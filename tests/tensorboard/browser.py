@@ -15,10 +15,17 @@ from urllib.parse import quote, urlsplit
 import pytest
 import torch
 from playwright.sync_api import Browser, ConsoleMessage, FrameLocator, Locator, Page, sync_playwright
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_gradwatch.core.records import Alert, Layer, Publication, Window
+from lightning_gradwatch.core import metrics
+from lightning_gradwatch.core.quantities.quantity import Quantity
+from lightning_gradwatch.core.quantities.several import IN_BINS
+from lightning_gradwatch.core.records import Alert, Layer, Observation, Publication, Snapshot, Window
+from lightning_gradwatch.outputs.cards import Cards
+from lightning_gradwatch.outputs.recorder import Event, RunRecorder, Value
 from lightning_gradwatch.outputs.tensorboard import Writer
+from lightning_gradwatch.reading.schema import Description
 from tests.tensorboard.board import Board
 
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
@@ -67,7 +74,7 @@ def wait_for(address: str, *texts: str) -> None:
 
 
 class Log:
-    """A run written by the real Writer from a table of gradient norms.
+    """A run written by the real Writer from a table of gradient norms, one sample at a time as in older logs.
 
     Args:
         directory: Where the event file goes.
@@ -77,7 +84,7 @@ class Log:
 
     def __init__(self, directory: Path, layers: Sequence[str], optimizer: str = "") -> None:
         self.summary = SummaryWriter(str(directory))
-        self.writer = Writer(self.summary)
+        self.writer, self.recorder = Writer(self.summary, Cards(0)), RunRecorder()
         self.layers = layers
         self.optimizer = optimizer
 
@@ -87,23 +94,22 @@ class Log:
         norms: Sequence[float],
         optimizer: str | None = None,
         layers: Sequence[str] = (),
-        **more: Any,
+        declared: tuple[Quantity, ...] = (),
+        extra: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """One publication, with more of its fields."""
-        values = torch.tensor([0.0, *norms])
-        self.writer.write(
-            Publication(
-                step=step,
-                optimizer=self.optimizer if optimizer is None else optimizer,
-                layers=tuple(Layer(name, (f"{name}.weight",), has_matrix=True) for name in layers or self.layers),
-                window=Window(1, values, values, values, values),
-                sample=None,
-                histogram=None,
-                scores={},
-                **more,
-            ),
-            0,
+        """One point: run-level numbers, the norms, and quantities of the user's own."""
+        optimizer, names = self.optimizer if optimizer is None else optimizer, tuple(layers or self.layers)
+        known = tuple(Layer(name, (f"{name}.weight",), has_matrix=True) for name in names)
+        values, none = torch.tensor([0.0, *norms]), (None,)
+        self.writer.publish(Publication(step, optimizer, known, Window(1, values, values, values, values), {}), 0)
+        tag, about = metrics.layers_tag("grad_norm", 0, optimizer), Description("grad_norm", optimizer, 0, names)
+        plain = Event(step, (Value(tag, about, values[1:].numpy()),))
+        steps = Observation(
+            step, known, (step,), values[None], none, none, 0.1, frozenset(), None, None, None, False, optimizer
         )
+        snapshot = Snapshot(step, optimizer, known, extra=extra or {}, declared=declared)
+        found = self.recorder.take([steps], [snapshot])
+        self.writer.record([plain, *(e for e in found if e.values[0].description.quantity not in IN_BINS)])
 
     def close(self, *alerts: Alert) -> None:
         """Write the alerts; everything reaches the disk."""

@@ -15,7 +15,6 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from lightning_gradwatch.core.quantities import QUANTITIES
 from lightning_gradwatch.core.quantities.quantity import Quantity
-from lightning_gradwatch.outputs.tensorboard import DENSE_PUBLICATIONS, DETAIL_EVERY
 from tests.cli.command import here
 from tests.cli.test_page import opened as opened_page
 from tests.tasks import read_events
@@ -65,20 +64,11 @@ def test_its_tag_says_what_it_is_and_the_built_in_ones_are_described_as_ever(log
     plain = {"schema": 1, "optimizer": "", "version": 0, "layers": list(LAYERS)}
     own = json.loads(events.SummaryMetadata(TAG).plugin_data.content)
     assert own == {**plain, "quantity": "turn", "declaration": WORDS}
-    norms = json.loads(events.SummaryMetadata("gradwatch/layers/grad_norm_steps").plugin_data.content)
+    norms = json.loads(events.SummaryMetadata("gradwatch/layers/grad_norm").plugin_data.content)
     assert norms == {**plain, "quantity": "grad_norm"}
     assert [(e.step, make_ndarray(e.tensor_proto).dtype.name) for e in events.Tensors(TAG)] == [
         (0, "float32"), (1, "float32"), (3, "float32"),
     ]  # fmt: skip
-
-
-def test_later_it_is_written_with_every_tenth_publication(tmp_path: Path) -> None:
-    log = Log(tmp_path, LAYERS)
-    for step in range(DENSE_PUBLICATIONS + DETAIL_EVERY + 1):
-        log.write(step, [0.5, 1.0], declared=(OWN,), extra={"turn": torch.tensor([1.0, 2.0])})
-    log.close()
-    steps = [event.step for event in read_events(tmp_path).Tensors(TAG)]
-    assert steps == [*range(DENSE_PUBLICATIONS), DENSE_PUBLICATIONS, DENSE_PUBLICATIONS + DETAIL_EVERY]
 
 
 def test_numbers_of_another_precision_are_written_as_they_are_read(tmp_path: Path) -> None:
@@ -114,7 +104,7 @@ def test_the_report_shows_it_and_offers_it(logs: Path, capsys: Any) -> None:
     assert "view" not in found
     latest = found["optimizers"][0]["versions"][0]["latest"]
     assert list(latest)[-1] == "turn"
-    assert latest["turn"] == {"step": 3, "values": [45, "NaN"]}
+    assert latest["turn"] == {"step": 3, "last_step": 3, "values": [45, "NaN"]}
 
 
 def test_words_of_a_log_do_not_steer_a_terminal(tmp_path: Path, capsys: Any) -> None:
