@@ -1,4 +1,4 @@
-"""How large the record of a run gets, and how long TensorBoard's two loaders take to read it.
+"""How large the record of a run gets, and how long TensorBoard's two loaders and ``gradwatch report`` take to read it.
 
 Simulated runs of 200 layers go through the recorder and the writer that trainings use, a sample every ten steps and
 run-level numbers every fifty, beside one scalar per layer as ``self.log`` would write it:
@@ -23,6 +23,7 @@ from tensorboard.data.server_ingester import SubprocessServerDataIngester, get_s
 from tensorboard.util.grpc_util import ChannelCredsType
 from torch.utils.tensorboard import SummaryWriter
 
+from lightning_gradwatch.cli.logs import Logs
 from lightning_gradwatch.core.histogram import MAX_ELEMENTS, log_histograms
 from lightning_gradwatch.core.records import Layer, Observation, Publication, Snapshot, Window
 from lightning_gradwatch.core.sampling import HOME_EVERY, HOME_EVERY_LATER, THOROUGH_EVERY, YOUNG_STEPS, Sampling
@@ -158,6 +159,13 @@ def seconds_of_rust_loader(directory: Path, last_step: int) -> float:
         time.sleep(0.01)
 
 
+def seconds_of_command(directory: Path) -> float:
+    """Seconds of one core until ``gradwatch report`` has read everything."""
+    start = time.process_time()
+    Logs(directory).reload()
+    return time.process_time() - start
+
+
 def main() -> None:
     """Write, read and tell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -173,17 +181,21 @@ def main() -> None:
         ("one scalar per layer", write_scalars, 10_000, size.layers),
     ]
     print(f"torch {torch.__version__}")
-    columns = (("", -22), ("steps", 10), ("layers", 7), ("MB", 7), ("B/step", 7), ("most events", 12), ("Rust s", 7))
-    print(*(f"{name:{'<' if width < 0 else '>'}{abs(width)}}" for name, width in (*columns, ("Python CPU s", 13))))
+    columns = (
+        ("", -22), ("steps", 10), ("layers", 7), ("MB", 7), ("B/step", 7), ("most events", 12), ("Rust s", 7),
+        ("Python CPU s", 13), ("command CPU s", 14),
+    )  # fmt: skip
+    print(*(f"{name:{'<' if width < 0 else '>'}{abs(width)}}" for name, width in columns))
     for name, write, num_steps, num_layers in cases:
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder), num_steps, num_layers)
             num_bytes = sum(path.stat().st_size for path in Path(folder).iterdir())
             rust = seconds_of_rust_loader(Path(folder), num_steps - 1)
             python = seconds_of_python_loader(Path(folder))
+            command = seconds_of_command(Path(folder))
             print(
                 f"{name:<22} {num_steps:>10} {num_layers:>7} {num_bytes / 1e6:>7.1f} {num_bytes / num_steps:>7.0f} "
-                f"{most_events(Path(folder)):>12} {rust:>7.2f} {python:>13.2f}",
+                f"{most_events(Path(folder)):>12} {rust:>7.2f} {python:>13.2f} {command:>14.2f}",
                 flush=True,
             )
 

@@ -21,7 +21,7 @@ def require_directory(directory: Path) -> None:
     Raises:
         CommandError: If it is none.
     """
-    if not directory.is_dir():
+    if not os.path.isdir(directory):
         came = "which is a file" if directory.exists() else "which does not exist"
         raise CommandError(
             f"`RUN_DIR` must be a directory in which a training was logged, but {str(directory)!r} came, {came}. "
@@ -35,8 +35,8 @@ def require_run(name: str | None, directory: Path) -> None:
     Raises:
         CommandError: If there is no such directory.
     """
-    if name is not None and not (directory / name).is_dir():
-        found = sorted(path.name for path in directory.iterdir() if path.is_dir())[:_MAX_NAMED]
+    if name is not None and not os.path.isdir(directory / name):
+        found = sorted(path.name for path in directory.iterdir() if os.path.isdir(path))[:_MAX_NAMED]
         raise CommandError(
             f"`--run` must be a directory in {str(directory)!r}, but {name!r} came. "
             f"To cure it: give one of those there are, such as {', '.join(map(repr, found)) or repr('.')}."

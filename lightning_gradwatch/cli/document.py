@@ -24,11 +24,12 @@ def encode(logs: Logs, runs: Sequence[Run], directory: Path) -> dict[str, Any]:
     Returns:
         ``schema`` (rises only if something is taken away or changes its meaning), ``directory``, ``exit_status`` and
         ``runs``: of each ``run``, ``status``, ``headline``, ``num_open``, ``last_step``, ``wall_time``, ``alerts``
-        (the fields of :class:`~lightning_gradwatch.core.records.Alert`, the oldest first), ``num_dropped``,
-        ``scalars``, ``loss_tag``, and ``optimizers`` with ``name`` and ``versions``: of each ``version``, ``layers``,
-        ``first_step``, ``last_step``, ``num_samples`` (steps that were observed), ``quantities``, ``sequences`` and
-        ``latest``, which is ``step``, ``last_step`` and ``values`` by quantity, one per layer: the largest in these
-        steps; -1 is "no gradient" or "not observed".
+        (the fields of :class:`~lightning_gradwatch.core.records.Alert`, the oldest first), ``num_dropped``, ``damage``
+        (the fields of :class:`~lightning_gradwatch.reading.damage.Damage`), ``scalars``, ``loss_tag``, and
+        ``optimizers`` with ``name`` and ``versions``: of each ``version``, ``layers``, ``first_step``, ``last_step``,
+        ``num_samples`` (steps that were observed), ``quantities``, ``sequences`` and ``latest``, which is ``step``,
+        ``last_step`` and ``values`` by quantity, one per layer: the largest in these steps; -1 is "no gradient" or "not
+        observed".
     """
     content = {
         "schema": SCHEMA_VERSION,

@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
+from lightning_gradwatch.cli.alert_lines import NO_LINES, AlertLines, Lines
 from lightning_gradwatch.cli.events import EventReader
 from lightning_gradwatch.cli.incidents import merge, newest
 from lightning_gradwatch.core.metrics import ALERT_DOCUMENT
 from lightning_gradwatch.outputs import alerts_file
 from lightning_gradwatch.reading import answers
 from lightning_gradwatch.reading.alert import AlertRecord
+from lightning_gradwatch.reading.damage import Damage, unlistable
+from lightning_gradwatch.reading.listing import Folder, folders
 from lightning_gradwatch.reading.schema import UnreadableError, is_alert
 from lightning_gradwatch.reading.status import SICKEST_FIRST, Verdict, judge
 from lightning_gradwatch.reading.store import Catalogue, MissingError, Series, Store
@@ -23,14 +25,6 @@ from lightning_gradwatch.reading.store import Catalogue, MissingError, Series, S
 _FEW = 4
 """Runs of which all samples are kept in memory at once."""
 _EMPTY_FILE = f"`{alerts_file.NAME}` holds no line that can be read, and there is nothing else of GradWatch."
-_BAD_NAME = "TensorBoard cannot read a directory whose name is no UTF-8: rename it."
-
-
-class _Files(NamedTuple):
-    """Which files of ours there are in a directory."""
-
-    has_events: bool
-    has_alerts: bool
 
 
 @dataclass(frozen=True)
@@ -46,6 +40,7 @@ class Run:
         last_step: Largest step of anything; None if there is nothing.
         wall_time: When anything was last written, in seconds since the epoch; 0 if that is not known.
         stamp: Changes whenever anything was written.
+        damage: What of its files cannot be read.
     """
 
     name: str
@@ -56,6 +51,7 @@ class Run:
     last_step: int | None
     wall_time: float
     stamp: str
+    damage: tuple[Damage, ...]
 
     @property
     def is_watched(self) -> bool:
@@ -117,16 +113,17 @@ class Logs:
         self._only = only
         self._reader: EventReader | None = None
         self._opened: tuple[str, EventReader] | None = None
-        self._lines: dict[str, tuple[object, list[alerts_file.Line]]] = {}
+        self._lines = AlertLines()
+        self._event_files: dict[str, list[str]] = {}
 
     def reload(self) -> list[Run]:
         """Read what has been written since, and say how every run is: the sickest first, then the latest."""
-        found = {name: files for name, files in self._files().items() if self._only in (None, name)}
-        readable = [name for name, files in found.items() if files.has_events and self._is_utf8(name)]
+        found = [folder for folder in folders(os.fspath(self.directory)) if self._is_meant(folder)]
+        self._event_files = {folder.name: folder.event_files for folder in found if folder.event_files}
         if self._reader is None:
-            self._reader = EventReader(self.directory, keeps_all=len(readable) <= _FEW)
-        catalogues = self._reader.reload(readable).catalogues()
-        runs = [self._run(name, catalogues.get(name), files, self._reader) for name, files in found.items()]
+            self._reader = EventReader(self.directory, keeps_all=len(self._event_files) <= _FEW)
+        catalogues = self._reader.reload(self._event_files).catalogues()
+        runs = [self._run(folder, catalogues.get(folder.name), self._reader) for folder in found]
         return sorted(runs, key=lambda r: (SICKEST_FIRST.index(r.verdict.status), -r.wall_time, r.name))
 
     def title(self, run: Run) -> str:
@@ -135,7 +132,8 @@ class Logs:
 
     def open(self, run: Run) -> OpenRun:
         """Everything of one run, as far as it has been written."""
-        store = self._reader_of(run).reload([] if run.catalogue is None else [run.name])
+        files = self._event_files.get(run.name)
+        store = self._reader_of(run).reload({} if files is None else {run.name: files})
         try:
             found: answers.Contents = answers.run(store, run.name)
         except MissingError:  # there is only a file of alerts, or the directory has just been removed
@@ -148,6 +146,7 @@ class Logs:
             "num_open": run.verdict.num_open,
             "alerts": list(run.alerts),
             "num_dropped": run.num_dropped,
+            "damage": list(run.damage),
             "stamp": run.stamp,
         }
         return OpenRun(run, store, document)
@@ -160,63 +159,50 @@ class Logs:
             self._opened = run.name, EventReader(self.directory, keeps_all=True)
         return self._opened[1]
 
-    def _run(self, name: str, catalogue: Catalogue | None, files: _Files, reader: EventReader) -> Run:
+    def _is_meant(self, folder: Folder) -> bool:
+        """Whether a directory is a run that was asked for, or may be one."""
+        is_run = folder.event_files or alerts_file.NAME in folder.files or folder.failure is not None
+        return bool(is_run) and self._only in (None, folder.name)
+
+    def _run(self, folder: Folder, catalogue: Catalogue | None, reader: EventReader) -> Run:
         # the alerts: from the event files, and from alerts.jsonl, which may know more
-        lines, changed = self._lines_of(name) if files.has_alerts else ([], 0.0)
+        told = self._lines.of(self.directory / folder.name) if alerts_file.NAME in folder.files else NO_LINES
         document = None if catalogue is None else catalogue.document
         is_read = document is not None and not document.problem
-        written = reader.written(name, ALERT_DOCUMENT) if is_read else -math.inf
-        is_known = is_read or any(is_alert(line) for line in lines)
-        alerts = merge(document.alerts if document else (), lines, written)
+        written = reader.written(folder.name, ALERT_DOCUMENT) if is_read else -math.inf
+        is_known = is_read or any(is_alert(line) for line in told.lines)
+        alerts = merge(document.alerts if document else (), told.lines, written)
         kept = newest(alerts)
         # how far the run has come, by whatever tells most
         steps = [alert["step"] if alert["until_step"] is None else alert["until_step"] for alert in alerts]
         steps += [] if catalogue is None or catalogue.last_step is None else [catalogue.last_step]
         last_step = max(steps, default=None)
         # what cannot be read is no sign of health
-        problem = "" if is_known else _BAD_NAME if files.has_events else _EMPTY_FILE
+        damage = tuple(_damage(folder, catalogue, told, written))
+        problem = "" if is_known else _EMPTY_FILE
         if catalogue is not None:
             problem = document.problem if document is not None and document.problem else catalogue.problem
-        is_watched = catalogue is None or catalogue.is_watched or changed > 0
+        problem = damage[0]["message"] if damage else problem
+        is_watched = catalogue is None or catalogue.is_watched or told.written > 0
         return Run(
-            name=name,
+            name=folder.name,
             catalogue=catalogue,
             verdict=judge(kept if is_known else None, is_watched, problem, last_step),
             alerts=tuple(kept),
             num_dropped=len(alerts) - len(kept) + (document.num_dropped if document else 0),
             last_step=last_step,
-            wall_time=max(catalogue.wall_time if catalogue else 0.0, changed),
-            stamp=f"{catalogue.stamp if catalogue else ''}-{changed!r}-{len(lines)}",
+            wall_time=max(catalogue.wall_time if catalogue else 0.0, told.written),
+            stamp=f"{catalogue.stamp if catalogue else ''}-{told.written!r}-{len(told.lines)}",
+            damage=damage,
         )
 
-    def _files(self) -> dict[str, _Files]:
-        """The runs by their directory, relative to that of the logs."""
-        found = {}
-        for path, _, names in os.walk(self.directory):
-            files = _Files(any("tfevents" in name for name in names), alerts_file.NAME in names)
-            if any(files):
-                found[os.path.relpath(path, self.directory)] = files
-        return found
 
-    def _is_utf8(self, name: str) -> bool:
-        """Whether TensorBoard can read a directory."""
-        try:
-            return bool(str(self.directory / name).encode())
-        except UnicodeEncodeError:
-            return False
-
-    def _lines_of(self, name: str) -> tuple[list[alerts_file.Line], float]:
-        """The lines of a run's file and when it was last written; 0 if there is none. Read only if it has changed."""
-        path = self.directory / name / alerts_file.NAME
-        try:
-            state = path.stat()
-        except OSError:
-            return [], 0.0
-        if not stat.S_ISREG(state.st_mode):  # a device would never end
-            return [], 0.0
-        signature = (state.st_size, state.st_mtime_ns, state.st_ino)
-        before, lines = self._lines.get(name, (None, []))
-        if before != signature:
-            lines = alerts_file.read(path.parent)
-            self._lines[name] = (signature, lines)
-        return lines, state.st_mtime
+def _damage(folder: Folder, catalogue: Catalogue | None, told: Lines, written: float) -> Iterator[Damage]:
+    """What of a run cannot be read, and may tell of an alert."""
+    if folder.failure is not None:
+        yield unlistable(folder.failure)
+    if catalogue is not None:
+        yield from catalogue.damage
+    # the document repeats what the lines before it told
+    if told.damage is not None and (not told.written or told.written > written):
+        yield told.damage

@@ -17,7 +17,7 @@ from lightning_gradwatch.cli.choice import SICK, exit_status, normal
 from lightning_gradwatch.cli.drawing import MAX_ROWS
 from lightning_gradwatch.cli.errors import CommandError
 from lightning_gradwatch.cli.logs import Logs, Run
-from lightning_gradwatch.cli.terminal import Scene, overview, report
+from lightning_gradwatch.cli.terminal import Scene, overview, report, untold
 from lightning_gradwatch.cli.words import safe
 from lightning_gradwatch.reading.tables import STATUSES
 
@@ -113,16 +113,16 @@ def _view(runs: Sequence[Run], scene: Scene, max_rows: int) -> RenderableType:
 @contextmanager
 def _lines(scene: Scene) -> Iterator[Show]:
     """Where there is no terminal: a line whenever a run is judged anew."""
-    said: dict[str, tuple[str, int]] = {}
+    said: dict[str, tuple[str, int, int]] = {}
 
     def show(runs: Sequence[Run]) -> None:
         for run in runs:
-            judged = run.verdict.status, run.verdict.num_open
+            judged = run.verdict.status, run.verdict.num_open, len(run.damage)
             if said.get(run.name) != judged:
                 said[run.name] = judged
                 now, status = datetime.now().strftime("%H:%M:%S"), STATUSES[run.verdict.status]
-                line = f"{now} {status}: {scene.name(run)}: {safe(run.verdict.headline)}\n"
-                scene.console.file.write(line)
+                told = " ".join([safe(run.verdict.headline), *untold(run)])
+                scene.console.file.write(f"{now} {status}: {scene.name(run)}: {told}\n")
                 scene.console.file.flush()
 
     yield show

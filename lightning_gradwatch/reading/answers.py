@@ -14,6 +14,7 @@ from lightning_gradwatch.core.quantities.several import HISTOGRAM, HISTOGRAM_BIN
 from lightning_gradwatch.core.records import BINS_PER_DECADE, LOWEST, MISSING, NUM_BINS
 from lightning_gradwatch.reading import lines
 from lightning_gradwatch.reading.alert import AlertRecord
+from lightning_gradwatch.reading.damage import Damage
 from lightning_gradwatch.reading.samples import Samples, Span, Statistic
 from lightning_gradwatch.reading.schema import (
     SCHEMA_VERSION,
@@ -107,6 +108,7 @@ class RunDocument(Contents):
     num_open: int
     alerts: Sequence[AlertRecord]
     num_dropped: int
+    damage: Sequence[Damage]
 
 
 class Column(TypedDict):
@@ -170,6 +172,7 @@ def run(store: Store, run: str) -> RunDocument:
         "num_open": verdict.num_open,
         "alerts": ranked(document.alerts),
         "num_dropped": document.num_dropped,
+        "damage": list(catalogue.damage),
         "optimizers": [_optimizer(store, catalogue, name) for name in catalogue.optimizers],
         "scalars": sorted([*catalogue.scalars, *(tag for tags in every_step.values() for tag in tags.values())]),
         "loss_tag": losses[0] if losses else loss_tag(catalogue.scalars),
@@ -325,6 +328,7 @@ def _verdict(catalogue: Catalogue) -> Verdict:
     document = catalogue.document
     is_read = document is not None and not document.problem
     problem = document.problem if document is not None and document.problem else catalogue.problem
+    problem = catalogue.damage[0]["message"] if catalogue.damage else problem
     alerts = document.alerts if document is not None and is_read else None
     return judge(alerts, catalogue.is_watched, problem, catalogue.last_step)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypedDict
 
 
@@ -23,6 +24,10 @@ class Damage(TypedDict):
     after_step: int | None
     unread_bytes: int | None
     message: str
+
+
+Inspect = Callable[[Sequence[str]], Mapping[str, Sequence[Damage]]]
+"""Tells what cannot be read of some runs, and of others of which nothing else is known."""
 
 
 def damaged(file: str, after_step: int | None, unread_bytes: int) -> Damage:

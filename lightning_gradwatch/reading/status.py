@@ -36,15 +36,18 @@ def judge(alerts: Sequence[AlertRecord] | None, is_watched: bool, problem: str, 
         problem: Why something cannot be read; ``""`` if all is well.
         last_step: The last step known of it.
     """
+    open_ones = [alert for alert in alerts or () if alert["until_step"] is None]
+    first = min(open_ones, key=urgency, default=None)
+    # an open alert is one, whatever else cannot be read; a notice may have become one
+    if problem and (first is None or first["level"] != "alert"):
+        return Verdict("unreadable", problem, len(open_ones))
     if not is_watched:
         return Verdict("not_watched", "GradWatch does not watch this run.", 0)
-    open_ones = [alert for alert in alerts or () if alert["until_step"] is None]
-    if open_ones:
-        first = min(open_ones, key=urgency)
+    if first is not None:
         more = f", and {len(open_ones) - 1} more" if len(open_ones) > 1 else ""
         return Verdict("sick" if first["level"] == "alert" else "notice", f"{_since(first)}{more}.", len(open_ones))
-    if problem or alerts is None:
-        return Verdict("unreadable", problem or "The document of this run's alerts is missing.", 0)
+    if alerts is None:
+        return Verdict("unreadable", "The document of this run's alerts is missing.", 0)
     if alerts:
         last = max(alerts, key=lambda alert: alert["until_step"] or 0)
         return Verdict("recovered", f"{symptom(last)} until step {last['until_step']}; well since.", 0)

@@ -18,6 +18,7 @@ from lightning_gradwatch.core.quantities.several import IN_BINS, SEQUENCE, STEPS
 from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.bins import Bins
 from lightning_gradwatch.reading.cache import Cache
+from lightning_gradwatch.reading.damage import Damage, Inspect
 from lightning_gradwatch.reading.samples import Samples, latest_course
 from lightning_gradwatch.reading.schema import Array, Description, UnreadableError, decode_alerts
 from lightning_gradwatch.reading.steps import Part, put_together
@@ -25,6 +26,7 @@ from lightning_gradwatch.reading.steps import Part, put_together
 ALL_SAMPLES = 1_000_000
 """More than any loader keeps of one series."""
 _Kept = TypeVar("_Kept", Samples, Part)
+_Tags = Mapping[str, Any]
 
 
 class MissingError(LookupError):
@@ -85,6 +87,7 @@ class Catalogue:
         last_step: Largest step of anything; None if there is nothing.
         wall_time: When anything was last written, in seconds since the epoch; 0 if there is nothing.
         stamp: Changes whenever anything was written.
+        damage: What of its files cannot be read, as far as is known.
     """
 
     run: str
@@ -95,6 +98,7 @@ class Catalogue:
     last_step: int | None
     wall_time: float
     stamp: str
+    damage: tuple[Damage, ...] = ()
 
     @property
     def is_watched(self) -> bool:
@@ -143,10 +147,19 @@ class Store:
         context: The ``RequestContext`` that the provider asks for.
         experiment: Name of the experiment; ``""`` for the local one.
         cache: What to keep between requests.
+        inspect: Tells what of the files cannot be read, which the provider does not; None if nobody knows.
     """
 
-    def __init__(self, provider: DataProvider, context: Any, experiment: str = "", cache: Cache | None = None) -> None:
+    def __init__(
+        self,
+        provider: DataProvider,
+        context: Any,
+        experiment: str = "",
+        cache: Cache | None = None,
+        inspect: Inspect | None = None,
+    ) -> None:
         self._provider = provider
+        self._inspect = inspect
         self._where = {"ctx": context, "experiment_id": experiment}
         self._experiment = experiment
         self._cache = cache or Cache()
@@ -167,11 +180,29 @@ class Store:
         return found[run]
 
     def _survey(self) -> dict[str, Catalogue]:
-        runs = [run.run_name for run in self._provider.list_runs(**self._where)]
         ours = self._provider.list_tensors(plugin_name=PLUGIN, **self._where)
-        scalars = self._provider.read_last_scalars(plugin_name=SCALARS, **self._where)
+        runs = self._runs(ours)
+        scalars = self._last_scalars(runs)
         documents = self._documents([run for run in runs if ALERT_DOCUMENT in ours.get(run, {})])
-        return {run: _catalogue(run, ours.get(run, {}), scalars.get(run, {}), documents.get(run)) for run in runs}
+        damage = {} if self._inspect is None else self._inspect(runs)
+        return {
+            run: _catalogue(run, ours.get(run, {}), scalars.get(run, {}), documents.get(run), damage.get(run, ()))
+            for run in dict.fromkeys([*runs, *damage])
+        }
+
+    def _runs(self, ours: Mapping[str, Any]) -> list[str]:
+        try:
+            return [run.run_name for run in self._provider.list_runs(**self._where)]
+        except OSError:  # TensorBoard opens the files of a run in which it has found nothing, and one cannot be read
+            return list({**ours, **self._provider.list_scalars(plugin_name=SCALARS, **self._where)})
+
+    def _last_scalars(self, runs: list[str]) -> Mapping[str, Any]:
+        """The latest of each scalar; together if they are sound, one run after the other if one holds what is none."""
+        chosen = RunTagFilter(runs=runs)
+        try:
+            return dict(self._provider.read_last_scalars(plugin_name=SCALARS, run_tag_filter=chosen, **self._where))
+        except (TypeError, ValueError):
+            return {} if len(runs) == 1 else {k: v for one in runs for k, v in self._last_scalars([one]).items()}
 
     def _documents(self, runs: list[str]) -> dict[str, Document]:
         """The latest documents of alerts; together if they are sound, one by one if one of them is not."""
@@ -342,7 +373,7 @@ def _document(values: Array) -> Document:
 
 
 def _catalogue(
-    run: str, tensors: Mapping[str, Any], scalars: Mapping[str, Any], document: Document | None
+    run: str, tensors: _Tags, scalars: _Tags, document: Document | None, damage: Sequence[Damage] = ()
 ) -> Catalogue:
     series, problems = [], []
     for tag, found in sorted(tensors.items()):
@@ -364,5 +395,7 @@ def _catalogue(
         last_step=last_step,
         wall_time=wall_time,
         # the data server takes in one series after the other: each of them must change the stamp
-        stamp=f"{len(times)}-{last_step}-{wall_time!r}-{sum(step for step, _ in times)}",
+        stamp=f"{len(times)}-{last_step}-{wall_time!r}-{sum(step for step, _ in times)}"
+        + "".join(f"-{part['unread_bytes']}" for part in damage),
+        damage=tuple(damage),
     )

@@ -168,17 +168,18 @@ def test_a_terminal_that_knows_ascii_only_gets_ascii(logs: Path) -> None:
 
 
 def test_names_and_lines_that_are_no_utf8_are_shown_as_far_as_they_go(tmp_path: Path) -> None:
-    write_run(tmp_path / "run", LAYERS, TABLE)
-    (tmp_path / "run" / "alerts.jsonl").write_bytes(b"\xff\xfe\x00{\n")
+    write_run(tmp_path / "run", LAYERS, TABLE, alert())
+    alerts_file.append(tmp_path / "run", "opened", alert(layer="a"))
+    line = tmp_path / "run" / alerts_file.NAME
+    line.write_bytes(line.read_bytes().replace(b'"a"', b'"\xff"'))
     (tmp_path / "run").rename(os.fsdecode(os.fsencode(tmp_path) + b"/r\xff\xfen"))
-    write_run(tmp_path / "healthy", LAYERS, TABLE)
-    (tmp_path / "healthy" / "alerts.jsonl").write_bytes(b"\xff\xfe\x00{\n")
     found = gradwatch("report", tmp_path)
-    assert found.returncode == 2, found.stderr
-    assert "rename it" in found.stdout
-    assert gradwatch("report", tmp_path, "--run", "healthy").returncode == 0
+    assert found.returncode == 1, found.stderr
+    assert "steps 0 to 38" in found.stdout
     page = gradwatch("report", tmp_path, "--html", tmp_path / "page.html", "--json")
-    assert {run["status"] for run in json.loads(page.stdout)["runs"]} == {"healthy", "unreadable"}
+    (run,) = json.loads(page.stdout)["runs"]
+    assert (os.fsencode(run["run"]), run["status"], run["damage"]) == (b"r\xff\xfen", "sick", [])
+    assert len(run["optimizers"][0]["versions"][0]["layers"]) == 3
 
 
 def test_colours_are_there_in_a_terminal_that_has_them_and_not_where_they_are_unwanted(logs: Path) -> None:
@@ -231,7 +232,7 @@ def test_very_many_alerts_are_counted(tmp_path: Path, capsys: Any) -> None:
 
 RUN_FIELDS = {
     "run", "status", "headline", "num_open", "last_step", "wall_time", "alerts", "num_dropped", "optimizers", "scalars",
-    "loss_tag",
+    "loss_tag", "damage",
 }  # fmt: skip
 VERSION_FIELDS = {
     "version", "layers", "first_step", "last_step", "num_samples", "quantities", "sequences", "latest",
