@@ -21,6 +21,7 @@ from lightning_gradwatch.reading.cache import Cache
 from lightning_gradwatch.reading.samples import Span, Statistic
 from lightning_gradwatch.reading.schema import UnreadableError, plain
 from lightning_gradwatch.reading.store import Catalogue, MissingError, Series, Store
+from lightning_gradwatch.tensorboard.inspection import inspector_of
 
 STATIC = Path(__file__).parent / "static"
 MAX_COLUMNS = 10_000
@@ -162,6 +163,7 @@ class GradWatchPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
     def __init__(self, context: base_plugin.TBContext) -> None:
         self._provider = context.data_provider
         self._cache = Cache()
+        self._inspector = inspector_of(context.logdir)
 
     def get_plugin_apps(self) -> dict[str, object]:
         """The endpoints by their path."""
@@ -182,8 +184,9 @@ class GradWatchPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
                 return _refuse(request, 405, f"The method must be GET, but {request.method} came.")
             environ = request.environ
             context, experiment = plugin_util.context(environ), plugin_util.experiment_id(environ)
+            inspect = self._inspector.damage if self._inspector is not None and not experiment else None
             try:
-                found = answer(Store(self._provider, context, experiment, self._cache), Query(request.args))
+                found = answer(Store(self._provider, context, experiment, self._cache, inspect), Query(request.args))
             except MissingError as missing:
                 return _refuse(request, 404, str(missing))
             except UnreadableError as unreadable:

@@ -38,6 +38,7 @@ export function createBanner({ showAlert }) {
     const alert = foremost(alerts);
     element.dataset.status = run.status === "sick" && !alert ? "healthy" : run.status;
     element.replaceChildren(...(alert ? alertParts(alert, alerts, showAlert) : quietParts(run)));
+    element.querySelector(".what")?.append(...damageParts(run, alert === null));
   }
   return { element, update };
 }
@@ -45,6 +46,16 @@ export function createBanner({ showAlert }) {
 /** @param {RunDocument} run */
 function quietParts({ status, headline }) {
   return [icon(shapeOf(status), "mark"), h("div", { class: "what" }, h("h2", { text: headline }))];
+}
+
+/**
+ * What cannot be read, where the headline does not tell.
+ * @param {RunDocument} run
+ * @param {boolean} isHeadlineShown
+ */
+function damageParts({ damage, headline }, isHeadlineShown) {
+  const untold = damage.filter(({ message }) => !isHeadlineShown || message !== headline);
+  return untold.map(({ message }) => h("p", { class: "damage", text: message }));
 }
 
 /**

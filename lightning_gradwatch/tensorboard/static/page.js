@@ -56,14 +56,15 @@ export function createPage(given) {
     element, strip, banner, toolbar, chart, lines, layerPanel, trouble,
     showView: () => place(banner.element, panel, layerPanel.element),
     /**
-     * Nothing to draw: of a run that is watched the banner says why.
+     * Nothing to draw: of a run that is watched, or cannot be read, the banner says why.
      * @param {RunDocument|null} run
      * @param {boolean} isAnyWatched
      */
     showEmpty(run, isAnyWatched) {
       if (run) banner.update(run, run.alerts);
       const isToldMore = run && run.status !== "not_watched";
-      place(...(isToldMore ? [banner.element] : []), emptyState(isAnyWatched));
+      const isUnknown = run?.status === "unreadable";
+      place(...(isToldMore ? [banner.element] : []), ...(isUnknown ? [] : [emptyState(isAnyWatched)]));
     },
     say: (/** @type {string} */ text) => (cell.textContent = text),
     setBusy: (/** @type {boolean} */ isBusy) => element.setAttribute("aria-busy", String(isBusy)),

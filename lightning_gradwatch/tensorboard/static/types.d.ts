@@ -53,6 +53,8 @@ interface RunDocument {
   headline: string;
   alerts: Alert[];
   num_dropped: number;
+  /** What of its files cannot be read. */
+  damage: { file: string; after_step: number | null; unread_bytes: number | null; message: string }[];
   optimizers: { name: string; versions: Version[] }[];
   scalars: string[];
   loss_tag: string | null;
