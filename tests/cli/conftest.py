@@ -1,5 +1,5 @@
 """Real trainings, shared with the tests of the tab."""
 
-from tests.tensorboard.conftest import logs
+from tests.tensorboard.conftest import logs, stored
 
-__all__ = ["logs"]
+__all__ = ["logs", "stored"]

@@ -103,6 +103,12 @@ def test_an_empty_file_is_no_damage(tmp_path: Path, capsys: Any) -> None:
     assert told(capsys, tmp_path)[0] == 0
 
 
+def test_what_schema_1_wrote_is_no_damage(stored: Path, capsys: Any) -> None:
+    _, (run,) = told(capsys, stored)
+    assert (run["status"] != "unreadable", run["last_step"], run["damage"]) == (True, 23, [])
+    assert len(run["optimizers"][0]["versions"][0]["layers"]) == 7
+
+
 def test_random_bytes_are_not_called_a_run_that_nobody_watches(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / NAME).write_bytes(noise(1700))
     status, (run,) = told(capsys, tmp_path)
