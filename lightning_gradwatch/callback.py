@@ -64,6 +64,9 @@ class GradWatch(Callback):
         on_nonfinite: What to do with a step whose gradient is NaN or infinite, where no loss scaler skips it anyway:
             ``"keep"``, ``"skip"`` (weights and optimizer state stay as they are; but for fused optimizers the host then
             reads one number per step) or ``"raise"``, a :class:`GradientAlertError` (the same price).
+        on_spike: What to do with a step whose gradient norm or loss stands out of the last 128, more than six robust
+            standard deviations above their median: ``"keep"``, or ``"skip"`` (as for ``on_nonfinite``, at the same
+            price). With several ranks that each have batches of their own, by the norm alone.
         vanishing_threshold: Score in (0, 1] at which ``vanishing`` alerts; 0.5 means that the gradient shrinks by two
             decades, a factor of 100, between the loss end and the input end.
         notify: Where messages about alerts go, as addresses of Apprise (``pip install 'lightning-gradwatch[notify]'``),
@@ -95,11 +98,12 @@ class GradWatch(Callback):
 
     Raises:
         ValueError: If an argument is out of its range, a rule or quantity is none or has a name that is taken, or
-            ``sample_at="backward"`` is combined with ``auto_clip`` or ``on_nonfinite``. When training starts, if a glob
-            of ``include`` matches no layer or no layer is left to watch; if the Trainer's strategy is none of a single
-            device, DDP and ModelParallelStrategy (FSDP1, DeepSpeed and XLA, for example); if ``auto_clip`` meets
-            ``gradient_clip_val`` without ``compose_clipping``, or LBFGS; if a policy is for an optimizer that is not
-            there, or cannot clip sharded parameters; or if there are several optimizers with ``sample_at="backward"``.
+            ``sample_at="backward"`` is combined with ``auto_clip``, ``on_nonfinite`` or ``on_spike``. When training
+            starts, if a glob of ``include`` matches no layer or no layer is left to watch; if the Trainer's strategy is
+            none of a single device, DDP and ModelParallelStrategy (FSDP1, DeepSpeed and XLA, for example); if
+            ``auto_clip`` meets ``gradient_clip_val`` without ``compose_clipping``; if ``auto_clip`` or ``on_spike``
+            meets LBFGS; if a policy is for an optimizer that is not there, or cannot clip sharded parameters; or if
+            there are several optimizers with ``sample_at="backward"``.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -120,6 +124,7 @@ class GradWatch(Callback):
         auto_clip: AutoClip = None,
         compose_clipping: bool = False,
         on_nonfinite: Literal["keep", "skip", "raise"] = "keep",
+        on_spike: Literal["keep", "skip"] = "keep",
         vanishing_threshold: float = 0.5,
         notify: Sequence[Address] | Address | None = None,
         tensorboard_url: str | None = None,
@@ -145,6 +150,7 @@ class GradWatch(Callback):
             auto_clip=auto_clip,
             compose_clipping=compose_clipping,
             on_nonfinite=on_nonfinite,
+            on_spike=on_spike,
             vanishing_threshold=vanishing_threshold,
             notify=notify,
             tensorboard_url=tensorboard_url,

@@ -20,7 +20,7 @@ from lightning_gradwatch.core.layers import check_selection
 from lightning_gradwatch.core.quantities.own import declare
 from lightning_gradwatch.core.quantities.quantity import LayerQuantity
 from lightning_gradwatch.core.schedule import Schedule
-from lightning_gradwatch.core.settings import OnNonfinite, Settings
+from lightning_gradwatch.core.settings import OnNonfinite, OnSpike, Settings
 from lightning_gradwatch.outputs.notify import Address, Addresses
 from lightning_gradwatch.trials.prescriber import require_seconds
 
@@ -70,7 +70,8 @@ class Config:
     @property
     def intervenes(self) -> bool:
         """Whether gradients are clipped, or steps skipped or refused."""
-        return bool(self.settings.policies) or self.settings.on_nonfinite != "keep"
+        settings = self.settings
+        return bool(settings.policies) or settings.on_nonfinite != "keep" or settings.on_spike != "keep"
 
     @property
     def acts(self) -> bool:
@@ -99,20 +100,26 @@ class Config:
             raise refuse("sample_at", '"step" where there are several optimizers', came, "leave the argument out")
 
     def check_policies(self, optimizers: Mapping[str, Optimizer]) -> None:
-        """Refuse policies for optimizers that are not there, and optimizers that cannot be clipped.
+        """Refuse policies for optimizers that are not there, and optimizers that cannot be clipped or held back.
 
         Args:
             optimizers: All of them by name, a single one by ``""``.
 
         Raises:
-            ValueError: If a policy names another optimizer, or one of these is LBFGS.
+            ValueError: If a policy names another optimizer; if one of these is LBFGS and steps are to be clipped, or
+                left out as spikes.
         """
         names = [name or type(optimizer).__name__ for name, optimizer in optimizers.items()]
         for policy in self.settings.policies:
             require_optimizer(policy, names)
-        if self.settings.policies and any(isinstance(optimizer, LBFGS) for optimizer in optimizers.values()):
+        if not any(isinstance(optimizer, LBFGS) for optimizer in optimizers.values()):
+            return
+        if self.settings.policies:
             cure = "leave auto_clip out; LBFGS finds the length of its steps by itself"
             raise refuse("auto_clip", "None with LBFGS, which needs true gradients", list(self.settings.policies), cure)
+        if self.settings.on_spike != "keep":
+            cure = "leave on_spike out; LBFGS finds the length of its steps by itself"
+            raise refuse("on_spike", '"keep" with LBFGS, whose steps evaluate the loss several times', "skip", cure)
 
 
 def configure(
@@ -128,6 +135,7 @@ def configure(
     auto_clip: AutoClip = None,
     compose_clipping: bool = False,
     on_nonfinite: OnNonfinite = "keep",
+    on_spike: OnSpike = "keep",
     vanishing_threshold: float = 0.5,
     notify: Sequence[Address] | Address | None = None,
     tensorboard_url: str | None = None,
@@ -161,8 +169,10 @@ def configure(
     # what to do with a step: it must be a whole one
     if on_nonfinite not in ("keep", "skip", "raise"):
         raise refuse("on_nonfinite", '"keep", "skip" or "raise"', on_nonfinite, "leave it out to keep the step")
-    if sample_at == "backward" and (auto_clip or on_nonfinite != "keep"):
-        came = f'"backward" with auto_clip={auto_clip!r} and on_nonfinite={on_nonfinite!r}'
+    if on_spike not in ("keep", "skip"):
+        raise refuse("on_spike", '"keep" or "skip"', on_spike, "leave it out to keep the step")
+    if sample_at == "backward" and (auto_clip or on_nonfinite != "keep" or on_spike != "keep"):
+        came = f'"backward" with auto_clip={auto_clip!r}, on_nonfinite={on_nonfinite!r} and on_spike={on_spike!r}'
         raise refuse("sample_at", '"step" to clip or skip whole steps', came, "leave sample_at out")
     # what the user has added
     declare("quantities", quantities)
@@ -193,6 +203,7 @@ def configure(
             vanishing_threshold=vanishing_threshold,
             policies=make_policies(auto_clip),
             on_nonfinite=on_nonfinite,
+            on_spike=on_spike,
             rules=tuple(rules),
             quantities=tuple(quantities),
         ),

@@ -44,7 +44,7 @@ def test_no_argument_is_lost_on_the_way() -> None:
     chosen: dict[str, Any] = {
         "sample_at": "step", "dense_steps": 3, "sample_every_n_steps": 4, "log_every_n_steps": 5, "histogram_every": 6,
         "include": "0", "exclude": ["2"], "group_by": 7, "layer_cards": 9, "auto_clip": 8.0, "compose_clipping": True,
-        "on_nonfinite": "skip", "vanishing_threshold": 0.9, "notify": "json://localhost",
+        "on_nonfinite": "skip", "on_spike": "skip", "vanishing_threshold": 0.9, "notify": "json://localhost",
         "tensorboard_url": "http://localhost", "on_alert": "stop", "flight_steps": 11, "progress_bar": True,
         "max_overhead": 0.1, "prescribe": 12.0, "rules": [OneRule()], "quantities": [OneQuantity()],
         "record": "runs",
@@ -70,6 +70,7 @@ def test_it_cannot_be_changed() -> None:
         ({}, False, False),
         ({"auto_clip": True}, True, False),
         ({"on_nonfinite": "raise"}, True, False),
+        ({"on_spike": "skip"}, True, False),
         ({"on_alert": {"dead": "stop"}}, False, True),
         ({"on_alert": {"dead": "warn"}}, False, False),
     ],
@@ -93,6 +94,8 @@ def test_optimizers_that_cannot_be_served_are_refused() -> None:
     configure().check_policies({"": newton})
     with pytest.raises(ValueError, match="`auto_clip` must be None with LBFGS"):
         configure(auto_clip=True).check_policies({"": newton})
+    with pytest.raises(ValueError, match=r'`on_spike` must be "keep" with LBFGS.*cure'):
+        configure(on_spike="skip").check_policies({"": newton})
     with pytest.raises(ValueError, match="Adam"):
         configure(auto_clip=MaxNorm(1.0, optimizer="Adam")).check_policies({"": plain})
     configure(sample_at="backward").check_sampling(num_optimizers=1)

@@ -10,7 +10,7 @@ from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.own import OwnMeter
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.publishing import Publisher
-from lightning_gradwatch.core.records import Alert, Observation, Snapshot
+from lightning_gradwatch.core.records import Alert, Observation, Publication, Snapshot
 from lightning_gradwatch.core.reports import NOTHING, Report, join
 from lightning_gradwatch.core.sampling import Sampling
 from lightning_gradwatch.core.saved import Saved, State
@@ -57,7 +57,7 @@ class Digest:
             observation = self.assembly.observation(label, numbers)
             alerts = self._judged(observation, label, numbers) if observation.steps else ()
             snapshots = self._snapshots(observation, label, numbers)
-            publications = self.publisher.publish(observation, self.judge.scores) if label.publish else ()
+            publications = self._published(observation, numbers) if label.publish else ()
             changed = change(observation, numbers)
             report = join(report, Report(alerts, publications, True, (observation,), changed, snapshots))
         return report
@@ -74,6 +74,9 @@ class Digest:
         if self.judge.is_suspicious and label.instruments.shards.agrees:
             self._sampling.look_closer()
         return alerts
+
+    def _published(self, observation: Observation, numbers: Numbers) -> tuple[Publication, ...]:
+        return self.publisher.publish(observation, {**self.judge.scores, **_spikes(numbers)})
 
     def _snapshots(self, observation: Observation, label: Label, numbers: Numbers) -> tuple[Snapshot, ...]:
         """What the record keeps of a full sample; nothing where none was taken."""
@@ -119,3 +122,8 @@ class Digest:
         self.publisher.load_state_dict(saved, layers)
         self.assembly.load_state_dict(saved, layers)
         self.judge.load_state_dict(saved)
+
+
+def _spikes(numbers: Numbers) -> dict[str, float]:
+    """How many steps have been left out because they stood out; nothing where all are kept."""
+    return {"spikes_skipped": numbers["spikes"].item()} if "spikes" in numbers else {}

@@ -96,7 +96,7 @@ class Fitting:
         self._ran = self._ran or tuple(self._probe.order.names)
         past, self._past = self._past, Past()
         self.instruments = Instruments(
-            layout, self._optimizer, self._policies(), self._settings.on_nonfinite, self._ran, self._optional
+            layout, self._optimizer, self._policies(), self._settings, self._ran, self._optional
         )
         has_rows = self.instruments.restore(past)
         return self.instruments.names if past.layers is None else past.layers, has_rows
@@ -139,6 +139,7 @@ class Fitting:
             "layers": past.layers,
             "clips": past.clips,
             "updates": past.updates,
+            "spikes": past.spikes,
             "rows": past.rows,
         }
 
@@ -155,4 +156,5 @@ class Fitting:
 def _outlives(instruments: Instruments, layout: ParameterLayout) -> Past:
     """What is kept of instruments; nothing of layers that have not kept a single parameter."""
     past, new = instruments.past(), replaced(instruments.layout, layout)
-    return Past(layers=["" if name in new else name for name in past.layers or ()], clips=past.clips)
+    layers = ["" if name in new else name for name in past.layers or ()]
+    return Past(layers=layers, clips=past.clips, spikes=past.spikes)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +19,9 @@ from lightning_gradwatch.core.layers import ParameterLayout, running_order
 from lightning_gradwatch.core.measure import NormWindow, ParameterMeter
 from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.saved import Saved
-from lightning_gradwatch.core.settings import OnNonfinite
+from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.core.shards import Shards
+from lightning_gradwatch.core.spikes import SpikeGuard
 from lightning_gradwatch.core.updates import UpdateMeter, UpdateState
 
 
@@ -31,12 +33,14 @@ class Past:
         layers: Names of the layers in the order in which they ran; None if that is not known.
         clips: What the clipping policies remember.
         updates: The weights before the last step that was sampled.
+        spikes: Norms and losses of the last steps, and how many were left out.
         rows: Norms, losses and clippings of the steps since the last copy, as in ``NormWindow.rows``.
     """
 
     layers: list[str] | None = None
     clips: ClippersState | None = None
     updates: UpdateState | None = None
+    spikes: dict[str, Tensor] | None = None
     rows: Tensor | None = None
 
     @classmethod
@@ -46,6 +50,7 @@ class Past:
             layers=saved.find("layers", list[str]),
             clips=saved.find("clips", ClippersState),
             updates=saved.find("updates", UpdateState),
+            spikes=saved.find("spikes", dict[str, Tensor]),
             rows=saved.find("rows", Tensor, lambda rows: (rows.ndim, rows.dtype) == (2, torch.float32)),
         )
 
@@ -57,7 +62,7 @@ class Instruments:
         layout: The parameters, sorted into layers; at least one.
         optimizer: Whose moments are read.
         policies: What to clip by.
-        on_nonfinite: What to do with a step whose gradient is not finite.
+        settings: What to do with a step whose gradient is not finite, and with one that stands out.
         ran: Names of layers in the order in which they ran, as far as they have.
         optional: Leaves out the size of the updates if it cannot be measured.
 
@@ -72,6 +77,7 @@ class Instruments:
         updates: Measures how far the optimizer moves the weights; None if it cannot be measured.
         clippers: The policies at work.
         skips: Whether steps whose gradient is not finite are skipped.
+        spikes: Tells which steps stand out, and are left out; None if all are kept.
         intervenes: Whether gradients are clipped, or steps may be skipped or reported at once.
         figures: Numbers per parameter become figures per layer.
     """
@@ -81,7 +87,7 @@ class Instruments:
         layout: ParameterLayout,
         optimizer: Optimizer,
         policies: Sequence[ClipPolicy],
-        on_nonfinite: OnNonfinite,
+        settings: Settings,
         ran: Sequence[str],
         optional: OptionalFigures,
     ) -> None:
@@ -93,8 +99,9 @@ class Instruments:
         self._kinds = _kinds(parameters)
         self.shards = Shards(parameters)
         self.clippers = Clippers(policies, parameters, layout.owners)
-        self.skips = on_nonfinite == "skip"
-        self.intervenes = len(self.clippers) > 0 or on_nonfinite != "keep"
+        self.skips = settings.on_nonfinite == "skip"
+        self.spikes = SpikeGuard(parameters, self.shards.num_ranks == 1) if settings.on_spike == "skip" else None
+        self.intervenes = len(self.clippers) > 0 or settings.on_nonfinite != "keep" or self.spikes is not None
         self.window = NormWindow(parameters, self.shards, len(self.clippers) * NUM_FACTS)
         self.meter = ParameterMeter(parameters, self.shards)
         owners = (layout.layer_index, len(layout.layers))
@@ -141,6 +148,23 @@ class Instruments:
         """What stands in a copy for a figure that is left out."""
         return self.meter.missing.expand(shape)
 
+    def interventions(self, in_full: bool) -> dict[str, Tensor]:
+        """What clipping and skipping have done, to be carried home; with what concerns no single step if in full."""
+        done: dict[str, Tensor] = {}
+        if len(self.clippers):
+            done["clips"] = self.window.extra
+        if in_full and len(self.clippers):
+            done["clipped"] = self.clippers.clipped
+        if in_full and self.spikes is not None:
+            done["spikes"] = self.spikes.memory["num_skipped"]
+        return done
+
+    @contextmanager
+    def without_memory(self) -> Iterator[None]:
+        """Leave what clipping and skipping remember as it is, whatever they do meanwhile. No host sync."""
+        with self.clippers.without_memory(), nullcontext() if self.spikes is None else self.spikes.without_memory():
+            yield
+
     def past(self) -> Past:
         """What outlives these instruments. What the ranks hold parts of is not in it."""
         is_whole = not self.shards.is_spread
@@ -148,6 +172,7 @@ class Instruments:
             layers=self.names,
             clips=self.clippers.state_dict(),
             updates=self.updates.state_dict() if self.updates is not None and is_whole else None,
+            spikes=None if self.spikes is None else self.spikes.state_dict(),
             rows=self.window.rows().cpu().clone() if is_whole else None,
         )
 
@@ -157,6 +182,8 @@ class Instruments:
             self.updates.load_state_dict(past.updates)
         if past.clips is not None:
             self.clippers.load_state_dict(past.clips)
+        if past.spikes is not None and self.spikes is not None:
+            self.spikes.load_state_dict(past.spikes)
         return self.window.restore(past.rows)
 
 

@@ -34,6 +34,7 @@ _REDUCTIONS: dict[str, Kind] = {
     "histogram": "sum",
     "clips": "mean",
     "clipped": "mean",
+    "spikes": "mean",
     "after_backward": "mean",
 }
 """What is carried from the device to the host, and how ranks that hold parts of it add it up."""

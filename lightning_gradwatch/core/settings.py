@@ -11,6 +11,7 @@ from lightning_gradwatch.core.quantities.quantity import LayerQuantity
 from lightning_gradwatch.core.schedule import Schedule
 
 OnNonfinite: TypeAlias = Literal["keep", "skip", "raise"]
+OnSpike: TypeAlias = Literal["keep", "skip"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Settings:
         on_nonfinite: What to do with a step whose gradient is not finite, where no loss scaler skips it anyway:
             ``"keep"`` it, ``"skip"`` it (weights and the optimizer's state stay as they are) or ``"raise"``, which is
             left to the caller: the alert is in the report of that step.
+        on_spike: What to do with a step whose norm or loss stands out of the last 128: ``"keep"`` or ``"skip"`` it.
         quantities: What to measure of every layer besides, on thorough samples.
         rules: Rules of the user, which raise alerts of kinds of their own.
     """
@@ -39,5 +41,6 @@ class Settings:
     vanishing_threshold: float = 0.5
     policies: tuple[ClipPolicy, ...] = ()
     on_nonfinite: Literal["keep", "skip", "raise"] = "keep"
+    on_spike: Literal["keep", "skip"] = "keep"
     quantities: tuple[LayerQuantity, ...] = ()
     rules: tuple[Rule, ...] = ()

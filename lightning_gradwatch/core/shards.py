@@ -75,6 +75,7 @@ class Shards:
         parameters: The watched parameters.
 
     Attributes:
+        num_ranks: Number of ranks, of which each may have batches of its own.
         is_spread: Whether any of them is a ``DTensor``. Otherwise every method here does nothing.
         shares: For each parameter what one rank contributes to a sum over all ranks: the number of its shards over the
             number of ranks; 1 where nothing is spread.
@@ -83,10 +84,10 @@ class Shards:
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        num_ranks = torch.distributed.get_world_size() if distributed else 1
+        self.num_ranks = torch.distributed.get_world_size() if distributed else 1
         self.is_spread = any(is_spread(p) for p in parameters)
-        self.agrees = self.is_spread or num_ranks == 1
-        self.shares = [num_shards(p) / num_ranks if self.is_spread else 1.0 for p in parameters]
+        self.agrees = self.is_spread or self.num_ranks == 1
+        self.shares = [num_shards(p) / self.num_ranks if self.is_spread else 1.0 for p in parameters]
         if self.is_spread:
             self._shares = torch.tensor(self.shares, dtype=torch.float64, device=parameters[0].device)
 

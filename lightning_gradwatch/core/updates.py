@@ -172,6 +172,11 @@ class UpdateMeter:
         self.is_waiting = True
         return self.sums
 
+    def note_skip(self, is_skipped: Tensor) -> None:
+        """Say whether the step that is about to be taken will be skipped, shape ``()``, bool."""
+        if self.is_waiting:
+            self._is_taken = self._is_taken & ~is_skipped
+
     def _pushes(self) -> list[Tensor]:
         """Gradients where they lie element by element beside the weights, and otherwise nothing."""
         gradients = [(p, p.grad) for p in self._parameters]

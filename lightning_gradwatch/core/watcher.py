@@ -14,7 +14,7 @@ from lightning_gradwatch.core.assemble import Label
 from lightning_gradwatch.core.digest import Digest
 from lightning_gradwatch.core.fitting import Fitting, Names
 from lightning_gradwatch.core.instruments import Instruments
-from lightning_gradwatch.core.intervene import intervene, leave
+from lightning_gradwatch.core.intervene import intervene
 from lightning_gradwatch.core.judge import Judge
 from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.own import OwnMeter
@@ -27,6 +27,7 @@ from lightning_gradwatch.core.reports import NOTHING, Report, join
 from lightning_gradwatch.core.sampling import Sampling
 from lightning_gradwatch.core.saved import Saved, State
 from lightning_gradwatch.core.settings import Settings
+from lightning_gradwatch.core.skipping import Skipper
 from lightning_gradwatch.core.transfer import Transfer
 
 __all__ = ["Report", "Settings", "Watcher"]
@@ -67,6 +68,7 @@ class Watcher:
         self.name = name
         self._optimizer = optimizer
         self._settings = settings or Settings()
+        self._skipper = Skipper(optimizer)
         self._owns_probe = probe is None
         self._probe = make_probe(model) if probe is None else probe
         self._optional = OptionalFigures() if tell is None else OptionalFigures(tell)
@@ -245,7 +247,7 @@ class Watcher:
             return False
         if not instruments.window.push(None, loss_scale, gradients_scaled):
             return False
-        with instruments.clippers.without_memory():
+        with instruments.without_memory():
             is_fatal = self._intervene(instruments, loss_scale if gradients_scaled else None)
         instruments.window.drop_last()
         return is_fatal
@@ -254,8 +256,8 @@ class Watcher:
         """Call at the end: leaves nothing on the optimizer, and nothing on the model."""
         if self._owns_probe:
             self._probe.close()
-        if self._settings.on_nonfinite == "skip":
-            leave(self._optimizer)
+        if "skip" in (self._settings.on_nonfinite, self._settings.on_spike):
+            self._skipper.leave()
 
     @alone
     def flush(self, publish: bool = True, together: bool = True) -> Report:
@@ -363,7 +365,7 @@ class Watcher:
     def _intervene(self, instruments: Instruments, scale: Tensor | None) -> bool:
         """Clip or skip the step that was pushed last; whether it must be reported at once."""
         is_scaled = self._pending.is_scaled
-        return intervene(instruments, self._optimizer, self._settings.on_nonfinite, scale, is_scaled)
+        return intervene(instruments, self._skipper, self._settings.on_nonfinite, scale, is_scaled)
 
     def _drop_rows(self, instruments: Instruments) -> None:
         instruments.window.clear()
@@ -375,14 +377,11 @@ class Watcher:
             self._digest.publisher.num_publications += 1
         window, architecture = instruments.window, self.surveyor.architecture
         label = self._pending.label(instruments, architecture, _lr(self._optimizer), publish)
-        tensors = {"norms": window.norms, "facts": window.facts, **due}
+        done = instruments.interventions(in_full=publish or "outputs" in due)
+        tensors = {"norms": window.norms, "facts": window.facts, **done, **due}
         reductions = self._reader.reductions
         if instruments.intervenes:  # the norms are those of the whole already
             reductions = {**reductions, "norms": "mean"}
-        if len(instruments.clippers):
-            tensors["clips"] = window.extra
-            if publish or "outputs" in due:
-                tensors["clipped"] = instruments.clippers.clipped
         arrived = self._transfer.send(label, instruments.shards.reduce(tensors, reductions, self._optional.absent))
         self._drop_rows(instruments)
         if publish:

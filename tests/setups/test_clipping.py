@@ -338,6 +338,8 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"auto_clip": True}, {"gradient_clip_val": 1.0}, r"`auto_clip` must be None where .*`gradient_clip_val`.*cure"),
     ({"auto_clip": True, "sample_at": "backward"}, {}, r"`sample_at` must be \"step\" to clip.*cure"),
     ({"on_nonfinite": "ignore"}, {}, r"`on_nonfinite` must be .* but 'ignore' came.*cure"),
+    ({"on_spike": "raise"}, {}, r"`on_spike` must be .* but 'raise' came.*cure"),
+    ({"on_spike": "skip", "sample_at": "backward"}, {}, r"`sample_at` must be \"step\" to clip.*cure"),
 ]
 
 
