@@ -81,8 +81,13 @@ def clamp_(gradient: Tensor, limit: Tensor) -> None:
         limit: Largest absolute value, float32, shape ``()``. Where it is ``inf``, nothing is changed.
     """
     values = reals_of(gradient)
+    if values.is_cpu and limit.is_cpu:
+        # nothing is waited for where all is on the host, and a number is ten times as fast there as a tensor
+        most: float = limit.tolist()
+        values.clamp_(-most, most)
+        return
     here = limit.to(values.device, non_blocking=need_not_wait(values.device))
-    values.clamp_max_(here).clamp_min_(-here)  # on a CPU ten times as fast as both at once
+    values.clamp_(min=-here, max=here)
 
 
 def _is_replicated(parameter: Tensor) -> bool:
