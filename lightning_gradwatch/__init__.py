@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from lightning_gradwatch.callback import GradWatch as GradWatch
     from lightning_gradwatch.core.clip import AGC as AGC
     from lightning_gradwatch.core.clip import AdaGC as AdaGC
+    from lightning_gradwatch.core.clip import Band as Band
     from lightning_gradwatch.core.clip import MaxNorm as MaxNorm
     from lightning_gradwatch.core.clip import MaxValue as MaxValue
     from lightning_gradwatch.core.clip import Percentile as Percentile
@@ -33,7 +34,9 @@ _HOMES = {
     "Prescription": "lightning_gradwatch.trials.records",
     "prescribe": "lightning_gradwatch.trials.prescribe",
     "watch": "lightning_gradwatch.loop",
-    **dict.fromkeys(("AGC", "AdaGC", "MaxNorm", "MaxValue", "Percentile", "ZScore"), "lightning_gradwatch.core.clip"),
+    **dict.fromkeys(
+        ("AGC", "AdaGC", "Band", "MaxNorm", "MaxValue", "Percentile", "ZScore"), "lightning_gradwatch.core.clip"
+    ),
 }
 
 if not TYPE_CHECKING:  # type checkers understand a written list only, and have the imports above

@@ -57,9 +57,10 @@ class GradWatch(Callback):
             histogram of log10|g| each, at even distances from the input to the loss; 0 for none, None for all. The tab
             shows every layer whatever it is.
         auto_clip: Clips the gradients after they have been measured, at every optimizer step: True for the default
-            policy, ``"percentile"``, ``"zscore"``, ``"agc"``, ``"adagc"``, ``"norm"`` or ``"value"``, a number for a
-            fixed maximum of the total norm, a policy such as ``Percentile(5)``, or several of them, each for the layers
-            that it includes (a gradient is clipped by the first that wants it). None for no clipping.
+            policy, which leaves a healthy training alone, ``"band"`` (the same), ``"percentile"``, ``"zscore"``,
+            ``"agc"``, ``"adagc"``, ``"norm"`` or ``"value"``, a number for a fixed maximum of the total norm, a policy
+            such as ``Percentile(5)``, or several of them, each for the layers that it includes (a gradient is clipped
+            by the first that wants it). None for no clipping.
         compose_clipping: Whether ``auto_clip`` may work before the Trainer's own ``gradient_clip_val``.
         on_nonfinite: What to do with a step whose gradient is NaN or infinite, where no loss scaler skips it anyway:
             ``"keep"``, ``"skip"`` (weights and optimizer state stay as they are; but for fused optimizers the host then

@@ -24,7 +24,7 @@ from lightning_gradwatch.core.settings import OnNonfinite, OnSpike, Settings
 from lightning_gradwatch.outputs.notify import Address, Addresses
 from lightning_gradwatch.trials.prescriber import require_seconds
 
-ClipName = Literal["percentile", "zscore", "agc", "adagc", "norm", "value"]
+ClipName = Literal["band", "percentile", "zscore", "agc", "adagc", "norm", "value"]
 AutoClip: TypeAlias = bool | float | ClipName | ClipPolicy | Sequence[float | ClipName | ClipPolicy] | None
 SampleAt = Literal["step", "backward"]
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from lightning_gradwatch.alert_log import AlertLog
 from lightning_gradwatch.config import Config
 from lightning_gradwatch.core import metrics
+from lightning_gradwatch.core.clip import Band
 from lightning_gradwatch.core.cost import Cost
 from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.core.reports import Report
@@ -25,6 +26,12 @@ _CHANGED = (
     "{after:.3g} at step {step}), so the model's own code, or another callback, clips or edits it. All norms are those "
     "after that. To see them before: in manual optimization, clip with `self.clip_gradients(...)`; otherwise let the "
     "Trainer, or `auto_clip`, do it."
+)
+_TOO_OFTEN = 0.2
+"""Share of steps from which on the default says that something is wrong; of a healthy training it is below 0.05."""
+_TOO_FAST = (
+    "In a healthy training it is less than one in twenty, so the learning rate is probably too high, or some batches "
+    'are bad: lower it, lengthen the warm-up, look at the batches. If all must stay, try auto_clip="percentile".'
 )
 
 
@@ -58,6 +65,7 @@ class Reporter:
         self._responses = responses
         self._cost = cost
         self._summary = RunSummary()
+        self._clips_rarely = all(isinstance(policy, Band) for policy in config.settings.policies)
         # the score is shown once it is half of what alerts
         self._shown_from = config.settings.vanishing_threshold / 2 if config.progress_bar else None
 
@@ -115,7 +123,18 @@ class Reporter:
         for publication in report.publications:
             priced = replace(publication, overhead_percent=self._cost.percent)
             self._summary.add(priced)
+            self._tell_of_clipping()
             self._sinks.publish(loggers, priced, num_alerts)
+
+    def _tell_of_clipping(self) -> None:
+        """Say once what clipping does; the default, which leaves a healthy training alone, is heard if it does not."""
+        line = self._summary.first_clipping()
+        if line is None:
+            return
+        if self._clips_rarely and self._summary.clipped_share > _TOO_OFTEN:
+            self._host.warn(f"{line} {_TOO_FAST}")
+        else:
+            self._host.inform(line)
 
 
 def _opened(changes: Changes) -> list[Alert]:

@@ -11,6 +11,8 @@ from pathlib import Path
 from lightning_gradwatch.core.records import Alert, Publication
 from lightning_gradwatch.outputs import alerts_file, flight
 
+_ENOUGH_STEPS = 1000
+"""Steps after which it is said what clipping does."""
 _MAX_NAMED = 5
 _MAX_RECORDS = 3
 """Flight records that are named: that of the end, and those of the latest alerts."""
@@ -24,6 +26,7 @@ class RunSummary:
     num_steps: int = 0
     num_clipped: int = 0
     cost_percent: float | None = None
+    has_told: bool = False
 
     def add(self, publication: Publication) -> None:
         """Count what was published."""
@@ -32,6 +35,18 @@ class RunSummary:
         self.num_clipped += sum(clip.num_clipped for clip in publication.clips)
         if publication.overhead_percent is not None:
             self.cost_percent = publication.overhead_percent
+
+    @property
+    def clipped_share(self) -> float:
+        """Share of the steps that were clipped, in [0, 1]."""
+        return self.num_clipped / max(self.num_steps, 1)
+
+    def first_clipping(self) -> str | None:
+        """What clipping has done, once a thousand steps are counted; None before, and when that has been said."""
+        if self.has_told or self.num_steps < _ENOUGH_STEPS:
+            return None
+        self.has_told = True
+        return f"GradWatch: auto_clip held {self.num_clipped:,} of the first {self.num_steps:,} steps."
 
 
 def summarise(
@@ -50,9 +65,7 @@ def summarise(
     lines = [f"GradWatch watched {f'{num_layers} layers' if num_layers else 'the gradients'} for {num_steps:,} steps."]
     lines.append(_of_alerts([alert for alert in alerts if alert.level == "alert"], num_alerts))
     if counted.num_steps:
-        lines.append(
-            f"Clipped the gradient in {counted.num_clipped / counted.num_steps:.1%} of {counted.num_steps:,} steps."
-        )
+        lines.append(f"Clipped the gradient in {counted.clipped_share:.1%} of {counted.num_steps:,} steps.")
     if counted.cost_percent is not None:
         lines.append(f"Watching added {counted.cost_percent:.1f}% to the time of the last steps.")
     if log_dir is not None and (names := _names_of_files(Path(log_dir))):

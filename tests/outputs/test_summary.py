@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import math
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,36 @@ def test_alerts_are_counted_by_kind_and_the_cost_is_told_where_it_is_known() -> 
         "  Alerts: 4; still open: vanishing since step 9; over: nonfinite (2 times), dead (steps 31 to 40).",
         "  Watching added 0.8% to the time of the last steps.",
     ]
+
+
+def clipping_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if "auto_clip held" in r.getMessage()]
+
+
+def test_after_a_thousand_steps_it_is_said_once_what_clipping_does(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        fit(GradWatch(auto_clip=1e-3, max_overhead=0.01), max_steps=1150, log_every_n_steps=50)
+    assert clipping_lines(caplog) == ["GradWatch: auto_clip held 1,000 of the first 1,000 steps."]
+
+
+class Spiky(Classifier):  # type: ignore[misc, valid-type]
+    """The weights of the batches scatter, and every thirteenth weighs a hundred times as much."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        weight = math.exp(0.3 * random.Random(self.global_step).gauss(0, 1))
+        return weight * (100.0 if self.global_step % 13 == 12 else 1.0) * super().training_step(batch, batch_idx)
+
+
+def test_a_run_that_the_default_clips_often_is_called_too_fast(caplog: pytest.LogCaptureFixture) -> None:
+    watch = GradWatch(auto_clip=True, max_overhead=0.01, on_alert={"exploding": lambda *_: None})
+    with caplog.at_level("INFO"), pytest.warns(GradWatchWarning) as heard:
+        fit(watch, Spiky(small_net(), lr=1e-9), max_steps=1100, log_every_n_steps=50)
+    lines = [str(w.message) for w in heard if "auto_clip held" in str(w.message)]
+    assert len(lines) == 1
+    assert re.fullmatch(
+        r"GradWatch: auto_clip held [23]\d\d of the first 1,000 steps\. .* probably too high, .*", lines[0]
+    )
+    assert clipping_lines(caplog) == []
 
 
 @pytest.mark.parametrize("namespace", ["lightning.pytorch", "pytorch_lightning"])

@@ -192,7 +192,7 @@ def test_numbers_are_those_before_clipping(tmp_path: Path) -> None:
     assert run("clipped", auto_clip=1e-3) == run("free")
 
 
-@pytest.mark.parametrize("policy", ["percentile", "zscore", "adagc", "agc"])
+@pytest.mark.parametrize("policy", ["band", "percentile", "zscore", "adagc", "agc"])
 def test_a_resumed_run_clips_bit_by_bit_as_the_uninterrupted_one(tmp_path: Path, policy: Any) -> None:
     batches = list(digits())
 

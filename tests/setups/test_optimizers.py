@@ -427,7 +427,7 @@ def test_an_optimizer_that_evaluates_twice_is_one_step_of_which_each_evaluation_
     )
 
 
-@pytest.mark.parametrize("policy", ["percentile", "zscore", "adagc"])
+@pytest.mark.parametrize("policy", ["band", "percentile", "zscore", "adagc"])
 def test_what_a_policy_remembers_counts_steps_and_not_evaluations(tmp_path: Path, policy: Any) -> None:
     watch = GradWatch(auto_clip=policy)
     fit(watch, Classifier(small_net(), optimizer=SAM), directory=tmp_path, max_steps=9)

@@ -1,6 +1,6 @@
 """Clipping: a policy turns the norms that were measured anyway into a threshold; the gradients are scaled in place.
 
-A new policy is a file like ``percentile.py``, with all that it is made of, and its place in :data:`POLICIES`.
+A new policy is a file like ``band.py``, with all that it is made of, and its place in :data:`POLICIES`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from numbers import Real
 from lightning_gradwatch.core._check import is_list, refuse
 from lightning_gradwatch.core.clip.adagc import AdaGC as AdaGC
 from lightning_gradwatch.core.clip.agc import AGC as AGC
+from lightning_gradwatch.core.clip.band import Band as Band
 from lightning_gradwatch.core.clip.clipper import Clipper as Clipper
 from lightning_gradwatch.core.clip.clipper import Clipping as Clipping
 from lightning_gradwatch.core.clip.norm import MaxNorm as MaxNorm
@@ -20,7 +21,7 @@ from lightning_gradwatch.core.clip.policy import SelectivePolicy
 from lightning_gradwatch.core.clip.value import MaxValue as MaxValue
 from lightning_gradwatch.core.clip.zscore import ZScore as ZScore
 
-POLICIES: tuple[type[SelectivePolicy], ...] = (Percentile, ZScore, AGC, AdaGC, MaxNorm, MaxValue)
+POLICIES: tuple[type[SelectivePolicy], ...] = (Band, Percentile, ZScore, AGC, AdaGC, MaxNorm, MaxValue)
 """Every policy, the default one first."""
 NAMES = tuple(policy.name for policy in POLICIES)
 """What a user may write for each, in the same order."""

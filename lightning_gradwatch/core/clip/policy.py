@@ -16,15 +16,21 @@ from lightning_gradwatch.core.shards import Shards
 
 
 def require_number(
-    argument: str, value: object, rule: str, cure: str, most: float = math.inf, below: float = math.inf
+    argument: str,
+    value: object,
+    rule: str,
+    cure: str,
+    most: float = math.inf,
+    below: float = math.inf,
+    above: float = 0.0,
 ) -> None:
-    """Refuse ``value`` unless it is a finite number above 0, of at most ``most`` and less than ``below``.
+    """Refuse ``value`` unless it is a finite number above ``above``, of at most ``most`` and less than ``below``.
 
     Raises:
         ValueError: If it is not; booleans are not numbers here.
     """
     number = float(value) if isinstance(value, (Real, float)) and not isinstance(value, bool) else math.nan
-    if not (0 < number <= most and number < below):
+    if not (above < number <= most and number < below):
         raise refuse(argument, f"a number, {rule}", value, cure)
 
 

@@ -19,6 +19,7 @@ from lightning_gradwatch.core.clip import (
     NAMES,
     POLICIES,
     AdaGC,
+    Band,
     ClipPolicy,
     MaxNorm,
     MaxValue,
@@ -78,6 +79,7 @@ def test_a_refusal_names_every_choice() -> None:
 @pytest.mark.parametrize(
     ("choice", "policy"),
     [
+        ("band", Band()),
         ("percentile", Percentile()),
         ("zscore", ZScore()),
         ("agc", AGC()),
@@ -94,12 +96,12 @@ def test_a_choice_names_its_policy(choice: Any, policy: ClipPolicy) -> None:
 
 
 def test_the_default_needs_no_number_with_the_unit_of_the_loss() -> None:
-    assert isinstance(make_policy(True), Percentile)
+    assert isinstance(make_policy(True), Band)
 
 
 @pytest.mark.parametrize(
     ("choice", "policies"),
-    [(None, ()), (False, ()), ([], ()), (True, (Percentile(),)), (["agc", 2.0], (AGC(), MaxNorm(2.0)))],
+    [(None, ()), (False, ()), ([], ()), (True, (Band(),)), (["agc", 2.0], (AGC(), MaxNorm(2.0)))],
 )
 def test_one_policy_or_several_or_none(choice: Any, policies: tuple[ClipPolicy, ...]) -> None:
     assert make_policies(choice) == policies

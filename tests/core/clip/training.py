@@ -13,6 +13,7 @@ from lightning_gradwatch.core.clip.transform import TotalNormTransform
 from lightning_gradwatch.core.shards import Shards
 
 SOON: dict[str, dict[str, Any]] = {
+    "band": {"width": 0.5, "least_ratio": 1.1, "window": 8},
     "percentile": {"percentile": 25, "window": 8, "first_steps": 2},
     "zscore": {"z_threshold": 1.0, "warmup_steps": 3},
     "adagc": {"warmup_steps": 3},
