@@ -1,0 +1,113 @@
+"""The small networks that are trained."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NUM_CHARACTERS = 128
+
+
+class Recurrent(nn.Module):
+    """A character-level language model of LSTM layers."""
+
+    def __init__(self, depth: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(NUM_CHARACTERS, 32)
+        self.lstm = nn.LSTM(32, width, num_layers=depth, batch_first=True)
+        self.head = nn.Linear(width, NUM_CHARACTERS)
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Logits of each next character."""
+        logits: Tensor = self.head(self.lstm(self.embedding(text))[0])
+        return logits
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward network, each normalised before it or after it has been added."""
+
+    def __init__(self, width: int, norm_first: bool, num_heads: int = 4) -> None:
+        super().__init__()
+        self.num_heads, self.norm_first = num_heads, norm_first
+        self.project = nn.Linear(width, 3 * width)
+        self.merge = nn.Linear(width, width)
+        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.first_norm, self.second_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Causal attention."""
+        queries, keys, values = self.project(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        heads = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        merged: Tensor = self.merge(heads.transpose(1, 2).flatten(2))
+        return merged
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One refinement of the sequence."""
+        if self.norm_first:
+            x = x + self.attend(self.first_norm(x))
+            return x + self.feed(self.second_norm(x))
+        x = self.first_norm(x + self.attend(x))
+        output: Tensor = self.second_norm(x + self.feed(x))
+        return output
+
+
+class Transformer(nn.Module):
+    """A character-level language model of two blocks."""
+
+    def __init__(self, length: int, norm_first: bool, width: int = 48) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(NUM_CHARACTERS, width)
+        self.places = nn.Parameter(0.02 * torch.randn(length, width))
+        self.blocks = nn.Sequential(*(Block(width, norm_first) for _ in range(2)))
+        self.head = nn.Linear(width, NUM_CHARACTERS)
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Logits of each next character."""
+        logits: Tensor = self.head(self.blocks(self.embedding(text) + self.places))
+        return logits
+
+
+class Residual(nn.Module):
+    """A deep residual network of linear layers, without normalisation."""
+
+    def __init__(self, depth: int = 16, width: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        for layer in self.layers:
+            nn.init.kaiming_normal_(layer.weight)
+            with torch.no_grad():
+                layer.weight.mul_(depth**-0.5)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of each class."""
+        for layer in self.layers:
+            x = x + layer(x.relu())
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def convolutional() -> nn.Sequential:
+    """A classifier of 8x8 images, without normalisation."""
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)),
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, 10),
+    )
+
+
+def mlp(*widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Linear layers of these widths."""
+    net = nn.Sequential()
+    for fan_in, fan_out in pairwise(widths):
+        net.append(nn.Linear(fan_in, fan_out)).append(activation())
+    return net[:-1]
