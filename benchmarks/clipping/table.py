@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from benchmarks.clipping.methods import NONE, SWEEP
 from benchmarks.clipping.race import FIRST, Key, Run, jobs, methods
@@ -56,27 +56,27 @@ class Table:
         return min(able, key=lambda method: statistics.fmean(self._finals(task, "edge", method)), default=None)
 
     def harm(self, method: str) -> list[float]:
-        """Per seed, the mean over the healthy tasks of the progress that is lost, in percent of the unclipped run's."""
+        """For each healthy task the progress that is lost, in percent of the unclipped runs'."""
 
-        def lost(task: Task) -> list[float]:
-            free = self._of(task, "healthy", NONE)
-            own = self._finals(task, "healthy", method)
+        def lost(task: Task) -> float:
+            free, own = self._of(task, "healthy", NONE), self._of(task, "healthy", method)
             progress = statistics.fmean(run.first - run.final for run in free)
-            return [100 * (mine - run.final) / progress for mine, run in zip(own, free, strict=True)]
+            pairs = zip(own, free, strict=True)
+            return 100 * statistics.fmean(mine.final - run.final for mine, run in pairs) / progress
 
-        return _by_seed(self._tasks_with("healthy"), lost)
+        return list(map(lost, self._tasks_with("healthy")))
 
-    def rescue(self, method: str, is_rare: bool) -> list[float]:
-        """Per seed, the mean over the tasks at the edge of what is regained, in percent of the best fixed norm's."""
+    def rescue(self, method: str) -> list[float]:
+        """For each task at the edge what is gained over no clipping, in percent of the best fixed norm's; 0 to 100."""
 
-        def regained(task: Task) -> list[float]:
-            best = self.best_fixed(task, is_rare) or ""
-            free, own = self._finals(task, "edge", NONE), self._finals(task, "edge", method)
-            gain = statistics.fmean(free) - statistics.fmean(self._finals(task, "edge", best))
-            return [100 * (without - mine) / gain for mine, without in zip(own, free, strict=True)]
+        def gained(task: Task) -> float:
+            free, best, own = (
+                statistics.fmean(self._finals(task, "edge", name))
+                for name in (NONE, self.best_fixed(task, is_rare=False) or NONE, method)
+            )
+            return min(max(100 * (free - own) / (free - best), 0.0), 100.0)
 
-        tasks = [task for task in self._tasks_with("edge") if self.best_fixed(task, is_rare) is not None]
-        return _by_seed(tasks, regained)
+        return list(map(gained, self._tasks_with("edge")))
 
     def clipped(self, method: str, case: str) -> float:
         """Share of the steps after the first hundred, the mean over tasks, in percent."""
@@ -93,12 +93,12 @@ class Table:
         names = [name for name in methods("edge") if name in methods("healthy") and self._is_complete(name, "edge")]
         names = [name for name in names if self._is_complete(name, "healthy")]
         lines = [
-            "| method | harm: progress lost, healthy | steps clipped (most in one task) | "
-            "rescue: of the best fixed norm's gain, at the edge | steps clipped |",
+            "| method | harm: progress lost where all was well | steps clipped (most in one task) | "
+            "rescue: of the best fixed norm's gain at the edge | steps clipped |",
             "|---|---|---|---|---|",
         ]
         for name in names:
-            harm, rescue = interval(self.harm(name)), interval(self.rescue(name, is_rare=False))
+            harm, rescue = interval(self.harm(name)), interval(self.rescue(name))
             shares = f"{self.clipped(name, 'healthy'):.0f} % ({self.most_clipped(name):.0f} %)"
             lines.append(f"| {name} | {harm} % | {shares} | {rescue} % | {self.clipped(name, 'edge'):.0f} % |")
         return "\n".join(lines)
@@ -125,11 +125,6 @@ class Table:
         lost = sum(run.is_lost for run in own)
         text = interval([run.final for run in own], "3")
         return f"{text}, {lost} of {len(own)} lost" if lost else text
-
-
-def _by_seed(tasks: Sequence[Task], values: Callable[[Task], list[float]]) -> list[float]:
-    """Mean over the tasks, seed by seed."""
-    return [statistics.fmean(of_seed) for of_seed in zip(*map(values, tasks), strict=True)]
 
 
 def interval(values: Sequence[float], places: str = "1") -> str:
