@@ -151,6 +151,15 @@ class RemotePath:
         with self._elsewhere() as (filesystem, path):
             return bytes(filesystem.cat_file(path))
 
+    def read_piece(self, start: int, num_bytes: int) -> bytes:
+        """A part of the file; shorter if the file ends before. All that follows if the number is -1.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        with self._elsewhere() as (filesystem, path):
+            return bytes(filesystem.cat_file(path, start=start, end=None if num_bytes < 0 else start + num_bytes))
+
     def write_bytes(self, content: bytes) -> None:
         """Write the whole file: readers see what was there before, or all of it."""
         with self._elsewhere() as (filesystem, path):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Hashable
-from pathlib import Path
 from typing import NamedTuple
 
 from lightning_gradwatch.outputs import alerts_file
+from lightning_gradwatch.paths import Place
 from lightning_gradwatch.reading.damage import Damage, damaged_lines, unreadable
 from lightning_gradwatch.reading.listing import read_piece, state_of
 
@@ -34,17 +34,17 @@ class AlertLines:
     """The files of several runs, each read only if it has changed."""
 
     def __init__(self) -> None:
-        self._known: dict[Path, tuple[Hashable, Lines]] = {}
+        self._known: dict[str, tuple[Hashable, Lines]] = {}
 
-    def of(self, directory: Path) -> Lines:
+    def of(self, directory: Place) -> Lines:
         """What the file in a directory tells."""
-        path = os.fspath(directory / alerts_file.NAME)
+        path = str(directory / alerts_file.NAME)
         try:
             state = state_of(path)
-            before, known = self._known.get(directory, (None, NO_LINES))
+            before, known = self._known.get(path, (None, NO_LINES))
             if before != state:
                 known = Lines(alerts_file.read(directory), state.written, _damage(read_piece(path, 0, -1)))
-                self._known[directory] = state, known
+                self._known[path] = state, known
         except FileNotFoundError as failure:  # just gone, or a link that leads nowhere
             return Lines([], 0.0, unreadable(alerts_file.NAME, failure) if os.path.islink(path) else None)
         except (OSError, RecursionError) as failure:

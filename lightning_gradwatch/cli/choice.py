@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from lightning_gradwatch.cli.errors import CommandError
 from lightning_gradwatch.cli.logs import Run
 from lightning_gradwatch.cli.words import safe
 from lightning_gradwatch.core.quantities import BY_NAME
+from lightning_gradwatch.paths import Place
 
 OK, SICK, UNKNOWN = 0, 1, 2
 _MAX_NAMED = 10
 
 
-def require_directory(directory: Path) -> None:
+def require_directory(directory: Place) -> None:
     """Refuse what is no directory.
 
     Raises:
@@ -29,7 +29,7 @@ def require_directory(directory: Path) -> None:
         )
 
 
-def require_run(name: str | None, directory: Path) -> None:
+def require_run(name: str | None, directory: Place) -> None:
     """Refuse the name of a run that is not there.
 
     Raises:
@@ -48,7 +48,7 @@ def normal(name: str | None) -> str | None:
     return None if name is None else os.path.normpath(name)
 
 
-def watched(runs: Sequence[Run], directory: Path) -> list[Run]:
+def watched(runs: Sequence[Run], directory: Place) -> list[Run]:
     """The runs that GradWatch watches.
 
     Raises:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lightning_gradwatch.cli.choice import exit_status
 from lightning_gradwatch.cli.logs import Logs, OpenRun, Run
 from lightning_gradwatch.core.quantities import BY_NAME
+from lightning_gradwatch.paths import Place
 from lightning_gradwatch.reading import answers
 from lightning_gradwatch.reading.schema import SCHEMA_VERSION, plain
 
 
-def encode(logs: Logs, runs: Sequence[Run], directory: Path) -> dict[str, Any]:
+def encode(logs: Logs, runs: Sequence[Run], directory: Place) -> dict[str, Any]:
     """Runs as plain JSON; NaN and infinity are the words ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``.
 
     Args:

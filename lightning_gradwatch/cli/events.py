@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 
 from tensorboard import data_compat, dataclass_compat
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
@@ -17,6 +15,7 @@ from tensorboard.data.provider import RunTagFilter
 from tensorboard.plugins.scalar.metadata import PLUGIN_NAME as SCALARS
 
 from lightning_gradwatch.core.metrics import PLUGIN
+from lightning_gradwatch.paths import Place
 from lightning_gradwatch.reading.damage import Damage, unintelligible
 from lightning_gradwatch.reading.event_file import EventFile
 from lightning_gradwatch.reading.store import Store
@@ -32,7 +31,7 @@ class RunEvents:
         directory: Where its event files lie.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Place) -> None:
         self._failure: Exception | None = None
         self._directory = directory
         self._files: dict[str, EventFile] = {}
@@ -42,7 +41,7 @@ class RunEvents:
         """Learn which event files there are."""
         for name in names:
             if name not in self._files:
-                self._files[name] = EventFile(os.path.join(self._directory, name))
+                self._files[name] = EventFile(str(self._directory / name))
 
     def stop(self, failure: Exception) -> None:
         """Give no more events, because the last one could not be taken in."""
@@ -75,7 +74,7 @@ class EventReader:
         keeps_all: Whether to keep 5000 samples of each series of ours, as the tab does; else only the last one.
     """
 
-    def __init__(self, directory: Path, keeps_all: bool) -> None:
+    def __init__(self, directory: Place, keeps_all: bool) -> None:
         logging.getLogger("tensorboard").setLevel(logging.CRITICAL)  # a torn file is no news here
         self.keeps_all = keeps_all
         self._directory = directory

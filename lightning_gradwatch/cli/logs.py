@@ -7,13 +7,13 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from lightning_gradwatch.cli.alert_lines import NO_LINES, AlertLines, Lines
 from lightning_gradwatch.cli.events import EventReader
 from lightning_gradwatch.cli.incidents import merge, newest
 from lightning_gradwatch.core.metrics import ALERT_DOCUMENT
 from lightning_gradwatch.outputs import alerts_file
+from lightning_gradwatch.paths import Place
 from lightning_gradwatch.reading import answers
 from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.damage import Damage, unlistable
@@ -101,14 +101,14 @@ class Logs:
     Where there are many runs, only the latest sample of each is kept, and all samples of the one that was opened last.
 
     Args:
-        directory: The directory of one run or of several; it need not exist yet.
+        directory: The directory of one run or of several, or its URL; it need not exist yet.
         only: The one run to read; None for all.
 
     Attributes:
         directory: As given.
     """
 
-    def __init__(self, directory: Path, only: str | None = None) -> None:
+    def __init__(self, directory: Place, only: str | None = None) -> None:
         self.directory = directory
         self._only = only
         self._reader: EventReader | None = None
@@ -118,7 +118,7 @@ class Logs:
 
     def reload(self) -> list[Run]:
         """Read what has been written since, and say how every run is: the sickest first, then the latest."""
-        found = [folder for folder in folders(os.fspath(self.directory)) if self._is_meant(folder)]
+        found = [folder for folder in folders(str(self.directory)) if self._is_meant(folder)]
         self._event_files = {folder.name: folder.event_files for folder in found if folder.event_files}
         if self._reader is None:
             self._reader = EventReader(self.directory, keeps_all=len(self._event_files) <= _FEW)

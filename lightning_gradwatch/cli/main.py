@@ -9,10 +9,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 
 from lightning_gradwatch.cli.errors import CommandError
 from lightning_gradwatch.core.quantities import BY_NAME
+from lightning_gradwatch.paths import at
+from lightning_gradwatch.remote import RemoteError
 
 ERROR = 2
 _EXIT = "Exit status: 1 if an alert is open, 0 if none is, 2 if that cannot be told."
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = build_parser().parse_args(arguments)
         status: int = import_module(options.module).run(options)
         sys.stdout.flush()
-    except CommandError as error:
+    except (CommandError, RemoteError) as error:
         return _refuse(str(error))
     except ModuleNotFoundError as missing:
         if missing.name not in _EXTRA:
@@ -75,7 +76,7 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = commands.add_parser("report", help="say how a run is", description=text, epilog=_EXIT)
     _add_common(parser)
     parser.add_argument("--json", action="store_true", help="print JSON for programs instead")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page instead")
+    parser.add_argument("--html", type=at, metavar="FILE", help="write one self-contained page instead")
     parser.set_defaults(module="lightning_gradwatch.cli.reporting")
 
 
@@ -100,7 +101,8 @@ def _add_versions(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="where a run, or several, have been logged")
+    text = "where a run, or several, have been logged: a directory, or a URL such as s3://bucket/logs"
+    parser.add_argument("run_dir", type=at, metavar="RUN_DIR", help=text)
     parser.add_argument("--run", metavar="NAME", help="which one of several runs (default: the sickest)")
     names = ", ".join(BY_NAME)
     parser.add_argument(

@@ -7,7 +7,6 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from lightning_gradwatch.cli.choice import (
     exit_status,
@@ -20,6 +19,7 @@ from lightning_gradwatch.cli.choice import (
 from lightning_gradwatch.cli.document import encode
 from lightning_gradwatch.cli.errors import CommandError
 from lightning_gradwatch.cli.logs import Logs, Run
+from lightning_gradwatch.paths import Place
 
 
 def run(options: argparse.Namespace) -> int:
@@ -60,14 +60,14 @@ def _show(logs: Logs, runs: Sequence[Run], options: argparse.Namespace) -> None:
         console.print(f"\n{len(runs)} runs; --run NAME shows another one.")
 
 
-def _write_page(logs: Logs, runs: Sequence[Run], path: Path) -> None:
+def _write_page(logs: Logs, runs: Sequence[Run], path: Place) -> None:
     from lightning_gradwatch.cli.page import build
 
     try:
-        path.write_text(build(logs, runs), encoding="utf-8")
+        path.write_bytes(build(logs, runs).encode())
     except OSError as failure:
         raise CommandError(
-            f"`--html` must be a file that can be written, but {str(path)!r} came ({failure.strerror}). "
+            f"`--html` must be a file that can be written, but {str(path)!r} came ({failure.strerror or failure}). "
             "To cure it: give a path in a directory that exists and has room."
         ) from None
     sys.stderr.write(f"Wrote {path}.\n")

@@ -8,6 +8,9 @@ import stat
 from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 
+from lightning_gradwatch.paths import is_url
+from lightning_gradwatch.remote import RemotePath
+
 EVENT_FILE, _NO_EVENTS = "tfevents", ".profile-empty"
 """What TensorBoard takes for an event file has the first in its name, and does not end with the second."""
 
@@ -32,7 +35,14 @@ class Folder(NamedTuple):
 
 
 def folders(directory: str) -> Iterator[Folder]:
-    """All directories below one, that one included; nothing of what does not exist, or has just gone."""
+    """All directories below one, that one included; nothing of what does not exist, or has just gone.
+
+    Args:
+        directory: Its path, or its URL.
+    """
+    if is_url(directory):
+        yield from (Folder(name, files) for name, files in RemotePath(directory).walk())
+        return
     failures: list[OSError] = []
     for path, _, files in os.walk(directory, onerror=failures.append):
         yield Folder(os.path.relpath(path, directory), files)
@@ -70,7 +80,7 @@ def state_of(path: str) -> State:
     Raises:
         OSError: If there is no such file, or it is none: a pipe would be waited for, a device would never end.
     """
-    found = os.stat(path)
+    found = RemotePath(path).stat() if is_url(path) else os.stat(path)
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is no regular file", path)
     return State(found.st_size, found.st_mtime, (found.st_mtime_ns, found.st_ino))
@@ -82,6 +92,8 @@ def read_piece(path: str, start: int, num_bytes: int) -> bytes:
     Raises:
         OSError: If it cannot be read.
     """
+    if is_url(path):
+        return RemotePath(path).read_piece(start, num_bytes)
     with open(path, "rb") as file:
         file.seek(start)
         return file.read(num_bytes)
