@@ -188,8 +188,8 @@ class LightningHost:
         """Save a checkpoint; all ranks must call this together, and none is left waiting if it cannot be written."""
         try:
             self._trainer().save_checkpoint(path)
-        except OSError:
-            if self.num_ranks() > 1:
+        except Exception as failure:  # stores have errors of many kinds
+            if self.num_ranks() > 1 and not is_the_users(failure):
                 self._trainer().strategy.barrier("Trainer.save_checkpoint")  # where the others wait
             raise
 
@@ -225,7 +225,6 @@ class LightningHost:
             name=name,
             log_dir=_places.log_dir(trainer),
             spare_dir=_places.spare_dir(trainer),
-            is_remote=_places.is_url(_places.place_of_run(trainer) or ""),
             is_rehearsal=_places.is_dev_run(trainer),
             about=about,
         )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from lightning_gradwatch.asking import ask
+from lightning_gradwatch.paths import at, is_url
 
 if TYPE_CHECKING:
     from lightning_gradwatch._lightning import Trainer
@@ -15,30 +15,14 @@ if TYPE_CHECKING:
 _UNKNOWN = object()
 
 
-def log_dir(trainer: Trainer) -> str | None:
-    """Directory of the run in its leading logger, for files of our own.
-
-    None if there is none, or none that is a path, or if it is a URL: what we write goes to local files.
-    """
-    place = place_of_run(trainer)
-    return None if place is None or is_url(place) else place
-
-
-def is_url(place: str) -> bool:
-    """Whether it is the address of something that is no local directory, such as ``s3://bucket/logs``."""
-    return "://" in place
-
-
 def spare_dir(trainer: Trainer) -> str | None:
-    """A local directory for a run whose loggers do not say where they keep it; None without any logger."""
-    if not trainer.loggers or is_dev_run(trainer) or is_url(str(trainer.default_root_dir)):
+    """A directory, or a URL, for a run whose loggers do not say where they keep it; None without any logger."""
+    if not trainer.loggers or is_dev_run(trainer) or log_dir(trainer) is not None:
         return None
-    if place_of_run(trainer) is not None:
-        return None
-    return os.path.join(trainer.default_root_dir, "gradwatch", time.strftime("%Y-%m-%d_%H-%M-%S"))
+    return str(at(trainer.default_root_dir) / "gradwatch" / time.strftime("%Y-%m-%d_%H-%M-%S"))
 
 
-def place_of_run(trainer: Trainer) -> str | None:
+def log_dir(trainer: Trainer) -> str | None:
     """Where the leading logger keeps the run, be it a directory or a URL; None if it does not say.
 
     TensorBoard's leads, so that all of ours lies in one place; else the first one does.
@@ -73,14 +57,14 @@ def _path(part: object) -> str | None:
 
 def run_name(trainer: Trainer) -> str:
     """What the leading logger calls the run."""
-    place = place_of_run(trainer)
+    place = log_dir(trainer)
     return PurePath(place).name if place else "a run without a logger"
 
 
 def checkpoint_dir(trainer: Trainer) -> str:
     """Where Lightning itself puts checkpoints unless told otherwise."""
     place = _place(trainer.loggers[0]) if trainer.loggers and not is_dev_run(trainer) else None
-    return os.path.join(place or trainer.default_root_dir, "checkpoints")
+    return str(at(place or trainer.default_root_dir) / "checkpoints")
 
 
 def tag_prefix(logger: object) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from lightning_gradwatch.core._check import refuse
@@ -14,6 +12,7 @@ from lightning_gradwatch.core.records import Alert, AlertKind
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.errors import GradientAlertError
 from lightning_gradwatch.host import Host
+from lightning_gradwatch.paths import at
 
 ActionName = Literal["warn", "checkpoint", "stop", "raise"]
 Action: TypeAlias = ActionName | Callable[[Alert], None]
@@ -129,7 +128,7 @@ class Actions:
 
     def _plan_checkpoint(self, alert: Alert, decision: _Decision) -> None:
         if decision.num_checkpoints + len(self._unsaved) < MAX_CHECKPOINTS:
-            self._unsaved.append(os.path.join(decision.directory, f"gradwatch-{alert.kind}-step={alert.step}.ckpt"))
+            self._unsaved.append(str(at(decision.directory) / f"gradwatch-{alert.kind}-step={alert.step}.ckpt"))
 
     def _call(self, action: Callable[[Alert], None], alert: Alert) -> None:
         try:
@@ -148,10 +147,10 @@ class Actions:
 
 
 def _num_checkpoints(directory: str) -> int:
-    """Those that are there already, of this run or of those before; where it is a URL nobody knows."""
+    """Those that are there already, of this run or of those before."""
     try:
-        return len(list(Path(directory).glob("gradwatch-*.ckpt")))
-    except (OSError, ValueError) as failure:  # there can be no such directory
+        return len(list(at(directory).glob("gradwatch-*.ckpt")))
+    except (OSError, ValueError) as failure:  # there can be no such directory, or it is out of reach
         if is_the_users(failure):
             raise
         return 0

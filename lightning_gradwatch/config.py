@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
+from pathlib import PurePath
 from typing import Literal, TypeAlias
 
 from torch import nn
@@ -48,8 +50,8 @@ class Config:
         progress_bar: Whether the progress bar shows the score of ``vanishing`` while it matters.
         max_overhead: What watching may cost, as a fraction of the time of the steps; None for no budget.
         prescribe_seconds: What trials of remedies may take, in seconds; 0 for no trials.
-        record: Directory of an event file of our own; None for one where no logger can hold what tab and report show;
-            False for none, and for run-level numbers alone in the loggers.
+        record: Directory, or URL, of an event file of our own; None for one where no logger can hold what tab and
+            report show; False for none, and for run-level numbers alone in the loggers.
     """
 
     settings: Settings
@@ -214,14 +216,14 @@ def _require_record(record: object) -> str | Literal[False] | None:
     """Where the record lies.
 
     Raises:
-        ValueError: If it is no directory, or none that we can write to.
+        ValueError: If it is no directory.
     """
     if record is None or record is False:
         return record
-    rule = "a local directory, None or False"
-    if not isinstance(record, (str, PathLike)) or not record:
+    rule = "a directory, its URL, None or False"
+    place = fspath(record) if isinstance(record, (str, PathLike)) else None
+    if not isinstance(place, str) or not place:
         raise refuse("record", rule, record, "leave it out for a record wherever no logger holds one")
-    place = fspath(record)
-    if not isinstance(place, str) or "://" in place:
-        raise refuse("record", rule, record, "name a local directory, and copy it when the run has ended")
+    if isinstance(record, PurePath) and re.match(r"[\w+.-]{2,}:/", place):
+        raise refuse("record", rule, record, "give a URL as text: a path has lost one of its slashes")
     return place

@@ -19,9 +19,8 @@ class RunInfo:
 
     Attributes:
         name: What the run is called.
-        log_dir: Its local directory, for files of our own; None for no files.
-        spare_dir: A local directory for a run whose loggers have none; None where nothing is to be written.
-        is_remote: Whether it is kept at a URL, where none of our files can lie.
+        log_dir: Its directory, or the URL of one, for files of our own; None for no files.
+        spare_dir: The same for a run whose loggers have none; None where nothing is to be written.
         is_rehearsal: Whether it is to leave nothing behind, and to tell nobody.
         about: What is needed besides to find a batch of the run again, for the flight record.
     """
@@ -29,7 +28,6 @@ class RunInfo:
     name: str = ""
     log_dir: str | None = None
     spare_dir: str | None = None
-    is_remote: bool = False
     is_rehearsal: bool = False
     about: Mapping[str, object] = field(default_factory=dict)
 

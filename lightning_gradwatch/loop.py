@@ -173,8 +173,8 @@ def watch(
     Args:
         model: The model, whose module paths name the layers.
         optimizer: The optimizer, or all of them if they step together.
-        log_dir: Directory of the run: event files for TensorBoard, ``alerts.jsonl``, the flight record. None for no
-            files.
+        log_dir: Directory of the run, or the URL of one: event files for TensorBoard, ``alerts.jsonl``, the flight
+            record. None for no files.
         log_every_n_steps: Steps between two publications to TensorBoard.
         scaler: The loss scaler of the loop; None for none.
         config: Further arguments, made by ``lightning_gradwatch.config.configure``, which takes those of

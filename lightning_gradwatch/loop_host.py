@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from lightning_gradwatch import scaling
 from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.errors import GradWatchWarning
 from lightning_gradwatch.host import RunInfo
+from lightning_gradwatch.paths import at, writing
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class LoopHost:
     Args:
         model: The model.
         optimizers: Those that step.
-        log_dir: Where our files go; None for no files.
+        log_dir: Where our files go, a directory or a URL; None for no files.
         log_every_n_steps: Steps between two publications.
         scaler: The loss scaler; None for none.
 
@@ -162,9 +162,9 @@ class LoopHost:
             OSError: If it cannot be written.
         """
         if self.is_global_zero():
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
             states = [optimizer.state_dict() for optimizer in self._optimizers]
-            torch.save({"model": self._model.state_dict(), "optimizers": states, "step": self.num_steps}, path)
+            with writing(at(path)) as file:
+                torch.save({"model": self._model.state_dict(), "optimizers": states, "step": self.num_steps}, file)
 
     def set_metrics(self, metrics: Mapping[str, float]) -> None:
         """Keep the scores for whoever decides by them."""
@@ -175,7 +175,7 @@ class LoopHost:
 
     def run_info(self) -> RunInfo:
         """The directory, and the versions."""
-        name = "a run without a logger" if self._log_dir is None else Path(self._log_dir).name
+        name = "a run without a logger" if self._log_dir is None else at(self._log_dir).name
         about = {
             "run": name,
             "num_ranks": self.num_ranks(),
@@ -190,7 +190,7 @@ class LoopHost:
 
     def checkpoint_dir(self) -> str:
         """Beside the logs."""
-        return os.path.join(self._log_dir or ".", "checkpoints")
+        return str(at(self._log_dir or ".") / "checkpoints")
 
     def loggers(self) -> list[object]:
         """None: the record beside our other files is enough."""

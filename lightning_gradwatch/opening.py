@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from lightning_gradwatch.asking import ask
 from lightning_gradwatch.config import Config
@@ -13,6 +13,7 @@ from lightning_gradwatch.host import Host, RunInfo
 from lightning_gradwatch.outputs.cards import Cards
 from lightning_gradwatch.outputs.flight import FlightRecorder
 from lightning_gradwatch.outputs.notify import Addresses, Notifier
+from lightning_gradwatch.outputs.pieces import keeps_events
 from lightning_gradwatch.outputs.record import Record
 from lightning_gradwatch.outputs.recorder import RunRecorder
 from lightning_gradwatch.outputs.sinks import Sinks
@@ -22,9 +23,9 @@ _LOST_ADDRESSES = (
     "GradWatch sends no messages to the addresses in `notify`: they hold secrets and so do not travel to other "
     "processes or through pickles. To cure it: put them into the environment variable GRADWATCH_NOTIFY."
 )
-_ELSEWHERE = (
-    "GradWatch keeps no flight record and no alerts file of this run: they need a local directory, and the logger's is "
-    "a URL."
+_LOSING = (
+    "GradWatch: the file system of {place} cannot append to a file, so that TensorBoard's own writer loses events "
+    "there, yours too. GradWatch keeps a record of its own beside them. To cure it: log to a local directory."
 )
 
 
@@ -40,17 +41,16 @@ def open_sinks(config: Config, host: Host, alerts: Iterable[Alert], saved: State
     if not host.is_global_zero():
         return Sinks(host)
     run = host.run_info()
-    record = _record(config, host, run)
+    losing = _losing(host)
+    record = _record(config, host, run, losing)
     # beside the logs; where these have no directory, beside the record
     log_dir = run.log_dir if run.log_dir is not None or record is None else record.directory
-    if run.is_remote and log_dir is None:
-        host.inform(_ELSEWHERE)
     flight = FlightRecorder(log_dir, config.flight_steps, run.about) if log_dir and config.flight_steps > 0 else None
     # a run that goes on may have told of some alerts already
     is_resumed = host.num_finished_steps() > 0
     notifier = _notifier(config, host, run.name, run.is_rehearsal)
     in_loggers = config.record is not False
-    holds_all = record is not None or (in_loggers and any(map(_holds_all, host.loggers())))
+    holds_all = record is not None or (in_loggers and any(map(_holds_all, _others(host, losing))))
     sinks = Sinks(
         host,
         log_dir,
@@ -62,19 +62,36 @@ def open_sinks(config: Config, host: Host, alerts: Iterable[Alert], saved: State
         record=record,
         recorder=RunRecorder(saved) if holds_all else None,
         in_loggers=in_loggers,
+        losing=losing,
     )
     if is_resumed:
         sinks.repeat(alerts)
     return sinks
 
 
-def _record(config: Config, host: Host, run: RunInfo) -> Record | None:
+def _losing(host: Host) -> list[object]:
+    """Loggers whose event file lies where nothing can be appended to it, which the user is told of."""
+    found = []
+    for logger in host.loggers():
+        experiment = ask(logger, "experiment")
+        if is_writable(experiment) and not keeps_events(experiment):
+            host.warn(_LOSING.format(place=experiment.log_dir))
+            found.append(logger)
+    return found
+
+
+def _others(host: Host, losing: Collection[object]) -> list[object]:
+    """The loggers that keep what is written to them."""
+    return [logger for logger in host.loggers() if not any(logger is other for other in losing)]
+
+
+def _record(config: Config, host: Host, run: RunInfo, losing: Collection[object]) -> Record | None:
     """An event file of our own: where the user wants one, or else where no logger can hold what it would."""
     if config.record is False or run.is_rehearsal:
         return None
     if config.record is not None:
         return Record(config.record)
-    if any(map(_holds_all, host.loggers())):
+    if any(map(_holds_all, _others(host, losing))):
         return None
     directory = run.log_dir or run.spare_dir
     return None if directory is None else Record(directory)

@@ -8,7 +8,9 @@ JSON does not know are the strings ``"nan"``, ``"inf"`` and ``"-inf"``, which ``
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
+import io
 import json
 import math
 import os
@@ -16,10 +18,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import IO, TYPE_CHECKING, Any, TypedDict
 
 from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.records import MISSING, Alert, Layer, Observation
+from lightning_gradwatch.outputs.worker import Worker
+from lightning_gradwatch.paths import Place, at
+from lightning_gradwatch.remote import RemotePath
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,10 +32,13 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 MAX_FILES = 10
 """Files kept in a run's directory: the first ones, which saw the trouble begin, and the newest."""
+MAX_WAITING = 4
+"""Files that may wait for a slow network."""
 MAX_EPOCHS = 16
 """Epochs of which the random state at the start is remembered, the newest ones."""
 MAX_ALERTS = 50
 """Alerts that a file tells of, the newest ones."""
+PATTERN = "flight-*.jsonl.gz"
 _UNFINISHED = ".flight.unfinished"
 _DIGITS = 6
 
@@ -93,13 +101,14 @@ class FlightRecorder:
     """Remembers the last steps of every optimizer, from numbers that come to the host anyway.
 
     Args:
-        directory: Where the files go.
+        directory: Where the files go, also a URL: to there they go from a thread, which nobody waits for.
         num_steps: Number of steps that are remembered.
         about: What is written into every file's first line: the run, its seed, how batches are drawn.
     """
 
     def __init__(self, directory: str | Path, num_steps: int, about: Mapping[str, object]) -> None:
-        self._directory = Path(directory)
+        self._directory = at(directory)
+        self._worker = Worker(MAX_WAITING)
         self._num_steps = num_steps
         self._about = dict(about)
         self._tracks: dict[str, _Track] = {}
@@ -172,7 +181,7 @@ class FlightRecorder:
             self._kinds.update(alert.kind for alert in alerts)
             self.dump("alert", known)
 
-    def dump(self, reason: str, alerts: Iterable[Alert] = (), may_wait: bool = True) -> Path | None:
+    def dump(self, reason: str, alerts: Iterable[Alert] = (), may_wait: bool = True) -> Place | None:
         """Write what is remembered, in one go: a reader sees the whole file or none.
 
         Args:
@@ -194,20 +203,41 @@ class FlightRecorder:
         finally:
             self._is_writing = False
 
-    def _write(self, reason: str, alerts: Iterable[Alert], may_wait: bool) -> Path:
+    def settle(self, seconds: float) -> None:
+        """Wait until files that go to a URL are there, but not for ever.
+
+        Raises:
+            OSError: If they cannot be written, or it takes longer.
+        """
+        self._worker.settle(seconds)
+
+    def close(self) -> None:
+        """Let the thread end, if there is one."""
+        self._worker.close()
+
+    def _write(self, reason: str, alerts: Iterable[Alert], may_wait: bool) -> Place:
         step = self._last_step()
         self._next_dump, self._is_owed = step + self._num_steps, False
+        name = f"flight-{step}.jsonl.gz"
+        if isinstance(self._directory, RemotePath):
+            content = io.BytesIO()
+            self._encode(content, reason, alerts, may_wait)
+            self._worker.submit(functools.partial(_upload, self._directory / name, content.getvalue()))
+            return self._directory / name
         self._directory.mkdir(parents=True, exist_ok=True)
-        unfinished, path = self._directory / _UNFINISHED, self._directory / f"flight-{step}.jsonl.gz"
+        unfinished, path = self._directory / _UNFINISHED, self._directory / name
         with unfinished.open("wb") as file:
-            with gzip.open(file, "wt", compresslevel=1, encoding="utf-8") as text:
-                for line in [_finite(self._first_line(reason, alerts)), *self._lines(may_wait)]:
-                    text.write(json.dumps(line, default=_not_known) + "\n")
+            self._encode(file, reason, alerts, may_wait)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
-        self._forget_files()
+        _forget_files(sorted(self._directory.glob(PATTERN), key=lambda path: path.stat().st_mtime_ns))
         return path
+
+    def _encode(self, file: IO[bytes], reason: str, alerts: Iterable[Alert], may_wait: bool) -> None:
+        with gzip.open(file, "wt", compresslevel=1, encoding="utf-8") as text:
+            for line in [_finite(self._first_line(reason, alerts)), *self._lines(may_wait)]:
+                text.write(json.dumps(line, default=_not_known) + "\n")
 
     def _track(self, optimizer: str) -> _Track:
         if optimizer not in self._tracks:
@@ -240,10 +270,22 @@ class FlightRecorder:
         ]
         yield from sorted(lines, key=lambda line: line["step"])
 
-    def _forget_files(self) -> None:
-        files = sorted(self._directory.glob("flight-*.jsonl.gz"), key=lambda path: path.stat().st_mtime_ns)
-        for path in files[MAX_FILES // 2 : max(len(files) - MAX_FILES // 2, 0)]:
-            path.unlink()
+
+def _upload(path: RemotePath, content: bytes) -> None:
+    """Write a file to a URL, where clocks cannot be trusted to tell which others are older."""
+    path.write_bytes(content)
+    others = [other for other in files(path.parent) if other.name != path.name]
+    _forget_files([*others, path])
+
+
+def _forget_files(paths: Sequence[Place]) -> None:
+    """Keep the first ones and the newest.
+
+    Args:
+        paths: All files, the oldest first.
+    """
+    for path in paths[MAX_FILES // 2 : max(len(paths) - MAX_FILES // 2, 0)]:
+        path.unlink()
 
 
 def _newest_step(track: _Track) -> int:
@@ -312,27 +354,27 @@ def _not_known(_: object) -> None:
     """What JSON cannot hold, such as somebody's own kind of batch size, does not cost the record."""
 
 
-def read(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def read(path: str | Path | RemotePath) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The first line of a flight record, and its steps.
 
     Raises:
         OSError: If it cannot be read.
     """
-    with gzip.open(path, "rt", encoding="utf-8") as file:
+    with gzip.open(io.BytesIO(at(path).read_bytes()), "rt", encoding="utf-8") as file:
         first, *steps = [json.loads(line) for line in file]
     return first, steps
 
 
-def files(directory: str | Path) -> list[Path]:
+def files(directory: str | Path | RemotePath) -> list[Place]:
     """The flight records of a run, the oldest first."""
     try:
-        paths = list(Path(directory).glob("flight-*.jsonl.gz"))
-    except (OSError, ValueError) as failure:  # there can be no such directory
+        paths: list[Place] = list(at(directory).glob(PATTERN))
+    except (OSError, ValueError) as failure:  # there can be no such directory, or it is out of reach
         if is_the_users(failure):
             raise
         return []
-    found: list[tuple[int, Path]] = []
+    found: dict[int, Place] = {}
     for path in paths:
         with contextlib.suppress(ValueError):
-            found.append((int(path.name.removeprefix("flight-").removesuffix(".jsonl.gz")), path))
-    return [path for _, path in sorted(found)]
+            found[int(path.name.removeprefix("flight-").removesuffix(".jsonl.gz"))] = path
+    return [found[step] for step in sorted(found)]

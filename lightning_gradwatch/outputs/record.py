@@ -6,6 +6,8 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from lightning_gradwatch.paths import is_url
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -17,7 +19,7 @@ class Record:
     """An event file in a directory; it stands among the loggers, and is made when it is first written to.
 
     Args:
-        directory: Where it lies.
+        directory: Where it lies, or its URL.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
@@ -32,6 +34,11 @@ class Record:
             OSError: If the directory cannot be made or written to.
         """
         if self._summary is None:
+            if is_url(self.directory):
+                from lightning_gradwatch.outputs.pieces import RemoteWriter
+
+                self._summary = RemoteWriter(self.directory, flush_secs=FLUSH_SECONDS)
+                return self._summary
             from torch.utils.tensorboard import SummaryWriter
 
             # a place that cannot be is told of here in one word; making it would run into every one of its parts
@@ -39,6 +46,18 @@ class Record:
                 os.stat(self.directory)
             self._summary = SummaryWriter(self.directory, flush_secs=FLUSH_SECONDS)
         return self._summary
+
+    def settle(self, seconds: float) -> None:
+        """Wait until what goes to a URL is there, but not for ever.
+
+        Raises:
+            OSError: If it cannot be written, or it takes longer.
+        """
+        if self._summary is not None and is_url(self.directory):
+            from lightning_gradwatch.outputs.pieces import RemoteWriter
+
+            assert isinstance(self._summary, RemoteWriter)
+            self._summary.settle(seconds)
 
     def close(self) -> None:
         """Bring everything to the disk."""

@@ -6,8 +6,9 @@ import functools
 import os
 import re
 import shlex
+import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,7 +18,7 @@ from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.records import Alert, Observation, Publication
 from lightning_gradwatch.core.reports import Report
 from lightning_gradwatch.host import Host
-from lightning_gradwatch.outputs import alerts_file
+from lightning_gradwatch.outputs.alerts_file import AlertsFile, Event
 from lightning_gradwatch.outputs.cards import Cards
 from lightning_gradwatch.outputs.flight import FlightRecorder
 from lightning_gradwatch.outputs.notify import Notifier
@@ -25,7 +26,12 @@ from lightning_gradwatch.outputs.record import Record
 from lightning_gradwatch.outputs.recorder import RunRecorder
 from lightning_gradwatch.outputs.tensorboard import Writer, is_writable
 from lightning_gradwatch.outputs.thinning import Thinning
+from lightning_gradwatch.paths import at, is_url
 
+CLOSE_S = 30.0
+"""How long the end of training waits for what is on its way to a URL."""
+SIGNAL_S = 10.0
+"""How long a signal that ends the process does so; schedulers grant 30 seconds."""
 _WARNING_PAUSE_STEPS = 50
 _PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
 """Names and numbers in the text of an error."""
@@ -38,7 +44,8 @@ class Sinks:
 
     Args:
         host: The training loop.
-        log_dir: The logger's directory, where the alerts file lies; None for no file, as on all ranks but zero.
+        log_dir: The logger's directory, or its URL, where the alerts file lies; None for no file, as on all ranks but
+            zero.
         is_resumed: Whether the run went on from a checkpoint, so that the file may know of some alerts already.
         cards: What TensorBoard's standard dashboards show of the layers; None for nothing.
         run: Name of the run.
@@ -47,6 +54,7 @@ class Sinks:
         record: An event file of our own; None for none.
         recorder: Says what tab and report are to be given; None for nothing.
         in_loggers: Whether loggers that are TensorBoard's get what tab and report show, beside the run-level numbers.
+        losing: Loggers that cannot keep what is written to them, and so get nothing.
 
     Attributes:
         log_dir: The directory, as given.
@@ -66,18 +74,19 @@ class Sinks:
         record: Record | None = None,
         recorder: RunRecorder | None = None,
         in_loggers: bool = True,
+        losing: Collection[object] = (),
     ) -> None:
         self._host = host
         self._pid = os.getpid()
         self.log_dir = log_dir
         self._cards = cards or Cards(0)
-        self._run = run
         self._notifier = notifier
         self.flight = flight
         self._record = record
         self.recorder = recorder
         self._in_loggers = in_loggers
-        self._told = alerts_file.entries(log_dir) if log_dir is not None and is_resumed else frozenset()
+        self._losing = losing
+        self._alerts = None if log_dir is None else AlertsFile(log_dir, run, is_resumed)
         self._writers: list[tuple[Any, Writer]] = []
         self._thinnings: defaultdict[str, Thinning] = defaultdict(Thinning)
         self._broken: set[str] = set()
@@ -85,12 +94,12 @@ class Sinks:
         self._next_warning: dict[tuple[str, str], int] = {}
         self._warnings: Counter[tuple[str, str]] = Counter()
 
-    def tell(self, event: alerts_file.Event, alert: Alert) -> None:
+    def tell(self, event: Event, alert: Alert) -> None:
         """Tell what has become of an alert, unless that was told before the run was resumed.
 
         It is in the file before anybody hears of it: what was announced is there, whatever comes next.
         """
-        if alerts_file.entry(event, alert) in self._told:
+        if self._alerts is not None and self._alerts.has(event, alert):
             return
         self._append(event, alert)
         if event in ("opened", "escalated") and alert.level == "alert":
@@ -101,20 +110,28 @@ class Sinks:
 
     def prescribed(self, alert: Alert) -> Alert | None:
         """The alert with what was tried for it before the run was resumed; None if nothing was."""
-        is_known = self.log_dir is not None and alerts_file.entry("prescribed", alert) in self._told
-        return alerts_file.prescribed(str(self.log_dir), alert) if is_known else None
+        return None if self._alerts is None else self._alerts.prescribed(alert)
 
     def repeat(self, alerts: Iterable[Alert]) -> None:
         """Enter alerts that are still open into a file that does not know of them: that of a run resumed elsewhere."""
-        known = {told[1:] for told in self._told}
         for alert in alerts:
-            if alert.until_step is None and alerts_file.entry("opened", alert)[1:] not in known:
+            if alert.until_step is None and self._alerts is not None and not self._alerts.knows(alert):
                 self._append("continued", alert)
 
     def publish(self, loggers: Iterable[Any], publication: Publication, num_alerts: int) -> None:
         """Write numbers to the loggers."""
+
+        def write(logger: Any) -> None:
+            if not self._holds_all(logger):
+                logger.log_metrics(metrics.run_level(publication, num_alerts), publication.step)
+                return
+            # the record's own file must stay small; what a user logs to is written at every point
+            thinning = self._thinnings[publication.optimizer] if logger is self._record else None
+            if thinning is None or thinning.passes(publication.step):
+                self._writer(logger).publish(publication, num_alerts)
+
         for name, logger in self._named(loggers):
-            self._attempt(name, functools.partial(self._publish, logger, publication, num_alerts))
+            self._attempt(name, functools.partial(write, logger))
         self._report_troubles()
 
     def record(
@@ -162,23 +179,36 @@ class Sinks:
         flight = self.flight
         if flight is not None:
             self._attempt("flight record", lambda: flight.dump(reason, known, may_wait))
+        if not may_wait:  # there may be no later chance
+            self._settle(SIGNAL_S)
 
     def conclude(self, summary: Callable[[], str]) -> None:
         """Say what has become of the run."""
         self._attempt("closing summary", lambda: self._host.inform(summary()))
 
     def close(self) -> None:
-        """Close the record; wait, but not for ever, for messages that are under way."""
+        """Close the record; wait, but not for ever, for messages that are under way, and for slow networks."""
+        self._settle(CLOSE_S)
+        for part in (self._alerts, self.flight):
+            if part is not None:
+                part.close()
         if self._record is not None:
             self._attempt("record", self._record.close)
         if self._notifier is not None:
             self._attempt("notification", self._notifier.close)
             self._report_troubles()
 
-    def _append(self, event: alerts_file.Event, alert: Alert) -> None:
-        if self.log_dir is not None:
-            write = functools.partial(alerts_file.append, self.log_dir, event, alert, self._run)
-            self._attempt("alerts file", write)
+    def _append(self, event: Event, alert: Alert) -> None:
+        if self._alerts is not None:
+            self._attempt("alerts file", functools.partial(self._alerts.append, event, alert))
+
+    def _settle(self, seconds: float) -> None:
+        """Wait until what goes to a URL is there, but not for ever."""
+        end = time.monotonic() + seconds
+        parts = {"alerts file": self._alerts, "flight record": self.flight, "record": self._record}
+        for name, part in parts.items():
+            if part is not None:
+                self._attempt(name, functools.partial(part.settle, end - time.monotonic()))
 
     def _report_troubles(self) -> None:
         troubles = self._notifier.troubles() if self._notifier is not None else []
@@ -206,7 +236,12 @@ class Sinks:
 
     def _named(self, loggers: Iterable[Any]) -> list[tuple[str, Any]]:
         """The loggers, and our own record behind them, each with a name of its own."""
-        named = [(f"{type(logger).__name__} {place}", logger) for place, logger in enumerate(loggers)]
+        kept = [
+            (place, logger)
+            for place, logger in enumerate(loggers)
+            if not any(logger is other for other in self._losing)
+        ]
+        named = [(f"{type(logger).__name__} {place}", logger) for place, logger in kept]
         return named if self._record is None else [*named, ("record", self._record)]
 
     def _holds_all(self, logger: Any) -> bool:
@@ -222,15 +257,6 @@ class Sinks:
         self._next_warning[key] = alert.step + _WARNING_PAUSE_STEPS * 2 ** self._warnings[key]
         self._warnings[key] += 1
         self._host.warn(f"GradWatch, {alert.kind}: {alert.message}")
-
-    def _publish(self, logger: Any, publication: Publication, num_alerts: int) -> None:
-        if not self._holds_all(logger):
-            logger.log_metrics(metrics.run_level(publication, num_alerts), publication.step)
-            return
-        # the record's own file must stay small; what a user logs to is written at every point
-        thinning = self._thinnings[publication.optimizer] if logger is self._record else None
-        if thinning is None or thinning.passes(publication.step):
-            self._writer(logger).publish(publication, num_alerts)
 
     def _writer(self, logger: Any) -> Writer:
         """The writer of a logger, which is held, so that no other one can be taken for it."""
@@ -275,6 +301,7 @@ def where_to_look(log_dir: str) -> str:
     is_below = os.path.isabs(log_dir) and Path(log_dir).is_relative_to(Path.cwd())
     here = os.path.relpath(log_dir) if is_below else log_dir
     parent, name = os.path.split(here)
-    logdir, run = (parent, name) if parent and name else (here, ".")
+    is_whole = not parent or not name or (is_url(here) and not at(here).parent.name)  # a bucket has nothing above it
+    logdir, run = (here, ".") if is_whole else (parent, name)
     command = f"tensorboard --logdir {shlex.quote(logdir)}"
     return f"GradWatch: {command}, then http://localhost:6006/#gradwatch&run={quote(run, safe='')}"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lightning_gradwatch.core.records import Alert, Publication
 from lightning_gradwatch.outputs import alerts_file, flight
+from lightning_gradwatch.paths import is_url
 
 _ENOUGH_STEPS = 1000
 """Steps after which it is said what clipping does."""
@@ -59,7 +60,7 @@ def summarise(
         num_steps: Number of steps observed in the run, of the optimizer that took most.
         alerts: The alerts of the run, oldest first.
         num_alerts: How many there were, notices left out.
-        log_dir: Where the files are; None for no files.
+        log_dir: Where the files are, a directory or a URL; None for no files.
     """
     num_layers = sum(counted.num_layers.values())
     lines = [f"GradWatch watched {f'{num_layers} layers' if num_layers else 'the gradients'} for {num_steps:,} steps."]
@@ -68,7 +69,8 @@ def summarise(
         lines.append(f"Clipped the gradient in {counted.clipped_share:.1%} of {counted.num_steps:,} steps.")
     if counted.cost_percent is not None:
         lines.append(f"Watching added {counted.cost_percent:.1f}% to the time of the last steps.")
-    if log_dir is not None and (names := _names_of_files(Path(log_dir))):
+    names = [] if log_dir is None else ["what it wrote"] if is_url(log_dir) else _names_of_files(Path(log_dir))
+    if log_dir is not None and names:
         lines.append(f"See {', '.join(names)} in {log_dir}.")
         if num_alerts:
             lines.append(f"Causes, remedies and pictures: gradwatch report {shlex.quote(log_dir)}")

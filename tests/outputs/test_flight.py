@@ -83,7 +83,7 @@ def test_it_is_read_with_plain_python_and_is_plain_json(tmp_path: Path) -> None:
         raise AssertionError(f"{name} is not JSON")
 
     for path in flight.files(tmp_path):
-        with gzip.open(path, "rt") as file:
+        with gzip.open(str(path), "rt") as file:
             lines = [json.loads(line, parse_constant=refuse) for line in file]
         assert float(lines[10]["total_norm"]) == math.inf
         assert lines[0]["alerts"][0]["kind"] == "nonfinite"
@@ -500,7 +500,7 @@ def test_a_record_is_json_whatever_numbers_are_in_it(tmp_path: Path) -> None:
     recorder.begin_step("", 0, 0, 0, [{"lr": number} for number in numbers])
     path = recorder.dump("end", [told])
     assert path is not None
-    with gzip.open(path, "rt") as file:
+    with gzip.open(str(path), "rt") as file:
         first, step = [json.loads(line, parse_constant=pytest.fail) for line in file]
     assert first["alerts"][0]["prescription"] == {"figures": [{"loss": text} for text in ("inf", "-inf", "nan")]}
     assert (first["seed"], first["batches"]) == ("nan", [{"batch_size": "inf"}])

@@ -168,9 +168,9 @@ def test_the_event_file_is_closed_with_the_run(tmp_path: Path, monkeypatch: pyte
     assert scalars(read_events(Path(record.directory)), "gradwatch/vanishing")
 
 
-@pytest.mark.parametrize("record", [True, 3, "", "s3://bucket/run", b"run"])
-def test_what_is_no_local_directory_is_refused(record: Any) -> None:
-    with pytest.raises(ValueError, match="`record` must be a local directory, None or False"):
+@pytest.mark.parametrize("record", [True, 3, "", b"run", Path("s3://bucket/run")], ids=str)
+def test_what_is_no_directory_is_refused(record: Any) -> None:
+    with pytest.raises(ValueError, match="`record` must be a directory, its URL, None or False"):
         GradWatch(record=record)
 
 
