@@ -25,9 +25,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightning_gradwatch.cli.logs import Logs
 from lightning_gradwatch.core.histogram import MAX_ELEMENTS, log_histograms
-from lightning_gradwatch.core.records import Layer, Observation, Publication, Snapshot, Window
+from lightning_gradwatch.core.records import Layer, Observation, Publication, Window
 from lightning_gradwatch.core.sampling import HOME_EVERY, HOME_EVERY_LATER, THOROUGH_EVERY, YOUNG_STEPS, Sampling
 from lightning_gradwatch.core.schedule import Schedule
+from lightning_gradwatch.core.snapshot import Snapshot
 from lightning_gradwatch.outputs.cards import Cards
 from lightning_gradwatch.outputs.recorder import RunRecorder
 from lightning_gradwatch.outputs.tensorboard import Writer

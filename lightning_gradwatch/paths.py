@@ -27,15 +27,6 @@ def at(place: str | os.PathLike[str] | RemotePath) -> Place:
     return RemotePath(text) if is_url(text) else Path(text)
 
 
-def walk(directory: Place) -> Iterator[tuple[str, list[str]]]:
-    """The names of the files in a directory, and in each one below it, by its path from there."""
-    if isinstance(directory, RemotePath):
-        yield from directory.walk()
-        return
-    for path, _, names in os.walk(directory):
-        yield os.path.relpath(path, directory), names
-
-
 @contextmanager
 def writing(path: Place) -> Iterator[BinaryIO]:
     """A new file, open to be written, in a directory that is made if it is missing.

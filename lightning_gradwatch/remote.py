@@ -142,23 +142,15 @@ class RemotePath:
             names[directory or os.curdir].append(name)
         yield from sorted(names.items())
 
-    def read_bytes(self) -> bytes:
-        """The whole file.
+    def read_bytes(self, start: int = 0, num_bytes: int = -1) -> bytes:
+        """The file, or a part of it; shorter if the file ends before, and all that follows if the number is -1.
 
         Raises:
             FileNotFoundError: If there is none.
         """
+        end = None if num_bytes < 0 else start + num_bytes
         with self._elsewhere() as (filesystem, path):
-            return bytes(filesystem.cat_file(path))
-
-    def read_piece(self, start: int, num_bytes: int) -> bytes:
-        """A part of the file; shorter if the file ends before. All that follows if the number is -1.
-
-        Raises:
-            FileNotFoundError: If there is none.
-        """
-        with self._elsewhere() as (filesystem, path):
-            return bytes(filesystem.cat_file(path, start=start, end=None if num_bytes < 0 else start + num_bytes))
+            return bytes(filesystem.cat_file(path, start=start, end=end))
 
     def write_bytes(self, content: bytes) -> None:
         """Write the whole file: readers see what was there before, or all of it."""

@@ -10,10 +10,11 @@ from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.own import OwnMeter
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.publishing import Publisher
-from lightning_gradwatch.core.records import Alert, Observation, Publication, Snapshot
+from lightning_gradwatch.core.records import Alert, Observation, Publication
 from lightning_gradwatch.core.reports import NOTHING, Report, join
 from lightning_gradwatch.core.sampling import Sampling
 from lightning_gradwatch.core.saved import Saved, State
+from lightning_gradwatch.core.snapshot import Snapshot
 
 
 class Digest:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lightning_gradwatch.core.records import Alert, Observation, Publication, Snapshot
+from lightning_gradwatch.core.records import Alert, Observation, Publication
+from lightning_gradwatch.core.snapshot import Snapshot
 
 
 class Change(NamedTuple):

@@ -12,7 +12,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core.histogram import EDGES
 from lightning_gradwatch.core.layers import roll_up
-from lightning_gradwatch.core.records import NUM_BINS, Layer, Publication, Snapshot
+from lightning_gradwatch.core.records import NUM_BINS, Layer, Publication
+from lightning_gradwatch.core.snapshot import Snapshot
 from lightning_gradwatch.outputs.dashboards import add_histograms
 
 Rows = dict[str, list[int]]

@@ -17,8 +17,9 @@ from torch import Tensor
 from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core.quantities import QUANTITIES
 from lightning_gradwatch.core.quantities.several import HISTOGRAM, SEQUENCE, STEPS, STEPS_AROUND
-from lightning_gradwatch.core.records import Observation, Snapshot
+from lightning_gradwatch.core.records import Observation
 from lightning_gradwatch.core.saved import Saved, State
+from lightning_gradwatch.core.snapshot import Snapshot
 from lightning_gradwatch.outputs.step_log import BLOCK_STEPS, StepLog, lines_of, steps_of
 from lightning_gradwatch.outputs.thinning import Thinning
 from lightning_gradwatch.reading.bins import Bins

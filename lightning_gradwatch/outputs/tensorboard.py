@@ -16,7 +16,8 @@ from tensorboard.plugins.text.metadata import PLUGIN_NAME as TEXT
 
 from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core.quantities.several import ALERTS
-from lightning_gradwatch.core.records import Alert, Publication, Snapshot
+from lightning_gradwatch.core.records import Alert, Publication
+from lightning_gradwatch.core.snapshot import Snapshot
 from lightning_gradwatch.outputs.cards import Cards
 from lightning_gradwatch.outputs.dashboards import alert_table, has_layout, layout, prescription_table
 from lightning_gradwatch.outputs.recorder import Event

@@ -93,7 +93,7 @@ def read_piece(path: str, start: int, num_bytes: int) -> bytes:
         OSError: If it cannot be read.
     """
     if is_url(path):
-        return RemotePath(path).read_piece(start, num_bytes)
+        return RemotePath(path).read_bytes(start, num_bytes)
     with open(path, "rb") as file:
         file.seek(start)
         return file.read(num_bytes)

@@ -256,8 +256,7 @@ class Store:
 
     def _put_together(self, series: Series) -> Samples:
         """The norms of every step from the tags that hold them; of a long series most do not change any more."""
-        around: list[Part] = []
-        parts: list[Part] = []
+        parts, around = list[Part](), list[Part]()
         for part in series.parts:
             with contextlib.suppress(UnreadableError):
                 found = self._kept("part", part, self._decode_part)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch.core.quantities.quantity import ScaleKind
-from lightning_gradwatch.core.records import MISSING, Snapshot
+from lightning_gradwatch.core.records import MISSING
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.settings import Settings
+from lightning_gradwatch.core.snapshot import Snapshot
 from lightning_gradwatch.core.watcher import Watcher
 from tests.tasks import deep_net
 

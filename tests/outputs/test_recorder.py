@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lightning_gradwatch.core.quantities.several import HISTOGRAM, STEPS, STEPS_AROUND
-from lightning_gradwatch.core.records import NUM_BINS, Layer, Observation, Snapshot
+from lightning_gradwatch.core.records import NUM_BINS, Layer, Observation
 from lightning_gradwatch.core.sampling import YOUNG_STEPS
+from lightning_gradwatch.core.snapshot import Snapshot
 from lightning_gradwatch.outputs.recorder import PART_STEPS, Event, RunRecorder
 from lightning_gradwatch.outputs.step_log import BLOCK_STEPS
 from lightning_gradwatch.reading.bins import Bins

@@ -21,7 +21,8 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core.quantities.quantity import Quantity
 from lightning_gradwatch.core.quantities.several import IN_BINS
-from lightning_gradwatch.core.records import Alert, Layer, Observation, Publication, Snapshot, Window
+from lightning_gradwatch.core.records import Alert, Layer, Observation, Publication, Window
+from lightning_gradwatch.core.snapshot import Snapshot
 from lightning_gradwatch.outputs.cards import Cards
 from lightning_gradwatch.outputs.recorder import Event, RunRecorder, Value
 from lightning_gradwatch.outputs.tensorboard import Writer

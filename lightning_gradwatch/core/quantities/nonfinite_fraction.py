@@ -10,7 +10,7 @@ from lightning_gradwatch.core.records import MISSING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lightning_gradwatch.core.records import Snapshot
+    from lightning_gradwatch.core.snapshot import Snapshot
 
 
 def _share(snapshot: Snapshot) -> Tensor | None:

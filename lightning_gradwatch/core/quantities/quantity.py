@@ -11,7 +11,7 @@ from lightning_gradwatch.core.records import MISSING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lightning_gradwatch.core.records import Snapshot
+    from lightning_gradwatch.core.snapshot import Snapshot
 
 ScaleKind = Literal["log", "fraction", "linear"]
 SCALES: tuple[str, ...] = get_args(ScaleKind)

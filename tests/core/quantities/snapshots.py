@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from lightning_gradwatch.core.records import NUM_BINS, Layer, Snapshot
+from lightning_gradwatch.core.records import NUM_BINS, Layer
+from lightning_gradwatch.core.snapshot import Snapshot
 
 NAMES = ("embedding", "rnn", "head")
 
