@@ -25,7 +25,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from lightning_gradwatch import GradWatch, GradWatchWarning
 from lightning_gradwatch.core.quantities.several import STEPS, STEPS_AROUND
 from lightning_gradwatch.core.sampling import YOUNG_STEPS
-from lightning_gradwatch.outputs import alerts_file, flight, sinks
+from lightning_gradwatch.outputs import alerts_file, announcing, flight
 from lightning_gradwatch.reading.bins import Bins
 from lightning_gradwatch.reading.schema import Description
 from tests.tasks import Classifier, Sponge, digits, quiet_trainer, read_events, scalars, small_net
@@ -60,7 +60,7 @@ class Every(pl.Callback):
 def train(directory: Path, steps: int) -> None:
     """Train from the latest checkpoint on; every incident is announced on the console."""
     (directory / "run").mkdir(exist_ok=True)
-    sinks._WARNING_PAUSE_STEPS = 0  # in a long run one would wait for the next announcement longer and longer
+    announcing.PAUSE_STEPS = 0  # in a long run one would wait for the next announcement longer and longer
     warnings.simplefilter("always", GradWatchWarning)
     torch.set_num_threads(1)
     save = ModelCheckpoint(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lightning_gradwatch import GradWatchWarning
-from lightning_gradwatch.outputs import sinks
+from lightning_gradwatch.outputs import announcing
 from tests.servers import Inbox
 
 KILLS = int(os.environ.get("GRADWATCH_KILLS", "6"))
@@ -43,7 +43,7 @@ def test_the_check_finds_what_is_missing(tmp_path: Path, monkeypatch: pytest.Mon
     """An announcement without a line in the file, and files that are not whole, do not pass."""
     from tests import killed
 
-    monkeypatch.setattr(sinks, "_WARNING_PAUSE_STEPS", 0)  # and so it is put back
+    monkeypatch.setattr(announcing, "PAUSE_STEPS", 0)  # and so it is put back
     with pytest.warns(GradWatchWarning):
         killed.train(tmp_path, 40)
     (tmp_path / "console.txt").write_text("GradWatch, nonfinite: NaN or infinite values since step 24, in net.2.")

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import shlex
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from lightning_gradwatch.core import metrics
-from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.records import Alert, Observation, Publication
 from lightning_gradwatch.core.reports import Report
 from lightning_gradwatch.host import Host
 from lightning_gradwatch.outputs.alerts_file import AlertsFile, Event
+from lightning_gradwatch.outputs.announcing import Pauses
+from lightning_gradwatch.outputs.attempts import Attempts
 from lightning_gradwatch.outputs.cards import Cards
 from lightning_gradwatch.outputs.flight import FlightRecorder
 from lightning_gradwatch.outputs.notify import Notifier
@@ -26,15 +26,13 @@ from lightning_gradwatch.outputs.record import Record
 from lightning_gradwatch.outputs.recorder import RunRecorder
 from lightning_gradwatch.outputs.tensorboard import Writer, is_writable
 from lightning_gradwatch.outputs.thinning import Thinning
+from lightning_gradwatch.outputs.writers import Writers
 from lightning_gradwatch.paths import at, is_url
 
 CLOSE_S = 30.0
 """How long the end of training waits for what is on its way to a URL."""
 SIGNAL_S = 10.0
 """How long a signal that ends the process does so; schedulers grant 30 seconds."""
-_WARNING_PAUSE_STEPS = 50
-_PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
-"""Names and numbers in the text of an error."""
 
 
 class Sinks:
@@ -77,9 +75,7 @@ class Sinks:
         losing: Collection[object] = (),
     ) -> None:
         self._host = host
-        self._pid = os.getpid()
         self.log_dir = log_dir
-        self._cards = cards or Cards(0)
         self._notifier = notifier
         self.flight = flight
         self._record = record
@@ -87,12 +83,10 @@ class Sinks:
         self._in_loggers = in_loggers
         self._losing = losing
         self._alerts = None if log_dir is None else AlertsFile(log_dir, run, is_resumed)
-        self._writers: list[tuple[Any, Writer]] = []
+        self._attempt = Attempts(host.warn)
+        self._writers = Writers(cards or Cards(0), host.tag_prefix)
         self._thinnings: defaultdict[str, Thinning] = defaultdict(Thinning)
-        self._broken: set[str] = set()
-        self._causes: set[tuple[str, object]] = set()
-        self._next_warning: dict[tuple[str, str], int] = {}
-        self._warnings: Counter[tuple[str, str]] = Counter()
+        self._pauses = Pauses()
 
     def tell(self, event: Event, alert: Alert) -> None:
         """Tell what has become of an alert, unless that was told before the run was resumed.
@@ -102,8 +96,8 @@ class Sinks:
         if self._alerts is not None and self._alerts.has(event, alert):
             return
         self._append(event, alert)
-        if event in ("opened", "escalated") and alert.level == "alert":
-            self._warn(alert)
+        if event in ("opened", "escalated") and alert.level == "alert" and self._pauses.passes(alert):
+            self._host.warn(f"GradWatch, {alert.kind}: {alert.message}")
         if self._notifier is not None:
             self._attempt("notification", functools.partial(self._notifier.tell, event, alert))
             self._report_troubles()
@@ -128,7 +122,7 @@ class Sinks:
             # the record's own file must stay small; what a user logs to is written at every point
             thinning = self._thinnings[publication.optimizer] if logger is self._record else None
             if thinning is None or thinning.passes(publication.step):
-                self._writer(logger).publish(publication, num_alerts)
+                self._writers.of(logger).publish(publication, num_alerts)
 
         for name, logger in self._named(loggers):
             self._attempt(name, functools.partial(write, logger))
@@ -218,8 +212,9 @@ class Sinks:
     def open(self, loggers: Sequence[Any], optimizers: Sequence[str]) -> None:
         """Before the first step: prepare TensorBoard's dashboards, and say where the run is to be seen."""
         self._to_tensorboard(loggers, lambda writer: writer.write_layout(optimizers))
-        for _, writer in self._writers[:1]:
-            say = functools.partial(self._host.inform, where_to_look(writer.directory))
+        first = self._writers.first
+        if first is not None:
+            say = functools.partial(self._host.inform, where_to_look(first.directory))
             self._attempt("address of the run", say)
 
     def write_alerts(self, loggers: Iterable[Any], alerts: Sequence[Alert], num_alerts: int, is_last: bool) -> None:
@@ -229,7 +224,7 @@ class Sinks:
     def _to_tensorboard(self, loggers: Iterable[Any], write: Callable[[Writer], None]) -> None:
         def write_if_possible(logger: Any) -> None:
             if self._holds_all(logger):
-                write(self._writer(logger))
+                write(self._writers.of(logger))
 
         for name, logger in self._named(loggers):
             self._attempt(name, functools.partial(write_if_possible, logger))
@@ -248,48 +243,6 @@ class Sinks:
         """Whether it can hold, and is to hold, what tab and report show."""
         is_meant = logger is self._record or self._in_loggers
         return is_meant and is_writable(getattr(logger, "experiment", None))
-
-    def _warn(self, alert: Alert) -> None:
-        """One warning per kind and optimizer, then pauses that double: alerts must not flood the console."""
-        key = alert.kind, alert.optimizer
-        if alert.step < self._next_warning.get(key, alert.step):
-            return
-        self._next_warning[key] = alert.step + _WARNING_PAUSE_STEPS * 2 ** self._warnings[key]
-        self._warnings[key] += 1
-        self._host.warn(f"GradWatch, {alert.kind}: {alert.message}")
-
-    def _writer(self, logger: Any) -> Writer:
-        """The writer of a logger, which is held, so that no other one can be taken for it."""
-        for known, writer in self._writers:
-            if known is logger:
-                return writer
-        prefix = "" if logger is self._record else self._host.tag_prefix(logger)
-        writer = Writer(logger.experiment, self._cards, prefix)
-        self._writers.append((logger, writer))
-        return writer
-
-    def _attempt(self, sink: str, write: Callable[[], object]) -> None:
-        if sink in self._broken or os.getpid() != self._pid:
-            return
-        try:
-            write()
-        except Exception as failure:
-            if is_the_users(failure):
-                raise
-            self._broken.add(sink)
-            cause = _cause(failure)
-            if cause not in self._causes:
-                self._causes.add(cause)
-                self._host.warn(
-                    f"GradWatch: the {sink} cannot be written ({failure!r}) and is left out from now on, and so is, "
-                    "without a further word, whatever else fails in this way."
-                )
-
-
-def _cause(failure: Exception) -> tuple[str, object]:
-    """What failures have in common of which one word is enough."""
-    number = failure.errno if isinstance(failure, OSError) else None
-    return type(failure).__name__, number or _PARTICULARS.sub("", str(failure))
 
 
 def where_to_look(log_dir: str) -> str:
