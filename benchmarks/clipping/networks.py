@@ -48,7 +48,8 @@ class Block(nn.Module):
         """One refinement of the sequence."""
         if self.norm_first:
             x = x + self.attend(self.first_norm(x))
-            return x + self.feed(self.second_norm(x))
+            refined: Tensor = x + self.feed(self.second_norm(x))
+            return refined
         x = self.first_norm(x + self.attend(x))
         output: Tensor = self.second_norm(x + self.feed(x))
         return output
@@ -75,8 +76,9 @@ class Residual(nn.Module):
 
     def __init__(self, depth: int = 16, width: int = 64) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        for layer in self.layers:
+        layers = [nn.Linear(width, width) for _ in range(depth)]
+        self.layers = nn.ModuleList(layers)
+        for layer in layers:
             nn.init.kaiming_normal_(layer.weight)
             with torch.no_grad():
                 layer.weight.mul_(depth**-0.5)
@@ -107,7 +109,5 @@ def convolutional() -> nn.Sequential:
 
 def mlp(*widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     """Linear layers of these widths."""
-    net = nn.Sequential()
-    for fan_in, fan_out in pairwise(widths):
-        net.append(nn.Linear(fan_in, fan_out)).append(activation())
-    return net[:-1]
+    layers = [layer for fan in pairwise(widths) for layer in (nn.Linear(*fan), activation())]
+    return nn.Sequential(*layers[:-1])

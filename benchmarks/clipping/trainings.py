@@ -84,7 +84,7 @@ def language_model(
         torch.manual_seed(seed)
         net, text, random = build(), read_text(), torch.Generator().manual_seed(1000 + seed)
         optimizer = make_optimizer(net.parameters())
-        scheduler, losses = LambdaLR(optimizer, schedule), []
+        scheduler, losses = LambdaLR(optimizer, schedule), list[float]()
         for step in range(NUM_STEPS):
             total = 0.0
             for _ in range(accumulate):
