@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_gradwatch.paths import Place, append_lines, at, walk, writing
+from lightning_gradwatch.paths import Place, append_lines, at, writing
+from lightning_gradwatch.reading.listing import folders
 from lightning_gradwatch.remote import RemoteError, RemotePath
 from tests.stores import Objects, broken, clear
 
@@ -55,7 +56,7 @@ def test_parts_of_a_url(url: str, name: str, parent: str, child: str) -> None:
 
 def test_files_are_written_read_listed_and_renamed_alike(place: Place) -> None:
     assert not place.exists()
-    assert list(walk(place)) == []
+    assert list(folders(str(place))) == []
     with writing(place / "a" / "one.txt") as file:
         file.write(b"first")
     with writing(place / "two.txt") as file:
@@ -64,7 +65,8 @@ def test_files_are_written_read_listed_and_renamed_alike(place: Place) -> None:
     assert (place.is_dir(), place.is_file(), (place / "two.txt").is_file(), (place / "two.txt").is_dir()) == (
         True, False, True, False,
     )  # fmt: skip
-    assert {folder: sorted(names) for folder, names in walk(place)} == {".": ["two.txt"], "a": ["one.txt"]}
+    found = {folder.name: sorted(folder.files) for folder in folders(str(place))}
+    assert found == {".": ["two.txt"], "a": ["one.txt"]}
     assert sorted(path.name for path in place.iterdir()) == ["a", "two.txt"]
     assert [path.name for path in place.glob("t*.txt")] == ["two.txt"]
     before = (place / "two.txt").stat()

@@ -9,7 +9,7 @@ Each seed gives all methods the same weights and the same batches.
   100. That norm is the best on these very seeds: it has been told what an adaptive policy has to find out.
 
 Intervals are those of the mean at 95 %, over tasks where several are in one figure, over seeds otherwise. Half of the
-trainings are held out: the default's numbers were chosen on the others, on other seeds; one of them, the heat at the start,
+trainings are held out: the default's numbers were chosen on the others, on other seeds; one, the heat at the start,
 was raised once more after the first seed of these had been seen.
 
 Use: `python -m benchmarks.clipping [--seeds 5] [--workers 2] [--json FILE] [--quick]`; FILE keeps every run, and what
