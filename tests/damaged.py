@@ -11,7 +11,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from lightning_gradwatch.core.records import Alert
-from tests.tensorboard.browser import Log
+from tests.tensorboard.record import Record
 
 NAME = "events.out.tfevents.1.x"
 LAYERS = ("a", "b", "c")
@@ -49,11 +49,11 @@ def spoil(path: Path, place: int, content: bytes) -> None:
 def write_healthy(directory: Path, *alerts: Alert, first: int = 0, name: str = NAME) -> Path:
     """A run of 100 steps, with the document of its alerts at both ends; the event file."""
     before = set(directory.glob("*"))
-    log = Log(directory, LAYERS)
-    log.flush(*alerts)
+    record = Record(directory, LAYERS)
+    record.write_alerts(*alerts)
     for step in range(first, first + 100):
-        log.write(step, [1.0, 1.0, 1.0])
-    log.close(*alerts)
+        record.write(step, [[1.0, 1.0, 1.0]])
+    record.close(*alerts)
     (file,) = set(directory.glob("*")) - before
     return file.rename(directory / name)
 

@@ -78,8 +78,12 @@ class Record:
 
     def close(self, *alerts: Alert) -> None:
         """Write the alerts; everything reaches the disk."""
-        self.add(metrics.ALERT_DOCUMENT, Description(ALERTS), encode_alerts(alerts, len(alerts)), 0)
+        self.write_alerts(*alerts)
         self.experiment.close()
+
+    def write_alerts(self, *alerts: Alert) -> None:
+        """The document of the alerts as they are now."""
+        self.add(metrics.ALERT_DOCUMENT, Description(ALERTS), encode_alerts(alerts, len(alerts)), 0)
 
     def add(self, tag: str, description: Description, values: Any, step: int) -> None:
         """One value, later than the one before."""
