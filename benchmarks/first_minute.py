@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import time
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def train(directory: Path, seconds: float) -> None:
     trainer = pl.Trainer(
         callbacks=[GradWatch(), Slow()],
         max_epochs=-1,
-        max_time={"seconds": seconds + 30},
+        max_time=timedelta(seconds=seconds + 30),
         accelerator="cpu",
         logger=pl.loggers.TensorBoardLogger(directory, name="sigmoid", version=""),
         enable_progress_bar=False,

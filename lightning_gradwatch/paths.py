@@ -27,6 +27,11 @@ def at(place: str | os.PathLike[str] | RemotePath) -> Place:
     return RemotePath(text) if is_url(text) else Path(text)
 
 
+def is_directory(place: Place) -> bool:
+    """Whether it is a directory; not of what cannot be looked at."""
+    return place.is_dir() if isinstance(place, RemotePath) else os.path.isdir(place)
+
+
 @contextmanager
 def writing(path: Place) -> Iterator[BinaryIO]:
     """A new file, open to be written, in a directory that is made if it is missing.

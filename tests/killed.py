@@ -97,7 +97,7 @@ def pace(directory: Path) -> int:
 
 def recorded_spans(directory: Path) -> list[tuple[int, int]]:
     """First and last step of every bin in the record; what was resumed from an earlier step stands instead."""
-    events, spans = read_events(directory / "run"), []
+    events, spans = read_events(directory / "run"), list[tuple[int, int]]()
     for tag in sorted(tag for tag in events.Tags()["tensors"] if f"/{STEPS}" in tag and STEPS_AROUND not in tag):
         known = Description.decode(events.SummaryMetadata(tag).plugin_data.content)
         for event in events.Tensors(tag):

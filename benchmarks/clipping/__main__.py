@@ -24,6 +24,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.clipping.cost import cost_table, gpt_shapes, time_all
 from benchmarks.clipping.race import run_all
@@ -61,7 +62,7 @@ def report_cost(is_quick: bool, rounds: int, file: Path | None) -> None:
     """Time a network of 100 million numbers, and one of so many tensors with next to nothing in them."""
     shapes = gpt_shapes(256, 2) if is_quick else gpt_shapes()
     title = f"{sum(map(math.prod, shapes)) / 1e6:.0f} million numbers in {len(shapes)} tensors, one thread"
-    sizes = {title: shapes, "what remains for 146 tensors of 10 numbers": [(10,)] * 146}
+    sizes: dict[str, Any] = {title: shapes, "what remains for 146 tensors of 10 numbers": [(10,)] * 146}
     timed = {name: time_all(of_each, rounds) for name, of_each in sizes.items()}
     print("\n\n".join(cost_table(name, milliseconds) for name, milliseconds in timed.items()))
     if file is not None:

@@ -9,7 +9,7 @@ from lightning_gradwatch.cli.errors import CommandError
 from lightning_gradwatch.cli.logs import Run
 from lightning_gradwatch.cli.words import safe
 from lightning_gradwatch.core.quantities import BY_NAME
-from lightning_gradwatch.paths import Place
+from lightning_gradwatch.paths import Place, is_directory
 
 OK, SICK, UNKNOWN = 0, 1, 2
 _MAX_NAMED = 10
@@ -21,7 +21,7 @@ def require_directory(directory: Place) -> None:
     Raises:
         CommandError: If it is none.
     """
-    if not os.path.isdir(directory):
+    if not is_directory(directory):
         came = "which is a file" if directory.exists() else "which does not exist"
         raise CommandError(
             f"`RUN_DIR` must be a directory in which a training was logged, but {str(directory)!r} came, {came}. "
@@ -35,8 +35,8 @@ def require_run(name: str | None, directory: Place) -> None:
     Raises:
         CommandError: If there is no such directory.
     """
-    if name is not None and not os.path.isdir(directory / name):
-        found = sorted(path.name for path in directory.iterdir() if os.path.isdir(path))[:_MAX_NAMED]
+    if name is not None and not is_directory(directory / name):
+        found = sorted(path.name for path in directory.iterdir() if is_directory(path))[:_MAX_NAMED]
         raise CommandError(
             f"`--run` must be a directory in {str(directory)!r}, but {name!r} came. "
             f"To cure it: give one of those there are, such as {', '.join(map(repr, found)) or repr('.')}."

@@ -30,7 +30,8 @@ class Spiked(Classifier):  # type: ignore[misc, valid-type]
 
     def __init__(self, bad: int = BAD, optimizer: Any = torch.optim.SGD, **options: Any) -> None:
         super().__init__(small_net(), optimizer=optimizer, **{"lr": 0.01, **options})
-        self.bad, self.before = bad, []
+        self.bad = bad
+        self.before: list[Any] = []
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         self.before.append(self.snapshot())
@@ -50,7 +51,7 @@ def still_steps(model: Any) -> list[int]:
     return [step for step, still in enumerate(is_still) if still]
 
 
-ADAM = {"optimizer": torch.optim.Adam, "weight_decay": 0.1}
+ADAM: dict[str, Any] = {"optimizer": torch.optim.Adam, "weight_decay": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,8 @@ def train_ranks() -> None:
             max_epochs=-1, use_distributed_sampler=False,
         )  # fmt: skip
         own = torch.randn(4 * STEPS, 4, 8, generator=torch.Generator().manual_seed(int(os.environ["RANK"])))
-        trainer.fit(model, torch.utils.data.DataLoader(own, batch_size=4))
+        rows: Any = own
+        trainer.fit(model, torch.utils.data.DataLoader(rows, batch_size=4))
         found[kind] = model.moved
     tell(found)
 

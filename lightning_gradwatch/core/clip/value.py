@@ -83,7 +83,7 @@ def clamp_(gradient: Tensor, limit: Tensor) -> None:
     values = reals_of(gradient)
     if values.is_cpu and limit.is_cpu:
         # nothing is waited for where all is on the host, and a number is ten times as fast there as a tensor
-        most: float = limit.tolist()
+        (most,) = limit.reshape(1).tolist()
         values.clamp_(-most, most)
         return
     here = limit.to(values.device, non_blocking=need_not_wait(values.device))
