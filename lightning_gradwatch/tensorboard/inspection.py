@@ -44,7 +44,7 @@ class Inspector:
 
     def _look(self, runs: Sequence[str]) -> None:
         """Look at what has been written since, at the newest first."""
-        found = {folder.name: folder for folder in folders(self._directory)}
+        found = {one.name: one for one in folders(self._directory) if _can_be_asked_for(one.name)}
         found.update({run: folder(self._directory, run) for run in runs if run not in found})
         known = {}
         for name, one in sorted(found.items(), key=lambda item: item[1].event_files[:1], reverse=True):
@@ -62,6 +62,14 @@ class Inspector:
             self._files[path].skip()
             if (damage := self._files[path].damage) is not None:
                 yield damage
+
+
+def _can_be_asked_for(name: str) -> bool:
+    """Whether the name of a run can stand in an address: one that is no UTF-8 cannot."""
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def inspector_of(logdir: str | None) -> Inspector | None:

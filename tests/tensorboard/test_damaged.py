@@ -130,6 +130,13 @@ def test_an_inspector_forgets_what_has_been_cured_removed_or_replaced(tmp_path: 
     assert settled(inspector, []) == {}
 
 
+def test_an_inspector_leaves_out_a_name_that_no_browser_could_ask_for(tmp_path: Path) -> None:
+    for run in (b"r\xff", "rün".encode()):
+        spoil(file := write_healthy(tmp_path / "run"), middle(file), noise(400))
+        (tmp_path / "run").rename(os.fsdecode(os.path.join(os.fsencode(tmp_path), run)))
+    assert set(settled(Inspector(str(tmp_path)), [])) == {"rün"}
+
+
 def test_a_directory_that_does_not_exist_yet_is_no_damage(tmp_path: Path) -> None:
     inspector = Inspector(str(tmp_path / "later"))
     assert settled(inspector, []) == {}
