@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from lightning_gradwatch.asking import ask
 from lightning_gradwatch.config import Config
 from lightning_gradwatch.core._guard import is_the_users
-from lightning_gradwatch.core.records import Alert
-from lightning_gradwatch.core.saved import State
 from lightning_gradwatch.host import Host, RunInfo
 from lightning_gradwatch.outputs.cards import Cards
 from lightning_gradwatch.outputs.flight import FlightRecorder
@@ -18,6 +16,7 @@ from lightning_gradwatch.outputs.record import Record
 from lightning_gradwatch.outputs.recorder import RunRecorder
 from lightning_gradwatch.outputs.sinks import Sinks
 from lightning_gradwatch.outputs.tensorboard import is_writable
+from lightning_gradwatch.run_state import RunState
 
 _LOST_ADDRESSES = (
     "GradWatch sends no messages to the addresses in `notify`: they hold secrets and so do not travel to other "
@@ -29,14 +28,13 @@ _LOSING = (
 )
 
 
-def open_sinks(config: Config, host: Host, alerts: Iterable[Alert], saved: State) -> Sinks:
+def open_sinks(config: Config, host: Host, state: RunState) -> Sinks:
     """The sinks of rank zero; the other ranks have nothing to say.
 
     Args:
         config: The arguments of the watch.
         host: The training loop.
-        alerts: Those of the run before it was resumed.
-        saved: What the record of the run had not written yet when that was interrupted.
+        state: What is known of the run since before it was resumed; the record in memory is kept there.
     """
     if not host.is_global_zero():
         return Sinks(host)
@@ -49,8 +47,7 @@ def open_sinks(config: Config, host: Host, alerts: Iterable[Alert], saved: State
     # a run that goes on may have told of some alerts already
     is_resumed = host.num_finished_steps() > 0
     notifier = _notifier(config, host, run.name, run.is_rehearsal)
-    in_loggers = config.record is not False
-    holds_all = record is not None or (in_loggers and any(map(_holds_all, _others(host, losing))))
+    state.memory.run = run.name or "this run"
     sinks = Sinks(
         host,
         log_dir,
@@ -60,12 +57,13 @@ def open_sinks(config: Config, host: Host, alerts: Iterable[Alert], saved: State
         notifier=notifier,
         flight=flight,
         record=record,
-        recorder=RunRecorder(saved) if holds_all else None,
-        in_loggers=in_loggers,
+        recorder=RunRecorder(state.record),
+        in_loggers=config.record is not False,
         losing=losing,
+        memory=state.memory,
     )
     if is_resumed:
-        sinks.repeat(alerts)
+        sinks.repeat(state.alert_log.alerts)
     return sinks
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from lightning_gradwatch.alert_log import AlertLog
 from lightning_gradwatch.core.saved import Saved, State
+from lightning_gradwatch.outputs.memory import MemoryRecord
 
 VERSION = 1
 _MAX_NAMED = 5
@@ -18,6 +19,7 @@ class RunState:
         alert_log: The alerts of the run.
         watchers: States of watchers by the optimizer's name, until somebody takes them over.
         record: What the record of the run had not written yet when it was saved.
+        memory: What tab and report show of it, as far as this process knows; no part of a checkpoint.
         lost: Names of the parts of a checkpoint that could not be read, and of which nobody has been told yet.
     """
 
@@ -25,6 +27,7 @@ class RunState:
         self.alert_log = AlertLog()
         self.watchers: dict[str, State] = {}
         self.record: State = {}
+        self.memory = MemoryRecord()
         self.lost: list[str] = []
 
     def state_dict(self) -> State:

@@ -110,7 +110,7 @@ class Session:
     def _start(self) -> None:
         config, host = self._config, self._host
         # where everything goes; from now on a signal leaves a record
-        self.sinks = sinks = open_sinks(config, host, self.state.alert_log.alerts, self.state.record)
+        self.sinks = sinks = open_sinks(config, host, self.state)
         if sinks.flight is not None:
             signals = SignalWatch(self._record)
             self.guard.leaves_by(signals.stop)

@@ -21,6 +21,7 @@ from lightning_gradwatch.outputs.announcing import Pauses
 from lightning_gradwatch.outputs.attempts import Attempts
 from lightning_gradwatch.outputs.cards import Cards
 from lightning_gradwatch.outputs.flight import FlightRecorder
+from lightning_gradwatch.outputs.memory import MemoryRecord
 from lightning_gradwatch.outputs.notify import Notifier
 from lightning_gradwatch.outputs.record import Record
 from lightning_gradwatch.outputs.recorder import RunRecorder
@@ -53,6 +54,7 @@ class Sinks:
         recorder: Says what tab and report are to be given; None for nothing.
         in_loggers: Whether loggers that are TensorBoard's get what tab and report show, beside the run-level numbers.
         losing: Loggers that cannot keep what is written to them, and so get nothing.
+        memory: What tab and report show, in memory; None for nothing.
 
     Attributes:
         log_dir: The directory, as given.
@@ -73,6 +75,7 @@ class Sinks:
         recorder: RunRecorder | None = None,
         in_loggers: bool = True,
         losing: Collection[object] = (),
+        memory: MemoryRecord | None = None,
     ) -> None:
         self._host = host
         self.log_dir = log_dir
@@ -85,6 +88,7 @@ class Sinks:
         self._alerts = None if log_dir is None else AlertsFile(log_dir, run, is_resumed)
         self._attempt = Attempts(host.warn)
         self._writers = Writers(cards or Cards(0), host.tag_prefix)
+        self._memory = memory
         self._thinnings: defaultdict[str, Thinning] = defaultdict(Thinning)
         self._pauses = Pauses()
 
@@ -151,6 +155,8 @@ class Sinks:
         shown = [snapshot for snapshot in report.snapshots if snapshot.histogram is not None]
         if not events and not shown:
             return
+        if self._memory is not None:
+            self._attempt("record in memory", functools.partial(self._memory.add, events))
 
         def write(writer: Writer) -> None:
             writer.record(events)
@@ -219,6 +225,8 @@ class Sinks:
 
     def write_alerts(self, loggers: Iterable[Any], alerts: Sequence[Alert], num_alerts: int, is_last: bool) -> None:
         """Let TensorBoard know of all alerts, and of a run that is watched and has none."""
+        if self._memory is not None:
+            self._attempt("record in memory", functools.partial(self._memory.set_alerts, alerts, num_alerts))
         self._to_tensorboard(loggers, lambda writer: writer.write_alerts(alerts, num_alerts, is_last))
 
     def _to_tensorboard(self, loggers: Iterable[Any], write: Callable[[Writer], None]) -> None:
