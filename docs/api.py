@@ -29,7 +29,11 @@ from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.core.watcher import Watcher
 from lightning_gradwatch.loop import WatchedLoop
+from lightning_gradwatch.notebook.history import Distributions, Recorded
+from lightning_gradwatch.notebook.history import History as Recordings
+from lightning_gradwatch.notebook.report import Report as RunReport
 from lightning_gradwatch.outputs.tensorboard import Writer
+from lightning_gradwatch.showing import Showing
 
 REFERENCE = Path(__file__).parent / "api.md"
 WITHOUT_LIGHTNING = (
@@ -47,6 +51,7 @@ WITHOUT_LIGHTNING = (
     Writer,
 )
 OF_RULES: tuple[type, ...] = (Rule, Hysteresis, Finding, Observation, History, LayerQuantity)
+OF_NOTEBOOKS = (Showing, RunReport, Recordings, Recorded, Distributions)
 OF_GRADWATCH = ("alerts", "profile")
 """The rest is for Lightning to call."""
 PARSER = GoogleParser()
@@ -64,6 +69,10 @@ def reference() -> str:
     for name in vars(lightning_gradwatch)["__all__"]:
         parts += described(name, getattr(lightning_gradwatch, name))
     parts += kinds()
+    told = "What `GradWatch`, and what `watch(...)` returns, show of their run: see [the recipe](guide.md#notebooks)."
+    parts.append(f"## In notebooks and scripts\n\n{told}\n")
+    for thing in OF_NOTEBOOKS:
+        parts += described(f"{thing.__module__}.{thing.__name__}", thing)
     parts.append("## Without Lightning\n\nThese know torch only.\n")
     for thing in WITHOUT_LIGHTNING:
         parts += described(f"{thing.__module__}.{thing.__name__}", thing)

@@ -22,6 +22,7 @@ from lightning_gradwatch.outputs.notify import Address
 from lightning_gradwatch.run_state import RunState
 from lightning_gradwatch.scaling import unscales_itself
 from lightning_gradwatch.session import Session
+from lightning_gradwatch.showing import Showing
 
 _KEY, GUEST_KEY = "GradWatch", "GradWatch from the environment"
 _BUSY = (
@@ -30,7 +31,7 @@ _BUSY = (
 )
 
 
-class GradWatch(Callback):
+class GradWatch(Showing, Callback):
     """Watches the gradients of a training run: logs them per layer, and alerts with cause and remedy when they ail.
 
     Gradients are observed after the backward pass that completes each optimizer step: complete (accumulation done),

@@ -19,6 +19,7 @@ from lightning_gradwatch.core.saved import Saved, State
 from lightning_gradwatch.loop_host import LoopHost
 from lightning_gradwatch.run_state import RunState
 from lightning_gradwatch.session import Session
+from lightning_gradwatch.showing import Showing
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -30,7 +31,7 @@ _NOT_ARMED = (
 )
 
 
-class WatchedLoop:
+class WatchedLoop(Showing):
     """A training loop under watch, to be used in a ``with`` statement; made by :func:`~lightning_gradwatch.watch`.
 
     An exception within the statement leaves a flight record, and is raised as it came.
@@ -42,6 +43,7 @@ class WatchedLoop:
 
     def __init__(self, session: Session, host: LoopHost) -> None:
         self._session = session
+        self._state = session.state
         self._host = host
         self._num_batches = 0
         self._is_in_batch = False

@@ -156,6 +156,22 @@ class Alert:
     prescription: Mapping[str, Any] | None = field(default=None, hash=False)
     summary: str = ""
 
+    def __str__(self) -> str:
+        """What, Why, Try, in lines; ``repr`` has every field, for debugging."""
+        from lightning_gradwatch.core.telling import as_text
+
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        """What, Why, Try, as a notebook shows it."""
+        from lightning_gradwatch.core.telling import as_html
+
+        return as_html(self)
+
+    def _repr_pretty_(self, printer: Any, _is_cycle: bool) -> None:
+        """The lines of ``str``, as IPython shows them, also in a list of alerts."""
+        printer.text(str(self))
+
 
 def to_try(remedies: Iterable[str]) -> str:
     """The end of a message."""

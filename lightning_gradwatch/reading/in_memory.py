@@ -41,6 +41,8 @@ class Content(NamedTuple):
 class MemoryProvider:
     """One run, as :class:`~lightning_gradwatch.reading.store.Store` asks TensorBoard for it; it has no scalars.
 
+    Context and experiment, of which every provider is told, mean nothing here.
+
     Args:
         run: Its name.
         contents: What is held of it, by tag.
@@ -50,36 +52,30 @@ class MemoryProvider:
         self.run = run
         self._contents = contents
 
-    def list_runs(self, ctx: Any = None, *, experiment_id: str) -> list[Run]:
+    def list_runs(self, **_: Any) -> list[Run]:
         """The one run."""
         return [Run(run_id=self.run, run_name=self.run, start_time=0.0)]
 
     def list_tensors(
-        self, ctx: Any = None, *, experiment_id: str, plugin_name: str, run_tag_filter: RunTagFilter | None = None
+        self, *, plugin_name: str, run_tag_filter: RunTagFilter | None = None, **_: Any
     ) -> dict[str, dict[str, TensorTimeSeries]]:
         """What there is of each tag."""
         chosen = self._chosen(plugin_name, run_tag_filter)
         return {self.run: {tag: _listed(content) for tag, content in chosen.items()}}
 
     def read_tensors(
-        self,
-        ctx: Any = None,
-        *,
-        experiment_id: str,
-        plugin_name: str,
-        downsample: int,
-        run_tag_filter: RunTagFilter | None = None,
+        self, *, plugin_name: str, downsample: int, run_tag_filter: RunTagFilter | None = None, **_: Any
     ) -> dict[str, dict[str, list[TensorDatum]]]:
         """The newest samples of each tag."""
         chosen = self._chosen(plugin_name, run_tag_filter)
         data = {tag: [TensorDatum(*sample) for sample in content.samples] for tag, content in chosen.items()}
         return {self.run: {tag: found[-downsample:] for tag, found in data.items()}}
 
-    def read_last_scalars(self, ctx: Any = None, **_: Any) -> dict[str, dict[str, Any]]:
+    def read_last_scalars(self, **_: Any) -> dict[str, dict[str, Any]]:
         """None."""
         return {}
 
-    def read_scalars(self, ctx: Any = None, **_: Any) -> dict[str, dict[str, Any]]:
+    def read_scalars(self, **_: Any) -> dict[str, dict[str, Any]]:
         """None."""
         return {}
 

@@ -94,3 +94,13 @@ class Prescription:
         from lightning_gradwatch.trials.table import as_text
 
         return as_text(self)
+
+    def _repr_html_(self) -> str:
+        """The same as a notebook shows it."""
+        from lightning_gradwatch.trials.markup import as_html
+
+        return as_html(self)
+
+    def _repr_pretty_(self, printer: Any, _is_cycle: bool) -> None:
+        """The lines of ``str``, as IPython shows them."""
+        printer.text(str(self))

@@ -33,16 +33,21 @@ def as_text(prescription: Prescription) -> str:
     return "\n\n".join(parts)
 
 
-def _table(prescription: Prescription) -> list[str]:
+def cells(prescription: Prescription) -> list[tuple[str, ...]]:
+    """The table: its header, the untreated model, and the remedies, the best first."""
     untreated, steps = prescription.untreated, prescription.num_steps
     header = ("remedy", "effect", "decades lost", f"loss after {steps}" if steps else "loss", "parameters", "time")
     rows: list[tuple[str, ...]] = [
         header,
         ("untreated", "", _decades(untreated.decades), _number(untreated.loss_after), "", ""),
     ]
-    rows += [_row(untreated, trial) for trial in prescription.trials]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(header) - 1))
+    return rows + [_row(untreated, trial) for trial in prescription.trials]
+
+
+def _table(prescription: Prescription) -> list[str]:
+    rows = cells(prescription)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1))
     return [line for row in rows for line in _laid_out(row, widths)]
 
 

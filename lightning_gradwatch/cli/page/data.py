@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
-from lightning_gradwatch.cli.logs import Logs, OpenRun, Run
+from lightning_gradwatch.cli.logs import OpenRun
 from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
 from lightning_gradwatch.core.quantities.several import HISTOGRAM, NORM_RANGE
 from lightning_gradwatch.reading import answers, lines, tables
@@ -16,28 +17,61 @@ from lightning_gradwatch.reading.schema import Array, encode_frame, plain
 from lightning_gradwatch.reading.store import Series
 
 MAX_RUNS = 20
-_NUMBERS, _BYTES = 1_500_000, 4_000_000
-"""Of the heatmaps of one run, and of its histograms."""
-_COLUMNS, _DISTRIBUTION_COLUMNS, _SEQUENCES, _POINTS = 1000, 200, 100, 2000
+_LEAST = 1000
 _BINS = 64
 _ALL: Span = (None, None)
 
 
-def gather(logs: Logs, runs: Sequence[Run]) -> dict[str, object]:
-    """Plain JSON for the page; matrices are frames in base64."""
-    return dict(plain({"tables": tables.encode(), "runs": [_run(logs.open(run), logs.title(run)) for run in runs]}))
+class Limits(NamedTuple):
+    """How much there may be of one run.
+
+    Attributes:
+        numbers: Of its heatmaps together.
+        bytes: Of its histograms together.
+        columns: Of each heatmap.
+        distributions: Columns of the histograms of each layer.
+        sequences: Samples of each recurrent layer.
+        points: Of each line.
+    """
+
+    numbers: int = 1_500_000
+    bytes: int = 4_000_000
+    columns: int = 1000
+    distributions: int = 200
+    sequences: int = 100
+    points: int = 2000
+
+    @property
+    def is_least(self) -> bool:
+        """Whether halving it again would leave nothing to look at."""
+        return self.numbers < _LEAST
+
+    def halved(self) -> Limits:
+        """Half of everything."""
+        return Limits(*(max(limit // 2, 1) for limit in self))
 
 
-def _run(whole: OpenRun, title: str) -> dict[str, object]:
+def gather(runs: Iterable[tuple[OpenRun, str]], limits: Limits | None = None) -> dict[str, object]:
+    """Plain JSON for the page; matrices are frames in base64.
+
+    Args:
+        runs: What there is of each, and what it is called.
+        limits: How much of each there may be; None for a few megabytes.
+    """
+    found = [_run(whole, title, limits or Limits()) for whole, title in runs]
+    return dict(plain({"tables": tables.encode(), "runs": found}))
+
+
+def _run(whole: OpenRun, title: str, limits: Limits) -> dict[str, object]:
     run = whole.run
     row = {"run": title, **run.verdict._asdict(), "last_step": run.last_step, "wall_time": run.wall_time}
-    parts = [part for optimizer in whole.document["optimizers"] for part in _versions(whole, optimizer)]
-    scalars = {tag: _scalar(whole, tag) for tag in whole.document["scalars"]}
+    parts = [part for optimizer in whole.document["optimizers"] for part in _versions(whole, optimizer, limits)]
+    scalars = {tag: _scalar(whole, tag, limits.points) for tag in whole.document["scalars"]}
     document = {**whole.document, "run": title, "alerts": answers.ranked(run.alerts)}
     return {"row": {**row, "stamp": run.stamp}, "document": document, "versions": parts, "scalars": scalars}
 
 
-def _versions(whole: OpenRun, optimizer: answers.OptimizerContents) -> Iterator[dict[str, object]]:
+def _versions(whole: OpenRun, optimizer: answers.OptimizerContents, limits: Limits) -> Iterator[dict[str, object]]:
     store, name = whole.store, optimizer["name"]
     for version in optimizer["versions"]:
         whose = name, version["version"]
@@ -46,34 +80,41 @@ def _versions(whole: OpenRun, optimizer: answers.OptimizerContents) -> Iterator[
         norms = series.get(GRAD_NORM.name)
         # where norms are of several steps, there is more than the largest
         others: tuple[Statistic, ...] = ("low", "mean") if norms is not None and norms.parts else ()
-        columns = _within(_NUMBERS // (len(version["layers"]) * max(len(series) + len(others), 1)), 100, _COLUMNS)
+        columns = _within(
+            limits.numbers // (len(version["layers"]) * max(len(series) + len(others), 1)), limits.columns
+        )
         yield {
             "optimizer": name,
             "version": version["version"],
             "heatmaps": {q: _encode(answers.heatmap(store, s, _ALL, columns)) for q, s in series.items()},
             "steps": {one: _encode(answers.heatmap(store, norms, _ALL, columns, one)) for one in others if norms},
             "ranges": None if others else ranges and _encode(_thinned(store.samples(ranges), columns)),
-            "distributions": _distributions(whole, histograms) if histograms else {},
-            "sequences": {layer: _sequence(whole, *whose, layer, s) for layer, s in whole.sequences(*whose).items()},
+            "distributions": _distributions(whole, histograms, limits) if histograms else {},
+            "sequences": {
+                layer: _sequence(whole, *whose, layer, s, limits.sequences)
+                for layer, s in whole.sequences(*whose).items()
+            },
         }
 
 
-def _distributions(whole: OpenRun, series: Series) -> dict[str, str]:
+def _distributions(whole: OpenRun, series: Series, limits: Limits) -> dict[str, str]:
     layers = series.description.layers
-    columns = _within(_BYTES // (len(layers) * _BINS), 20, _DISTRIBUTION_COLUMNS)
+    columns = _within(limits.bytes // (len(layers) * _BINS), limits.distributions)
     frames = {layer: answers.distribution(whole.store, series, layer, _ALL, columns) for layer in layers}
     return {layer: _encode(frame) for layer, frame in frames.items()}
 
 
-def _sequence(whole: OpenRun, optimizer: str, version: int, layer: str, series: Series) -> list[answers.TimeProfile]:
+def _sequence(
+    whole: OpenRun, optimizer: str, version: int, layer: str, series: Series, most: int
+) -> list[answers.TimeProfile]:
     """Evenly chosen samples, the last among them."""
     steps = whole.store.samples(series).steps
-    chosen = steps[_evenly(len(steps), _SEQUENCES)].tolist()
+    chosen = steps[_evenly(len(steps), most)].tolist()
     return [answers.sequence(whole.store, whole.catalogue, optimizer, version, layer, step) for step in chosen]
 
 
-def _scalar(whole: OpenRun, tag: str) -> lines.Scalars:
-    return lines.scalars(whole.store, whole.run.name, tag, _ALL, _POINTS)
+def _scalar(whole: OpenRun, tag: str, points: int) -> lines.Scalars:
+    return lines.scalars(whole.store, whole.run.name, tag, _ALL, points)
 
 
 def _thinned(samples: Samples, columns: int) -> bytes:
@@ -88,8 +129,9 @@ def _evenly(count: int, most: int) -> Array:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
-def _within(number: int, low: int, high: int) -> int:
-    return min(max(number, low), high)
+def _within(number: int, most: int) -> int:
+    """As many columns as there is room for, but a tenth of the most at least."""
+    return min(max(number, most // 10, 1), most)
 
 
 def _encode(frame: bytes) -> str:

@@ -1,4 +1,8 @@
-"""A page from the tab's modules and the data. No text of a log stands in it but packed, so none of it can be markup."""
+"""A page from the tab's modules and the data. No text of a log stands in it but packed, so none of it can be markup.
+
+In a file, the modules stand in an import map. In a frame of a notebook the notebook's own policy holds as well, and
+some allow no script but what stands in the page itself: there the modules are joined into one.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +30,21 @@ style-src 'nonce-{nonce}'; img-src data: blob:; base-uri 'none'; form-action 'no
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>GradWatch</title>
 <style nonce="{nonce}">{style}</style>
-<script nonce="{nonce}" type="importmap">{modules}</script>
-</head>
+{modules}</head>
 <body>
 <noscript>This page needs JavaScript to draw; it loads nothing from anywhere.</noscript>
 <script type="text/plain" id="gradwatch-data">{data}</script>
-<script nonce="{nonce}" type="module">import "{entry}";</script>
+<script nonce="{nonce}" type="module">{script}</script>
 </body>
 </html>
 """
+_STATEMENT = re.compile(r"""^import\s+([^;"']+?)\s+from\s+["'](\.{1,2}/[^"']+)["'];""", re.MULTILINE)
+_EXPORT = re.compile(r"^export (?=(?:async )?(?:function|const|class) (\w+))", re.MULTILINE)
+_DEFAULT = re.compile(r"^export default (\w+);", re.MULTILINE)
 
 
 def assemble(data: Mapping[str, object]) -> str:
-    """The page.
+    """The page for a file.
 
     Args:
         data: Plain JSON, as the module ``embedded.js`` takes it.
@@ -46,13 +52,49 @@ def assemble(data: Mapping[str, object]) -> str:
     modules: dict[str, str] = {}
     _collect(_ENTRY, modules)
     imports = {name: f"data:text/javascript;base64,{_pack(source.encode())}" for name, source in modules.items()}
+    nonce = secrets.token_urlsafe(16)
+    import_map = f'<script nonce="{nonce}" type="importmap">{json.dumps({"imports": imports})}</script>\n'
+    return _page(data, nonce, import_map, f'import "{_name(_ENTRY)}";')
+
+
+def assemble_inline(data: Mapping[str, object]) -> str:
+    """The page for a frame of a notebook; data as for :func:`assemble`."""
+    parts: dict[Path, str] = {}
+    _join(_ENTRY, parts)
+    # what would end the script, or begin a comment of HTML, can only stand in a text or a regular expression
+    script = "\n".join(parts.values()).replace("</", "<\\/").replace("<!--", "<\\!--")
+    return _page(data, secrets.token_urlsafe(16), "", script)
+
+
+def _page(data: Mapping[str, object], nonce: str, modules: str, script: str) -> str:
     return _PAGE.format(
-        nonce=secrets.token_urlsafe(16),
+        nonce=nonce,
         style="\n".join(path.read_text(encoding="utf-8") for path in _STYLES),
-        modules=json.dumps({"imports": imports}),
+        modules=modules,
         data=_pack(gzip.compress(json.dumps(data, allow_nan=False).encode(), mtime=0)),
-        entry=_name(_ENTRY),
+        script=script,
     )
+
+
+def _join(path: Path, parts: dict[Path, str]) -> None:
+    """A module as a constant that holds what it exports, behind all that it imports."""
+    if path in parts:
+        return
+    source = path.read_text(encoding="utf-8")
+    imported = {relative: (path.parent / relative).resolve() for _, relative in _STATEMENT.findall(source)}
+    for other in imported.values():
+        _join(other, parts)
+    places = {other: place for place, other in enumerate(parts)}
+    names = [*_EXPORT.findall(source), *(f"default: {name}" for name in _DEFAULT.findall(source))]
+
+    def constant(found: re.Match[str]) -> str:
+        what, module = found[1], f"module{places[imported[found[2]]]}"
+        if what.startswith("* as "):
+            return f"const {what.removeprefix('* as ')} = {module};"
+        return f"const {what.replace(' as ', ': ') if what[0] == '{' else f'{{ default: {what} }}'} = {module};"
+
+    body = _DEFAULT.sub("", _EXPORT.sub("", _STATEMENT.sub(constant, source)))
+    parts[path] = f"const module{len(parts)} = await (async () => {{\n{body}\nreturn {{ {', '.join(names)} }};\n}})();"
 
 
 def _collect(path: Path, modules: dict[str, str]) -> None:

@@ -5,10 +5,14 @@ import { followTheme } from "../../tensorboard/static/theme.js";
 import { embeddedSource, unpack } from "./embedded.js";
 
 const data = await unpack(document.getElementById("gradwatch-data")?.textContent ?? "");
-const app = createApp(embeddedSource(data), readLink(), writeLink);
+// in a frame of a notebook there is no address of its own to keep a view in
+const isInline = location.protocol === "about:";
+const app = isInline
+  ? createApp(embeddedSource(data), {}, () => {})
+  : createApp(embeddedSource(data), readLink(), writeLink);
 document.body.replaceChildren(app.element);
 followTheme(app.repaint);
-followLink(app.open);
+if (!isInline) followLink(app.open);
 await app.look();
 const written = Math.max(...data.runs.map(({ row }) => row.wall_time));
 const live = app.element.querySelector(".live");

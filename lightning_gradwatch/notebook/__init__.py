@@ -1,0 +1,1 @@
+"""What a notebook shows of a run, from memory: the page, pictures, and the numbers as arrays."""
