@@ -25,5 +25,6 @@ def open_memory(memory: MemoryRecord) -> OpenRun:
         last_step=catalogue.last_step,
         wall_time=catalogue.wall_time,
         stamp=catalogue.stamp,
+        damage=(),
     )
     return OpenRun(run, store, {**document, "alerts": list(alerts)})
