@@ -1,4 +1,4 @@
-"""A few rows of layers for TensorBoard's standard dashboards, where each has a card of its own.
+"""A few rows of layers for dashboards in which each has a card of its own: TensorBoard's standard ones, and loggers'.
 
 The tab shows all layers; a card each would bury what the user logs. A few, evenly from the input end to the loss end,
 tell the same story, also where TensorBoard runs without the tab.
@@ -15,6 +15,7 @@ from lightning_gradwatch.core.layers import roll_up
 from lightning_gradwatch.core.records import NUM_BINS, Layer, Publication
 from lightning_gradwatch.core.snapshot import Snapshot
 from lightning_gradwatch.outputs.dashboards import add_histograms
+from lightning_gradwatch.reading.schema import Array
 
 Rows = dict[str, list[int]]
 """Places of the layers of each row, by its name."""
@@ -40,6 +41,15 @@ class Cards:
         norms = metrics.row_norms(publication.window.last[1:].tolist(), rows) if rows else {}
         return {metrics.layer_norm_tag(row, publication.optimizer): norm for row, norm in norms.items()}
 
+    def histograms(self, snapshot: Snapshot) -> dict[str, Array]:
+        """Counts of log10|g| for each row, shape ``(NUM_BINS,)``, by their tags; none where it was not counted."""
+        rows = self._rows_of(snapshot.optimizer, snapshot.layers)
+        if snapshot.histogram is None:
+            return {}
+        counts = snapshot.histogram.numpy()[:, :NUM_BINS]
+        tags = [metrics.layer_histogram_tag(row, snapshot.optimizer) for row in rows]
+        return {tag: counts[places].sum(0) for tag, places in zip(tags, rows.values(), strict=True)}
+
     def add_histograms(self, summary: Summary, snapshot: Snapshot, prefix: str) -> None:
         """Add a histogram of log10|g| for each row, if there is one.
 
@@ -48,13 +58,9 @@ class Cards:
             snapshot: A full sample.
             prefix: What the logger puts before the tags of its metrics.
         """
-        rows = self._rows_of(snapshot.optimizer, snapshot.layers)
-        if snapshot.histogram is None or not rows:
-            return
-        counts = snapshot.histogram.numpy()
-        tags = [prefix + metrics.layer_histogram_tag(row, snapshot.optimizer) for row in rows]
-        together = np.stack([counts[places].sum(0) for places in rows.values()])
-        add_histograms(summary, tags, together[:, :NUM_BINS], EDGES)
+        found = self.histograms(snapshot)
+        if found:
+            add_histograms(summary, [prefix + tag for tag in found], np.stack(list(found.values())), EDGES)
 
     def _rows_of(self, optimizer: str, layers: tuple[Layer, ...]) -> Rows:
         known, rows = self._rows.get(optimizer, (None, {}))
