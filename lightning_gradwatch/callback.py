@@ -54,9 +54,9 @@ class GradWatch(Showing, Callback):
         exclude: Globs over layer names not to report.
         group_by: Number of leading path components by which layers share a row in the standard dashboards; None for
             one row per layer, or per module if there are more than 50 layers.
-        layer_cards: How many of these rows have cards of their own in TensorBoard's standard dashboards, a norm and a
-            histogram of log10|g| each, at even distances from the input to the loss; 0 for none, None for all. The tab
-            shows every layer whatever it is.
+        layer_cards: How many of these rows have cards of their own in TensorBoard's standard dashboards, and in W&B,
+            MLflow, Comet and Trackio: a norm and, where the logger can show it, a histogram of log10|g| each, at even
+            distances from the input to the loss; 0 for none, None for all. Tab and page show every layer in any case.
         auto_clip: Clips the gradients after they have been measured, at every optimizer step: True for the default
             policy, which leaves a healthy training alone, ``"band"`` (the same), ``"percentile"``, ``"zscore"``,
             ``"agc"``, ``"adagc"``, ``"norm"`` or ``"value"``, a number for a fixed maximum of the total norm, a policy

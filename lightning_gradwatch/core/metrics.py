@@ -16,6 +16,10 @@ ALERT_TABLE = "gradwatch/alert_table"
 """Tag of the same as a table in the Text dashboard."""
 PRESCRIPTION_TABLE = "gradwatch/prescription"
 """Tag of the remedies that were tried, as a table in the Text dashboard."""
+PAGE = "gradwatch/page"
+"""Name of the page of the run in loggers that can show one."""
+OPEN_ALERTS = "gradwatch/open_alerts"
+"""Name of the line that says which alerts are open, in loggers that hold facts about a run."""
 
 
 def margin_tags(optimizer: str = "") -> tuple[str, str, str]:

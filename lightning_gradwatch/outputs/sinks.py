@@ -21,6 +21,7 @@ from lightning_gradwatch.outputs.announcing import Pauses
 from lightning_gradwatch.outputs.attempts import Attempts
 from lightning_gradwatch.outputs.cards import Cards
 from lightning_gradwatch.outputs.flight import FlightRecorder
+from lightning_gradwatch.outputs.loggers.delivery import Delivery
 from lightning_gradwatch.outputs.memory import MemoryRecord
 from lightning_gradwatch.outputs.notify import Notifier
 from lightning_gradwatch.outputs.record import Record
@@ -87,10 +88,13 @@ class Sinks:
         self._losing = losing
         self._alerts = None if log_dir is None else AlertsFile(log_dir, run, is_resumed)
         self._attempt = Attempts(host.warn)
-        self._writers = Writers(cards or Cards(0), host.tag_prefix)
+        cards = cards or Cards(0)
+        self._writers = Writers(cards, host.tag_prefix)
+        self._delivery = Delivery(self._attempt, cards, log_dir, self._writers.flushed)
         self._memory = memory
         self._thinnings: defaultdict[str, Thinning] = defaultdict(Thinning)
         self._pauses = Pauses()
+        self._announced: list[Alert] = []
 
     def tell(self, event: Event, alert: Alert) -> None:
         """Tell what has become of an alert, unless that was told before the run was resumed.
@@ -102,6 +106,7 @@ class Sinks:
         self._append(event, alert)
         if event in ("opened", "escalated") and alert.level == "alert" and self._pauses.passes(alert):
             self._host.warn(f"GradWatch, {alert.kind}: {alert.message}")
+            self._announced.append(alert)
         if self._notifier is not None:
             self._attempt("notification", functools.partial(self._notifier.tell, event, alert))
             self._report_troubles()
@@ -121,7 +126,8 @@ class Sinks:
 
         def write(logger: Any) -> None:
             if not self._holds_all(logger):
-                logger.log_metrics(metrics.run_level(publication, num_alerts), publication.step)
+                numbers = {**metrics.run_level(publication, num_alerts), **self._delivery.norms(logger, publication)}
+                logger.log_metrics(numbers, publication.step)
                 return
             # the record's own file must stay small; what a user logs to is written at every point
             thinning = self._thinnings[publication.optimizer] if logger is self._record else None
@@ -130,6 +136,7 @@ class Sinks:
 
         for name, logger in self._named(loggers):
             self._attempt(name, functools.partial(write, logger))
+        self._delivery.go_on(publication.step)
         self._report_troubles()
 
     def record(
@@ -164,6 +171,8 @@ class Sinks:
                 writer.show(snapshot)
 
         self._to_tensorboard(loggers(), write)
+        for snapshot in shown:
+            self._delivery.show_histograms(snapshot)
 
     def remember(self, observations: Iterable[Observation], opened: list[Alert], known: list[Alert]) -> None:
         """Keep steps in the flight recorder, and its record if alerts have opened."""
@@ -183,11 +192,13 @@ class Sinks:
             self._settle(SIGNAL_S)
 
     def conclude(self, summary: Callable[[], str]) -> None:
-        """Say what has become of the run."""
+        """Give loggers the last page, and say what has become of the run."""
+        self._delivery.finish()
         self._attempt("closing summary", lambda: self._host.inform(summary()))
 
     def close(self) -> None:
         """Close the record; wait, but not for ever, for messages that are under way, and for slow networks."""
+        self._attempt("page of the run", self._delivery.close)
         self._settle(CLOSE_S)
         for part in (self._alerts, self.flight):
             if part is not None:
@@ -217,6 +228,7 @@ class Sinks:
 
     def open(self, loggers: Sequence[Any], optimizers: Sequence[str]) -> None:
         """Before the first step: prepare TensorBoard's dashboards, and say where the run is to be seen."""
+        self._delivery.join(self._named(loggers))
         self._to_tensorboard(loggers, lambda writer: writer.write_layout(optimizers))
         first = self._writers.first
         if first is not None:
@@ -224,10 +236,12 @@ class Sinks:
             self._attempt("address of the run", say)
 
     def write_alerts(self, loggers: Iterable[Any], alerts: Sequence[Alert], num_alerts: int, is_last: bool) -> None:
-        """Let TensorBoard know of all alerts, and of a run that is watched and has none."""
+        """Let the loggers know of all alerts, and TensorBoard's of a run that is watched and has none."""
         if self._memory is not None:
             self._attempt("record in memory", functools.partial(self._memory.set_alerts, alerts, num_alerts))
         self._to_tensorboard(loggers, lambda writer: writer.write_alerts(alerts, num_alerts, is_last))
+        opened, self._announced = self._announced, []
+        self._delivery.tell(opened, alerts)
 
     def _to_tensorboard(self, loggers: Iterable[Any], write: Callable[[Writer], None]) -> None:
         def write_if_possible(logger: Any) -> None:

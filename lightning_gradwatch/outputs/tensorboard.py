@@ -58,6 +58,10 @@ class Writer:
         """Where the event file lies."""
         return str(self._experiment.log_dir)
 
+    def flush(self) -> None:
+        """Bring everything to the disk."""
+        self._experiment.flush()
+
     def publish(self, publication: Publication, num_alerts: int) -> None:
         """Write run-level numbers.
 

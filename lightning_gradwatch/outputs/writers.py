@@ -27,6 +27,13 @@ class Writers:
         """The first that was asked for; None if none was."""
         return self._writers[0][1] if self._writers else None
 
+    def flushed(self) -> str | None:
+        """Where the event file lies that tab and report read, all of it on the disk; None if there is none yet."""
+        if self.first is None:
+            return None
+        self.first.flush()
+        return self.first.directory
+
     def of(self, logger: Any) -> Writer:
         """The writer of a logger, which is held, so that no other one can be taken for it."""
         for known, writer in self._writers:
