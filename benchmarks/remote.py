@@ -1,4 +1,4 @@
-"""What a slow network costs a training whose run is kept at a URL: nothing but the last words of it.
+"""What a slow network costs a training whose run is kept at a URL.
 
 A store of objects in memory, each request to which takes as long as you say, and the same training beside it with a
 directory on the disk, with TensorBoard's own writer at the URL (without and with GradWatch), and without GradWatch:

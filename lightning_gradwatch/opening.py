@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from dataclasses import replace
 
 from lightning_gradwatch.asking import ask
 from lightning_gradwatch.config import Config
@@ -11,21 +11,19 @@ from lightning_gradwatch.host import Host, RunInfo
 from lightning_gradwatch.outputs.cards import Cards
 from lightning_gradwatch.outputs.flight import FlightRecorder
 from lightning_gradwatch.outputs.notify import Addresses, Notifier
-from lightning_gradwatch.outputs.pieces import keeps_events
-from lightning_gradwatch.outputs.record import Record
+from lightning_gradwatch.outputs.record import Record, appends_at_url
 from lightning_gradwatch.outputs.recorder import RunRecorder
 from lightning_gradwatch.outputs.sinks import Sinks
 from lightning_gradwatch.outputs.tensorboard import is_writable
+from lightning_gradwatch.paths import at, is_url
 from lightning_gradwatch.run_state import RunState
 
 _LOST_ADDRESSES = (
     "GradWatch sends no messages to the addresses in `notify`: they hold secrets and so do not travel to other "
     "processes or through pickles. To cure it: put them into the environment variable GRADWATCH_NOTIFY."
 )
-_LOSING = (
-    "GradWatch: the file system of {place} cannot append to a file, so that TensorBoard's own writer loses events "
-    "there, yours too. GradWatch keeps a record of its own beside them. To cure it: log to a local directory."
-)
+FOLDER = "gradwatch"
+"""In a run of TensorBoard's at a URL, where our files lie: a live TensorBoard follows one event file of a directory."""
 
 
 def open_sinks(config: Config, host: Host, state: RunState) -> Sinks:
@@ -39,8 +37,9 @@ def open_sinks(config: Config, host: Host, state: RunState) -> Sinks:
     if not host.is_global_zero():
         return Sinks(host)
     run = host.run_info()
-    losing = _losing(host)
-    record = _record(config, host, run, losing)
+    if run.log_dir is not None and is_url(run.log_dir) and any(map(appends_at_url, host.loggers())):
+        run = replace(run, log_dir=str(at(run.log_dir) / FOLDER))
+    record = _record(config, host, run)
     # beside the logs; where these have no directory, beside the record
     log_dir = run.log_dir if run.log_dir is not None or record is None else record.directory
     flight = FlightRecorder(log_dir, config.flight_steps, run.about) if log_dir and config.flight_steps > 0 else None
@@ -59,7 +58,6 @@ def open_sinks(config: Config, host: Host, state: RunState) -> Sinks:
         record=record,
         recorder=RunRecorder(state.record),
         in_loggers=config.record is not False,
-        losing=losing,
         memory=state.memory,
     )
     if is_resumed:
@@ -67,29 +65,13 @@ def open_sinks(config: Config, host: Host, state: RunState) -> Sinks:
     return sinks
 
 
-def _losing(host: Host) -> list[object]:
-    """Loggers whose event file lies where nothing can be appended to it, which the user is told of."""
-    found = []
-    for logger in host.loggers():
-        experiment = ask(logger, "experiment")
-        if is_writable(experiment) and not keeps_events(experiment):
-            host.warn(_LOSING.format(place=experiment.log_dir))
-            found.append(logger)
-    return found
-
-
-def _others(host: Host, losing: Collection[object]) -> list[object]:
-    """The loggers that keep what is written to them."""
-    return [logger for logger in host.loggers() if not any(logger is other for other in losing)]
-
-
-def _record(config: Config, host: Host, run: RunInfo, losing: Collection[object]) -> Record | None:
+def _record(config: Config, host: Host, run: RunInfo) -> Record | None:
     """An event file of our own: where the user wants one, or else where no logger can hold what it would."""
     if config.record is False or run.is_rehearsal:
         return None
     if config.record is not None:
         return Record(config.record)
-    if any(map(_holds_all, _others(host, losing))):
+    if any(map(_holds_all, host.loggers())):
         return None
     directory = run.log_dir or run.spare_dir
     return None if directory is None else Record(directory)
@@ -97,7 +79,7 @@ def _record(config: Config, host: Host, run: RunInfo, losing: Collection[object]
 
 def _holds_all(logger: object) -> bool:
     """Whether a logger can hold what tab and report show."""
-    return is_writable(ask(logger, "experiment"))
+    return is_writable(ask(logger, "experiment")) and not appends_at_url(logger)
 
 
 def _notifier(config: Config, host: Host, run: str, is_rehearsal: bool) -> Notifier | None:

@@ -97,53 +97,43 @@ def test_beside_a_logger_of_numbers_everything_is_kept_and_read(
     assert run["run"] == "csv/first"
     assert kinds(run) == ["vanishing"]
     (optimizer,) = run["optimizers"]
-    assert (len(optimizer["versions"][-1]["layers"]), optimizer["versions"][-1]["num_samples"]) == (8, 3)
+    assert (len(optimizer["versions"][-1]["layers"]), optimizer["versions"][-1]["num_samples"]) == (8, 12)
     (checkpoint,) = (name for name in content(url) if name.endswith(".ckpt"))
     assert checkpoint.startswith("checkpoints/gradwatch-vanishing-step=")
 
 
-@pytest.mark.parametrize("scheme", ["memory", "emulating"])
-def test_where_a_file_can_be_appended_to_lightning_s_event_file_holds_all(
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_in_a_run_of_tensorboard_s_all_of_ours_lies_in_a_folder_of_its_own(
     scheme: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    url = f"{scheme}://runs/board/first"
-    train(TensorBoardLogger(f"{scheme}://runs", "board", "first"), GradWatch(on_alert="checkpoint"))
-    check_files(url)
-    (run,) = reported(f"{scheme}://runs", capsys)
-    assert kinds(run) == ["vanishing"]
-    assert run["optimizers"][0]["versions"][-1]["num_samples"] == 3
-    assert run["loss_tag"] == "loss"
-    names = content(url)
-    assert sum("tfevents" in name for name in names) == 1
-    assert not [name for name in names if "probe" in name or name.startswith(".")]
-    events = read_events(url)  # type: ignore[arg-type]
-    assert len(scalars(events, "loss")) == 3
-    assert events.Tensors(ALERT_DOCUMENT)
+    """Its own writer is left alone: where a store cannot append, it breaks, or keeps nothing but the last event."""
 
-
-def test_where_a_file_is_overwritten_the_user_is_told_and_a_record_of_our_own_holds_all(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    told = train(TensorBoardLogger("overwriting://runs", "board", "first"), GradWatch(on_alert="checkpoint"))
-    (losing,) = [line for line in told if "cannot append" in line]
-    assert "overwriting://runs/board/first" in losing
-    check_files("overwriting://runs/board/first")
-    (run,) = reported("overwriting://runs", capsys)
-    assert kinds(run) == ["vanishing"]
-    assert run["optimizers"][0]["versions"][-1]["num_samples"] == 3
-
-
-def test_a_writer_that_appending_would_break_is_left_alone() -> None:
     class Silent(Classifier):  # type: ignore[misc, valid-type]
         def log(self, *args: Any, **kwargs: Any) -> None:
-            """Nothing, so that only ours would break it."""
+            """Nothing, so that only we could break it."""
 
-    logger = TensorBoardLogger("objects://runs", "board", "first", default_hp_metric=False)
+    logger = TensorBoardLogger(f"{scheme}://runs", "board", "first", default_hp_metric=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GradWatchWarning)
-        trainer = fit(GradWatch(), Silent(deep_net(nn.Sigmoid, 8)), logger=logger, max_steps=12)
-    assert trainer.global_step == 12
-    check_files("objects://runs/board/first")
+        model = Silent(deep_net(nn.Sigmoid, 8))
+        fit(GradWatch(on_alert="checkpoint"), model, logger=logger, max_steps=12, log_every_n_steps=4)
+    check_files(f"{scheme}://runs/board/first/gradwatch")
+    (run,) = reported(f"{scheme}://runs", capsys)
+    assert (run["run"], kinds(run)) == ("board/first/gradwatch", ["vanishing"])
+    assert run["optimizers"][0]["versions"][-1]["num_samples"] == 12
+    files = content(f"{scheme}://runs/board/first")
+    (theirs,) = (text for name, text in files.items() if "/" not in name and "tfevents" in name)
+    assert b"gradwatch" not in theirs
+    assert sum(name.startswith("checkpoints/") for name in files) == 1
+
+
+def test_without_a_record_tensorboard_s_writer_at_a_url_has_the_run_level_numbers() -> None:
+    train(TensorBoardLogger("memory://runs", "board", "first"), GradWatch(record=False))
+    events = read_events("memory://runs/board/first")  # type: ignore[arg-type]
+    assert len(scalars(events, "gradwatch/vanishing")) == 3
+    assert len(scalars(events, "loss")) == 3
+    assert ALERT_DOCUMENT not in events.Tags()["tensors"]
+    check_files("memory://runs/board/first/gradwatch")
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -153,7 +143,7 @@ def test_a_record_may_be_at_a_url_whatever_the_loggers_do(scheme: str, capsys: p
     check_files(url)
     (run,) = reported(url, capsys)
     assert (run["run"], kinds(run)) == (".", ["vanishing"])
-    assert run["optimizers"][0]["versions"][-1]["num_samples"] == 3
+    assert run["optimizers"][0]["versions"][-1]["num_samples"] == 12
 
 
 def test_a_run_without_a_directory_of_its_own_is_kept_below_that_of_the_trainer(
@@ -197,7 +187,7 @@ def test_a_resumed_run_reads_its_alerts_and_goes_on(capsys: pytest.CaptureFixtur
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.fit(sick(), digits(), ckpt_path=f"memory://runs/{checkpoint}", weights_only=False)
-    lines = content("memory://runs/board/first")["alerts.jsonl"].splitlines()
+    lines = content("memory://runs/board/first/gradwatch")["alerts.jsonl"].splitlines()
     assert len(lines) == 1
     (run,) = reported("memory://runs", capsys)
     assert kinds(run) == ["vanishing"]
@@ -249,7 +239,7 @@ def test_an_outage_that_passes_costs_nothing(
     assert not [line for line in told if "is left out" in line]
     check_files("objects://bucket/mine")
     (run,) = reported("objects://bucket/mine", capsys)
-    assert run["optimizers"][0]["versions"][-1]["num_samples"] == 3
+    assert run["optimizers"][0]["versions"][-1]["num_samples"] == 12
 
 
 def test_a_slow_network_is_not_waited_for_while_training(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,14 +9,12 @@ import socket
 import time
 from collections import deque
 
-from tensorboard.compat import tf
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import FileWriter, SummaryWriter
 
-from lightning_gradwatch.core._guard import attempt, is_the_users
 from lightning_gradwatch.outputs.worker import Worker
-from lightning_gradwatch.paths import at, is_url
+from lightning_gradwatch.paths import at
 from lightning_gradwatch.remote import RemoteError
 
 PIECE_BYTES = 1_000_000
@@ -137,27 +135,3 @@ class RemoteWriter(SummaryWriter):
     def settle(self, seconds: float) -> None:
         """See :meth:`Pieces.settle`."""
         self._get_file_writer().event_writer.settle(seconds)
-
-
-def keeps_events(experiment: SummaryWriter) -> bool:
-    """Whether an event file of TensorBoard's own writer keeps what is written to it.
-
-    That writer appends. Where the store cannot, each event may take the place of all before it, or none may be written.
-    Local files are not asked.
-    """
-    directory = str(experiment.log_dir)
-    if not is_url(directory):
-        return True
-    probe = at(directory) / f".gradwatch-{socket.gethostname()}-{os.getpid()}"
-    try:
-        with tf.io.gfile.GFile(str(probe), "wb") as file:
-            file.write(b"a")
-            file.write(b"b")
-        with tf.io.gfile.GFile(str(probe), "rb") as file:
-            return bool(file.read() == b"ab")
-    except Exception as failure:
-        if is_the_users(failure):
-            raise
-        return False
-    finally:
-        attempt(probe.unlink)

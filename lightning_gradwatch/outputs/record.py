@@ -6,6 +6,8 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from lightning_gradwatch.asking import ask
+from lightning_gradwatch.outputs.tensorboard import is_writable
 from lightning_gradwatch.paths import is_url
 
 if TYPE_CHECKING:
@@ -13,6 +15,18 @@ if TYPE_CHECKING:
 
 FLUSH_SECONDS = 20
 """How much of it a process that is killed may take along."""
+
+
+def appends_at_url(logger: object) -> bool:
+    """Whether a logger's event file is at a URL, and written by TensorBoard's own writer: not for us.
+
+    That writer appends event by event, and training waits for it. Where a store cannot append, each event takes the
+    place of all before it, or breaks the writer.
+    """
+    if isinstance(logger, Record):
+        return False
+    experiment = ask(logger, "experiment")
+    return is_writable(experiment) and is_url(str(experiment.log_dir))
 
 
 class Record:

@@ -7,7 +7,7 @@ import os
 import shlex
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,7 +24,7 @@ from lightning_gradwatch.outputs.flight import FlightRecorder
 from lightning_gradwatch.outputs.loggers.delivery import Delivery
 from lightning_gradwatch.outputs.memory import MemoryRecord
 from lightning_gradwatch.outputs.notify import Notifier
-from lightning_gradwatch.outputs.record import Record
+from lightning_gradwatch.outputs.record import Record, appends_at_url
 from lightning_gradwatch.outputs.recorder import RunRecorder
 from lightning_gradwatch.outputs.tensorboard import Writer, is_writable
 from lightning_gradwatch.outputs.thinning import Thinning
@@ -54,7 +54,6 @@ class Sinks:
         record: An event file of our own; None for none.
         recorder: Says what tab and report are to be given; None for nothing.
         in_loggers: Whether loggers that are TensorBoard's get what tab and report show, beside the run-level numbers.
-        losing: Loggers that cannot keep what is written to them, and so get nothing.
         memory: What tab and report show, in memory; None for nothing.
 
     Attributes:
@@ -75,7 +74,6 @@ class Sinks:
         record: Record | None = None,
         recorder: RunRecorder | None = None,
         in_loggers: bool = True,
-        losing: Collection[object] = (),
         memory: MemoryRecord | None = None,
     ) -> None:
         self._host = host
@@ -85,7 +83,6 @@ class Sinks:
         self._record = record
         self.recorder = recorder
         self._in_loggers = in_loggers
-        self._losing = losing
         self._alerts = None if log_dir is None else AlertsFile(log_dir, run, is_resumed)
         self._attempt = Attempts(host.warn)
         cards = cards or Cards(0)
@@ -253,18 +250,16 @@ class Sinks:
 
     def _named(self, loggers: Iterable[Any]) -> list[tuple[str, Any]]:
         """The loggers, and our own record behind them, each with a name of its own."""
-        kept = [
-            (place, logger)
-            for place, logger in enumerate(loggers)
-            if not any(logger is other for other in self._losing)
-        ]
-        named = [(f"{type(logger).__name__} {place}", logger) for place, logger in kept]
-        return named if self._record is None else [*named, ("record", self._record)]
+        named = [(f"{type(logger).__name__} {place}", logger) for place, logger in enumerate(loggers)]
+        if self._record is None:
+            return named
+        # it stands in for TensorBoard's writer at a URL
+        return [*(one for one in named if not appends_at_url(one[1])), ("record", self._record)]
 
     def _holds_all(self, logger: Any) -> bool:
         """Whether it can hold, and is to hold, what tab and report show."""
         is_meant = logger is self._record or self._in_loggers
-        return is_meant and is_writable(getattr(logger, "experiment", None))
+        return is_meant and is_writable(getattr(logger, "experiment", None)) and not appends_at_url(logger)
 
 
 def where_to_look(log_dir: str) -> str:

@@ -21,7 +21,6 @@ from lightning_gradwatch.core.snapshot import Snapshot
 from lightning_gradwatch.outputs.cards import Cards
 from lightning_gradwatch.outputs.dashboards import alert_table, has_layout, layout, prescription_table
 from lightning_gradwatch.outputs.recorder import Event
-from lightning_gradwatch.paths import is_url
 from lightning_gradwatch.reading.schema import Array, Description, encode_alerts
 
 DENSE_DOCUMENTS = 100
@@ -85,7 +84,7 @@ class Writer:
             self._add_event(summary, event.step)
             is_urgent = is_urgent or event.is_urgent
         if is_urgent:
-            self._flush()
+            self._experiment.flush()
 
     def show(self, snapshot: Snapshot) -> None:
         """Write the histograms of the standard dashboards, if the full sample has any."""
@@ -123,7 +122,7 @@ class Writer:
                     summary, metrics.PRESCRIPTION_TABLE, TEXT, prescription_table(alert.prescription).encode()
                 )
         self._add_event(summary, step)
-        self._flush()
+        self._experiment.flush()
 
     def write_layout(self, optimizers: Iterable[str]) -> None:
         """Lay out charts in the Custom Scalars dashboard, unless somebody has done so: a run has one layout only.
@@ -136,13 +135,6 @@ class Writer:
             summary = Summary()
             self._add_text(summary, CONFIG_SUMMARY_TAG, CUSTOM_SCALARS, layout(optimizers, self._prefix))
             self._add_event(summary, 0)
-
-    def _flush(self) -> None:
-        """Bring what was written to the disk, or on its way: a network is not waited for."""
-        from lightning_gradwatch.outputs.pieces import RemoteWriter
-
-        if not is_url(self.directory) or isinstance(self._experiment, RemoteWriter):
-            self._experiment.flush()
 
     def _add_event(self, summary: Summary, step: int) -> None:
         """Write an event, unless somebody has taken the file away.

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.tensorboard import SummaryWriter
 
 from lightning_gradwatch import GradWatch, GradWatchWarning
 from lightning_gradwatch.outputs import pieces
-from lightning_gradwatch.outputs.pieces import RemoteWriter, keeps_events
+from lightning_gradwatch.outputs.pieces import RemoteWriter
 from lightning_gradwatch.outputs.tensorboard import is_writable
 from lightning_gradwatch.remote import RemoteError
 from tests.stores import Objects, broken, clear, content
@@ -109,18 +108,6 @@ def test_what_waits_for_the_network_is_bounded(monkeypatch: pytest.MonkeyPatch) 
     assert len(scalars(EventAccumulator(URL, size_guidance={"scalars": 0}).Reload(), "x")) > 100
 
 
-@pytest.mark.parametrize(
-    ("scheme", "keeps"), [("memory", True), ("emulating", True), ("overwriting", False), ("objects", False)]
-)
-@pytest.mark.filterwarnings("ignore:Append mode")
-def test_whether_tensorboard_s_own_writer_keeps_what_is_written_is_found_out(scheme: str, keeps: bool) -> None:
-    writer = SummaryWriter(f"{scheme}://bucket/run")
-    before = content(f"{scheme}://bucket")
-    assert keeps_events(writer) is keeps
-    assert content(f"{scheme}://bucket") == before
-    writer.close()
-
-
 @pytest.mark.parametrize("loader", ["--load_fast=true", "--load_fast=false"])
 def test_tensorboard_shows_pieces_as_one_run(loader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE_BYTES", 5000)
@@ -133,11 +120,3 @@ def test_tensorboard_shows_pieces_as_one_run(loader: str, tmp_path: Path, monkey
         board.wait_for("run", 59)
         assert board.get("heatmap", run="run", quantity="grad_norm").frame[0]["steps"] == list(range(60))
         assert board.get("runs").json["runs"][0]["status"] == "sick"
-
-
-def test_a_local_writer_is_not_asked(tmp_path: Any) -> None:
-    writer = SummaryWriter(tmp_path)
-    before = sorted(tmp_path.iterdir())
-    assert keeps_events(writer)
-    assert sorted(tmp_path.iterdir()) == before
-    writer.close()
