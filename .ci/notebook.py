@@ -39,6 +39,9 @@ def main(path: Path, target: Path) -> int:
     """Execute all cells; 1 if one fails."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     shell = InteractiveShell()
+    # results are outputs of their own here, and not printed as in a terminal
+    shell.displayhook.write_output_prompt = lambda: None
+    shell.displayhook.write_format_data = lambda *_: None
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             source = "".join(cell["source"])

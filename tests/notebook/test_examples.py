@@ -109,7 +109,7 @@ def test_what_is_shown_draws_without_a_network(
             frame = tab.frame_locator("iframe").nth(place)
             frame.locator("main[aria-busy=false]").wait_for(timeout=20_000)
             assert frame.locator("canvas.heat").count() == 1
-            frame.locator("select").first.select_option(label="Weight norm")
+            frame.locator("select", has_text="Weight norm").first.select_option(label="Weight norm")
             frame.locator("main[aria-busy=false]").wait_for()
             # the page has an origin of its own: the notebook is out of its reach
             assert (
