@@ -95,6 +95,8 @@ def test_the_check_sees_one_that_does(requirement: str) -> None:
 
 
 ROOMS: dict[str, tuple[str, ...]] = {
+    "lightning_gradwatch/outputs/loggers": ("loggers",),
+    "tests/outputs/loggers/packages": ("loggers",),
     "lightning_gradwatch": (),
     "lightning_gradwatch/cli": ("report",),
     "lightning_gradwatch/outputs/notify.py": ("notify",),
