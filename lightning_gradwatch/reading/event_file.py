@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event
 
 from lightning_gradwatch.reading import checksums
@@ -129,7 +128,7 @@ class EventFile:
         for place, one in enumerate(data):
             try:
                 event = Event.FromString(one)
-            except DecodeError:  # whole, but no event
+            except Exception:  # whole, but no event: an error of protobuf's, which is not ours to import
                 num_bytes, needed = sum(_FRAME + len(before) for before in data[:place]), None
                 break
             self._waiting.append(event)
