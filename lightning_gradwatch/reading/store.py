@@ -257,9 +257,11 @@ class Store:
     def _put_together(self, series: Series) -> Samples:
         """The norms of every step from the tags that hold them; of a long series most do not change any more."""
         parts, around = list[Part](), list[Part]()
+        newest = max(series.parts, key=lambda part: (part.description.quantity != STEPS_AROUND, part.wall_time))
         for part in series.parts:
             with contextlib.suppress(UnreadableError):
-                found = self._kept("part", part, self._decode_part)
+                # the newest part is going to change: to keep it would help nobody
+                found = self._decode_part(part) if part is newest else self._kept("part", part, self._decode_part)
                 (around if part.description.quantity == STEPS_AROUND else parts).append(found)
         if not parts and not around:
             raise _unreadable(series)
@@ -272,9 +274,8 @@ class Store:
             about = series.description
             if series.parts and about.optimizer == optimizer and name in about.lines:
                 with contextlib.suppress(UnreadableError):
-                    bins = self.samples(series).bins
-                    assert bins is not None
-                    found.append(Samples.of_line(bins, about.lines.index(name)).bins)
+                    if (bins := self.samples(series).bins) is not None:
+                        found.append(Samples.of_line(bins, about.lines.index(name)).bins)
         if not found:
             raise MissingError(f"`tag` must be readable, but of {name!r} nothing can be read in the run {run!r}.")
         # where two lists of layers know of the same step, the later one counts
@@ -307,8 +308,7 @@ class Store:
             raise _unreadable(series)
         bins = Bins.joined([bins for bins, _ in found])
         written = np.repeat([time for _, time in found], [len(bins) for bins, _ in found])
-        starts = bins.starts()
-        return Part(bins.merged(starts), written[starts], about.lines)
+        return Part(bins.merged(starts := bins.starts()), written[starts], about.lines)
 
     def _fitting(self, series: Series) -> list[Any]:
         """The samples of a tag that can be what its description says, in the order in which they were written."""
