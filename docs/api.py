@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -63,6 +63,11 @@ Made from the docstrings by `python docs/api.py`. What it is for stands in the [
 """
 
 
+def all_of(things: Sequence[Any]) -> list[str]:
+    """Each under its full name."""
+    return [line for thing in things for line in described(f"{thing.__module__}.{thing.__name__}", thing)]
+
+
 def reference() -> str:
     """The whole reference as Markdown: what the package exports, then what a loop without Lightning needs."""
     parts = [INTRODUCTION, "## `lightning_gradwatch`\n"]
@@ -71,15 +76,12 @@ def reference() -> str:
     parts += kinds()
     told = "What `GradWatch`, and what `watch(...)` returns, show of their run: see [the recipe](guide.md#notebooks)."
     parts.append(f"## In notebooks and scripts\n\n{told}\n")
-    for thing in OF_NOTEBOOKS:
-        parts += described(f"{thing.__module__}.{thing.__name__}", thing)
+    parts += all_of(OF_NOTEBOOKS)
     parts.append("## Without Lightning\n\nThese know torch only.\n")
-    for thing in WITHOUT_LIGHTNING:
-        parts += described(f"{thing.__module__}.{thing.__name__}", thing)
+    parts += all_of(WITHOUT_LIGHTNING)
     told = "What they implement, and what they are given: [how to extend](extending.md)."
     parts.append(f"## Rules and quantities of your own\n\n{told}\n")
-    for thing in OF_RULES:
-        parts += described(f"{thing.__module__}.{thing.__name__}", thing)
+    parts += all_of(OF_RULES)
     return "\n".join(parts)
 
 

@@ -31,7 +31,7 @@ _BUSY = (
 )
 
 
-class GradWatch(Showing, Callback):
+class GradWatch(Showing, Callback):  # type: ignore[misc]  # mypy compares the two namespaces' Callbacks
     """Watches the gradients of a training run: logs them per layer, and alerts with cause and remedy when they ail.
 
     Gradients are observed after the backward pass that completes each optimizer step: complete (accumulation done),

@@ -131,7 +131,9 @@ class History:
         columns = ("quantity", "layer", "step", "last_step", "value")
         tables = [_table(name, self.layers, known) for name, known in self.quantities.items()]
         tables += [_table(name, ("",), known) for name, known in self.numbers.items()]
-        joined = [np.concatenate(parts) for parts in zip(*tables, strict=True)] if tables else [[]] * len(columns)
+        joined = (
+            [np.concatenate(parts) for parts in zip(*tables, strict=True)] if tables else [np.empty(0)] * len(columns)
+        )
         return pandas.DataFrame(dict(zip(columns, joined, strict=True)))
 
     def __repr__(self) -> str:

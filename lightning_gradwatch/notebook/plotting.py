@@ -81,7 +81,7 @@ def _profile(history: History, axes: Axes) -> None:
     is_there = newest > 0
     places = np.flatnonzero(is_there)
     axes.semilogy(range(len(places)), newest[places], marker="o")
-    chosen = np.unique(np.linspace(0, max(len(places) - 1, 0), MAX_LABELS).round().astype(int)) if len(places) else []
+    chosen = np.unique(np.linspace(0, max(len(places) - 1, 0), MAX_LABELS).round().astype(int))[: len(places)]
     axes.set_xticks(chosen, [history.layers[places[place]] for place in chosen], rotation=90)
     axes.set_xlabel("layer, from the input to the loss")
     axes.set_ylabel(quantity.label)
