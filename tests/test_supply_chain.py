@@ -99,13 +99,17 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "tests/outputs/loggers/packages": ("loggers",),
     "lightning_gradwatch": (),
     "lightning_gradwatch/cli": ("report",),
+    "lightning_gradwatch/notebook": ("notebooks",),
+    "lightning_gradwatch/outputs/loggers": ("loggers",),
     "lightning_gradwatch/outputs/notify.py": ("notify",),
+    "tests/outputs/loggers/packages": ("loggers",),
     "tests": ("test",),
     "docs": ("benchmarks", "test"),
     "examples": ("examples",),
     "examples/gallery": ("gallery",),
     "benchmarks": ("benchmarks", "peers", "test"),
     ".ci": (),
+    ".ci/notebook.py": ("notebooks",),
 }
 """The extras with which what lies in a folder can be imported."""
 ONLY_WHERE_INSTALLED = {
