@@ -138,6 +138,7 @@ def test_no_cards_and_no_record_leave_the_run_level_numbers_and_the_alert(tmp_pa
 
 def test_one_record_and_one_page_beside_the_first_of_several(tmp_path: Path) -> None:
     train([CSVLogger(tmp_path, "csv"), WandbLogger(project="project", save_dir=tmp_path)], tmp_path)
-    assert len(Arrived(tmp_path).values("gradwatch/page")) == 1
+    # that of the alert, if it was made before the run ended, and that of the end
+    assert len(Arrived(tmp_path).values("gradwatch/page")) in (1, 2)
     (lying,), (events,) = tmp_path.rglob(page.NAME), tmp_path.rglob("*tfevents*")
     assert lying.parent == events.parent == tmp_path / "csv" / "version_0"
