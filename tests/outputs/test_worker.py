@@ -13,24 +13,24 @@ from lightning_gradwatch.outputs.worker import Worker
 from lightning_gradwatch.remote import RemoteError
 
 
-def num_threads() -> int:
-    return sum(thread.name == "gradwatch-worker" for thread in threading.enumerate())
+def ends(worker: Worker) -> bool:
+    """Whether its thread comes to an end."""
+    assert worker._thread is not None
+    worker._thread.join(10.0)
+    return not worker._thread.is_alive()
 
 
 def test_jobs_are_done_in_order_by_a_thread_that_ends() -> None:
-    worker, done, before = Worker(), [], num_threads()
+    worker, done = Worker(), list[tuple[int, str]]()
     worker.settle(0.0)  # nothing was ever asked of it
     worker.close()
-    assert num_threads() == before
+    assert worker._thread is None
     for number in range(100):
         worker.submit(lambda number=number: done.append((number, threading.current_thread().name)))  # type: ignore[misc]
     worker.settle(10.0)
     assert done == [(number, "gradwatch-worker") for number in range(100)]
     worker.close()
-    for thread in threading.enumerate():
-        if thread.name == "gradwatch-worker":
-            thread.join(10.0)
-    assert num_threads() == before
+    assert ends(worker)
 
 
 def test_what_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ def test_what_fails_for_good_is_told_with_the_next_job_and_ends_the_thread(
     failure: Exception, num_tries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "PAUSES_S", (0.0, 0.0))
-    worker, tries, before = Worker(), list[None](), num_threads()
+    worker, tries = Worker(), list[None]()
 
     def fail() -> None:
         tries.append(None)
@@ -74,7 +74,7 @@ def test_what_fails_for_good_is_told_with_the_next_job_and_ends_the_thread(
     with pytest.raises(type(failure)):
         worker.submit(fail)
     assert len(tries) == num_tries
-    assert num_threads() == before
+    assert ends(worker)
 
 
 def test_waiting_has_an_end_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
