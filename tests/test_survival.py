@@ -80,7 +80,7 @@ ROOMS: list[tuple[Any, str]] = [
     (UpdateMeter, "compare"),
     (UpdateMeter, "moments"),
     (UpdateMeter, "remember"),
-    (Writer, "write"),
+    (Writer, "publish"),
     (Writer, "write_alerts"),
     (alerts_file, "append"),
 ]
