@@ -48,9 +48,10 @@ def test_quickstart_says_what_was_found_in_plain_words(quickstart: tuple[Path, s
 def test_quickstarts_event_files_have_every_tag(quickstart: tuple[Path, str], run: str) -> None:
     events = read_events(quickstart[0] / run)
     tags = events.Tags()
-    layers = [f"net.{2 * i}" for i in range(20)]
-    assert set(tags["scalars"]) >= RUN_LEVEL | {f"grad_norm/{layer}" for layer in layers}
-    assert set(tags["histograms"]) == {f"grad_log10/{layer}" for layer in layers}
+    cards = [f"net.{2 * i}" for i in (0, 3, 5, 8, 11, 14, 16, 19)]  # eight of the twenty layers, with both ends
+    assert set(tags["scalars"]) >= RUN_LEVEL
+    assert {tag for tag in tags["scalars"] if tag.startswith("grad_norm/")} == {f"grad_norm/{card}" for card in cards}
+    assert set(tags["histograms"]) == {f"grad_log10/{card}" for card in cards}
     assert list(scalars(events, "gradwatch/total_norm")) == list(scalars(events, "loss")) == list(range(4, 300, 5))
 
 
