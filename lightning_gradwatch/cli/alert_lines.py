@@ -47,7 +47,7 @@ class AlertLines:
                 self._known[path] = state, known
         except FileNotFoundError as failure:  # just gone, or a link that leads nowhere
             return Lines([], 0.0, unreadable(alerts_file.NAME, failure) if os.path.islink(path) else None)
-        except (OSError, RecursionError) as failure:
+        except OSError as failure:
             return Lines([], 0.0, unreadable(alerts_file.NAME, failure))
         return known
 
@@ -63,5 +63,5 @@ def _damage(content: bytes) -> Damage | None:
 def _is_object(line: bytes) -> bool:
     try:
         return isinstance(json.loads(line.decode(errors="replace") or "{}"), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False

@@ -193,7 +193,7 @@ def _lines(path: Place) -> Iterator[Line]:
             raise
         return
     for text in texts:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             line: Line = json.loads(text)
             hash((line["event"], *_incident(line)))
             yield line

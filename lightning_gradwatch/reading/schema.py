@@ -109,7 +109,7 @@ def _parse(content: bytes | str, what: str, newest: int) -> dict[str, Any]:
         schema = found["schema"]
         if not isinstance(schema, int) or schema < 1:
             raise ValueError(f"schema {schema!r}")
-    except (ValueError, KeyError, TypeError) as failure:
+    except (ValueError, KeyError, TypeError, RecursionError) as failure:
         raise UnreadableError(f"{what} is damaged: {failure!r}.") from None
     if schema > newest:
         raise UnreadableError(

@@ -41,7 +41,9 @@ def test_a_line_is_json_for_every_reader(tmp_path: Path, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "torn", [b'{"event": "opened", "ki', b"{", b"\x00\x00\x00", b'{"event": "\xc3', b"[1]", b"null"]
+    "torn",
+    [b'{"event": "opened", "ki', b"{", b"\x00\x00\x00", b'{"event": "\xc3', b"[1]", b"null", b"[" * 200_000],
+    ids=range(7),
 )
 def test_after_a_torn_line_a_new_one_begins(tmp_path: Path, torn: bytes) -> None:
     alerts_file.append(tmp_path, "opened", alert(1))

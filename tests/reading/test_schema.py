@@ -146,6 +146,7 @@ GOOD = json.loads(DESCRIPTION.encode())
                 {"quantity": "sequence"},
             )
         ),
+        pytest.param(b"[" * 200_000, id="nested without end"),
     ],
 )
 def test_a_damaged_description_is_called_damaged(content: bytes) -> None:
