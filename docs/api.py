@@ -22,8 +22,9 @@ from lightning_gradwatch.core.alerts.hysteresis import Hysteresis
 from lightning_gradwatch.core.alerts.rule import Rule
 from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.quantities.quantity import LayerQuantity
-from lightning_gradwatch.core.records import AlertKind, Clip, Finding, Observation, Publication, Sample, Window
+from lightning_gradwatch.core.records import AlertKind, Clip, Finding, Observation, Publication, Window
 from lightning_gradwatch.core.reports import Report
+from lightning_gradwatch.core.samples import Sample
 from lightning_gradwatch.core.sampling import Sampling
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.settings import Settings

@@ -174,7 +174,7 @@ class Session:
         Args:
             loss: What is differentiated, see :meth:`note_loss`.
         """
-        self.watches.probe.account.begin_backward()
+        self.watches.probe.account.begin_backward(loss if isinstance(loss, Tensor) else None)
         self._take_loss(loss)
 
     @survives

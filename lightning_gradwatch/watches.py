@@ -186,7 +186,8 @@ class Watches:
 
     def end_batch(self) -> tuple[float, bool]:
         """Time that the probe has spent since the last call, in seconds, and whether a full sample was taken."""
-        seconds, self.probe.seconds = self.probe.seconds, 0.0
+        tracer = self.probe.account.tracer
+        seconds, self.probe.seconds, tracer.seconds = self.probe.seconds + tracer.seconds, 0.0, 0.0
         before, self._num_samples = self._num_samples, 0
         for watch in self._by_optimizer.values():
             self._num_samples += watch.watcher.sampling.num_samples

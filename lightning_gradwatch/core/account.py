@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.core.attribution.tracer import Tracer
 from lightning_gradwatch.core.safe_norms import root_of_squares
 
 MIN_SEQUENCE = 8
@@ -28,10 +29,12 @@ class Account:
         calls: The calls of each layer whose outputs had a gradient, the last one first.
         nonzeros: Share of elements that are not exactly zero, of float16 gradients, by layer.
         sequences: Gradient norms along the time steps that recurrent layers have read.
+        tracer: Measures the backward pass operation by operation, on thorough samples.
     """
 
     def __init__(self) -> None:
         self.page = 0
+        self.tracer = Tracer()
         self._is_backward: bool | None = None
         self.forget()
 
@@ -43,18 +46,23 @@ class Account:
         self.nonzeros: dict[str, Tensor] = {}
         self.sequences: dict[str, Tensor] = {}
 
-    def begin_backward(self) -> None:
+    def begin_backward(self, loss: Tensor | None = None) -> None:
         """Say that the loss is about to be differentiated.
 
         From the first such word on, only gradients between it and :meth:`end_backward` count: those of a
         ``torch.autograd.grad`` inside the training step (a gradient penalty, an adversarial example) are none of the
         loss. Where nobody says a word, all count but those of ``create_graph=True``.
+
+        Args:
+            loss: The loss, attached to its graph; None if it is not known.
         """
         if self._is_backward is None:
             was_read = self.is_read
             self.forget()
             self.is_read = was_read
         self._is_backward = True
+        if loss is not None:
+            self.tracer.trace(loss)
 
     def end_backward(self) -> None:
         """Say that the gradients of the loss are complete."""

@@ -10,13 +10,16 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from lightning_gradwatch.core.figures import Arrangement, LayerFigures, complement, moment_figures, update_figures
+from lightning_gradwatch.core.attribution.graph import Operation
+from lightning_gradwatch.core.attribution.way import Attribution
+from lightning_gradwatch.core.figures import complement, moment_figures, update_figures
 from lightning_gradwatch.core.instruments import Instruments
 from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.own import OwnMeter
 from lightning_gradwatch.core.reader import SEQUENCE
-from lightning_gradwatch.core.records import MISSING, Architecture, Coverage, Observation, Sample, ThoroughSample
+from lightning_gradwatch.core.records import MISSING, Architecture, Coverage, Observation
 from lightning_gradwatch.core.reports import Change
+from lightning_gradwatch.core.samples import Sample, ThoroughSample
 from lightning_gradwatch.core.saved import Saved, State
 
 CHANGED = 0.01
@@ -39,6 +42,7 @@ class Label:
         lr: Largest learning rate of the optimizer; None if it is no plain number.
         architecture: What the network is made of; None until it is known.
         ran: Names of the layers that ran at the last sampled step, and that a gradient is asked for.
+        operations: Whose norms ``"attribution"`` are.
         publish: Whether the loggers are to be written.
         is_scaled: Whether a loss scaler is at work.
         skips: Whether steps whose gradient is not finite are skipped, by whomever.
@@ -51,6 +55,7 @@ class Label:
     lr: float | None
     architecture: Architecture | None
     ran: frozenset[str]
+    operations: tuple[Operation, ...]
     publish: bool
     is_scaled: bool
     skips: bool
@@ -114,8 +119,7 @@ class Assembly:
             self.latest = None
 
     def _sample(self, label: Label, numbers: Numbers) -> Sample:
-        instruments, order = label.instruments, label.instruments.order
-        is_skipped = _is_skipped(label, numbers)
+        order, is_skipped = label.instruments.order, _is_skipped(label, numbers)
         weights, zeros = self._state(label, numbers, is_skipped)
         return Sample(
             step=label.step,
@@ -124,7 +128,7 @@ class Assembly:
             zero_fraction=zeros,
             ran=label.ran,
             sequences=tuple((n.removeprefix(SEQUENCE), t) for n, t in numbers.items() if n.startswith(SEQUENCE)),
-            thorough=_thorough(numbers, instruments.figures, order) if "updates" in numbers else None,
+            thorough=_thorough(label, numbers) if "updates" in numbers else None,
             is_skipped=is_skipped,
             extra=self._extra(label, numbers, is_skipped) if self._own.names else {},
         )
@@ -210,7 +214,8 @@ def _is_skipped(label: Label, numbers: Numbers) -> bool:
     return label.skips and not bool(numbers["norms"][-1].isfinite().all())
 
 
-def _thorough(numbers: Numbers, figures: LayerFigures, order: Arrangement) -> ThoroughSample:
+def _thorough(label: Label, numbers: Numbers) -> ThoroughSample:
+    figures, order, norms = label.instruments.figures, label.instruments.order, numbers.get("attribution")
     update_ratio, unchanged = update_figures(numbers["updates"])
     below_eps, signal = moment_figures(numbers["moments"])
     return ThoroughSample(
@@ -221,4 +226,5 @@ def _thorough(numbers: Numbers, figures: LayerFigures, order: Arrangement) -> Th
         signal=order.rows(signal),
         output_zeros=order.rows(complement(numbers["output_nonzeros"])),
         inputs=order.rows(numbers["inputs"]),
+        attribution=None if norms is None else Attribution(label.operations, norms.tolist()),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lightning_gradwatch.core.assemble import Label
+from lightning_gradwatch.core.attribution.graph import Operation
 from lightning_gradwatch.core.instruments import Instruments
 from lightning_gradwatch.core.records import Architecture, Coverage
 from lightning_gradwatch.core.saved import Saved, State, count
@@ -20,6 +21,7 @@ class Pending:
         known: For each of them whether its loss is known, and how much of its batch was looked at.
         ran: Names of the layers that ran at the last sampled step, and that a gradient is asked for.
         is_scaled: Whether a loss scaler was at work at the last step.
+        operations: Of the last thorough sample.
     """
 
     step: int = 0
@@ -27,6 +29,7 @@ class Pending:
     known: list[tuple[bool, Coverage]] = field(default_factory=list)
     ran: frozenset[str] = frozenset()
     is_scaled: bool = False
+    operations: tuple[Operation, ...] = ()
 
     def add(self, step: int, known: tuple[bool, Coverage], is_scaled: bool) -> None:
         """A step has been put into the window."""
@@ -57,6 +60,7 @@ class Pending:
             lr=lr,
             architecture=architecture,
             ran=self.ran,
+            operations=self.operations,
             publish=publish,
             is_scaled=self.is_scaled,
             skips=self.is_scaled or instruments.skips,

@@ -173,7 +173,7 @@ class Probe:
         """
         if self._hooks.hung or self._is_paused or self.failure is not None:
             return
-        self._is_thorough = thorough
+        self._is_thorough = self.account.tracer.is_awake = thorough
         asleep = {name for name in self._fused if not facts_of(self._layers[name]).get("training")}
         self._hooked = (self._profiled if self.order.names else self._looks.keys()) - asleep
         self._hang()
@@ -188,7 +188,7 @@ class Probe:
     def detach(self) -> None:
         """Remove every hook and forget what was seen; safe to call at any time."""
         if self._hooks.hung or self._is_paused:
-            self._is_paused = False
+            self._is_paused = self.account.tracer.is_awake = False
             self._hooks.take_down()
             self._forget()
 
@@ -262,6 +262,7 @@ class Probe:
         self.order.start()
         self._inputs = InputFacts()
         self.account.forget()
+        self.account.tracer.forget()
 
     @_never_fails("outputs")
     def _see_output(self, name: str, module: nn.Module, *seen: object) -> None:

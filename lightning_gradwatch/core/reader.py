@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_gradwatch.core.attribution.graph import Operation
 from lightning_gradwatch.core.devices import need_not_wait
 from lightning_gradwatch.core.histogram import log_histograms
 from lightning_gradwatch.core.instruments import Instruments
@@ -51,6 +52,7 @@ class Reader:
     Attributes:
         reductions: How ranks that hold parts of what is carried to the host add it up, by name.
         noted: Total norm after the last backward pass, shape ``()``; None where nobody needs it.
+        operations: Whose norms ``"attribution"`` are, in what :meth:`thorough` read last.
     """
 
     def __init__(self, probe: Probe, own: OwnMeter, optional: OptionalFigures) -> None:
@@ -59,6 +61,7 @@ class Reader:
         self._take = optional.take
         self.reductions: dict[str, Kind] = {**_REDUCTIONS, **dict.fromkeys(own.names, "mean")}
         self.noted: Tensor | None = None
+        self.operations: tuple[Operation, ...] = ()
 
     def note_backward(self, instruments: Instruments) -> None:
         """Keep the total norm as it is after a backward pass, to be compared with that at the step."""
@@ -116,7 +119,21 @@ class Reader:
             "moments": moments,
             "output_nonzeros": take("output_nonzeros", zeros, self._output_nonzeros, instruments),
             "inputs": take("inputs", facts, self._input_facts, instruments),
+            **take("attribution", {}, self._attribution, instruments),
         }
+
+    def _attribution(self, instruments: Instruments) -> dict[str, Tensor]:
+        """Norms on the way back, of this rank's own batch; nothing where none of the ranks has whole gradients."""
+        if instruments.shards.is_spread:
+            return {}
+        layers, layout = instruments.layer_names, instruments.layout
+        owners = zip(layout.parameters, layout.layer_index, strict=True)
+        names = {id(parameter): layers[owner] for parameter, owner in owners if owner < len(layers)}
+        traced = self._probe.account.tracer.take(names, instruments.meter.missing.device)
+        if traced is None:
+            return {}
+        self.operations, norms = traced
+        return {"attribution": norms}
 
     def _output_nonzeros(self, instruments: Instruments) -> Tensor:
         return instruments.meter.stack([self._probe.account.nonzero_fraction(name) for name in instruments.layer_names])

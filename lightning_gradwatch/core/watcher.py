@@ -22,8 +22,9 @@ from lightning_gradwatch.core.pending import Pending
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.probing import make_probe
 from lightning_gradwatch.core.reader import Reader
-from lightning_gradwatch.core.records import Alert, BatchCheck, Sample
+from lightning_gradwatch.core.records import Alert, BatchCheck
 from lightning_gradwatch.core.reports import NOTHING, Report, join
+from lightning_gradwatch.core.samples import Sample
 from lightning_gradwatch.core.sampling import Sampling
 from lightning_gradwatch.core.saved import Saved, State
 from lightning_gradwatch.core.settings import Settings
@@ -360,6 +361,7 @@ class Watcher:
         sample = self._reader.sample(instruments, loss_scale)
         if is_thorough:
             sample.update(self._reader.thorough(instruments, self.sampling.num_steps))
+            self._pending.operations = self._reader.operations
         return sample
 
     def _intervene(self, instruments: Instruments, scale: Tensor | None) -> bool:

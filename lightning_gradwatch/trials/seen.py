@@ -6,8 +6,9 @@ import math
 from statistics import median
 
 from lightning_gradwatch.core.history.profile import decades_lost, depth_profile, positive
-from lightning_gradwatch.core.records import Alert, Observation, Sample
+from lightning_gradwatch.core.records import Alert, Observation
 from lightning_gradwatch.core.reports import Report
+from lightning_gradwatch.core.samples import Sample
 
 NUM_SAMPLES = 5
 """As many as the detector takes the median of."""

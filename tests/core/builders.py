@@ -12,7 +12,8 @@ from lightning_gradwatch.core.alerts.kind import BuiltInRule
 from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.history.losses import LossHistory
 from lightning_gradwatch.core.history.profile import Profile
-from lightning_gradwatch.core.records import Finding, Layer, Observation, Sample, ThoroughSample
+from lightning_gradwatch.core.records import Finding, Layer, Observation
+from lightning_gradwatch.core.samples import Sample, ThoroughSample
 
 LAYERS = tuple(Layer(f"l{i}", (f"l{i}.weight",), has_matrix=True) for i in range(6))
 NAMES = frozenset(layer.name for layer in LAYERS)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_gradwatch.core.inputs import MAX_ELEMENTS, MAX_HELD, MAX_UNITS, RAIL, InputFacts, describe, thin_rows
-from lightning_gradwatch.core.records import Inputs
+from lightning_gradwatch.core.samples import Inputs
 
 
 def facts(given: Tensor, channels_first: bool = False) -> Inputs:

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_gradwatch.core import probe as probe_module
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.probing import make_probe
-from lightning_gradwatch.core.records import Inputs
+from lightning_gradwatch.core.samples import Inputs
 
 STEPS, BATCH, WIDTH = 12, 3, 4
 RECURRENT = [nn.RNN, nn.LSTM, nn.GRU]

@@ -9,7 +9,8 @@ from lightning_gradwatch.core.alerts.hysteresis import Hysteresis, SteadyRule
 from lightning_gradwatch.core.alerts.kind import Diagnosis, Kind, first_of
 from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.history.evidence import Evidence
-from lightning_gradwatch.core.records import Finding, Observation, Sample
+from lightning_gradwatch.core.records import Finding, Observation
+from lightning_gradwatch.core.samples import Sample
 
 SMALL_EFFECT = 1e-3
 SMALL_UPDATE = 3e-5

@@ -10,7 +10,8 @@ from lightning_gradwatch.core.alerts.hysteresis import Hysteresis, SteadyRule
 from lightning_gradwatch.core.alerts.kind import Diagnosis, Kind
 from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.history.evidence import Evidence, typical
-from lightning_gradwatch.core.records import Finding, Observation, ThoroughSample
+from lightning_gradwatch.core.records import Finding, Observation
+from lightning_gradwatch.core.samples import ThoroughSample
 from lightning_gradwatch.core.saved import Saved, State
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from lightning_gradwatch.core.alerts.causes import (
 from lightning_gradwatch.core.alerts.exploding import DECADES as EXPLODING_DECADES
 from lightning_gradwatch.core.alerts.hysteresis import Hysteresis, SteadyRule
 from lightning_gradwatch.core.alerts.kind import Diagnosis, Kind, first_of
+from lightning_gradwatch.core.alerts.lost import lost_in_normalisation, lost_in_sigmoids, with_measured
 from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.history.depth import FULL_SCORE_DECADES
 from lightning_gradwatch.core.history.evidence import Evidence, typical
@@ -92,17 +93,18 @@ def describe(finding: Finding, _: Evidence) -> str:
 
 
 def diagnose(finding: Finding, evidence: Evidence) -> Diagnosis:
-    """What has shrunk the weights since the start, then where they started, then what the network is made of."""
-    return first_of(
+    """What has shrunk the weights since the start, then where it is lost, then what the network is made of."""
+    found = first_of(
         weight_decay(evidence),
         cliff(evidence),
         input_scale(evidence),
-        saturating(evidence),
+        lost_in_sigmoids(finding, evidence) or saturating(evidence),
         small_init(finding, evidence),
         rails(evidence),
         learning_rate(evidence) if typical(evidence.weights.shrinkage, 1.0) >= BLOWN_UP else None,
-        structure(evidence),
+        lost_in_normalisation(finding, evidence) or structure(evidence),
     )
+    return with_measured(found, finding, evidence)
 
 
 VANISHING = Kind(

@@ -12,7 +12,8 @@ from lightning_gradwatch.core.history.losses import LossHistory
 from lightning_gradwatch.core.history.profile import Profile, depth_profile, outer_ends
 from lightning_gradwatch.core.history.reach import Reach
 from lightning_gradwatch.core.history.through_time import TimeHistory
-from lightning_gradwatch.core.records import Finding, Observation, Sample
+from lightning_gradwatch.core.records import Finding, Observation
+from lightning_gradwatch.core.samples import Sample
 from lightning_gradwatch.core.saved import Saved, State
 
 __all__ = ["History"]

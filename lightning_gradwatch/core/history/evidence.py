@@ -7,11 +7,13 @@ from collections.abc import Collection, Mapping
 from copy import copy
 from statistics import median
 
+from lightning_gradwatch.core.attribution.way import Attribution
 from lightning_gradwatch.core.history.losses import LossHistory
 from lightning_gradwatch.core.history.steps import StepFacts
 from lightning_gradwatch.core.history.through_time import TimeHistory
 from lightning_gradwatch.core.history.weights import WeightFacts
-from lightning_gradwatch.core.records import Architecture, Inputs, Observation, Sample, ThoroughSample
+from lightning_gradwatch.core.records import Architecture, Observation
+from lightning_gradwatch.core.samples import Inputs, Sample, ThoroughSample
 from lightning_gradwatch.core.saved import Saved, State
 
 _KEPT: dict[str, type[object]] = {
@@ -50,6 +52,7 @@ class Evidence:
         architecture: What the network is made of.
         dtypes: The dtypes of its parameters.
         has_half_gradients: Whether the gradients at its layers' outputs are float16, as under autocast.
+        attribution: What each operation did to the gradient in the latest thorough sample; None if it is not known.
     """
 
     def __init__(self, losses: LossHistory, time: TimeHistory) -> None:
@@ -70,6 +73,7 @@ class Evidence:
         self.architecture = Architecture((), 0, 0)
         self.dtypes: frozenset[str] = frozenset()
         self.has_half_gradients = False
+        self.attribution: Attribution | None = None
 
     @property
     def horizons(self) -> Mapping[str, tuple[int, int, float]]:
@@ -135,6 +139,7 @@ class Evidence:
         self.weights.add_gains(owning, thorough.gain.tolist())
         ratios = thorough.update_ratio.tolist()
         self.update_ratio = {name: ratios[i] for i, name in owning if ratios[i] >= 0 and math.isfinite(ratios[i])}
+        self.attribution = thorough.attribution
         below = thorough.below_eps.tolist()
         self.below_eps = {name: below[i] for i, name in owning if below[i] >= 0}
         signals = thorough.signal.tolist()

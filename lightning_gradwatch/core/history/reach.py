@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from lightning_gradwatch.core.records import Observation, Sample
+from lightning_gradwatch.core.records import Observation
+from lightning_gradwatch.core.samples import Sample
 from lightning_gradwatch.core.saved import Saved, State
 
 

@@ -1,0 +1,112 @@
+"""The way of the gradient from the loss to a layer, and what is lost on it by which kind of operation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from lightning_gradwatch.core.attribution.graph import Operation
+from lightning_gradwatch.core.attribution.operations import Group
+
+
+class Link(NamedTuple):
+    """What one operation does to the norm of the gradient.
+
+    Attributes:
+        group: What the operation is.
+        layer: The layer whose output the gradient has passed last on its way from the loss; ``""`` before the first.
+        lost: Decades by which the norm falls; negative if it grows.
+    """
+
+    group: Group
+    layer: str
+    lost: float
+
+
+class Share(NamedTuple):
+    """What all operations of a group do to it together.
+
+    Attributes:
+        group: What they are.
+        count: How many.
+        lost: Decades by which they make the norm fall; negative if they let it grow.
+    """
+
+    group: Group
+    count: int
+    lost: float
+
+    @property
+    def factor(self) -> float:
+        """What each lets through, the geometric mean: 0.25 of a sigmoid at best."""
+        return float(10 ** (-self.lost / self.count))
+
+
+class Attribution:
+    """A measured backward pass.
+
+    Along every way the links' decades add up to those between its ends. Where branches meet, the way goes on along
+    that which brought most, and what the others brought is a link of its own.
+
+    Args:
+        operations: From the loss on.
+        logs: log10 of the norms.
+    """
+
+    def __init__(self, operations: Sequence[Operation], logs: Sequence[float]) -> None:
+        self._operations = operations
+        self._logs = logs
+        self._place = {operation.layer: number for number, operation in enumerate(operations) if operation.layer}
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that a gradient has reached, the loss end first."""
+        return tuple(self._place)
+
+    def norm_at(self, layer: str) -> float:
+        """log10 of the norm of the gradient at a layer's output: at its last use on the way; NaN if it was not seen."""
+        return self._arrival(self._place[layer]) if layer in self._place else math.nan
+
+    def way(self, layer: str) -> list[Link]:
+        """From the loss to the output of a layer; empty if not every norm on it is known, or one is zero."""
+        if layer not in self._place:
+            return []
+        number, back = self._place[layer], list[tuple[Group, int, float]]()
+        while self._operations[number].consumers:
+            source, sent = self._strongest(number)
+            if len(self._operations[number].consumers) > 1:
+                back.append(("joins", source, sent - self._arrival(number)))
+            back.append((self._operations[source].group, source, self._arrival(source) - sent))
+            number = source
+        links, passed = list[Link](), ""
+        for group, source, lost in reversed(back):
+            passed = self._operations[source].layer or passed
+            if lost:  # else it has only moved the gradient
+                links.append(Link(group, passed, lost))
+        return links if all(math.isfinite(link.lost) for link in links) else []
+
+    def _strongest(self, number: int) -> tuple[int, float]:
+        """The operation from which most of the gradient comes to one, and log10 of the norm of what it sends."""
+        sent = [(source, self._sent(source, norm)) for source, norm in self._operations[number].consumers]
+        known = [one for one in sent if not math.isnan(one[1])]
+        return max(known or sent, key=lambda one: one[1])
+
+    def _sent(self, source: int, norm: int) -> float:
+        return self._logs[norm] if norm >= 0 else self._arrival(source)
+
+    def _arrival(self, number: int) -> float:
+        while self._operations[number].arrival < 0:
+            ((source, norm),) = self._operations[number].consumers
+            if norm >= 0:
+                return self._logs[norm]
+            number = source
+        return self._logs[self._operations[number].arrival]
+
+
+def shares(links: Iterable[Link]) -> list[Share]:
+    """What each group of operations loses, those that lose most first."""
+    found: dict[Group, list[float]] = {}
+    for link in links:
+        found.setdefault(link.group, []).append(link.lost)
+    return sorted((Share(group, len(lost), sum(lost)) for group, lost in found.items()), key=lambda share: -share.lost)
