@@ -127,6 +127,8 @@ class Alert:
         remedies: What to try, the cheapest first; what was tried and helped, the best first.
         optimizer: Name of the optimizer that owns the layers; ``""`` if there is only one.
         prescription: What was tried on a copy of the model, as ``Prescription.as_dict`` has it; None where nothing was.
+        attribution: Where on its way back the gradient is lost: ``layer``, ``lost`` (decades), ``shares`` by kind of
+            operation, ``stages`` from the loss on. None where that was not measured.
         summary: What is wrong, in a sentence, for a place that shows kind, step, evidence and remedies by themselves;
             ``""`` in the logs of older versions.
     """
@@ -145,6 +147,7 @@ class Alert:
     optimizer: str = ""
     prescription: Mapping[str, Any] | None = field(default=None, hash=False)
     summary: str = ""
+    attribution: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __str__(self) -> str:
         """What, Why, Try, in lines; ``repr`` has every field, for debugging."""

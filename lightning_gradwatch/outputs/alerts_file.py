@@ -66,6 +66,7 @@ class Line(_Known, total=False):
     remedies: list[str]
     prescription: dict[str, Any] | None
     summary: str
+    attribution: dict[str, Any] | None
 
 
 class AlertsFile:

@@ -27,3 +27,4 @@ class AlertRecord(_CheckedAlert, total=False):
     remedies: object
     prescription: object
     summary: object
+    attribution: object

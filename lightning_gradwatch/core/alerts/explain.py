@@ -59,6 +59,7 @@ def _alert(finding: Finding, what: str, diagnosis: Diagnosis, optimizer: str) ->
         remedies=diagnosis.remedies,
         optimizer=optimizer,
         summary=_summary(what, finding),
+        attribution=diagnosis.attribution,
     )
 
 

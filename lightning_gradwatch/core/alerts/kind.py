@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.history.evidence import Evidence
@@ -13,11 +13,15 @@ from lightning_gradwatch.core.saved import Saved, State
 
 
 class Diagnosis(NamedTuple):
-    """Why, by which measurement, and what helps against it, the cheapest first."""
+    """Why, by which measurement, and what helps against it, the cheapest first.
+
+    ``attribution`` is that of an :class:`~lightning_gradwatch.core.records.Alert`.
+    """
 
     cause: Cause
     evidence: str
     remedies: tuple[str, ...]
+    attribution: Mapping[str, Any] | None = None
 
 
 class BuiltInRule(Protocol):

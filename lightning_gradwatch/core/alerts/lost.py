@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 from lightning_gradwatch.core.alerts.kind import Diagnosis
-from lightning_gradwatch.core.attribution.operations import counted
+from lightning_gradwatch.core.attribution.operations import Group, counted
 from lightning_gradwatch.core.attribution.way import Link, Share, shares
 from lightning_gradwatch.core.history.evidence import Evidence
 from lightning_gradwatch.core.records import Finding
@@ -14,8 +16,12 @@ MOST = 0.5
 """Part of what is lost from which on one group of operations is the cause."""
 WORTH_SAYING = 0.05
 NUM_SAID = 3
+MAX_STAGES = 40
 GAINS = ("weights", "normalisation", "products")
 """Groups whose factor may well be above one."""
+
+Stage: TypeAlias = tuple[str, dict[Group, float]]
+"""The layer from whose output a stretch of the way leads back, and what is lost there by group."""
 
 
 def way_of(finding: Finding, evidence: Evidence) -> list[Link]:
@@ -61,8 +67,54 @@ def _largest(finding: Finding, evidence: Evidence) -> Share | None:
 
 def with_measured(diagnosis: Diagnosis, finding: Finding, evidence: Evidence) -> Diagnosis:
     """The same, with what was measured on the way as its evidence, or behind it."""
-    measured = in_words(way_of(finding, evidence), finding.layers[0] if finding.layers else "")
-    return diagnosis._replace(evidence="; ".join(filter(None, (diagnosis.evidence, measured))))
+    way = way_of(finding, evidence)
+    if not way:
+        return diagnosis
+    said = "; ".join(filter(None, (diagnosis.evidence, in_words(way, finding.layers[0]))))
+    return diagnosis._replace(evidence=said, attribution=measured(way, finding.layers[0]))
+
+
+def measured(way: Sequence[Link], layer: str) -> dict[str, Any]:
+    """Where on its way back to a layer the gradient is lost, as primitives.
+
+    Args:
+        way: The operations on it, the loss end first.
+        layer: The layer at its end.
+
+    Returns:
+        ``layer``; ``lost``, in decades; ``shares``, each with ``group``, ``label`` (how many of what), ``count`` and
+        ``lost``, those that lose most first; ``stages``, the loss end first, each with the ``layer`` from whose output
+        it leads back, and what is ``lost`` there by group. Neighbouring stages are put together where there are many.
+    """
+    stages: dict[str, dict[Group, float]] = {}
+    for link in way:
+        lost = stages.setdefault(link.layer, {})
+        lost[link.group] = lost.get(link.group, 0.0) + link.lost
+    return {
+        "layer": layer,
+        "lost": round(sum(link.lost for link in way), 3),
+        "shares": [
+            {"group": s.group, "label": counted(s.group, s.count), "count": s.count, "lost": round(s.lost, 3)}
+            for s in shares(way)
+        ],
+        "stages": [
+            {"layer": name, "lost": {group: round(decades, 3) for group, decades in lost.items()}}
+            for name, lost in _few(list(stages.items()))
+        ],
+    }
+
+
+def _few(stages: list[Stage]) -> list[Stage]:
+    """At most 40 stages, of neighbours put together; each has the name of the first."""
+    size = math.ceil(len(stages) / MAX_STAGES)
+    few = []
+    for start in range(0, len(stages), size or 1):
+        together: dict[Group, float] = {}
+        for _, lost in stages[start : start + size]:
+            for group, decades in lost.items():
+                together[group] = together.get(group, 0.0) + decades
+        few.append((stages[start][0], together))
+    return few
 
 
 def in_words(way: Sequence[Link], layer: str) -> str:

@@ -26,7 +26,7 @@ class Tracer:
 
     Attributes:
         is_awake: Whether the next loss is to be traced.
-        seconds: Time spent so far.
+        seconds: Time spent in the hooks so far.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,6 @@ class Tracer:
         """
         if not self.is_awake or self._failure is not None or loss.grad_fn is None:
             return
-        start = perf_counter()
         self.forget()
         try:
             graph = read(loss.grad_fn)
@@ -53,7 +52,6 @@ class Tracer:
                 self._hang(graph)
         except Exception as failure:
             self._fail(failure)
-        self.seconds += perf_counter() - start
 
     def take(self, names: Mapping[int, str], device: torch.device) -> tuple[tuple[Operation, ...], Tensor] | None:
         """What the last backward pass has shown, once.

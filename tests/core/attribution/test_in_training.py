@@ -1,0 +1,112 @@
+"""Attribution in real trainings: the alert says where the gradient is lost, and nobody else notices."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_gradwatch import Alert, GradWatch
+from lightning_gradwatch.core.attribution.tracer import Tracer
+from tests.tasks import Classifier, deep_net, digits, fit, quiet_trainer, watchers_of
+
+pytestmark = pytest.mark.filterwarnings("ignore::lightning_gradwatch.GradWatchWarning")
+
+
+def alert_of(net: nn.Module, **options: Any) -> Alert:
+    watch = GradWatch()
+    fit(watch, Classifier(net), digits(), max_steps=12, **options)
+    (alert,) = watch.alerts
+    return alert
+
+
+def test_an_alert_says_in_which_operations_the_gradient_is_lost() -> None:
+    alert = alert_of(deep_net(depth=12))
+    assert alert.cause == "saturating_activation"
+    assert alert.evidence.startswith("on its way back to net.0 the gradient loses")
+    assert "in 11 sigmoids (each lets 2" in alert.evidence
+    assert "11 layers' weights (a gain of 0.5" in alert.evidence
+    found = alert.attribution
+    assert found is not None
+    assert found["layer"] == alert.layer == "net.0"
+    assert [share["group"] for share in found["shares"]] == ["sigmoid", "weights"]
+    assert sum(share["lost"] for share in found["shares"]) == pytest.approx(found["lost"], abs=0.01)
+    assert [stage["layer"] for stage in found["stages"]] == [f"net.{2 * i}" for i in range(11, 0, -1)]
+    assert sum(sum(stage["lost"].values()) for stage in found["stages"]) == pytest.approx(found["lost"], abs=0.05)
+
+
+def test_many_stages_are_put_together() -> None:
+    found = alert_of(deep_net(nn.ReLU, depth=70)).attribution
+    assert found is not None
+    assert 20 <= len(found["stages"]) <= 40
+    assert sum(sum(stage["lost"].values()) for stage in found["stages"]) == pytest.approx(found["lost"], abs=0.05)
+
+
+def test_accumulated_batches_and_half_precision_are_measured() -> None:
+    assert alert_of(deep_net(depth=12), accumulate_grad_batches=2).attribution is not None
+    assert alert_of(deep_net(depth=12), precision="bf16-mixed").attribution is not None
+
+
+def test_only_thorough_samples_hook_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    hung: list[int] = []
+    hang, steps = Tracer._hang, []
+    monkeypatch.setattr(Tracer, "_hang", lambda tracer, graph: (hung.append(len(steps)), hang(tracer, graph))[1])
+
+    class Steps(pl.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            steps.append(None)
+
+    watch = GradWatch(dense_steps=10, sample_every_n_steps=1000)
+    quiet_trainer(watch, Steps(), max_steps=30).fit(Classifier(deep_net(nn.ReLU, 6, he_init=True)), digits())
+    assert hung == [0, 4, 9]
+
+
+def test_a_measurement_that_fails_costs_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no graph today")
+
+    monkeypatch.setattr("lightning_gradwatch.core.attribution.tracer.read", fail)
+    watch = GradWatch()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit(watch, Classifier(deep_net(depth=12)), digits(), max_steps=12)
+    (alert,) = watch.alerts
+    assert alert.attribution is None
+    assert alert.evidence == "11 sigmoids without normalisation pass on at most a quarter of the gradient each"
+    assert sum("what each operation does to the gradient" in str(one.message) for one in said) == 1
+
+
+class Adversaries(pl.LightningModule):
+    """Two networks, each with an optimizer, of which one is sick."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.sick, self.well = deep_net(depth=12), deep_net(nn.ReLU, 6, he_init=True)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+        for optimizer, net in zip(self.optimizers(), (self.sick, self.well), strict=True):
+            loss = nn.functional.cross_entropy(net(batch[0]), batch[1])
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [torch.optim.SGD(net.parameters(), lr=0.1) for net in (self.sick, self.well)]
+
+
+def test_each_optimizer_is_shown_the_way_of_its_own_loss() -> None:
+    watch = GradWatch()
+    quiet_trainer(watch, max_steps=40).fit(Adversaries(), digits())
+    (alert,) = watch.alerts
+    assert alert.attribution is not None
+    assert alert.attribution["layer"] == "sick.0"
+    sick, well = (watcher._digest.judge.history.evidence.attribution for watcher in watchers_of(watch))
+    assert sick is not None
+    assert well is not None
+    assert set(sick.layers) == {f"sick.{2 * i}" for i in range(12)}
+    assert set(well.layers) == {f"well.{2 * i}" for i in range(6)}
