@@ -25,6 +25,21 @@ def alert(step: int = 9, until: int | None = None, **changes: Any) -> Alert:
     return Alert(step=step, until_step=until, **fields)
 
 
+def attribution(label: str = "2 sigmoids", layer: str = "net.0") -> dict[str, Any]:
+    """Where three orders of magnitude are lost on the way back through two layers, as an alert holds it."""
+    shares = [("sigmoid", label, 2, 2.5), ("weights", "2 layers' weights", 2, 1.0), ("softmax", "1 softmax", 1, 0.0)]
+    shares += [("normalisation", "1 normalisation layer", 1, -0.2), ("joins", "1 join of branches", 1, -0.3)]
+    return {
+        "layer": layer,
+        "lost": 3.0,
+        "shares": [{"group": g, "label": text, "count": n, "lost": lost} for g, text, n, lost in shares],
+        "stages": [
+            {"layer": "net.4", "lost": {"sigmoid": 1.5, "weights": 0.6, "joins": -0.3}},
+            {"layer": "net.2", "lost": {"sigmoid": 1.0, "weights": 0.4, "normalisation": -0.2}},
+        ],
+    }
+
+
 def as_logged(alert: Alert, **changes: Any) -> AlertRecord:
     """An alert as it is read from a log, with other fields where they are given."""
     record: AlertRecord = json.loads(json.dumps({**asdict(alert), **changes}))

@@ -15,9 +15,11 @@ from lightning_gradwatch.cli import words
 from lightning_gradwatch.cli.drawing import MAX_ROWS, draw, shorten
 from lightning_gradwatch.cli.glyphs import STYLES, glyphs_for
 from lightning_gradwatch.cli.logs import Logs, OpenRun, Run
+from lightning_gradwatch.cli.lost import bars
 from lightning_gradwatch.cli.recurrence import through_time
 from lightning_gradwatch.cli.selection import pictures
 from lightning_gradwatch.reading.alert import AlertRecord
+from lightning_gradwatch.reading.lost import lost_of
 from lightning_gradwatch.reading.status import urgency
 from lightning_gradwatch.reading.tables import STATUSES, Status
 from lightning_gradwatch.reading.trials import HEADER, not_tried, recipes, rows_of, summary
@@ -146,6 +148,8 @@ def _in_full(alert: AlertRecord, scene: Scene) -> RenderableType:
     table.add_row("What", Text(words.explanation(alert)))
     if reason := words.reason(alert):
         table.add_row("Why", Text(reason))
+    if (where := lost_of(alert)) is not None:
+        table.add_row("Where", bars(where, scene.console))
     for place, remedy in enumerate(words.remedies(alert)):
         table.add_row("" if place else "Try", Text(f"{place + 1}. {remedy}"))
     trials = [Padding(part, (0, 0, 0, 2)) for part in _tried(alert)]

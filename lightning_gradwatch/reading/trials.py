@@ -8,6 +8,7 @@ from typing import TypedDict, TypeGuard, cast
 
 from lightning_gradwatch.core.records import CLEAR_TIME
 from lightning_gradwatch.reading.alert import AlertRecord
+from lightning_gradwatch.reading.lost import Lost, lost_of
 
 HEADER = ("remedy", "effect", "decades lost", "loss", "parameters", "time")
 MAX_RECIPES = 3
@@ -29,13 +30,17 @@ class ShownAlert(AlertRecord, total=False):
     """An alert as it is shown; ``rank`` among those of its run, 0 matters most."""
 
     tried: Tried
+    where: Lost
     rank: int
 
 
 def shown(alert: AlertRecord) -> ShownAlert:
-    """An alert as it is shown: what was tried is text under ``tried``."""
+    """An alert as it is shown: what was tried is text under ``tried``, where the gradient is lost under ``where``."""
     rest = cast(ShownAlert, dict(alert))  # what it has more is not there yet, and need not be
     prescription = rest.pop("prescription", None)
+    rest.pop("attribution", None)
+    if (where := lost_of(alert)) is not None:
+        rest["where"] = where
     if isinstance(prescription, Mapping):
         rest["tried"] = {
             "title": summary(prescription),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lightning_gradwatch.outputs import alerts_file
+from tests.builders import attribution
 from tests.cli.command import alert, gradwatch, here
 from tests.prescriptions import prescription
 from tests.tensorboard.browser import Log, write_run
@@ -129,6 +130,19 @@ def test_text_from_a_log_stays_text_and_steers_no_terminal(tmp_path: Path, capsy
     assert ":smile:" in out
     assert "<script>alert(1)</script>" in out
     assert "[red]run[/]" in out
+
+
+def test_bars_show_where_the_gradient_is_lost(tmp_path: Path, capsys: Any) -> None:
+    write_run(tmp_path, LAYERS, TABLE, alert(attribution=attribution("2 [bold]sigmoids[/]\x1b[2J")))
+    _, out, _ = here(capsys, "report", tmp_path)
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    (start,) = [place for place, line in enumerate(lines) if line.startswith("Where ")]
+    assert lines[start].startswith("Where 2 [bold]sigmoids[/]")
+    assert lines[start].endswith("2.5 " + "█" * 24)
+    assert lines[start + 1 : start + 4] == [
+        "2 layers' weights 1.0 " + "█" * 10, "1 softmax 0.0", "other operations -0.5",
+    ]  # fmt: skip
+    assert "\x1b" not in out
 
 
 def test_what_was_tried_is_told_with_its_figures(tmp_path: Path, capsys: Any) -> None:

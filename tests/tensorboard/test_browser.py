@@ -16,6 +16,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, expect
 
 from lightning_gradwatch.core.records import Alert
+from tests.builders import attribution
 from tests.prescriptions import prescription
 from tests.tensorboard.browser import Log, Tab, alone, chromium, link, opened, tensorboard, write_run
 
@@ -42,7 +43,7 @@ VANISHING = Alert(
     kind="vanishing", level="alert", step=30, until_step=None, layer="encoder.0", value=7.0, threshold=2.0,
     message=f"Gradients vanish with depth (step 30): {EVIL} they shrink. Nine sigmoids. Try: ReLU; {EVIL}.",
     cause="saturating_activation", evidence="nine sigmoids", remedies=("ReLU", EVIL), summary=f"{EVIL} they shrink.",
-    prescription=prescription(remedy=EVIL, why=EVIL, code=f"a = 1\n{EVIL}"),
+    prescription=prescription(remedy=EVIL, why=EVIL, code=f"a = 1\n{EVIL}"), attribution=attribution(EVIL, EVIL),
 )  # fmt: skip
 OVER = Alert(
     kind="exploding", level="notice", step=50, until_step=70, layer="head", value=3.0, threshold=3.0,
@@ -145,12 +146,37 @@ def test_hover_shows_the_value_of_the_nearest_sample(tab: Tab) -> None:
 def test_the_banner_says_what_since_when_why_and_what_to_try(tab: Tab) -> None:
     banner = tab.frame.locator(".banner")
     text = banner.inner_text()
-    for part in ("Gradients vanish with depth", "since step 30 · encoder.0", "nine sigmoids", "ReLU", "and 1 more"):
+    for part in ("Gradients vanish with depth", "since step 30 · encoder.0", "Nine sigmoids", "ReLU", "and 1 more"):
         assert part in text
     banner.get_by_role("button", name="Show where").click()
     tab.settle()
     assert tab.link["layer"] == "encoder.0"
     assert tab.link["step"] == "30"
+
+
+def test_a_waterfall_shows_where_the_gradient_is_lost(tab: Tab) -> None:
+    figure = tab.frame.locator(".banner .lost")
+    assert figure.locator("figcaption").inner_text() == (
+        f"Where 3.0 orders of magnitude are lost on the way back to {EVIL}"
+    )
+    assert figure.locator("li").all_inner_texts() == [
+        f"{EVIL}: 2.5 lost", "2 layers' weights: 1.0 lost", "1 softmax: 0.0 lost", "other operations: 0.5 gained",
+    ]  # fmt: skip
+    bars = figure.locator("rect")
+    titles = [bar.text_content() for bar in bars.all()]
+    assert titles == [f"behind {layer}: {what}" for layer, whats in {
+        "net.4": ("sigmoid, 1.5 lost", "weights, 0.6 lost", "others, 0.3 gained"),
+        "net.2": ("sigmoid, 1.0 lost", "weights, 0.4 lost", "others, 0.2 gained"),
+    }.items() for what in whats]  # fmt: skip
+    # each hangs where the one before has ended, but for the rise of what is gained
+    boxes = [bar.bounding_box() for bar in bars.all()]
+    assert all(box is not None for box in boxes)
+    first, second, gained, third = (box for box in boxes[:4] if box is not None)
+    assert second["y"] == pytest.approx(first["y"] + first["height"], abs=0.5)
+    assert gained["y"] + gained["height"] == pytest.approx(second["y"] + second["height"], abs=0.5)
+    assert third["y"] == pytest.approx(gained["y"], abs=0.5)
+    assert third["x"] > first["x"] + first["width"]
+    assert tab.evaluate("window.hacked") is None
 
 
 def test_what_was_tried_is_a_table_that_opens(tab: Tab) -> None:

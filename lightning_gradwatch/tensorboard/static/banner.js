@@ -2,6 +2,7 @@
 import { h, icon } from "./dom.js";
 import { formatStep } from "./format.js";
 import { shapeOf } from "./status.js";
+import { lostOf } from "./lost.js";
 import { kindOf } from "./tables.js";
 import { trialsOf } from "./trials.js";
 
@@ -17,6 +18,9 @@ export const foremost = (alerts) => [...alerts].sort((a, b) => a.rank - b.rank)[
  * @param {Alert} alert
  */
 export const whatOf = ({ summary, message }) => summary || message;
+
+/** @param {string} [text] */
+const capital = (text = "") => text.charAt(0).toUpperCase() + text.slice(1);
 
 /** @param {Alert} alert */
 const since = ({ step, until_step: until }) =>
@@ -85,7 +89,8 @@ function alertParts(alert, alerts, showAlert) {
         h("span", { class: "when", text: `${since(alert)}${where}${whose}` }),
       ),
       h("p", { class: "message", text: whatOf(alert) }),
-      h("dl", {}, ...parts.flatMap(([term, text]) => [h("dt", { text: term }), h("dd", { text })])),
+      h("dl", {}, ...parts.flatMap(([term, text]) => [h("dt", { text: term }), h("dd", { text: capital(text) })])),
+      lostOf(alert),
       trialsOf(alert),
     ),
     h(

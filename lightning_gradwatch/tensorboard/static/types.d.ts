@@ -94,6 +94,15 @@ interface Alert {
   evidence?: string;
   remedies?: string[];
   tried?: Trials;
+  where?: Lost;
+}
+
+/** Where on its way back to a layer a gradient is lost, in orders of magnitude; the loss end first. */
+interface Lost {
+  title: string;
+  /** The largest first. */
+  parts: { group: string; label: string; lost: number }[];
+  stages: { layer: string; lost: Record<string, number> }[];
 }
 
 interface Trials {
