@@ -15,7 +15,14 @@ from torch.utils.hooks import RemovableHandle
 from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.attribution.graph import Graph, Operation, Spot, read
 from lightning_gradwatch.core.devices import need_not_wait
-from lightning_gradwatch.core.modes import is_batched, is_traced, is_wrapped, without_dispatch_modes, without_functions
+from lightning_gradwatch.core.modes import (
+    is_batched,
+    is_traced,
+    is_wrapped,
+    num_dispatch_modes,
+    without_dispatch_modes,
+    without_functions,
+)
 from lightning_gradwatch.core.safe_norms import norm_of, root_of_squares
 
 Gradients = tuple[Tensor | None, ...]
@@ -95,13 +102,12 @@ class Tracer:
             return
         start = perf_counter()
         try:
-            with torch.no_grad(), without_functions(), without_dispatch_modes():
-                if of.arrival >= 0:
-                    parts = [norm_of(gradient) for gradient in arrived if _can_be_measured(gradient)]
-                    norms[of.arrival] = root_of_squares(parts) if parts else None
-                for place, number in of.edges:
-                    gradient = sent[place]
-                    norms[number] = norm_of(gradient) if _can_be_measured(gradient) else None
+            with without_functions():
+                if not num_dispatch_modes():
+                    _measure(norms, of, sent, arrived)
+                else:
+                    with without_dispatch_modes():
+                        _measure(norms, of, sent, arrived)
         except Exception as failure:
             self._fail(failure)
         self.seconds += perf_counter() - start
@@ -110,6 +116,15 @@ class Tracer:
         if is_the_users(failure):
             raise failure
         self._failure = failure.with_traceback(None)  # which would keep the user's tensors
+
+
+def _measure(norms: list[Tensor | None], of: Spot, sent: Gradients, arrived: Gradients) -> None:
+    if of.arrival >= 0:
+        parts = [norm_of(gradient) for gradient in arrived if _can_be_measured(gradient)]
+        norms[of.arrival] = root_of_squares(parts) if parts else None
+    for place, number in of.edges:
+        gradient = sent[place]
+        norms[number] = norm_of(gradient) if _can_be_measured(gradient) else None
 
 
 def _can_be_measured(gradient: Tensor | None) -> TypeGuard[Tensor]:
