@@ -146,6 +146,17 @@ def test_a_record_may_be_at_a_url_whatever_the_loggers_do(scheme: str, capsys: p
     assert run["optimizers"][0]["versions"][-1]["num_samples"] == 12
 
 
+def test_alerts_and_layers_around_a_step_are_read_from_a_url(capsys: pytest.CaptureFixture[str]) -> None:
+    train(False, GradWatch(record="memory://bucket/mine"))
+    for command in ("alerts", "snapshot"):
+        status, out, complaint = here(capsys, command, "memory://bucket/mine", "--json")
+        assert (status, complaint) == (1, "")
+        found = json.loads(out)
+        (run,) = found.get("runs", [found])
+        assert (run["path"], run["status"], run["last_step"]) == ("memory://bucket/mine", "sick", 11)
+        assert here(capsys, command, "memory://nowhere")[0] == 2
+
+
 def test_a_run_without_a_directory_of_its_own_is_kept_below_that_of_the_trainer(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

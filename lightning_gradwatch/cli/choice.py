@@ -64,6 +64,21 @@ def watched(runs: Sequence[Run], directory: Place) -> list[Run]:
     )
 
 
+def the_one(runs: Sequence[Run], directory: Place) -> Run:
+    """The only run there is.
+
+    Raises:
+        CommandError: If there are several.
+    """
+    if len(runs) > 1:
+        names = ", ".join(repr(run.name) for run in runs[:_MAX_NAMED])
+        raise CommandError(
+            f"`--run` must name one run where `RUN_DIR` holds several, but it was left out, and {str(directory)!r} "
+            f"holds {len(runs)}. To cure it: give one of those there are, such as {safe(names)}."
+        )
+    return runs[0]
+
+
 def require_quantity(name: str | None, runs: Sequence[Run]) -> None:
     """Refuse a quantity that neither GradWatch nor one of the runs knows.
 

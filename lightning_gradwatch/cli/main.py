@@ -17,6 +17,8 @@ from lightning_gradwatch.remote import RemoteError
 
 ERROR = 2
 _EXIT = "Exit status: 1 if an alert is open, 0 if none is, 2 if that cannot be told."
+_MAX_DIGITS = 18
+"""Of a step, which has room in 64 bits."""
 _EXTRA = {"rich": "this view needs", "shtab": "shell completion needs"}
 
 
@@ -64,9 +66,11 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("bash", "zsh", "fish", "tcsh", "powershell"),
         help="print a script that completes this command in your shell, and exit",
     )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="{report,watch,versions}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="{report,watch,alerts,snapshot,versions}")
     _add_report(commands)
     _add_watch(commands)
+    _add_alerts(commands)
+    _add_snapshot(commands)
     _add_versions(commands)
     return parser
 
@@ -75,7 +79,7 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     text = "Say how a run is: verdict, alerts with cause and remedies, heatmap and depth profile."
     parser = commands.add_parser("report", help="say how a run is", description=text, epilog=_EXIT)
     _add_common(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON for programs instead")
+    _add_json(parser)
     parser.add_argument("--html", type=at, metavar="FILE", help="write one self-contained page instead")
     parser.set_defaults(module="lightning_gradwatch.cli.reporting")
 
@@ -94,16 +98,42 @@ def _add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(module="lightning_gradwatch.cli.watching")
 
 
+def _add_alerts(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "List the alerts of every run: what is wrong, why, and what to try."
+    parser = commands.add_parser("alerts", help="list the alerts of every run", description=text, epilog=_EXIT)
+    _add_place(parser, "which one of several runs (default: all)")
+    _add_json(parser)
+    parser.add_argument("--since", type=_step, metavar="STEP", help="leave out what was over before this step")
+    parser.set_defaults(module="lightning_gradwatch.cli.alerts")
+
+
+def _add_snapshot(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "Print every number of every layer around a step, with the loss and the total norm."
+    parser = commands.add_parser("snapshot", help="print all layers around a step", description=text, epilog=_EXIT)
+    _add_place(parser, "which one, where there are several runs")
+    _add_json(parser)
+    parser.add_argument("--step", type=_step, metavar="STEP", help="around which step (default: the last one)")
+    parser.set_defaults(module="lightning_gradwatch.cli.snapshot")
+
+
 def _add_versions(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     text = "Print the versions that a bug report needs: of GradWatch, Python, and what training uses."
     parser = commands.add_parser("versions", help="print what a bug report needs", description=text)
     parser.set_defaults(module="lightning_gradwatch.cli.versions")
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def _add_place(parser: argparse.ArgumentParser, which: str) -> None:
     text = "where a run, or several, have been logged: a directory, or a URL such as s3://bucket/logs"
     parser.add_argument("run_dir", type=at, metavar="RUN_DIR", help=text)
-    parser.add_argument("--run", metavar="NAME", help="which one of several runs (default: the sickest)")
+    parser.add_argument("--run", metavar="NAME", help=which)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON for programs instead")
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    _add_place(parser, "which one of several runs (default: the sickest)")
     names = ", ".join(BY_NAME)
     parser.add_argument(
         "--quantity",
@@ -120,6 +150,12 @@ def _seconds(text: str) -> float:
     if not 0.1 <= seconds <= 1e6:
         raise argparse.ArgumentTypeError(f"it must be a number of seconds from 0.1 to 1e6, but {text!r} came.")
     return seconds
+
+
+def _step(text: str) -> int:
+    if not text.isdecimal() or len(text) > _MAX_DIGITS:
+        raise argparse.ArgumentTypeError(f"it must be a whole number from 0 on, but {text!r} came; give a step.")
+    return int(text)
 
 
 def _refuse(sentence: str) -> int:

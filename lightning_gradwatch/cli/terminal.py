@@ -24,7 +24,7 @@ from lightning_gradwatch.reading.status import urgency
 from lightning_gradwatch.reading.tables import STATUSES, Status
 from lightning_gradwatch.reading.trials import HEADER, not_tried, recipes, rows_of, summary
 
-_MAX_OPEN, _MAX_ENDED, _MAX_DAMAGE = 4, 3, 3
+_MAX_OPEN, _MAX_ENDED = 4, 3
 _STATUS_WIDTH, _STEP_WIDTH, _GAP = 13, 10, 2
 
 
@@ -98,15 +98,8 @@ def _verdict(whole: OpenRun, scene: Scene) -> RenderableType:
     text.append(words.safe(run.verdict.headline), "bold")
     facts = glyphs.dot.join([scene.name(run), *_facts(whole, scene)])
     colour = STYLES[status].split()[-1]
-    unread = [Text(line, STYLES["unreadable"]) for line in untold(run)]
+    unread = [Text(line, STYLES["unreadable"]) for line in words.untold(run)]
     return Panel(Group(text, *unread, Text(facts, "dim" if scene.console.color_system else "")), border_style=colour)
-
-
-def untold(run: Run) -> list[str]:
-    """What of a run cannot be read, where its headline does not tell."""
-    lines = [part["message"] for part in run.damage if part["message"] != run.verdict.headline]
-    more = [f"and {len(lines) - _MAX_DAMAGE:,} more files; --json lists them"] if len(lines) > _MAX_DAMAGE else []
-    return [words.safe(line) for line in lines[:_MAX_DAMAGE]] + more
 
 
 def _facts(whole: OpenRun, scene: Scene) -> Iterator[str]:

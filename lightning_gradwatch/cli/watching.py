@@ -17,8 +17,8 @@ from lightning_gradwatch.cli.choice import SICK, exit_status, normal
 from lightning_gradwatch.cli.drawing import MAX_ROWS
 from lightning_gradwatch.cli.errors import CommandError
 from lightning_gradwatch.cli.logs import Logs, Run
-from lightning_gradwatch.cli.terminal import Scene, overview, report, untold
-from lightning_gradwatch.cli.words import safe
+from lightning_gradwatch.cli.terminal import Scene, overview, report
+from lightning_gradwatch.cli.words import safe, untold
 from lightning_gradwatch.reading.tables import STATUSES
 
 _TICK_SECONDS = 0.25

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from datetime import datetime
 
+from lightning_gradwatch.cli.logs import Run
 from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.status import symptom
 
 _LIMITS = ((60, 1, "second"), (3600, 60, "minute"), (86_400, 3600, "hour"), (math.inf, 86_400, "day"))
+_MAX_DAMAGE = 3
 _PLACEHOLDER = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -44,6 +47,29 @@ def reason(alert: AlertRecord) -> str:
     cause, evidence = str(alert.get("cause") or "unknown"), str(alert.get("evidence") or "")
     name = "" if cause == "unknown" else f"({cause})"
     return safe(" ".join(filter(None, (evidence[:1].upper() + evidence[1:], name))))
+
+
+def heading(alert: AlertRecord) -> str:
+    """What is wrong in a few words, since when, and where."""
+    where = [f"in {alert['layer']}"] if alert["layer"] else []
+    whose = [f"with {alert['optimizer']}"] if alert["optimizer"] else []
+    return safe(", ".join([f"{alert['level'].capitalize()}: {title(alert)}", since(alert), *where, *whose]))
+
+
+def rows(alert: AlertRecord) -> Iterator[tuple[str, str]]:
+    """What is wrong, why, and what to try: a label, ``""`` where it goes on, and a sentence."""
+    yield "What", explanation(alert)
+    if why := reason(alert):
+        yield "Why", why
+    for place, remedy in enumerate(remedies(alert)):
+        yield "" if place else "Try", f"{place + 1}. {remedy}"
+
+
+def untold(run: Run) -> list[str]:
+    """What of a run cannot be read, where its headline does not tell."""
+    lines = [part["message"] for part in run.damage if part["message"] != run.verdict.headline]
+    more = [f"and {len(lines) - _MAX_DAMAGE:,} more files; --json lists them"] if len(lines) > _MAX_DAMAGE else []
+    return [safe(line) for line in lines[:_MAX_DAMAGE]] + more
 
 
 def clock(seconds: float) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+import textwrap
+from collections.abc import Iterable, Iterator
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,10 @@ if TYPE_CHECKING:
 
 _COLOURS = {"alert": "#c62828", "notice": "#b26a00"}
 _OVER = "#5f6b76"
+_MARGIN, _LABEL, _NARROWEST = 2, 5, 24
+"""Columns before a label, of a label, and of a sentence in the narrowest of windows."""
+_NO_TERMINAL = (100, 24)
+"""What is taken for the size where nobody knows it, as in a notebook, a file or a pipe."""
 
 
 def heading(alert: Alert) -> str:
@@ -35,9 +41,52 @@ def rows(alert: Alert) -> Iterator[tuple[str, str]]:
         yield "" if place else "Try", f"{place + 1}. {remedy}"
 
 
-def as_text(alert: Alert) -> str:
-    """The alert in lines."""
-    return "\n".join([_line(heading(alert)), *(f"  {label:<5}{_line(text)}" for label, text in rows(alert))])
+def as_text(alert: Alert, width: int | None = None) -> str:
+    """The alert in lines.
+
+    Args:
+        alert: The alert.
+        width: Columns that a line may take; None for as many as a sentence needs.
+    """
+    return in_lines(heading(alert), rows(alert), width)
+
+
+def in_lines(head: str, rows: Iterable[tuple[str, str]], width: int | None = None) -> str:
+    """A headline, and below it sentences with their labels; what is too long goes on below itself.
+
+    Args:
+        head: The headline.
+        rows: Labels of at most four letters, and sentences.
+        width: Columns that a line may take, if no word is longer; None for as many as a sentence needs.
+    """
+    indent = " " * (_MARGIN + _LABEL)
+    lines = [wrapped(head, width, "", " " * _MARGIN)]
+    lines += [wrapped(text, width, f"{'':{_MARGIN}}{label:<{_LABEL}}", indent) for label, text in rows]
+    return "\n".join(lines)
+
+
+def columns() -> int:
+    """How wide the terminal is."""
+    return shutil.get_terminal_size(_NO_TERMINAL).columns
+
+
+def wrapped(text: str, width: int | None, first: str = "", rest: str = "  ") -> str:
+    """A text in lines of so many columns.
+
+    Args:
+        text: The text.
+        width: Columns that a line may take, if no word is longer; None for as many as there are.
+        first: What stands before the first line.
+        rest: What stands before the others.
+    """
+    text = _line(text)
+    if width is None:
+        return first + text
+    columns = max(width, len(rest) + _NARROWEST)
+    # an address or a name is copied from the screen: it stays in one piece
+    return textwrap.fill(
+        text, columns, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def as_html(alert: Alert) -> str:

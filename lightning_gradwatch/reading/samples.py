@@ -70,6 +70,13 @@ class Samples:
         """The place of the sample at ``step``, or else of the nearest before it, or else of the first."""
         return max(int(np.searchsorted(self.steps, step, side="right")) - 1, 0)
 
+    def nearest(self, step: int) -> int:
+        """The place of the sample that stands for ``step``, or else of the nearest, of two rather the earlier."""
+        after = min(int(np.searchsorted(self.last_steps, step, side="left")), len(self) - 1)
+        before = max(after - 1, 0)
+        is_nearer = step - int(self.last_steps[before]) <= int(self.steps[after]) - step
+        return before if is_nearer and self.steps[after] > step else after
+
     def between(self, first: int | None, last: int | None) -> Samples:
         """Those of steps from ``first`` to ``last``, both included; None for an open end."""
         start = 0 if first is None else int(np.searchsorted(self.last_steps, first, side="left"))

@@ -17,6 +17,7 @@ import lightning_gradwatch
 from lightning_gradwatch.cli import versions
 from tests.cli.command import COMMAND, environment, gradwatch, here
 
+COMMANDS = ("report", "watch", "alerts", "snapshot", "versions")
 BLOCK = """
 import sys
 class Block:
@@ -42,7 +43,14 @@ def without(names: set[str], *arguments: object) -> subprocess.CompletedProcess[
 def test_neither_torch_nor_lightning_is_needed(logs: Path, tmp_path: Path) -> None:
     names = {"torch", "lightning", "pytorch_lightning", "tensorflow", "torchmetrics"}
     page = tmp_path / "page.html"
-    for arguments in (["report", logs], ["report", logs, "--json", "--html", page], ["--help"]):
+    snapshot = ["snapshot", logs, "--run", "sick"]
+    for arguments in (
+        ["report", logs],
+        ["report", logs, "--json", "--html", page],
+        ["alerts", logs],
+        snapshot,
+        ["--help"],
+    ):
         found = without(names, *arguments)
         assert found.returncode == (0 if arguments == ["--help"] else 1), found.stderr
     watched = without(names, "watch", logs / "sick", "--every", "0.1", "--until-alert")
@@ -69,11 +77,19 @@ def test_json_and_page_need_no_rich(logs: Path, tmp_path: Path) -> None:
     assert json.loads(found.stdout)["exit_status"] == 1
 
 
+@pytest.mark.parametrize("command", ["alerts", "snapshot"])
+def test_plain_text_needs_no_rich(logs: Path, command: str) -> None:
+    found = without({"rich", "shtab"}, command, logs / "sick")
+    assert found.returncode == 1, found.stderr
+    assert "net.0" in found.stdout
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_a_script_for_completion_names_commands_and_options(shell: str) -> None:
     found = gradwatch("--print-completion", shell)
     assert found.returncode == 0, found.stderr
-    assert all(word in found.stdout for word in ("report", "watch", "until-alert", "html"))
+    assert all(word in found.stdout for word in COMMANDS)
+    assert all(word in found.stdout for word in ("until-alert", "html", "since", "step"))
     if shutil.which(shell):
         flag = "-n"
         assert subprocess.run([shell, flag], input=found.stdout, text=True, check=False).returncode == 0
@@ -117,7 +133,10 @@ def test_a_reader_that_has_read_enough_ends_it_quietly(logs: Path) -> None:
 
 def test_version_and_help_are_there() -> None:
     assert gradwatch("--version").stdout.split() == ["lightning-gradwatch", lightning_gradwatch.__version__]
-    for command in ("report", "watch"):
+    assert set(COMMANDS) <= set(
+        gradwatch("--help").stdout.replace(",", " ").replace("{", " ").replace("}", " ").split()
+    )
+    for command in COMMANDS[:-1]:
         assert "Exit status" in gradwatch(command, "--help").stdout
 
 

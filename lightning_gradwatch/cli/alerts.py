@@ -1,0 +1,114 @@
+"""``gradwatch alerts``: the alerts of every run, in plain text, or as JSON for programs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+from lightning_gradwatch.cli import words
+from lightning_gradwatch.cli.choice import exit_status, normal, require_directory, require_run, watched
+from lightning_gradwatch.cli.logs import Logs, Run
+from lightning_gradwatch.core import telling
+from lightning_gradwatch.paths import Place
+from lightning_gradwatch.reading.alert import AlertRecord
+from lightning_gradwatch.reading.schema import SCHEMA_VERSION, plain
+from lightning_gradwatch.reading.status import urgency
+from lightning_gradwatch.reading.tables import STATUSES
+
+_LACKING = {
+    "value": None,
+    "threshold": None,
+    "cause": "unknown",
+    "evidence": "",
+    "remedies": (),
+    "prescription": None,
+    "attribution": None,
+    "summary": "",
+}
+"""What the logs of older versions may lack of an alert."""
+
+
+def run(options: argparse.Namespace) -> int:
+    """Tell the alerts of every run.
+
+    Returns:
+        The exit status, as of a report: it speaks of all alerts, also of those that are left out.
+
+    Raises:
+        CommandError: If nothing there is watched.
+    """
+    require_directory(options.run_dir)
+    require_run(options.run, options.run_dir)
+    logs = Logs(options.run_dir, normal(options.run))
+    runs = watched(logs.reload(), options.run_dir)
+    if options.json:
+        document = encode(runs, options.run_dir, options.since)
+        sys.stdout.write(json.dumps(document, allow_nan=False) + "\n")
+    else:
+        blocks = ["\n".join(_in_words(logs.title(run), run, options.since)) for run in runs]
+        sys.stdout.write("\n\n".join(blocks) + "\n")
+    return exit_status(runs)
+
+
+def encode(runs: Sequence[Run], directory: Place, since: int | None = None) -> dict[str, object]:
+    """The alerts of runs as plain JSON; NaN and infinity are the words ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``.
+
+    Args:
+        runs: The sickest first.
+        directory: Where the logs lie.
+        since: Leave out alerts that were over before this step; None for all.
+
+    Returns:
+        ``schema`` (rises only if something is taken away or changes its meaning), ``directory``, ``since``,
+        ``exit_status`` and ``runs``: of each ``run``, ``path``, ``status``, ``headline``, ``num_open``, ``last_step``,
+        ``wall_time``, ``alerts`` (the oldest first: ``state``, which is ``"open"`` or ``"over"``, and the fields of
+        :class:`~lightning_gradwatch.core.records.Alert`), ``num_dropped`` (older alerts of which nobody knows more) and
+        ``damage`` (the fields of :class:`~lightning_gradwatch.reading.damage.Damage`).
+    """
+    content = {
+        "schema": SCHEMA_VERSION,
+        "directory": str(directory),
+        "since": since,
+        "exit_status": exit_status(runs),
+        "runs": [_run(run, directory, since) for run in runs],
+    }
+    return dict(plain(content))
+
+
+def _run(run: Run, directory: Place, since: int | None) -> dict[str, object]:
+    return {
+        "run": run.name,
+        "path": str(directory if run.name == os.curdir else directory / run.name),
+        "status": run.verdict.status,
+        "headline": run.verdict.headline,
+        "num_open": run.verdict.num_open,
+        "last_step": run.last_step,
+        "wall_time": run.wall_time,
+        "alerts": [_alert(alert) for alert in _held(run, since)],
+        "num_dropped": run.num_dropped,
+        "damage": list(run.damage),
+    }
+
+
+def _alert(alert: AlertRecord) -> dict[str, object]:
+    lacking = {name: value for name, value in _LACKING.items() if name not in alert}
+    return {"state": "open" if alert["until_step"] is None else "over", **alert, **lacking}
+
+
+def _held(run: Run, since: int | None) -> list[AlertRecord]:
+    """The alerts that held at a step, or at a later one."""
+    return [a for a in run.alerts if since is None or a["until_step"] is None or a["until_step"] >= since]
+
+
+def _in_words(title: str, run: Run, since: int | None) -> Iterator[str]:
+    """A run and its alerts, those that matter most at first."""
+    width = telling.columns()
+    head = f"{STATUSES[run.verdict.status].upper()}  {title}: {run.verdict.headline}"
+    yield from (telling.wrapped(words.safe(line), width) for line in (head, *words.untold(run)))
+    held = sorted(_held(run, since), key=urgency)
+    yield from (telling.in_lines(words.heading(alert), words.rows(alert), width) for alert in held)
+    if left_out := len(run.alerts) - len(held) + run.num_dropped:
+        yield f"Left out: {left_out:,} older."
