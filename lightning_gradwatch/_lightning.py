@@ -17,6 +17,7 @@ from lightning_gradwatch import _places, scaling
 from lightning_gradwatch._clipping_by_hand import before_clipping_by_hand
 from lightning_gradwatch.asking import ask, own_attributes
 from lightning_gradwatch.config import Config
+from lightning_gradwatch.console import shown_in_lines
 from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core._guard import attempt, is_the_users
 from lightning_gradwatch.core.modules import facts_of
@@ -266,7 +267,8 @@ def warn(message: str) -> None:
     from lightning_utilities.core.rank_zero import rank_zero_warn
 
     try:
-        rank_zero_warn(message, category=GradWatchWarning, stacklevel=7)
+        with shown_in_lines():
+            rank_zero_warn(message, category=GradWatchWarning, stacklevel=7)
     except Exception as failure:  # warnings may be errors, and without Lightning nobody knows the rank
         if is_the_users(failure):
             raise

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 import lightning_gradwatch
 from lightning_gradwatch import scaling
+from lightning_gradwatch.console import shown_in_lines
 from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.errors import GradWatchWarning
 from lightning_gradwatch.host import RunInfo
@@ -140,7 +141,8 @@ class LoopHost:
         if not self.is_global_zero():
             return
         try:
-            warnings.warn(message, GradWatchWarning, stacklevel=2)
+            with shown_in_lines():
+                warnings.warn(message, GradWatchWarning, stacklevel=2)
         except Exception as failure:
             if is_the_users(failure):
                 raise

@@ -80,7 +80,7 @@ def of_kind(alerts: Any, kind: str = KIND) -> list[Any]:
 def test_the_console_and_the_watch_tell_of_it(run: Run) -> None:
     (line,) = [line for line in run.told if TITLE in line]
     assert "the other layers are frozen, starving, or scaled down" in line.lower()
-    assert "Try: a smaller learning rate for this layer" in line
+    assert "Try  1. a smaller learning rate for this layer" in line
     (alert,) = of_kind(run.watch.alerts)
     assert alert.layer
     assert alert.value >= 0.9

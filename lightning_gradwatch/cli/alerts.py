@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(document, allow_nan=False) + "\n")
     else:
         blocks = ["\n".join(_in_words(logs.title(run), run, options.since)) for run in runs]
-        sys.stdout.write("\n\n".join(blocks) + "\n")
+        sys.stdout.write(telling.fitted("\n\n".join(blocks), telling.columns()) + "\n")
     return exit_status(runs)
 
 
@@ -105,10 +105,9 @@ def _held(run: Run, since: int | None) -> list[AlertRecord]:
 
 def _in_words(title: str, run: Run, since: int | None) -> Iterator[str]:
     """A run and its alerts, those that matter most at first."""
-    width = telling.columns()
-    head = f"{STATUSES[run.verdict.status].upper()}  {title}: {run.verdict.headline}"
-    yield from (telling.wrapped(words.safe(line), width) for line in (head, *words.untold(run)))
+    yield f"{STATUSES[run.verdict.status].upper()}  {words.safe(title)}: {words.safe(run.verdict.headline)}"
+    yield from words.untold(run)
     held = sorted(_held(run, since), key=urgency)
-    yield from (telling.in_lines(words.heading(alert), words.rows(alert), width) for alert in held)
+    yield from (telling.in_lines(words.heading(alert), words.rows(alert)) for alert in held)
     if left_out := len(run.alerts) - len(held) + run.num_dropped:
         yield f"Left out: {left_out:,} older."

@@ -99,7 +99,7 @@ def _step(run: OpenRun, step: int | None, directory: Place) -> int:
 
 def _in_words(title: str, document: dict[str, Any]) -> Iterator[str]:
     head = f"Step {document['step']:,} of {title}. {document['headline']}"
-    yield telling.wrapped(words.safe(head), telling.columns())
+    yield telling.fitted(words.safe(head), telling.columns())
     for optimizer in document["optimizers"]:
         yield ""
         if optimizer["name"]:

@@ -21,14 +21,35 @@ _NO_TERMINAL = (100, 24)
 
 def heading(alert: Alert) -> str:
     """What is wrong in a few words, since when, and where."""
+    return f"{alert.level.capitalize()}: {', '.join([_title(alert) or alert.kind, *_circumstances(alert)])}"
+
+
+def announcement(alert: Alert, where: str) -> str:
+    """What the console says of an alert that has opened: a headline, and in lines What, Why, Try and Look.
+
+    Args:
+        alert: The alert.
+        where: Where there is more to be seen.
+    """
+    title = _title(alert)
+    kind = f"GradWatch, {alert.kind}{': ' if title else ''}{title}"
+    return in_lines(", ".join([kind, *_circumstances(alert)]), [*rows(alert), ("Look", where)])
+
+
+def _title(alert: Alert) -> str:
+    """What is wrong in a few words; nothing of a kind of the user's own."""
     from lightning_gradwatch.core.alerts import KINDS  # which imports the records
 
-    title = KINDS[alert.kind].title if alert.kind in KINDS else alert.kind
+    return KINDS[alert.kind].title if alert.kind in KINDS else ""
+
+
+def _circumstances(alert: Alert) -> list[str]:
+    """Since when, where, and with which optimizer."""
     until = alert.until_step
     when = f"since step {alert.step:,}" if until is None else f"steps {alert.step:,} to {until:,}, over"
     where = [f"in {alert.layer}"] if alert.layer else []
     whose = [f"with {alert.optimizer}"] if alert.optimizer else []
-    return ", ".join([f"{alert.level.capitalize()}: {title}", when, *where, *whose])
+    return [when, *where, *whose]
 
 
 def rows(alert: Alert) -> Iterator[tuple[str, str]]:
@@ -41,52 +62,42 @@ def rows(alert: Alert) -> Iterator[tuple[str, str]]:
         yield "" if place else "Try", f"{place + 1}. {remedy}"
 
 
-def as_text(alert: Alert, width: int | None = None) -> str:
-    """The alert in lines.
+def as_text(alert: Alert) -> str:
+    """The alert in lines, one for each sentence."""
+    return in_lines(heading(alert), rows(alert))
+
+
+def in_lines(head: str, rows: Iterable[tuple[str, str]]) -> str:
+    """A headline, and below it sentences with their labels of at most four letters; a line for each."""
+    indent = " " * _MARGIN
+    return "\n".join([_line(head), *(f"{indent}{label:<{_LABEL}}{_line(text)}" for label, text in rows)])
+
+
+def fitted(text: str, width: int) -> str:
+    """A text in lines of so many columns; what is too long goes on below itself.
 
     Args:
-        alert: The alert.
-        width: Columns that a line may take; None for as many as a sentence needs.
+        text: As from :func:`in_lines`, or any other.
+        width: Columns that a line may take, if no word is longer.
     """
-    return in_lines(heading(alert), rows(alert), width)
+    return "\n".join(_wrapped(line, width) for line in text.splitlines())
 
 
-def in_lines(head: str, rows: Iterable[tuple[str, str]], width: int | None = None) -> str:
-    """A headline, and below it sentences with their labels; what is too long goes on below itself.
-
-    Args:
-        head: The headline.
-        rows: Labels of at most four letters, and sentences.
-        width: Columns that a line may take, if no word is longer; None for as many as a sentence needs.
-    """
-    indent = " " * (_MARGIN + _LABEL)
-    lines = [wrapped(head, width, "", " " * _MARGIN)]
-    lines += [wrapped(text, width, f"{'':{_MARGIN}}{label:<{_LABEL}}", indent) for label, text in rows]
-    return "\n".join(lines)
+def _wrapped(line: str, width: int) -> str:
+    indent = " " * (_MARGIN + _LABEL if line.startswith(" " * _MARGIN) else _MARGIN)
+    # an address or a name is copied from the screen: it stays in one piece
+    return textwrap.fill(
+        line,
+        max(width, len(indent) + _NARROWEST),
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def columns() -> int:
     """How wide the terminal is."""
     return shutil.get_terminal_size(_NO_TERMINAL).columns
-
-
-def wrapped(text: str, width: int | None, first: str = "", rest: str = "  ") -> str:
-    """A text in lines of so many columns.
-
-    Args:
-        text: The text.
-        width: Columns that a line may take, if no word is longer; None for as many as there are.
-        first: What stands before the first line.
-        rest: What stands before the others.
-    """
-    text = _line(text)
-    if width is None:
-        return first + text
-    columns = max(width, len(rest) + _NARROWEST)
-    # an address or a name is copied from the screen: it stays in one piece
-    return textwrap.fill(
-        text, columns, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
-    )
 
 
 def as_html(alert: Alert) -> str:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import functools
-import os
-import shlex
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from lightning_gradwatch.core import metrics
+from lightning_gradwatch.core import metrics, telling
 from lightning_gradwatch.core.records import Alert, Observation, Publication
 from lightning_gradwatch.core.reports import Report
 from lightning_gradwatch.host import Host
 from lightning_gradwatch.outputs.alerts_file import AlertsFile, Event
-from lightning_gradwatch.outputs.announcing import Pauses
+from lightning_gradwatch.outputs.announcing import Pauses, report_of, where_to_look
 from lightning_gradwatch.outputs.attempts import Attempts
 from lightning_gradwatch.outputs.cards import Cards
 from lightning_gradwatch.outputs.flight import FlightRecorder
@@ -29,7 +25,6 @@ from lightning_gradwatch.outputs.recorder import RunRecorder
 from lightning_gradwatch.outputs.tensorboard import Writer, is_writable
 from lightning_gradwatch.outputs.thinning import Thinning
 from lightning_gradwatch.outputs.writers import Writers
-from lightning_gradwatch.paths import at, is_url
 
 CLOSE_S = 30.0
 """How long the end of training waits for what is on its way to a URL."""
@@ -102,7 +97,7 @@ class Sinks:
             return
         self._append(event, alert)
         if event in ("opened", "escalated") and alert.level == "alert" and self._pauses.passes(alert):
-            self._host.warn(f"GradWatch, {alert.kind}: {alert.message}")
+            self._host.warn(telling.announcement(alert, report_of(self._writers.directory or self.log_dir)))
             self._announced.append(alert)
         if self._notifier is not None:
             self._attempt("notification", functools.partial(self._notifier.tell, event, alert))
@@ -227,9 +222,9 @@ class Sinks:
         """Before the first step: prepare TensorBoard's dashboards, and say where the run is to be seen."""
         self._delivery.join(self._named(loggers))
         self._to_tensorboard(loggers, lambda writer: writer.write_layout(optimizers))
-        first = self._writers.first
-        if first is not None:
-            say = functools.partial(self._host.inform, where_to_look(first.directory))
+        directory = self._writers.directory
+        if directory is not None:
+            say = functools.partial(self._host.inform, where_to_look(directory))
             self._attempt("address of the run", say)
 
     def write_alerts(self, loggers: Iterable[Any], alerts: Sequence[Alert], num_alerts: int, is_last: bool) -> None:
@@ -260,18 +255,3 @@ class Sinks:
         """Whether it can hold, and is to hold, what tab and report show."""
         is_meant = logger is self._record or self._in_loggers
         return is_meant and is_writable(getattr(logger, "experiment", None)) and not appends_at_url(logger)
-
-
-def where_to_look(log_dir: str) -> str:
-    """The command and the address that show a run, its siblings beside it.
-
-    Args:
-        log_dir: The directory, or the URL of one, with the run's event file.
-    """
-    is_below = os.path.isabs(log_dir) and Path(log_dir).is_relative_to(Path.cwd())
-    here = os.path.relpath(log_dir) if is_below else log_dir
-    parent, name = os.path.split(here)
-    is_whole = not parent or not name or (is_url(here) and not at(here).parent.name)  # a bucket has nothing above it
-    logdir, run = (here, ".") if is_whole else (parent, name)
-    command = f"tensorboard --logdir {shlex.quote(logdir)}"
-    return f"GradWatch: {command}, then http://localhost:6006/#gradwatch&run={quote(run, safe='')}"

@@ -23,16 +23,15 @@ class Writers:
         self._writers: list[tuple[Any, Writer]] = []
 
     @property
-    def first(self) -> Writer | None:
-        """The first that was asked for; None if none was."""
-        return self._writers[0][1] if self._writers else None
+    def directory(self) -> str | None:
+        """Where the event file lies that tab and report read: that of the first writer; None if there is none yet."""
+        return self._writers[0][1].directory if self._writers else None
 
     def flushed(self) -> str | None:
-        """Where the event file lies that tab and report read, all of it on the disk; None if there is none yet."""
-        if self.first is None:
-            return None
-        self.first.flush()
-        return self.first.directory
+        """The same, with all of the file on the disk."""
+        if self._writers:
+            self._writers[0][1].flush()
+        return self.directory
 
     def of(self, logger: Any) -> Writer:
         """The writer of a logger, which is held, so that no other one can be taken for it."""

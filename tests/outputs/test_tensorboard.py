@@ -23,9 +23,10 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_gradwatch import GradWatch
 from lightning_gradwatch.core.quantities.several import STEPS
 from lightning_gradwatch.core.records import Alert
+from lightning_gradwatch.outputs.announcing import where_to_look
 from lightning_gradwatch.outputs.cards import Cards
 from lightning_gradwatch.outputs.dashboards import alert_table, prescription_table
-from lightning_gradwatch.outputs.sinks import Sinks, where_to_look
+from lightning_gradwatch.outputs.sinks import Sinks
 from lightning_gradwatch.outputs.tensorboard import Writer
 from lightning_gradwatch.reading.schema import Description
 from tests.prescriptions import prescription
