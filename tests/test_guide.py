@@ -1,6 +1,7 @@
 """The guide keeps its word: every block of code is executed, and what it prints compared with the next block.
 
-So are the README's snippets; its commands install things, and are executed by ``.ci/readme.py``.
+So are the blocks of the page for programs, and the README's snippets; its commands install things, and are executed by
+``.ci/readme.py``.
 
 A section (a heading with what is below it, up to the next heading) runs in a directory of its own, its Python blocks in
 one namespace with the guide's first file, ``setting.py``. A block whose first line names a file is that file, for the
@@ -29,7 +30,8 @@ from tests.tensorboard.board import Board
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-GUIDE, README = (DOCS / "guide.md").read_text(), (ROOT / "README.md").read_text()
+PAGES = {name: (DOCS / name).read_text() for name in ("guide.md", "programs.md")}
+GUIDE, README = PAGES["guide.md"], (ROOT / "README.md").read_text()
 SLACK = "slack://TokenA/TokenB/TokenC/#training"
 """The address of a server of our own stands in for it."""
 LOGDIR = re.compile(r"^tensorboard --logdir (\S+)$", re.MULTILINE)
@@ -63,7 +65,7 @@ def sections(document: str) -> dict[str, list[Block]]:
 
 
 SNIPPETS = [block for blocks in sections(README).values() for block in blocks if block.language == "python"]
-SECTIONS = sections(GUIDE) | {"README": SNIPPETS}
+SECTIONS = {**sections(GUIDE), "README": SNIPPETS, **sections(PAGES["programs.md"])}
 LONG = re.compile(r"\bpython [\w/]+\.py\b|\btorchrun |\bprescribe\b")
 """What takes long: commands that have to import torch and Lightning again, and trials of remedies."""
 
@@ -73,7 +75,13 @@ def is_slow(blocks: list[Block]) -> bool:
     return any(block.language != "text" and LONG.search(block.text) for block in blocks)
 
 
-TITLES = [pytest.param(title, marks=[pytest.mark.slow] * is_slow(blocks)) for title, blocks in SECTIONS.items()]
+def marks(blocks: list[Block]) -> list[pytest.MarkDecorator]:
+    """How a section is to be run: not at all without a package that it shows and that nothing else of us needs."""
+    lacks = any("import optuna" in block.text for block in blocks) and not importlib.util.find_spec("optuna")
+    return [pytest.mark.slow] * is_slow(blocks) + [pytest.mark.skip("needs optuna")] * lacks
+
+
+TITLES = [pytest.param(title, marks=marks(blocks)) for title, blocks in SECTIONS.items()]
 SETTING = next(block.text for block in SECTIONS["The network of the examples"] if block.file == "setting.py")
 
 
@@ -125,8 +133,7 @@ class Reader:
             with Board(self.directory / logdir) as board:
                 is_empty = not list((self.directory / logdir).rglob("events.out.tfevents.*"))
                 board.wait(lambda board=board, is_empty=is_empty: board.get("runs").json["runs"] or is_empty)
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        variables = environment(PATH=path, OMP_NUM_THREADS="1", MPLBACKEND="agg")
+        variables = environment(OMP_NUM_THREADS="1", MPLBACKEND="agg")
         variables["PYTHONPATH"] = os.pathsep.join([str(self.directory), variables["PYTHONPATH"]])
         commands = LOGDIR.sub("", text).replace(SLACK, self.slack)
         ran = subprocess.run(
@@ -145,7 +152,8 @@ class Reader:
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty place to work in, beside what the repository offers."""
+    """An empty place to work in, beside what the repository offers, with the commands of this environment."""
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -169,13 +177,25 @@ def test_a_wrong_word_is_found(directory: Path) -> None:
         reader.follow([Block("bash", "false\n")])
 
 
-def test_every_link_and_picture_of_the_guide_leads_somewhere() -> None:
-    anchors = {re.sub(r"[^\w\- ]", "", line.strip("# ")).lower().replace(" ", "-") for line in GUIDE.splitlines()}
-    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", GUIDE) if "://" not in link]
-    assert len(links) > 40
-    broken = [link for link in links if link[0] == "#" and link[1:] not in anchors]
-    broken += [link for link in links if link[0] != "#" and not (DOCS / link.split("#")[0]).exists()]
+def anchors(page: str) -> set[str]:
+    """What a link to a part of a page may name."""
+    return {re.sub(r"[^\w\- ]", "", line.strip("# ")).lower().replace(" ", "-") for line in page.splitlines()}
+
+
+@pytest.mark.parametrize(("name", "fewest"), [("guide.md", 40), ("programs.md", 10)])
+def test_every_link_and_picture_of_a_page_leads_somewhere(name: str, fewest: int) -> None:
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[name]) if "://" not in link]
+    assert len(links) > fewest
+    broken = [link for link in links if link[0] != "#" and not (DOCS / link.split("#")[0]).exists()]
+    for link in links:
+        page, _, anchor = link.partition("#")
+        if anchor and (page or name) in PAGES and anchor not in anchors(PAGES[page or name]):
+            broken.append(link)
     assert broken == []
+
+
+def test_no_section_hides_another_one_of_its_name() -> None:
+    assert len(SECTIONS) == sum(len(sections(page)) for page in PAGES.values()) + 1
 
 
 def test_the_pictures_are_small_and_all_shown() -> None:
