@@ -12,6 +12,7 @@ from lightning_gradwatch.core import metrics, telling
 from lightning_gradwatch.core.records import Alert, Observation, Publication
 from lightning_gradwatch.core.reports import Report
 from lightning_gradwatch.host import Host
+from lightning_gradwatch.outputs import page
 from lightning_gradwatch.outputs.alerts_file import AlertsFile, Event
 from lightning_gradwatch.outputs.announcing import Pauses, report_of, where_to_look
 from lightning_gradwatch.outputs.attempts import Attempts
@@ -20,6 +21,7 @@ from lightning_gradwatch.outputs.flight import FlightRecorder
 from lightning_gradwatch.outputs.loggers.delivery import Delivery
 from lightning_gradwatch.outputs.memory import MemoryRecord
 from lightning_gradwatch.outputs.notify import Notifier
+from lightning_gradwatch.outputs.patience import explained
 from lightning_gradwatch.outputs.record import Record, appends_at_url
 from lightning_gradwatch.outputs.recorder import RunRecorder
 from lightning_gradwatch.outputs.tensorboard import Writer, is_writable
@@ -27,7 +29,9 @@ from lightning_gradwatch.outputs.thinning import Thinning
 from lightning_gradwatch.outputs.writers import Writers
 
 CLOSE_S = 30.0
-"""How long the end of training waits for what is on its way to a URL."""
+"""How long the end of training waits for what is on its way to a URL, the time for the last page counted in."""
+_LAST_PAGE = f"GradWatch: the last page for the loggers is being made; it has {page.CLOSE_S:.0f} seconds."
+_SLOW_NETWORK = f"GradWatch: what was written is still on its way over a slow network; it has {CLOSE_S:.0f} seconds."
 SIGNAL_S = 10.0
 """How long a signal that ends the process does so; schedulers grant 30 seconds."""
 
@@ -87,6 +91,7 @@ class Sinks:
         self._thinnings: defaultdict[str, Thinning] = defaultdict(Thinning)
         self._pauses = Pauses()
         self._announced: list[Alert] = []
+        self._deadline: float | None = None
 
     def tell(self, event: Event, alert: Alert) -> None:
         """Tell what has become of an alert, unless that was told before the run was resumed.
@@ -185,13 +190,21 @@ class Sinks:
 
     def conclude(self, summary: Callable[[], str]) -> None:
         """Give loggers the last page, and say what has become of the run."""
-        self._delivery.finish()
+        # meanwhile threads write to URLs
+        self._deadline = time.monotonic() + CLOSE_S
+        with explained(self._host.inform, _LAST_PAGE):
+            self._delivery.finish()
         self._attempt("closing summary", lambda: self._host.inform(summary()))
 
     def close(self) -> None:
         """Close the record; wait, but not for ever, for messages that are under way, and for slow networks."""
         self._attempt("page of the run", self._delivery.close)
-        self._settle(CLOSE_S)
+        left = CLOSE_S if self._deadline is None else self._deadline - time.monotonic()
+        with explained(self._host.inform, _SLOW_NETWORK):
+            self._close(left)
+
+    def _close(self, seconds: float) -> None:
+        self._settle(seconds)
         for part in (self._alerts, self.flight):
             if part is not None:
                 part.close()
