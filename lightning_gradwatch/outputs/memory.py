@@ -1,7 +1,8 @@
 """The record of a run in memory, beside its files or in place of them: the same events, within a few megabytes.
 
-When it is full it is thinned: bins of steps merge, of full samples about every other one goes, each evenly over the
-steps, and the newest stay.
+When it is full it is thinned in rounds: of full samples about every other one goes, then bins of steps merge to twice
+the width, as many at a time as there must be room for, so that training never waits for all of them. Both are thinned
+evenly over the steps, and the newest stay.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +18,7 @@ import numpy as np
 from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core.quantities.several import ALERTS, STEPS
 from lightning_gradwatch.core.records import Alert
+from lightning_gradwatch.outputs.step_log import BLOCK_STEPS
 from lightning_gradwatch.reading.bins import Bins
 from lightning_gradwatch.reading.in_memory import Content, MemoryProvider, Sample, text_of
 from lightning_gradwatch.reading.samples import latest_course
@@ -29,22 +32,83 @@ MAX_BYTES = 4_000_000
 SAMPLE_BYTES = 200
 """What a sample takes besides its values."""
 MAX_NEWEST = 200
-"""Bins or samples of a tag, a quarter of it at most, that are not thinned."""
-_TOO_LITTLE = 0.9
-"""Where no less than this part is left by a thinning, there is nothing more to be thinned, and a tag has to go."""
+"""Samples of a tag, a quarter of it at most, that are not thinned."""
+MAX_NEWEST_BLOCKS = MAX_NEWEST // BLOCK_STEPS
+"""The same for blocks of bins."""
+MERGED_AT_ONCE = 64_000
+"""Norms that are merged at once: some hundredths of a second."""
+_TOO_LITTLE = 0.1
+"""Where a round frees no more than this part there is nothing more to be thinned, and a tag has to go."""
 
 
 @dataclass
 class _Series:
-    """What is held of one tag."""
+    """What is held of one tag.
+
+    Attributes:
+        description: What it is.
+        samples: In the order in which they were written; of steps, blocks of bins.
+        width: Steps to which bins are merged in the present round.
+        num_merged: Blocks that this has come to already.
+    """
 
     description: Description
     samples: list[Sample] = field(default_factory=list)
+    width: int = 0
+    num_merged: int = 0
+
+    @property
+    def is_of_steps(self) -> bool:
+        """Whether it holds bins of steps."""
+        return self.description.quantity == STEPS
 
     @property
     def num_bytes(self) -> int:
         """Size in memory."""
         return sum(map(_size, self.samples))
+
+    def merge_some(self) -> int | None:
+        """Merge the bins of the next few blocks into one; the bytes that this frees, None at the end of the round."""
+        if not self.width:  # no round has begun
+            return None
+        about, widths, end = self.description, self._widths(), self._num_old()
+        while self.num_merged < end and widths[self.num_merged] >= self.width:
+            self.num_merged += 1
+        start, num, parts = self.num_merged, 0, list[Part]()
+        for block in self.samples[start:end]:
+            num += Bins.number_in(block.values.tobytes()) * len(about.layers)
+            if parts and num > MERGED_AT_ONCE:
+                break
+            bins = Bins.decode(block.values.tobytes(), len(about.layers), len(about.lines))
+            parts.append(Part(bins, np.full(len(bins), block.time), about.lines))
+        if not parts:
+            return None
+        before = self.samples[start : start + len(parts)]
+        bins = put_together(parts, [], about.lines)
+        bins = bins.merged(np.flatnonzero(np.diff(bins.first // self.width, prepend=-1)))
+        # all of it was written before whatever comes next
+        merged = Sample(int(bins.last[-1]), before[-1].time, np.frombuffer(bins.encode(), np.uint8))
+        self.samples[start : start + len(parts)] = [merged]
+        self.num_merged += 1
+        return sum(map(_size, before)) - _size(merged)
+
+    def begin_round(self) -> None:
+        """Thin samples, or let bins be merged to twice the width of the finest from now on."""
+        if self.is_of_steps:
+            # blocks of a run that was resumed may go back; single steps take less room than pairs do
+            finest = min((width for width in self._widths()[: self._num_old()] if width > 0), default=0.0)
+            self.width, self.num_merged = int(2 * max(finest, 2.0)), 0
+        else:
+            self.samples = _thinned(self.samples)
+
+    def _num_old(self) -> int:
+        return len(self.samples) - min(MAX_NEWEST_BLOCKS, len(self.samples) // 4)
+
+    def _widths(self) -> list[float]:
+        """Steps in a bin of each block, on average."""
+        steps = [-1, *(block.step for block in self.samples)]
+        numbers = [Bins.number_in(block.values.tobytes()) for block in self.samples]
+        return [(after - before) / number for (before, after), number in zip(pairwise(steps), numbers, strict=True)]
 
 
 class MemoryRecord:
@@ -62,6 +126,7 @@ class MemoryRecord:
         self.run = ""
         self.num_bytes = 0
         self._max_bytes = max_bytes
+        self._num_freed, self._is_thinning = 0, False
         self._series: dict[str, _Series] = {}
         self._alerts: tuple[tuple[Alert, ...], int] | None = None
         self._alerts_time = 0.0
@@ -111,15 +176,22 @@ class MemoryRecord:
         self.num_bytes += _size(sample)
 
     def _shrink(self) -> None:
-        before = self.num_bytes
+        """Free something: go on with the present round, or begin another one."""
         for series in self._series.values():
-            thin = _merged if series.description.quantity == STEPS else _thinned
-            series.samples = thin(series)
-        self.num_bytes = sum(series.num_bytes for series in self._series.values())
-        if self.num_bytes > _TOO_LITTLE * before:
+            freed = series.merge_some() if series.is_of_steps else None
+            if freed is not None:
+                self.num_bytes -= freed
+                self._num_freed += freed
+                return
+        if self._num_freed <= _TOO_LITTLE * self.num_bytes and self._is_thinning:
             # the norms of every step go last
-            found = {tag: (s.description.quantity != STEPS, s.num_bytes) for tag, s in self._series.items()}
+            found = {tag: (not s.is_of_steps, s.num_bytes) for tag, s in self._series.items()}
             self._drop(max(found, key=lambda tag: found[tag]))
+        before, self._is_thinning = self.num_bytes, True
+        for series in self._series.values():
+            series.begin_round()
+        self.num_bytes = sum(series.num_bytes for series in self._series.values())
+        self._num_freed = before - self.num_bytes
 
     def _drop(self, tag: str) -> None:
         if tag in self._series:
@@ -130,26 +202,13 @@ def _size(sample: Sample) -> int:
     return SAMPLE_BYTES + int(sample.values.nbytes)
 
 
-def _merged(series: _Series) -> list[Sample]:
-    """The bins as about half as many, and the newest as they are: each in one sample."""
-    about = series.description
-    found = [Bins.decode(s.values.tobytes(), len(about.layers), len(about.lines)) for s in series.samples]
-    written = np.repeat([sample.time for sample in series.samples], [len(bins) for bins in found])
-    bins = put_together([Part(Bins.joined(found), np.maximum.accumulate(written), about.lines)], [], about.lines)
-    old = len(bins) - min(MAX_NEWEST, len(bins) // 4)
-    parts = [bins[:old].merged(_every_other(bins.first[:old])), bins[old:]]
-    # all of it was written before whatever comes next
-    time = series.samples[-1].time
-    return [Sample(int(b.last[-1]), time, np.frombuffer(b.encode(), np.uint8)) for b in parts if len(b)]
-
-
-def _thinned(series: _Series) -> list[Sample]:
+def _thinned(samples: list[Sample]) -> list[Sample]:
     """About every other sample, and the newest."""
-    steps = np.array([sample.step for sample in series.samples])
+    steps = np.array([sample.step for sample in samples])
     kept = np.flatnonzero(latest_course(steps))
     old = len(kept) - min(MAX_NEWEST, len(kept) // 4)
     chosen = [*kept[:old][_every_other(steps[kept[:old]])], *kept[old:]]
-    return [series.samples[place] for place in chosen]
+    return [samples[place] for place in chosen]
 
 
 def _every_other(steps: Array) -> Array:

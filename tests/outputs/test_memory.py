@@ -18,7 +18,7 @@ from lightning_gradwatch import GradWatch, GradWatchWarning
 from lightning_gradwatch.cli.logs import Logs
 from lightning_gradwatch.core.records import NUM_BINS, Layer, Observation
 from lightning_gradwatch.core.snapshot import Snapshot
-from lightning_gradwatch.outputs.memory import MAX_BYTES, MemoryRecord
+from lightning_gradwatch.outputs.memory import MAX_BYTES, MERGED_AT_ONCE, MemoryRecord
 from lightning_gradwatch.outputs.recorder import RunRecorder
 from lightning_gradwatch.reading import answers
 from lightning_gradwatch.reading.bins import Bins
@@ -182,3 +182,22 @@ def test_what_is_read_does_not_change_under_its_reader() -> None:
     store = Store(provider, None)
     assert store.catalogue("").last_step == 49
     assert isinstance(store.samples(store.catalogue("").of("", 0)["grad_norm"]).bins, Bins)
+
+
+def test_room_is_made_in_small_portions() -> None:
+    """Training waits for a few blocks to be merged, never for all that there are."""
+    run, portions = Long(400), list[int]()
+
+    def norms_in(samples: list[Any]) -> int:
+        return sum(Bins.number_in(sample.values.tobytes()) * len(run.layers) for sample in samples)
+
+    held: list[Any] = []
+    for start in range(0, 12_000, 10):
+        run.go_on(start, start + 10)
+        (series,) = (series for series in run.memory._series.values() if series.is_of_steps)
+        known = set(map(id, series.samples))
+        portions.append(norms_in([sample for sample in held if id(sample) not in known]))
+        held = list(series.samples)
+    assert sum(map(bool, portions)) > 10
+    assert max(portions) <= 4 * MERGED_AT_ONCE < norms_in(held)
+    assert run.largest <= MAX_BYTES

@@ -128,3 +128,9 @@ def test_a_run_that_goes_on_with_other_lines_keeps_its_norms() -> None:
     np.testing.assert_allclose([fewer.high, more.high], 1, rtol=1e-2)
     assert fewer.lines[:, :, 1].tolist() == [[1, 2]] * 3
     np.testing.assert_array_equal(more.lines[:, :, 1], [[1, 2, 3, np.nan]] * 3)
+
+
+@pytest.mark.parametrize("num", [1, 7, 400])
+def test_the_number_of_bins_is_known_without_the_norms(num: int) -> None:
+    norms, lines = np.ones((num, 3), np.float32), np.ones((num, 1), np.float32)
+    assert Bins.number_in(Bins.of_steps(np.arange(num), norms, lines).encode()) == num
