@@ -155,7 +155,7 @@ def test_numbers_that_json_does_not_know_are_words(tmp_path: Path, capsys: Any) 
 
 def test_text_of_a_log_steers_no_terminal(tmp_path: Path, capsys: Any) -> None:
     evil = "x\x1b]0;owned\x07\x1b[2J\u202e\nSICK"
-    texts = {"layer": evil, "summary": evil, "evidence": evil, "remedies": (evil,), "optimizer": evil}
+    texts: dict[str, Any] = {"layer": evil, "summary": evil, "evidence": evil, "remedies": (evil,), "optimizer": evil}
     write_run(tmp_path, LAYERS, TABLE, alert(5, **texts))
     out = here(capsys, "alerts", tmp_path)[1]
     assert not {"\x1b", "\x07", "\u202e"} & set(out)

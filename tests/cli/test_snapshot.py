@@ -56,9 +56,9 @@ def test_the_numbers_are_those_of_the_step(tmp_path: Path, capsys: Any) -> None:
 
         def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
             layers = [module for module in pl_module.modules() if isinstance(module, nn.Linear)]
-            gradients = [torch.cat([p.grad.double().flatten() for p in layer.parameters()]) for layer in layers]
-            norms[trainer.global_step] = [float(gradient.norm()) for gradient in gradients]
-            middles[trainer.global_step] = [float(gradient.abs().median()) for gradient in gradients]
+            gradients = [[p.grad.flatten() for p in layer.parameters() if p.grad is not None] for layer in layers]
+            norms[trainer.global_step] = [float(torch.cat(parts).double().norm()) for parts in gradients]
+            middles[trainer.global_step] = [float(torch.cat(parts).abs().median()) for parts in gradients]
 
     norms: dict[int, list[float]] = {}
     middles: dict[int, list[float]] = {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from lightning_gradwatch.core import telling
 from tests.builders import alert
 
-LONG = {
+LONG: dict[str, Any] = {
     "layer": "encoder.layers.11.attention.output.dense",
     "summary": "The early layers starve. " * 8,
     "evidence": "eleven sigmoids without normalisation pass on at most a quarter of the gradient each",

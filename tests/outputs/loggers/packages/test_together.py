@@ -27,7 +27,10 @@ def loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setattr(page, "CLOSE_S", 200.0)
     monkeypatch.chdir(tmp_path)
-    store = {"tracking_uri": f"sqlite:///{tmp_path}/mlflow.db", "artifact_location": str(tmp_path / "artifacts")}
+    store: dict[str, Any] = {
+        "tracking_uri": f"sqlite:///{tmp_path}/mlflow.db",
+        "artifact_location": str(tmp_path / "artifacts"),
+    }
     return WandbLogger(project="project", save_dir=tmp_path / "wandb"), MLFlowLogger("experiment", **store)
 
 
