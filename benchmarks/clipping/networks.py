@@ -111,3 +111,64 @@ def mlp(*widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     """Linear layers of these widths."""
     layers = [layer for fan in pairwise(widths) for layer in (nn.Linear(*fan), activation())]
     return nn.Sequential(*layers[:-1])
+
+
+def plain(depth: int = 12, width: int = 64) -> nn.Sequential:
+    """A deep classifier without residual connections or normalisation, He-initialised."""
+    net = mlp(64, *[width] * depth, 10)
+    for layer in net[::2]:
+        nn.init.kaiming_normal_(layer.weight)
+    return net
+
+
+def normalised() -> nn.Sequential:
+    """A convolutional classifier with batch normalisation."""
+    layers: list[nn.Module] = [nn.Unflatten(1, (1, 8, 8))]
+    for fan_in, fan_out in pairwise((1, 16, 32, 32)):
+        layers += [nn.Conv2d(fan_in, fan_out, 3, padding=1), nn.BatchNorm2d(fan_out), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 10))
+
+
+class Gated(nn.Module):
+    """A GRU that answers with one number at the end of a sequence of pairs."""
+
+    def __init__(self, width: int = 48) -> None:
+        super().__init__()
+        self.gru = nn.GRU(2, width, batch_first=True)
+        self.head = nn.Linear(width, 1)
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        """One number per sequence."""
+        answer: Tensor = self.head(self.gru(pairs)[0][:, -1])
+        return answer
+
+
+class Patches(nn.Module):
+    """A vision transformer on the sixteen 2x2 patches of an 8x8 image."""
+
+    def __init__(self, width: int = 24, depth: int = 2) -> None:
+        super().__init__()
+        self.embedding = nn.Conv2d(1, width, 2, stride=2)
+        self.places = nn.Parameter(0.02 * torch.randn(16, width))
+        self.blocks = nn.Sequential(
+            *(
+                nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+                for _ in range(depth)
+            )
+        )
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of each class."""
+        patches = self.embedding(images.view(-1, 1, 8, 8)).flatten(2).mT
+        logits: Tensor = self.head(self.blocks(patches + self.places).mean(1))
+        return logits
+
+
+class Autoencoder(nn.Module):
+    """A variational autoencoder of 8x8 images."""
+
+    def __init__(self, width: int = 96, code: int = 8) -> None:
+        super().__init__()
+        self.encoder = mlp(64, width, 2 * code)
+        self.head = mlp(code, width, 64)

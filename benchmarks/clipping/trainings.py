@@ -112,19 +112,21 @@ def language_loss(net: nn.Module, batch: Tensor) -> Tensor:
     return F.cross_entropy(net(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
 
 
-def classifier(
-    build: Callable[[], nn.Module], make_optimizer: MakeOptimizer, batch_size: int = 32
+def supervised(
+    build: Callable[[], nn.Module],
+    make_optimizer: MakeOptimizer,
+    draw_loss: Callable[[nn.Module, torch.Generator], Tensor],
+    num_steps: int = NUM_STEPS,
 ) -> Callable[[int, Clip], list[float]]:
-    """Handwritten digits."""
+    """One network learns from batches that ``draw_loss`` draws."""
 
     def train(seed: int, clip: Clip) -> list[float]:
         torch.manual_seed(seed)
-        net, (images, labels) = build(), read_digits()
+        net = build()
         optimizer, losses = make_optimizer(net.parameters()), []
         random = torch.Generator().manual_seed(1000 + seed)
-        for _ in range(NUM_STEPS):
-            places = torch.randint(len(images), (batch_size,), generator=random)
-            loss = F.cross_entropy(net(images[places]), labels[places])
+        for _ in range(num_steps):
+            loss = draw_loss(net, random)
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
                 break
@@ -135,29 +137,27 @@ def classifier(
         return losses
 
     return train
+
+
+def classifier(build: Callable[[], nn.Module], make_optimizer: MakeOptimizer) -> Callable[[int, Clip], list[float]]:
+    """Handwritten digits."""
+
+    def draw_loss(net: nn.Module, random: torch.Generator) -> Tensor:
+        images, labels = read_digits()
+        places = torch.randint(len(images), (32,), generator=random)
+        return F.cross_entropy(net(images[places]), labels[places])
+
+    return supervised(build, make_optimizer, draw_loss)
 
 
 def regression(make_optimizer: MakeOptimizer) -> Callable[[int, Clip], list[float]]:
     """A smooth function without noise: loss and gradients fall by orders of magnitude."""
 
-    def train(seed: int, clip: Clip) -> list[float]:
-        torch.manual_seed(seed)
-        net = mlp(4, 64, 64, 1, activation=nn.Tanh)
-        optimizer, losses = make_optimizer(net.parameters()), []
-        random = torch.Generator().manual_seed(1000 + seed)
-        for _ in range(2 * NUM_STEPS):
-            x = torch.randn(64, 4, generator=random)
-            loss = F.mse_loss(net(x), 10 * x[:, :1] + x[:, 1:2] * x[:, 2:3])
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
-                break
-            optimizer.zero_grad()
-            loss.backward()
-            clip(net)
-            optimizer.step()
-        return losses
+    def draw_loss(net: nn.Module, random: torch.Generator) -> Tensor:
+        x = torch.randn(64, 4, generator=random)
+        return F.mse_loss(net(x), 10 * x[:, :1] + x[:, 1:2] * x[:, 2:3])
 
-    return train
+    return supervised(lambda: mlp(4, 64, 64, 1, activation=nn.Tanh), make_optimizer, draw_loss, 2 * NUM_STEPS)
 
 
 def adversarial(make_optimizer: MakeOptimizer) -> Callable[[int, Clip], list[float]]:
