@@ -91,6 +91,32 @@ def test_the_first_steps_of_a_run_that_diverges_are_held() -> None:
     assert max(Norms().clip_all(norms)) < max(norms) / 100
 
 
+def test_a_burst_with_steps_that_say_nothing_in_it_is_held() -> None:
+    training = Norms()
+    training.clip_all(usual(300))
+    held = training.clip_all([1e6, math.nan, 1e6, 0.0, 1e6, math.inf, 1e3, 1e6])
+    assert max(norm for norm in held if math.isfinite(norm)) < 1.2
+    assert held[3] == 0.0
+    assert math.isnan(held[1])
+    assert held[5] == math.inf
+
+
+def test_spikes_of_norms_that_have_fallen_by_a_hundred_are_brought_down_to_where_these_are_now() -> None:
+    fallen = np.geomspace(1, 0.01, 1000)
+    training = Norms()
+    training.clip_all([norm * level for norm, level in zip(usual(1000), fallen.tolist(), strict=True)])
+    assert training.clip(1.0) < 0.02
+
+
+@pytest.mark.parametrize("cut", [0, 20, 300, 305])
+def test_the_default_is_resumed_bit_by_bit_at_the_start_in_calm_and_in_a_burst(cut: int) -> None:
+    norms = [*usual(300), *[1e6] * 10, *usual(100, seed=1)]
+    whole, former, later = Norms(), Norms(), Norms()
+    former.clip_all(norms[:cut])
+    later.clipper.load_state_dict(former.clipper.state_dict())
+    assert later.clip_all(norms[cut:]) == whole.clip_all(norms)[cut:]
+
+
 def test_the_hotter_the_lower_the_limit() -> None:
     training = Norms()
     training.clip_all(usual(400))
@@ -122,7 +148,7 @@ def test_what_says_nothing_is_not_remembered(norm: float) -> None:
 def test_a_run_may_begin_with_what_says_nothing(norm: float) -> None:
     training = Norms()
     training.clip(norm)
-    assert training.clip_all([1.0, 100.0]) == pytest.approx([1.0, 1.0])
+    assert training.clip_all([1.0, 100.0]) == Norms().clip_all([1.0, 100.0])
 
 
 def test_an_unclipped_gradient_keeps_every_bit() -> None:
