@@ -27,6 +27,8 @@ _CHANGED = (
     "after that. To see them before: in manual optimization, clip with `self.clip_gradients(...)`; otherwise let the "
     "Trainer, or `auto_clip`, do it."
 )
+_ENOUGH_STEPS, _ENOUGH_AT_END = 1000, 300
+"""Steps after which it is said what clipping does, and how many are enough for a warning if the run ends before."""
 _TOO_OFTEN = 0.2
 """Share of steps from which on the default says that something is wrong; of a healthy training it is below 0.05."""
 _TOO_FAST = (
@@ -89,8 +91,16 @@ class Reporter:
 
     def sum_up(self) -> None:
         """Say what has become of the run."""
+        line = self._summary.first_clipping(_ENOUGH_AT_END)
+        if line is not None and self._clips_too_often:
+            self._host.warn(f"{line} {_TOO_FAST}")
         about = (self._summary, self._watches.num_steps, list(self._alert_log.alerts), self._alert_log.num_alerts)
         self._sinks.conclude(functools.partial(summarise, *about, self._sinks.log_dir))
+
+    @property
+    def _clips_too_often(self) -> bool:
+        """Whether the default, which leaves a healthy training alone, does not."""
+        return self._clips_rarely and self._summary.clipped_share > _TOO_OFTEN
 
     def _remember(self, report: Report) -> Changes:
         """Enter what a report says; what has become of the alerts in it."""
@@ -127,11 +137,11 @@ class Reporter:
             self._sinks.publish(loggers, priced, num_alerts)
 
     def _tell_of_clipping(self) -> None:
-        """Say once what clipping does; the default, which leaves a healthy training alone, is heard if it does not."""
-        line = self._summary.first_clipping()
+        """Say once what clipping does; as a warning, if the default does too much."""
+        line = self._summary.first_clipping(_ENOUGH_STEPS)
         if line is None:
             return
-        if self._clips_rarely and self._summary.clipped_share > _TOO_OFTEN:
+        if self._clips_too_often:
             self._host.warn(f"{line} {_TOO_FAST}")
         else:
             self._host.inform(line)

@@ -12,8 +12,6 @@ from lightning_gradwatch.core.records import Alert, Publication
 from lightning_gradwatch.outputs import alerts_file, flight
 from lightning_gradwatch.paths import is_url
 
-_ENOUGH_STEPS = 1000
-"""Steps after which it is said what clipping does."""
 _MAX_NAMED = 5
 _MAX_RECORDS = 3
 """Flight records that are named: that of the end, and those of the latest alerts."""
@@ -42,9 +40,9 @@ class RunSummary:
         """Share of the steps that were clipped, in [0, 1]."""
         return self.num_clipped / max(self.num_steps, 1)
 
-    def first_clipping(self) -> str | None:
-        """What clipping has done, once a thousand steps are counted; None before, and when that has been said."""
-        if self.has_told or self.num_steps < _ENOUGH_STEPS:
+    def first_clipping(self, least_steps: int) -> str | None:
+        """What clipping has done, once so many steps are counted; None before, and when that has been said."""
+        if self.has_told or self.num_steps < least_steps:
             return None
         self.has_told = True
         return f"GradWatch: auto_clip held {self.num_clipped:,} of the first {self.num_steps:,} steps."
