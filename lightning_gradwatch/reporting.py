@@ -30,10 +30,10 @@ _CHANGED = (
 _ENOUGH_STEPS, _ENOUGH_AT_END = 1000, 300
 """Steps after which it is said what clipping does, and how many are enough for a warning if the run ends before."""
 _TOO_OFTEN = 0.2
-"""Share of steps from which on the default says that something is wrong; of a healthy training it is below 0.05."""
+"""Share of steps from which on the default says that something is wrong; of most healthy trainings it is below 0.05."""
 _TOO_FAST = (
-    "In a healthy training it is less than one in twenty, so the learning rate is probably too high, or some batches "
-    'are bad: lower it, lengthen the warm-up, look at the batches. If all must stay, try auto_clip="percentile".'
+    "In most healthy trainings it is less than one in twenty, so the learning rate is probably too high, or some "
+    'batches are bad: lower it, lengthen the warm-up, look at the batches. If all must stay, try auto_clip="percentile".'
 )
 
 

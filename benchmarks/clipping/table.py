@@ -56,15 +56,15 @@ class Table:
         return min(able, key=lambda method: statistics.fmean(self._finals(task, "edge", method)), default=None)
 
     def harm(self, method: str) -> list[float]:
-        """For each healthy task the progress that is lost, in percent of the unclipped runs'."""
-
-        def lost(task: Task) -> float:
-            free, own = self._of(task, "healthy", NONE), self._of(task, "healthy", method)
-            progress = statistics.fmean(run.first - run.final for run in free)
-            pairs = zip(own, free, strict=True)
-            return 100 * statistics.fmean(mine.final - run.final for mine, run in pairs) / progress
-
-        return list(map(lost, self._tasks_with("healthy")))
+        """For each healthy task the progress that is lost, in percent of the unclipped runs' that were not lost."""
+        found = []
+        for task in self._tasks_with("healthy"):
+            both = zip(self._of(task, "healthy", method), self._of(task, "healthy", NONE), strict=True)
+            pairs = [(own, free) for own, free in both if not free.is_lost]
+            if pairs:
+                progress = statistics.fmean(free.first - free.final for _, free in pairs)
+                found.append(100 * statistics.fmean(own.final - free.final for own, free in pairs) / progress)
+        return found
 
     def rescue(self, method: str) -> list[float]:
         """For each task at the edge what is gained over no clipping, in percent of the best fixed norm's; 0 to 100."""

@@ -38,7 +38,8 @@ class Band(SelectivePolicy):
     So a healthy training, whose norms scatter by a factor and drift slowly, is left alone after its first steps, and
     one that runs away is held by shorter steps until its norms are usual again. What is remembered is not clipped, so
     that the band follows a level that has changed for good; a total norm of exactly zero is not remembered. What it
-    does not hold is a training for which steps of a usual length are too long at every step: see ``"percentile"``.
+    does not hold is a training for which steps of a usual length are too long at every step: see ``"percentile"``; and
+    reinforcement learning with too high a rate of SGD may come out worse than unclipped: see :class:`MaxNorm`.
 
     Attributes:
         width: Height of the band above the median by that of the 90th percentile, in logarithms; positive. 2.0 lets
