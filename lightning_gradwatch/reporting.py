@@ -33,7 +33,8 @@ _TOO_OFTEN = 0.2
 """Share of steps from which on the default says that something is wrong; of most healthy trainings it is below 0.05."""
 _TOO_FAST = (
     "In most healthy trainings it is less than one in twenty, so the learning rate is probably too high, or some "
-    'batches are bad: lower it, lengthen the warm-up, look at the batches. If all must stay, try auto_clip="percentile".'
+    "batches are bad: lower it, lengthen the warm-up, look at the batches. If all must stay, try "
+    'auto_clip="percentile".'
 )
 
 

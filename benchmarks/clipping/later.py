@@ -35,7 +35,8 @@ def autoencoder(make_optimizer: MakeOptimizer) -> Callable[[int, Clip], list[flo
         code = mean + (log_variance / 2).exp() * torch.randn(mean.shape, generator=random)
         wrong = (net.get_submodule("head")(code) - batch).square().sum(1)
         divergence = (log_variance.exp() + mean.square() - 1 - log_variance).sum(1) / 2
-        return (wrong + divergence).mean()
+        loss: Tensor = (wrong + divergence).mean()
+        return loss
 
     return supervised(Autoencoder, make_optimizer, draw_loss, 2 * NUM_STEPS)
 

@@ -116,8 +116,9 @@ def mlp(*widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
 def plain(depth: int = 12, width: int = 64) -> nn.Sequential:
     """A deep classifier without residual connections or normalisation, He-initialised."""
     net = mlp(64, *[width] * depth, 10)
-    for layer in net[::2]:
-        nn.init.kaiming_normal_(layer.weight)
+    for layer in net:
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)
     return net
 
 
