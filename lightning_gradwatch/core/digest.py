@@ -70,6 +70,9 @@ class Digest:
         if observation.sample is not None:
             seen = dict(zip(label.instruments.layer_names, numbers["outputs"].tolist(), strict=True))
             self._optional.take("outputs", None, self._probe.trust, seen)
+            thorough = observation.sample.thorough
+            if thorough is not None and thorough.attribution is not None:
+                self._probe.account.tracer.is_strong = thorough.attribution.is_strong
         alerts = self.judge.judge(observation, label.is_scaled, label.skips)
         # a few more samples at once would settle it; where ranks see different numbers, none samples alone
         if self.judge.is_suspicious and label.instruments.shards.agrees:

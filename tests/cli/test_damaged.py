@@ -274,8 +274,8 @@ def test_a_file_of_alerts_that_cannot_be_read_is_said(tmp_path: Path, capsys: An
 
 
 def test_a_file_of_alerts_in_which_brackets_nest_without_end_stops_nobody(tmp_path: Path, capsys: Any) -> None:
-    write_healthy(tmp_path / "run")
-    write_garbage(tmp_path / "run" / alerts_file.NAME, b"[" * 200_000 + b"\n", None)
+    later = write_healthy(tmp_path / "run").stat().st_mtime + 10
+    write_garbage(tmp_path / "run" / alerts_file.NAME, b"[" * 200_000 + b"\n", later)
     write_healthy(tmp_path / "other")
     status, runs = told(capsys, tmp_path)
     assert (status, [run["status"] for run in runs]) == (2, ["unreadable", "healthy"])

@@ -23,9 +23,8 @@ def thorough(**known: float) -> ThoroughSample:
     """What a thorough sample saw, alike in all layers; the rest is unknown."""
     unknown = torch.full((6,), -1.0)
     names = ("gain", "update_ratio", "unchanged", "below_eps", "signal", "output_zeros")
-    return ThoroughSample(
-        **{n: unknown.clone().fill_(known.get(n, -1.0)) for n in names}, inputs=torch.full((6, 7), -1.0)
-    )
+    told: dict[str, Any] = {n: unknown.clone().fill_(known.get(n, -1.0)) for n in names}
+    return ThoroughSample(**told, inputs=torch.full((6, 7), -1.0))
 
 
 def observed(

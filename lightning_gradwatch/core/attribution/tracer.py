@@ -33,11 +33,13 @@ class Tracer:
 
     Attributes:
         is_awake: Whether the next loss is to be traced.
+        is_strong: Whether norms may be taken in float32, as the last ones tell; float64 takes several times as long.
         seconds: Time spent in the hooks so far.
     """
 
     def __init__(self) -> None:
         self.is_awake = False
+        self.is_strong = False
         self.seconds = 0.0
         self._failure: Exception | None = None
         self._handles: list[RemovableHandle] = []
@@ -104,27 +106,26 @@ class Tracer:
         try:
             with without_functions():
                 if not num_dispatch_modes():
-                    _measure(norms, of, sent, arrived)
+                    self._measure(norms, of, sent, arrived)
                 else:
                     with without_dispatch_modes():
-                        _measure(norms, of, sent, arrived)
+                        self._measure(norms, of, sent, arrived)
         except Exception as failure:
             self._fail(failure)
         self.seconds += perf_counter() - start
+
+    def _measure(self, norms: list[Tensor | None], of: Spot, sent: Gradients, arrived: Gradients) -> None:
+        if of.arrival >= 0:
+            parts = [norm_of(gradient, self.is_strong) for gradient in arrived if _can_be_measured(gradient)]
+            norms[of.arrival] = root_of_squares(parts) if parts else None
+        for place, number in of.edges:
+            gradient = sent[place]
+            norms[number] = norm_of(gradient, self.is_strong) if _can_be_measured(gradient) else None
 
     def _fail(self, failure: Exception) -> None:
         if is_the_users(failure):
             raise failure
         self._failure = failure.with_traceback(None)  # which would keep the user's tensors
-
-
-def _measure(norms: list[Tensor | None], of: Spot, sent: Gradients, arrived: Gradients) -> None:
-    if of.arrival >= 0:
-        parts = [norm_of(gradient) for gradient in arrived if _can_be_measured(gradient)]
-        norms[of.arrival] = root_of_squares(parts) if parts else None
-    for place, number in of.edges:
-        gradient = sent[place]
-        norms[number] = norm_of(gradient) if _can_be_measured(gradient) else None
 
 
 def _can_be_measured(gradient: Tensor | None) -> TypeGuard[Tensor]:

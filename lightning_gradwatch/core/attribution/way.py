@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from lightning_gradwatch.core.attribution.graph import Operation
 from lightning_gradwatch.core.attribution.operations import Group
+
+STRONG = 8.0
+"""A norm that is no farther than this from 1, in decades, can be taken in float32 the next time."""
 
 
 class Link(NamedTuple):
@@ -24,7 +28,8 @@ class Link(NamedTuple):
     lost: float
 
 
-class Share(NamedTuple):
+@dataclass(frozen=True)
+class Share:
     """What all operations of a group do to it together.
 
     Attributes:
@@ -63,6 +68,11 @@ class Attribution:
     def layers(self) -> tuple[str, ...]:
         """The layers that a gradient has reached, the loss end first."""
         return tuple(self._place)
+
+    @property
+    def is_strong(self) -> bool:
+        """Whether no norm was so small or so large that its squares could leave the range of float32."""
+        return all(abs(log) <= STRONG for log in self._logs)
 
     def norm_at(self, layer: str) -> float:
         """log10 of the norm of the gradient at a layer's output: at its last use on the way; NaN if it was not seen."""

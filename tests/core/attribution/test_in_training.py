@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch import Alert, GradWatch
+from lightning_gradwatch.core.attribution.graph import Graph
 from lightning_gradwatch.core.attribution.tracer import Tracer
 from tests.tasks import Classifier, deep_net, digits, fit, quiet_trainer, watchers_of
 
@@ -53,8 +54,13 @@ def test_accumulated_batches_and_half_precision_are_measured() -> None:
 
 def test_only_thorough_samples_hook_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     hung: list[int] = []
-    hang, steps = Tracer._hang, []
-    monkeypatch.setattr(Tracer, "_hang", lambda tracer, graph: (hung.append(len(steps)), hang(tracer, graph))[1])
+    hang, steps = Tracer._hang, list[None]()
+
+    def noted(tracer: Tracer, graph: Graph) -> None:
+        hung.append(len(steps))
+        hang(tracer, graph)
+
+    monkeypatch.setattr(Tracer, "_hang", noted)
 
     class Steps(pl.Callback):
         def on_train_batch_end(self, *_: Any) -> None:

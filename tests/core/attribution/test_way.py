@@ -137,9 +137,10 @@ def test_what_is_lost_is_shared_out_among_the_operations() -> None:
     torch.manual_seed(0)
     net = chain(nn.Sigmoid)
     with torch.no_grad():
-        for layer in net[::2]:
-            nn.init.orthogonal_(layer.weight)
-            layer.bias.zero_()
+        for layer in net:
+            if isinstance(layer, nn.Linear):
+                nn.init.orthogonal_(layer.weight)
+                layer.bias.zero_()
     found = attribution(net, loss_of(net, torch.randn(8, 16)))
     first, *rest = shares(link for link in found.way("0") if link.layer)
     assert (first.group, first.count) == ("sigmoid", 20)
@@ -236,7 +237,8 @@ def test_custom_functions_are_named_as_such() -> None:
     net = Net()
     found = attribution(net, loss_of(net, torch.randn(8, 16)))
     (halves,) = [share for share in shares(found.way("first")) if share.group == "custom"]
-    assert (halves.count, halves.factor) == (3, pytest.approx(0.5))
+    assert halves.count == 3
+    assert halves.factor == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -306,7 +308,15 @@ def test_what_fails_is_raised_where_it_is_taken(monkeypatch: pytest.MonkeyPatch)
     tracer.is_awake = True
     loss = loss_of(net, torch.randn(8, 16))
     tracer.trace(loss)
-    monkeypatch.setattr("lightning_gradwatch.core.attribution.tracer.norm_of", lambda _: 1 / 0)
+    monkeypatch.setattr("lightning_gradwatch.core.attribution.tracer.norm_of", lambda *_: 1 / 0)
     loss.backward()  # which survives
     with pytest.raises(ZeroDivisionError):
         tracer.take(names_of(net), CPU)
+
+
+@pytest.mark.parametrize(("scale", "is_strong"), [(1.0, True), (1e-20, False), (1e20, False)])
+def test_norms_are_taken_in_float32_only_where_their_squares_fit(scale: float, is_strong: bool) -> None:
+    torch.manual_seed(0)
+    net = chain(nn.Tanh, 3)
+    found = attribution(net, loss_of(net, torch.randn(8, 16)) * scale)
+    assert found.is_strong == is_strong
