@@ -3,7 +3,7 @@
 Trains the quickstart's two networks and five others (a residual one with clipping, one that blows up into NaN, a
 recurrent one, a GAN and one that nobody watches), then photographs the tab with Chromium:
 
-    python -m benchmarks.screenshots [--directory screenshot_logs] [--pictures examples]
+    python -m benchmarks.screenshots [--directory screenshot_logs] [--pictures examples] [--details docs/pictures]
 
 Needs Playwright and a Chromium: the installed one, or that of ``playwright install chromium``.
 """
@@ -191,8 +191,8 @@ def tensorboard(directory: Path, *arguments: str) -> Iterator[str]:
         process.wait()
 
 
-def photograph(address: str, pictures: Path) -> None:
-    """Take the README's pictures."""
+def photograph(address: str, pictures: Path, details: Path) -> None:
+    """Take the README's pictures, and those of parts for the guide."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -205,6 +205,10 @@ def photograph(address: str, pictures: Path) -> None:
             page.screenshot(path=pictures / f"tab_{scheme}.png")
             shrink(pictures / f"tab_{scheme}.png")
             page.close()
+        page = browser.new_page(viewport={"width": 900, "height": 1040})
+        page.goto(f"{address}/#gradwatch&p.gradwatch.run=sigmoid")
+        page.frame_locator("iframe").locator(".banner .lost").screenshot(path=details / "lost.png")
+        shrink(details / "lost.png")
         browser.close()
 
 
@@ -222,6 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, default=Path("screenshot_logs"), help="where the logs go")
     parser.add_argument("--pictures", type=Path, default=Path("examples"), help="where the pictures go")
+    parser.add_argument("--details", type=Path, default=Path("docs/pictures"), help="where pictures of parts go")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
@@ -230,7 +235,7 @@ def main() -> None:
         if not (arguments.directory / name).exists():
             run(arguments.directory)
     with tensorboard(arguments.directory) as address:
-        photograph(address, arguments.pictures)
+        photograph(address, arguments.pictures, arguments.details)
 
 
 if __name__ == "__main__":

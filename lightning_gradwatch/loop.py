@@ -49,6 +49,7 @@ class WatchedLoop(Showing):
         self._is_in_batch = False
         self._is_open = False
         self._is_told = False
+        self._is_announced = False
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as refused:
@@ -87,6 +88,21 @@ class WatchedLoop(Showing):
         self._num_batches += 1
         self._is_in_batch = True
 
+    def before_backward(self, loss: Tensor) -> None:
+        """Call before each backward pass, if an alert is to say in which operations the gradient is lost.
+
+        Gradients that are asked for elsewhere, as by ``torch.autograd.grad`` for a penalty, then count no more.
+
+        Args:
+            loss: What is about to be differentiated, attached to its graph.
+
+        Raises:
+            ValueError: If it is called outside of the ``with`` statement.
+        """
+        self._require_open("before_backward")
+        self._is_announced = True
+        self._session.before_backward(loss)
+
     def after_backward(self, loss: Tensor | None = None) -> None:
         """Call between the backward pass that completes a step and the optimizer's step, and before any clipping.
 
@@ -104,6 +120,8 @@ class WatchedLoop(Showing):
         if not self._num_batches and not self._is_told:
             self._is_told = True
             self._host.warn(_NOT_ARMED)
+        if self._is_announced:
+            self._session.after_backward()
         self._session.note_loss(loss)
         for optimizer in self._host.optimizers():
             self._session.before_step(optimizer, self._host.still_scaled(optimizer))

@@ -14,6 +14,10 @@ from lightning_gradwatch.reading.schema import Array
 from lightning_gradwatch.reading.store import Catalogue, MissingError, Store
 from lightning_gradwatch.reading.tables import LINES
 
+THRESHOLD = "clip_threshold"
+TOLERANCE = 0.01
+"""Numbers of every step are known to 0.15 % at least."""
+
 
 class Scalars(TypedDict):
     """A scalar of a run."""
@@ -37,13 +41,34 @@ def every_step(store: Store, catalogue: Catalogue) -> dict[str, dict[str, str]]:
         with contextlib.suppress(MissingError):
             if np.isfinite(store.scalars(catalogue.run, tag).values).any():
                 found.setdefault(optimizer, {})[name] = tag
+    for tags in found.values():
+        if not _limits_the_norm(store, catalogue.run, tags):
+            tags.pop(THRESHOLD, None)
     return found
+
+
+def _limits_the_norm(store: Store, run: str, tags: dict[str, str]) -> bool:
+    """Whether the threshold is one of the total norm, which is never above it once it is clipped.
+
+    That of a policy for some of the layers, or for single elements, is not.
+    """
+    if not {THRESHOLD, "total_norm", "clip_coefficient"} <= tags.keys():
+        return False
+    norm, limit, coefficient = (
+        store.scalars(run, tags[name]) for name in ("total_norm", THRESHOLD, "clip_coefficient")
+    )
+    if norm.bins is None:
+        return False
+    is_single = norm.bins.first == norm.bins.last
+    is_above = norm.values * coefficient.values > limit.values * (1 + TOLERANCE)
+    return not (is_above & is_single).any()
 
 
 def tags_of(catalogue: Catalogue, optimizer: str, every_step: dict[str, str]) -> dict[str, str]:
     """The tags of an optimizer's lines that have been written, by the names of the lines; rather of every step."""
-    tags = {line.name: metrics.run_level_tag(line.name, optimizer) for line in LINES}
-    written = {name: tag for name, tag in tags.items() if tag in catalogue.scalars}
+    names = [name for line in LINES for name in (line.name, line.limits) if name]
+    tags = {name: metrics.run_level_tag(name, optimizer) for name in names}
+    written = {name: tag for name, tag in tags.items() if tag in catalogue.scalars and name != THRESHOLD}
     return {**written, **{name: tag for name, tag in every_step.items() if name in (*tags, "loss")}}
 
 

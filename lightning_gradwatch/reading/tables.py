@@ -39,12 +39,15 @@ class Line:
     Attributes:
         name: As in the tag.
         label: In a few words.
-        range: What the axis shows.
+        range: What the axis shows; None for what the numbers need.
+        limits: Name of the number of the run that this one limits: both are drawn in one chart, on a logarithmic axis,
+            and what is above the limit is filled. ``""`` for none.
     """
 
     name: str
     label: str
-    range: tuple[float, float]
+    range: tuple[float, float] | None
+    limits: str = ""
 
 
 KINDS = {kind.name: Kind(kind.title, kind.label) for kind in ALERTS}
@@ -62,6 +65,7 @@ STATUSES: dict[Status, str] = {
 CELLS = {"nonfinite": "NaN or Inf", "zero": "exactly zero", "missing": "no data"}
 """Cells of a heatmap that are no number."""
 LINES = (
+    Line("clip_threshold", "limit", None, limits="total_norm"),
     Line("clip_coefficient", "clip coefficient", (0.0, 1.05)),
     Line("clipped_percent", "clipped percent", (0.0, 105.0)),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import math
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -17,7 +18,7 @@ import torch
 from playwright.sync_api import Browser, Request, expect
 from torch import Tensor, nn
 
-from lightning_gradwatch import GradWatch
+from lightning_gradwatch import GradWatch, MaxNorm, MaxValue
 from lightning_gradwatch.core.quantities import QUANTITIES
 from lightning_gradwatch.core.quantities.clipped_fraction import CLIPPED_FRACTION
 from tests.cli.command import alert
@@ -277,13 +278,28 @@ def test_clipping_shows_its_coefficient_and_its_share(browser: Browser, tmp_path
     fit(GradWatch(auto_clip=0.01), Classifier(small_net()), digits(), directory=tmp_path / "run", log_every_n_steps=1)
     with tensorboard(tmp_path) as address, opened(browser, alone(address)) as tab:
         lines = tab.frame.locator(".line")
-        expect(lines).to_have_count(3)
-        assert "clip coefficient 0.0" in lines.nth(1).inner_text()
-        assert "clipped percent 100" in lines.nth(2).inner_text()
+        expect(lines).to_have_count(4)
+        assert re.search(r"total norm \d.*, limit 0.01 at step", lines.nth(1).inner_text())
+        assert "clip coefficient 0.0" in lines.nth(2).inner_text()
+        assert "clipped percent 100" in lines.nth(3).inner_text()
         tab.frame.get_by_label("Quantity").select_option("clipped_fraction")
         tab.settle()
         assert tab.hover(0.9, 0.1).endswith("clipped steps 100 %")
         assert tab.link["quantity"] == "clipped_fraction"
+
+
+@pytest.mark.parametrize(
+    "policy", [MaxValue(0.001), MaxNorm(0.01, include="net.0"), "agc"], ids=["value", "a layer", "units"]
+)
+def test_a_limit_that_is_none_of_the_total_norm_is_not_drawn_beside_it(
+    browser: Browser, tmp_path: Path, policy: Any
+) -> None:
+    watch = GradWatch(auto_clip=policy)
+    fit(watch, Classifier(small_net()), digits(), directory=tmp_path / "run", log_every_n_steps=1)
+    with tensorboard(tmp_path) as address, opened(browser, alone(address)) as tab:
+        lines = tab.frame.locator(".line")
+        expect(lines).to_have_count(3)
+        assert "limit" not in " ".join(lines.all_inner_texts())
 
 
 def test_the_python_loader_and_a_path_prefix(browser: Browser, tmp_path: Path) -> None:

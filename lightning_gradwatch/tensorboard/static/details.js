@@ -107,17 +107,27 @@ export async function linesOf(ask, model, lossTag) {
   const { choices: tags, lines } = run.view;
   const own = lines[optimizer] ?? {};
   const loss = lossTag !== null && tags.includes(lossTag) ? lossTag : (own.loss ?? run.loss_tag ?? tags[0]);
+  /** @type {{key: string, label: string, tag?: string, tags?: string[], range?: Interval|null, limit?: {label: string, tag: string}}[]} */
   const wanted = [
     { key: "loss", label: loss && lineName(loss), tag: loss, tags },
-    ...lineTable().map(({ name, label, range }) => ({ key: name, label, range, tag: own[name] })),
+    ...lineTable().map(({ name, label, range, limits }) => {
+      if (!limits) return { key: name, label, range, tag: own[name] };
+      const isKnown = own[name] && own[limits];
+      return { key: name, label: limits.replaceAll("_", " "), tag: isKnown && own[limits], limit: { label, tag: own[name] } };
+    }),
   ];
   const margin = domain[1] - domain[0];
   const isWhole = domain[0] === full[0] && domain[1] === full[1];
   const part = isWhole ? {} : { from: Math.floor(domain[0] - margin), to: Math.ceil(domain[1] + margin) };
   const dataOf = (/** @type {string} */ tag) =>
     ask("scalars", { run: run.run, tag, points: POINTS, ...part }, rowOfRun.stamp);
-  const loaded = wanted.flatMap(({ tag, ...line }) =>
-    tag ? dataOf(tag).then((data) => ({ ...line, tag, data })) : [],
+  /** @type {(line: {tag: string, limit?: {label: string, tag: string}}) => Promise<Pick<LineData, "data"|"limit">>} */
+  const numbersOf = async ({ tag, limit }) => {
+    const [data, limits] = await Promise.all([dataOf(tag), limit && dataOf(limit.tag)]);
+    return limit && limits ? { data, limit: { label: limit.label, data: limits } } : { data };
+  };
+  const loaded = wanted.flatMap(({ tag, limit, ...line }) =>
+    tag ? numbersOf({ tag, limit }).then((numbers) => ({ ...line, tag, ...numbers })) : [],
   );
   return Promise.all(loaded);
 }

@@ -1,4 +1,4 @@
-/** The lines under the heatmap, on the same steps: loss, clip coefficient, share of clipped steps. */
+/** The lines under the heatmap, on the same steps: loss, total norm and its limit, what clipping did. */
 import { h, setOptions } from "./dom.js";
 import { formatNumber, formatSteps, lineName } from "./format.js";
 import { drawLine } from "./lines.js";
@@ -89,14 +89,29 @@ function createPanel(key, actions) {
   /** @param {ScalarData} data */
   function draw({ steps, last_steps: ends = steps, values, lows, highs }) {
     const { label, range } = line;
-    const how = { ...view, height: HEIGHT, label, range, onZoom: actions.zoom, onReset: actions.reset };
+    const limits = limitsAt(steps);
+    const isLogarithmic = limits !== undefined;
+    const how = { ...view, height: HEIGHT, label, range, isLogarithmic, onZoom: actions.zoom, onReset: actions.reset };
     const x = steps.map((step, i) => (step + ends[i]) / 2);
-    const drawn = drawLine(holder, { x, y: values, lows, highs }, how);
+    const drawn = drawLine(holder, { x, y: values, lows, highs, limits }, how);
     drawn.over.append(...crosshair.elements);
     drawn.over.addEventListener("pointermove", ({ offsetX }) => actions.hover(drawn.posToVal(offsetX, "x")));
     drawn.over.addEventListener("pointerleave", () => actions.hover(null));
     drawn.root.setAttribute("aria-hidden", "true");
     plot = drawn;
+  }
+  /**
+   * The limit at given steps: that of the latest point until then.
+   * @param {number[]} steps
+   */
+  function limitsAt(steps) {
+    if (!line.limit) return undefined;
+    const { steps: known, values } = line.limit.data;
+    let place = 0;
+    return steps.map((step) => {
+      while (place + 1 < known.length && known[place + 1] <= step) place += 1;
+      return known[place] <= step ? values[place] : NaN;
+    });
   }
   function destroy() {
     plot?.destroy();
@@ -109,7 +124,9 @@ function createPanel(key, actions) {
     if (place < 0) return "no points";
     const [low, value, high] = [lows, values, highs].map((numbers) => formatNumber(numbers[place]));
     const between = lows[place] < highs[place] ? ` (${low} to ${high})` : "";
-    return `${line.label} ${value}${between} at ${formatSteps(steps[place], ends[place])}`;
+    const limit = limitsAt(steps)?.[place];
+    const under = limit === undefined ? "" : `, ${line.limit?.label} ${formatNumber(limit)}`;
+    return `${line.label} ${value}${between}${under} at ${formatSteps(steps[place], ends[place])}`;
   }
   function choose(/** @type {number|null} */ step) {
     if (!plot) return;

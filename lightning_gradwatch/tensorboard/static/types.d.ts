@@ -20,7 +20,8 @@ interface Tables {
   kinds: Record<string, { title: string; label: string }>;
   statuses: Record<string, string>;
   cells: Record<string, string>;
-  lines: { name: string; label: string; range: Interval }[];
+  /** `limits` names the number that is drawn with a limit; "" for a line of its own. */
+  lines: { name: string; label: string; range: Interval | null; limits: string }[];
   least_decades: number;
   viridis: Rgb[];
 }
@@ -403,8 +404,10 @@ interface LineData {
   label: string;
   tag: string;
   tags?: string[];
-  range?: Interval;
+  range?: Interval | null;
   data: ScalarData;
+  /** What the line must not exceed, and what that is called. */
+  limit?: { label: string; data: ScalarData };
 }
 
 /** Everything about the chosen layer. */

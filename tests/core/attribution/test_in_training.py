@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import lightning_gradwatch
 from lightning_gradwatch import Alert, GradWatch
 from lightning_gradwatch.core.attribution.graph import Graph
 from lightning_gradwatch.core.attribution.tracer import Tracer
@@ -116,3 +117,25 @@ def test_each_optimizer_is_shown_the_way_of_its_own_loss() -> None:
     assert well is not None
     assert set(sick.layers) == {f"sick.{2 * i}" for i in range(12)}
     assert set(well.layers) == {f"well.{2 * i}" for i in range(6)}
+
+
+@pytest.mark.parametrize("is_announced", [True, False])
+def test_a_hand_written_loop_may_announce_its_loss(is_announced: bool) -> None:
+    net = deep_net(depth=12)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with lightning_gradwatch.watch(net, optimizer) as session:
+        for (pixels, digit), _ in zip(digits(), range(12), strict=False):
+            session.before_forward()
+            loss = nn.functional.cross_entropy(net(pixels), digit)
+            optimizer.zero_grad()
+            if is_announced:
+                session.before_backward(loss)
+            loss.backward()
+            session.after_backward(loss)
+            optimizer.step()
+        (alert,) = session.alerts
+    assert alert.cause == "saturating_activation"
+    assert (alert.attribution is not None) == is_announced
+    assert list(session.profile) == [str(2 * i) for i in range(12)]
+    with pytest.raises(ValueError, match="before_backward"):
+        session.before_backward(torch.tensor(1.0))
