@@ -37,12 +37,14 @@ class Scene:
         console: Where it will be shown.
         quantity: What the picture shows; None for what suits the run.
         now: The present, in seconds since the epoch; None to leave out how long ago the run was written.
+        has_bars: Whether bars show where the gradient of an alert is lost; the words tell it in any case.
     """
 
     logs: Logs
     console: Console
     quantity: str | None = None
     now: float | None = None
+    has_bars: bool = True
 
     def name(self, run: Run) -> str:
         """What a run is called."""
@@ -141,7 +143,7 @@ def _in_full(alert: AlertRecord, scene: Scene) -> RenderableType:
     table.add_row("What", Text(words.explanation(alert)))
     if reason := words.reason(alert):
         table.add_row("Why", Text(reason))
-    if (where := lost_of(alert)) is not None:
+    if scene.has_bars and (where := lost_of(alert)) is not None:
         table.add_row("Where", bars(where, scene.console))
     for place, remedy in enumerate(words.remedies(alert)):
         table.add_row("" if place else "Try", Text(f"{place + 1}. {remedy}"))

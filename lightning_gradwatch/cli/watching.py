@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 
 from rich.console import Console, Group, RenderableType
@@ -96,13 +97,19 @@ def _screen(scene: Scene) -> Iterator[Show]:
 
 
 def _fitted(runs: Sequence[Run], scene: Scene) -> RenderableType:
-    """The sickest run, with as many rows of the heatmap as there is room for."""
+    """The sickest run, with as many rows of the heatmap as there is room for, and bars if all else fits."""
     if not runs:
         return Text(f"Waiting for GradWatch to write to {safe(str(scene.logs.directory))} ... (Ctrl-C ends this)")
-    full = _view(runs, scene, MAX_ROWS)
-    excess = len(scene.console.render_lines(full)) - scene.console.height
     num_pictures = max(len(runs[0].catalogue.optimizers), 1) if runs[0].catalogue else 1
-    return full if excess <= 0 else _view(runs, scene, max(MAX_ROWS - -(-excess // num_pictures), _FEWEST_ROWS))
+    for shown in (scene, replace(scene, has_bars=False)):
+        full = _view(runs, shown, MAX_ROWS)
+        excess = len(scene.console.render_lines(full)) - scene.console.height
+        if excess <= 0:
+            return full
+        least = _view(runs, shown, max(MAX_ROWS - -(-excess // num_pictures), _FEWEST_ROWS))
+        if len(scene.console.render_lines(least)) <= scene.console.height:
+            break
+    return least
 
 
 def _view(runs: Sequence[Run], scene: Scene, max_rows: int) -> RenderableType:

@@ -168,7 +168,7 @@ def test_wrong_arguments_are_refused_with_two(arguments: list[str]) -> None:
 
 def test_arguments_and_data_are_told_without_drawing() -> None:
     """What needs rich is apart from what does not."""
-    needs_rich = {"terminal", "drawing", "glyphs", "watching", "recurrence", "selection"}
+    needs_rich = {"terminal", "drawing", "glyphs", "watching", "recurrence", "selection", "lost"}
     for path in Path(lightning_gradwatch.__file__).parent.joinpath("cli").rglob("*.py"):
         top = ast.parse(path.read_text()).body
         imported = {n.module.split(".")[0] for n in top if isinstance(n, ast.ImportFrom) and n.module}

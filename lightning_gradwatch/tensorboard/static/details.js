@@ -107,13 +107,13 @@ export async function linesOf(ask, model, lossTag) {
   const { choices: tags, lines } = run.view;
   const own = lines[optimizer] ?? {};
   const loss = lossTag !== null && tags.includes(lossTag) ? lossTag : (own.loss ?? run.loss_tag ?? tags[0]);
-  /** @type {{key: string, label: string, tag?: string, tags?: string[], range?: Interval|null, limit?: {label: string, tag: string}}[]} */
+  /** @type {WantedLine[]} */
   const wanted = [
     { key: "loss", label: loss && lineName(loss), tag: loss, tags },
     ...lineTable().map(({ name, label, range, limits }) => {
       if (!limits) return { key: name, label, range, tag: own[name] };
-      const isKnown = own[name] && own[limits];
-      return { key: name, label: limits.replaceAll("_", " "), tag: isKnown && own[limits], limit: { label, tag: own[name] } };
+      const tag = own[name] && own[limits];
+      return { key: name, label: limits.replaceAll("_", " "), tag, limit: { label, tag: own[name] } };
     }),
   ];
   const margin = domain[1] - domain[0];
@@ -121,7 +121,7 @@ export async function linesOf(ask, model, lossTag) {
   const part = isWhole ? {} : { from: Math.floor(domain[0] - margin), to: Math.ceil(domain[1] + margin) };
   const dataOf = (/** @type {string} */ tag) =>
     ask("scalars", { run: run.run, tag, points: POINTS, ...part }, rowOfRun.stamp);
-  /** @type {(line: {tag: string, limit?: {label: string, tag: string}}) => Promise<Pick<LineData, "data"|"limit">>} */
+  /** @type {(line: {tag: string, limit?: WantedLine["limit"]}) => Promise<Pick<LineData, "data"|"limit">>} */
   const numbersOf = async ({ tag, limit }) => {
     const [data, limits] = await Promise.all([dataOf(tag), limit && dataOf(limit.tag)]);
     return limit && limits ? { data, limit: { label: limit.label, data: limits } } : { data };

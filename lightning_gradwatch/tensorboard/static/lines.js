@@ -110,7 +110,12 @@ function options(view, points) {
       showSteps ? { ...axis, size: 24, grid: { show: false } } : { show: false },
       { ...axis, size: gutter, gap: 14, space: 24, values: labels, ...(isLogarithmic ? logarithmic : {}) },
     ],
-    series: [{}, { label, stroke: palette.accent, width: 1.5, points: { show: values.length === 1 } }, ...series, ...limit.series],
+    series: [
+      {},
+      { label, stroke: palette.accent, width: 1.5, points: { show: values.length === 1 } },
+      ...series,
+      ...limit.series,
+    ],
     bands: [...bands, ...limit.bands],
     hooks: {
       draw: [(/** @type {uPlot} */ plot) => drawGaps(plot, values, palette.alert)],

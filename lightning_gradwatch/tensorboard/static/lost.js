@@ -1,4 +1,4 @@
-/** Where on its way back the gradient is lost: a waterfall from the loss to the layer, and what the colours stand for. */
+/** Where on its way back the gradient is lost: a waterfall from the loss to the layer, and what its colours mean. */
 import { h } from "./dom.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -36,7 +36,8 @@ export function barsOf({ parts, stages }) {
     for (const { group } of parts) {
       const decades = lost[group] ?? 0;
       if (!decades) continue;
-      bars.push({ place, group, from: level, to: level + decades, title: `behind ${layer}: ${group}, ${told(decades)}` });
+      const title = `behind ${layer}: ${group}, ${told(decades)}`;
+      bars.push({ place, group, from: level, to: level + decades, title });
       level += decades;
     }
   }

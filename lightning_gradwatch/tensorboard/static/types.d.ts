@@ -399,6 +399,16 @@ interface Dress {
 }
 
 /** A scalar of the run as a line. */
+interface WantedLine {
+  key: string;
+  label: string;
+  /** None if there is no such line. */
+  tag?: string;
+  tags?: string[];
+  range?: Interval | null;
+  limit?: { label: string; tag: string };
+}
+
 interface LineData {
   key: string;
   label: string;
