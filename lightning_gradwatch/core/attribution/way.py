@@ -78,6 +78,16 @@ class Attribution:
         """log10 of the norm of the gradient at a layer's output: at its last use on the way; NaN if it was not seen."""
         return self._arrival(self._place[layer]) if layer in self._place else math.nan
 
+    def lost_before(self, group: Group) -> dict[str, float]:
+        """Decades that a group of operations loses on the way from the loss to each layer; a gain counts for 0."""
+        lost = [0.0] * len(self._operations)
+        for number, operation in enumerate(self._operations):  # each stands behind those that its gradient comes from
+            if operation.consumers:
+                source, sent = self._strongest(number)
+                there = self._arrival(source) - sent if self._operations[source].group == group else 0.0
+                lost[number] = lost[source] + (there if 0 < there < math.inf else 0.0)
+        return {layer: lost[number] for layer, number in self._place.items()}
+
     def way(self, layer: str) -> list[Link]:
         """From the loss to the output of a layer; empty if not every norm on it is known, or one is zero."""
         if layer not in self._place:

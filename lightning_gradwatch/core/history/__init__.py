@@ -9,7 +9,7 @@ from statistics import median
 from lightning_gradwatch.core.history.depth import DepthHistory
 from lightning_gradwatch.core.history.evidence import Evidence
 from lightning_gradwatch.core.history.losses import LossHistory
-from lightning_gradwatch.core.history.profile import Profile, depth_profile, outer_ends
+from lightning_gradwatch.core.history.profile import Profile, depth_profile, outer_ends, without
 from lightning_gradwatch.core.history.reach import Reach
 from lightning_gradwatch.core.history.through_time import TimeHistory
 from lightning_gradwatch.core.records import Finding, Observation
@@ -35,6 +35,8 @@ class History:
         skips: Whether non-finite steps are skipped, by whomever.
         open: The alerts that are open, as their findings by kind; kept by the detector, rule after rule.
         evidence: What tells the causes of alerts.
+        pooled: Decades that means and average pooling lose on the way to each layer, as last measured. A mean of n
+            values divides the norm by the root of n, but n places then add up in the weights below: nothing starves.
     """
 
     def __init__(self) -> None:
@@ -50,6 +52,7 @@ class History:
         self.skips = False
         self.open: dict[str, Finding] = {}
         self.evidence = Evidence(self.losses, self.time)
+        self.pooled: dict[str, float] = {}
 
     @property
     def ends(self) -> tuple[str, ...]:
@@ -80,7 +83,9 @@ class History:
     def _add_sample(self, observation: Observation, sample: Sample) -> None:
         norms = observation.last_norms
         self.profile = depth_profile(observation.layers, sample.output_norms, norms)
-        self.depth.add(self.profile)
+        if sample.thorough is not None and sample.thorough.attribution is not None:
+            self.pooled = sample.thorough.attribution.lost_before("pooling")
+        self.depth.add(without(self.profile, self.pooled))
         if sample.sequences:
             parts = _shares(norms, observation.total_norms[-1])
             shares = dict(zip((layer.name for layer in observation.layers), parts, strict=True))
@@ -94,6 +99,7 @@ class History:
     def keep(self, layers: Collection[str]) -> None:
         """Forget every layer but these: the others are no more."""
         self.time.keep(layers)
+        self.pooled = {name: lost for name, lost in self.pooled.items() if name in layers}
         self.evidence.keep(layers)
 
     def state_dict(self) -> State:
@@ -105,6 +111,7 @@ class History:
             "SilenceRule": self.reach.state_dict(),
             "update_ratio": self.largest_update,
             "usual_update": self.usual_update,
+            "pooled": dict(self.pooled),
         }
 
     def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
@@ -116,6 +123,7 @@ class History:
         self.reach.load_state_dict(saved.part("SilenceRule"))
         self.largest_update = saved.take("update_ratio", float, self.largest_update)
         self.usual_update = saved.take("usual_update", float, self.usual_update)
+        self.pooled = saved.take("pooled", dict[str, float], {}, lambda lost: all(map(math.isfinite, lost.values())))
 
 
 def _shares(norms: list[float], total: float) -> list[float]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 
 from lightning_gradwatch.core.records import Layer
@@ -42,6 +42,19 @@ def depth_profile(layers: Sequence[Layer], output_norms: Sequence[float], gradie
     is_seen = len(at_outputs) >= max(3, len(at_weights) / 2)
     kept = at_outputs if is_seen else at_weights
     return Profile(tuple(name for name, _ in kept), tuple(norm for _, norm in kept), is_seen)
+
+
+def without(profile: Profile, lost: Mapping[str, float]) -> Profile:
+    """The profile as it would be without what is lost in some operations.
+
+    Args:
+        profile: Of norms at layer outputs, or of weights, which is left as it is.
+        lost: Decades that these lose on the way from the loss to each layer; 0 for those that are not named.
+    """
+    if not profile.at_outputs or not any(lost.values()):
+        return profile
+    norms = (norm * 10 ** lost.get(name, 0.0) for name, norm in zip(profile.layers, profile.norms, strict=True))
+    return replace(profile, norms=tuple(norms))
 
 
 def _kept(norms: Iterable[tuple[Layer, float]]) -> list[tuple[str, float]]:

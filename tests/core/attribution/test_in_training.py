@@ -14,6 +14,7 @@ import lightning_gradwatch
 from lightning_gradwatch import Alert, GradWatch
 from lightning_gradwatch.core.attribution.graph import Graph
 from lightning_gradwatch.core.attribution.tracer import Tracer
+from lightning_gradwatch.core.modules import modules
 from tests.tasks import Classifier, deep_net, digits, fit, quiet_trainer, watchers_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning_gradwatch.GradWatchWarning")
@@ -85,6 +86,40 @@ def test_a_measurement_that_fails_costs_itself_alone(monkeypatch: pytest.MonkeyP
     assert alert.attribution is None
     assert alert.evidence == "11 sigmoids without normalisation pass on at most a quarter of the gradient each"
     assert sum("what each operation does to the gradient" in str(one.message) for one in said) == 1
+
+
+class Pooled(nn.Module):
+    """Convolutions at 64 x 64 places, their mean, and four linear layers."""
+
+    def __init__(self, activation: type[nn.Module], he_init: bool, depth: int = 4) -> None:
+        super().__init__()
+        convs = [(nn.Conv2d(6 if i else 1, 6, 3, padding=1), activation()) for i in range(depth)]
+        self.convs = nn.Sequential(*(part for pair in convs for part in pair))
+        linears = [(nn.Linear(32 if i else 6, 32), nn.ReLU()) for i in range(3)]
+        self.head = nn.Sequential(*(part for pair in linears for part in pair), nn.Linear(32, 10))
+        for module in modules(self):
+            if he_init and isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = nn.functional.interpolate(x.view(-1, 1, 8, 8), scale_factor=8)
+        return self.head(self.convs(places).mean((2, 3)))
+
+
+def alerts_of_pooled(activation: type[nn.Module], he_init: bool, depth: int = 4) -> list[str]:
+    pl.seed_everything(0, verbose=False)
+    watch = GradWatch()
+    model = Classifier(Pooled(activation, he_init, depth), lr=1e-3, optimizer=torch.optim.Adam)
+    quiet_trainer(watch, max_steps=25).fit(model, digits(32))
+    return [alert.kind for alert in watch.alerts]
+
+
+def test_a_mean_over_many_places_starves_nobody() -> None:
+    assert alerts_of_pooled(nn.ReLU, he_init=True) == []
+
+
+def test_what_is_lost_besides_a_mean_is_found() -> None:
+    assert alerts_of_pooled(nn.Sigmoid, he_init=False, depth=8) == ["vanishing"]
 
 
 class Adversaries(pl.LightningModule):

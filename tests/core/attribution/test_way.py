@@ -320,3 +320,17 @@ def test_norms_are_taken_in_float32_only_where_their_squares_fit(scale: float, i
     net = chain(nn.Tanh, 3)
     found = attribution(net, loss_of(net, torch.randn(8, 16)) * scale)
     assert found.is_strong == is_strong
+
+
+def test_what_a_group_loses_is_known_before_each_layer() -> None:
+    torch.manual_seed(0)
+    net = Residual()
+    found = attribution(net, loss_of(net, torch.randn(8, 3, 6, 6)))
+    lost = found.lost_before("pooling")
+    assert set(lost) == set(found.layers)
+    assert lost["head"] == 0.0
+    assert lost["convs.4"] == pytest.approx(math.log10(6), abs=1e-3)  # the root of 36 places
+    for layer in found.layers:
+        way = [link.lost for link in found.way(layer) if link.group == "pooling"]
+        assert lost[layer] == pytest.approx(sum(way), abs=1e-3)
+    assert set(found.lost_before("softmax").values()) == {0.0}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_gradwatch.core.history.profile import Profile, decades_lost, depth_profile, largest_jump
+from lightning_gradwatch.core.history.profile import Profile, decades_lost, depth_profile, largest_jump, without
 from lightning_gradwatch.core.records import Layer
 from tests.core.builders import LAYERS
 
@@ -42,3 +42,12 @@ def test_one_layer_that_stands_out_is_no_jump() -> None:
     assert largest_jump([*level[:15], 100.0, *level[15:]]) < 0.1
     assert largest_jump([1e-3] * 15 + [1.0] * 15) == pytest.approx(3)
     assert largest_jump([1.0]) == 0.0
+
+
+def test_what_is_lost_in_some_operations_can_be_left_out() -> None:
+    profile = Profile(("a", "b", "c"), (1e-3, 1e-2, 1.0), at_outputs=True)
+    assert without(profile, {"a": 2.0, "b": 2.0}).norms == pytest.approx((0.1, 1.0, 1.0))
+    assert without(profile, {}) is profile
+    assert without(profile, {"a": 0.0}) is profile
+    at_weights = Profile(("a",), (1.0,), at_outputs=False)
+    assert without(at_weights, {"a": 2.0}) is at_weights
