@@ -305,6 +305,7 @@ def test_the_command_reads_pages_and_names_what_it_cannot_reach(capsys: pytest.C
 def train_until_the_end_of_time(url: str) -> None:
     """Train; every step is published, and a record at a URL lags by no more than a fifth of a second."""
     warnings.simplefilter("ignore")
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # who runs the tests under nohup hands on that it is ignored
     record.FLUSH_SECONDS = 0.2  # type: ignore[assignment]
     fit(GradWatch(record=url), sick(), logger=False, max_steps=10**9, log_every_n_steps=1)
 
@@ -328,11 +329,15 @@ def test_a_process_that_is_ended_leaves_what_was_there_and_after_a_signal_all(
         status, shown, _ = here(capsys, "report", f"file://{directory}", "--json")
         return int(json.loads(shown)["runs"][0]["last_step"]) if status == 1 else 0
 
-    end = time.monotonic() + 120
-    while (seen := last_step()) < 100 and time.monotonic() < end and child.poll() is None:
-        time.sleep(0.1)
-    child.send_signal(signal.Signals[name])
-    assert child.wait(60) == -signal.Signals[name]
+    try:
+        end = time.monotonic() + 120
+        while (seen := last_step()) < 100 and time.monotonic() < end and child.poll() is None:
+            time.sleep(0.1)
+        child.send_signal(signal.Signals[name])
+        assert child.wait(60) == -signal.Signals[name]
+    finally:  # nothing of it outlives the test
+        child.kill()
+        child.wait()
     assert last_step() >= seen >= 100
     lines = [json.loads(line) for line in (directory / "alerts.jsonl").read_bytes().splitlines()]
     assert lines[0]["kind"] == "vanishing"

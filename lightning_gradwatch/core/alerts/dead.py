@@ -14,6 +14,7 @@ from lightning_gradwatch.core.alerts.causes import (
 )
 from lightning_gradwatch.core.alerts.hysteresis import Hysteresis, SteadyRule
 from lightning_gradwatch.core.alerts.kind import Diagnosis, Kind, first_of, named
+from lightning_gradwatch.core.alerts.lost import stopped_by_the_head
 from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.history.evidence import Evidence
 from lightning_gradwatch.core.records import Finding, Observation
@@ -64,6 +65,7 @@ def diagnose(finding: Finding, evidence: Evidence) -> Diagnosis:
     )
     return first_of(
         half_precision(evidence),
+        stopped_by_the_head(evidence),
         _zero_init(finding, evidence),
         input_scale(evidence),
         _dead_relu(evidence),

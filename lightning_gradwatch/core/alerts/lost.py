@@ -55,6 +55,24 @@ def lost_in_normalisation(finding: Finding, evidence: Evidence) -> Diagnosis | N
     )
 
 
+def stopped_by_the_head(evidence: Evidence) -> Diagnosis | None:
+    """An operation behind the last layer that passes no gradient on, whatever the layers do."""
+    found = None if evidence.attribution is None else evidence.attribution.stopped()
+    if found is None:
+        return None
+    layer, group = found
+    return Diagnosis(
+        "saturated_output",
+        f"the gradient is exactly zero before it reaches {layer}: {counted(group, 1)} between it and the loss passes "
+        "nothing on",
+        (
+            "a loss on logits (CrossEntropyLoss, BCEWithLogitsLoss) without that operation",
+            "a sigmoid for a single output unit: a softmax over one is always 1",
+            "no clamp, and no rounding, of what the loss is computed from",
+        ),
+    )
+
+
 def _largest(finding: Finding, evidence: Evidence) -> Share | None:
     """The group in which most is lost, if that explains what was found."""
     way = way_of(finding, evidence)

@@ -38,7 +38,7 @@ _PARTS: tuple[tuple[Group, tuple[str, ...]], ...] = (
 _WORDS: dict[Group, tuple[str, str]] = {
     "sigmoid": ("sigmoid", "sigmoids"),
     "tanh": ("tanh", "tanh"),
-    "relu": ("ReLU", "ReLUs"),
+    "relu": ("ReLU or clamp", "ReLUs"),
     "activation": ("smooth activation", "smooth activations"),
     "weights": ("layer's weights", "layers' weights"),
     "products": ("product of two signals", "products of two signals"),

@@ -78,6 +78,21 @@ class Attribution:
         """log10 of the norm of the gradient at a layer's output: at its last use on the way; NaN if it was not seen."""
         return self._arrival(self._place[layer]) if layer in self._place else math.nan
 
+    def stopped(self) -> tuple[str, Group] | None:
+        """Whether the loss's gradient becomes exactly zero before it reaches any layer.
+
+        Returns:
+            The first layer on the way, and the operation before it that passes nothing on; None where a gradient comes,
+            and where the loss sends none.
+        """
+        layer, number = next(iter(self._place.items()), ("", 0))
+        while self._operations[number].consumers and self._arrival(number) == -math.inf:
+            source, _ = self._strongest(number)
+            if self._arrival(source) > -math.inf:
+                return layer, self._operations[source].group
+            number = source
+        return None
+
     def lost_before(self, group: Group) -> dict[str, float]:
         """Decades that a group of operations loses on the way from the loss to each layer; a gain counts for 0."""
         lost = [0.0] * len(self._operations)

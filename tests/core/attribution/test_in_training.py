@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -120,6 +121,41 @@ def test_a_mean_over_many_places_starves_nobody() -> None:
 
 def test_what_is_lost_besides_a_mean_is_found() -> None:
     assert alerts_of_pooled(nn.Sigmoid, he_init=False, depth=8) == ["vanishing"]
+
+
+class Headed(pl.LightningModule):
+    """Three healthy layers, whatever stands between the last one and the loss."""
+
+    def __init__(self, num_outputs: int, head: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net, self.head = deep_net(nn.ReLU, 3, he_init=True), head
+        self.net[-1] = nn.Linear(64, num_outputs)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        return nn.functional.mse_loss(self.head(self.net(batch[0])), (batch[1] % 2).float()[:, None])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+@pytest.mark.parametrize(
+    ("head", "culprit"),
+    [
+        (lambda outputs: outputs.softmax(1), "1 softmax"),
+        (lambda outputs: (outputs - 100.0).relu(), "1 ReLU or clamp"),
+        (lambda outputs: (outputs + 100.0).clamp(max=1.0), "1 ReLU or clamp"),
+        (lambda outputs: torch.sigmoid(1000.0 * outputs - 1e5), "1 sigmoid"),
+    ],
+    ids=["softmax over one unit", "a dead output", "clipped outputs", "saturated outputs"],
+)
+def test_a_head_that_passes_nothing_is_named(head: Callable[[Tensor], Tensor], culprit: str) -> None:
+    watch = GradWatch()
+    quiet_trainer(watch, max_steps=8).fit(Headed(1, head), digits())
+    (alert,) = watch.alerts
+    assert (alert.kind, alert.cause) == ("dead", "saturated_output")
+    assert alert.evidence == (
+        f"the gradient is exactly zero before it reaches net.4: {culprit} between it and the loss passes nothing on"
+    )
 
 
 class Adversaries(pl.LightningModule):
