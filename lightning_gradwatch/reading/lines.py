@@ -69,7 +69,9 @@ def tags_of(catalogue: Catalogue, optimizer: str, every_step: dict[str, str]) ->
     names = [name for line in LINES for name in (line.name, line.limits) if name]
     tags = {name: metrics.run_level_tag(name, optimizer) for name in names}
     written = {name: tag for name, tag in tags.items() if tag in catalogue.scalars and name != THRESHOLD}
-    return {**written, **{name: tag for name, tag in every_step.items() if name in (*tags, "loss")}}
+    found = {**written, **{name: tag for name, tag in every_step.items() if name in (*tags, "loss")}}
+    limited = {line.limits for line in LINES if line.limits and line.name not in found}  # drawn with its limit alone
+    return {name: tag for name, tag in found.items() if name not in limited}
 
 
 def scalars(store: Store, run: str, tag: str, span: Span, points: int) -> Scalars:

@@ -65,7 +65,7 @@ STATUSES: dict[Status, str] = {
 CELLS = {"nonfinite": "NaN or Inf", "zero": "exactly zero", "missing": "no data"}
 """Cells of a heatmap that are no number."""
 LINES = (
-    Line("clip_threshold", "limit", None, limits="total_norm"),
+    Line("clip_threshold", "clip limit", None, limits="total_norm"),
     Line("clip_coefficient", "clip coefficient", (0.0, 1.05)),
     Line("clipped_percent", "clipped percent", (0.0, 105.0)),
 )

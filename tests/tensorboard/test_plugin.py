@@ -101,9 +101,12 @@ def test_alerts_are_ranked_by_the_rule_of_the_command(board: Board) -> None:
     assert [one["rank"] for one in board.get("run", run="sick").json["alerts"]] == [0]
 
 
+_EVERY_STEP = ("loss", "total_norm", "clip_threshold", "clip_coefficient")
+
+
 def test_a_run_tells_the_tags_of_its_lines(board: Board) -> None:
     view = board.get("run", run="clipped").json["view"]
-    every_step = {name: f"gradwatch/steps/{name}" for name in ("loss", "clip_coefficient")}
+    every_step = {name: f"gradwatch/steps/{name}" for name in _EVERY_STEP}
     assert view["lines"] == {"": {**every_step, "clipped_percent": "gradwatch/clipped_percent"}}
     assert {"loss", "gradwatch/total_norm", *view["lines"][""].values()} <= set(view["choices"])
     assert not [tag for tag in view["choices"] if tag.startswith("grad_norm/")]
