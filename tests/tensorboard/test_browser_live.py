@@ -279,7 +279,7 @@ def test_clipping_shows_its_coefficient_and_its_share(browser: Browser, tmp_path
     with tensorboard(tmp_path) as address, opened(browser, alone(address)) as tab:
         lines = tab.frame.locator(".line")
         expect(lines).to_have_count(4)
-        assert re.search(r"total norm \d.*, limit 0.01 at step", lines.nth(1).inner_text())
+        assert re.search(r"total norm \d.*, clip limit 0.01 at step", lines.nth(1).inner_text())
         assert "clip coefficient 0.0" in lines.nth(2).inner_text()
         assert "clipped percent 100" in lines.nth(3).inner_text()
         tab.frame.get_by_label("Quantity").select_option("clipped_fraction")
