@@ -13,16 +13,10 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.core._guard import is_the_users
+from lightning_gradwatch.core.alone import alone
 from lightning_gradwatch.core.attribution.graph import Graph, Operation, Spot, read
 from lightning_gradwatch.core.devices import need_not_wait
-from lightning_gradwatch.core.modes import (
-    is_batched,
-    is_traced,
-    is_wrapped,
-    num_dispatch_modes,
-    without_dispatch_modes,
-    without_functions,
-)
+from lightning_gradwatch.core.modes import is_batched, is_traced, is_wrapped
 from lightning_gradwatch.core.safe_norms import norm_of, root_of_squares
 
 Gradients = tuple[Tensor | None, ...]
@@ -104,16 +98,12 @@ class Tracer:
             return
         start = perf_counter()
         try:
-            with without_functions():
-                if not num_dispatch_modes():
-                    self._measure(norms, of, sent, arrived)
-                else:
-                    with without_dispatch_modes():
-                        self._measure(norms, of, sent, arrived)
+            self._measure(norms, of, sent, arrived)
         except Exception as failure:
             self._fail(failure)
         self.seconds += perf_counter() - start
 
+    @alone
     def _measure(self, norms: list[Tensor | None], of: Spot, sent: Gradients, arrived: Gradients) -> None:
         if of.arrival >= 0:
             parts = [norm_of(gradient, self.is_strong) for gradient in arrived if _can_be_measured(gradient)]
