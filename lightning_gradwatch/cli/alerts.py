@@ -7,27 +7,21 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, fields
 
 from lightning_gradwatch.cli import words
 from lightning_gradwatch.cli.choice import exit_status, normal, require_directory, require_run, watched
 from lightning_gradwatch.cli.logs import Logs, Run
 from lightning_gradwatch.core import telling
+from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.paths import Place
 from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.schema import SCHEMA_VERSION, plain
 from lightning_gradwatch.reading.status import urgency
 from lightning_gradwatch.reading.tables import STATUSES
 
-_LACKING = {
-    "value": None,
-    "threshold": None,
-    "cause": "unknown",
-    "evidence": "",
-    "remedies": (),
-    "prescription": None,
-    "attribution": None,
-    "summary": "",
-}
+_DEFAULTS = {field.name: field.default for field in fields(Alert) if field.default is not MISSING}
+_LACKING: dict[str, object] = {"value": None, "threshold": None, **_DEFAULTS}
 """What the logs of older versions may lack of an alert."""
 
 

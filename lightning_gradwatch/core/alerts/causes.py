@@ -14,6 +14,12 @@ BLOWN_UP = 3.0
 """Weights that have grown by this factor are no longer those that were initialised."""
 
 INIT_REMEDIES = ("He initialisation (kaiming_normal_) for ReLU and its kin, Xavier for tanh", "normalisation layers")
+SIGMOID_REMEDIES = ("ReLU, GELU or SiLU with He initialisation", "normalisation layers before the sigmoids")
+ORDER_REMEDIES = (
+    "normalise before each block (pre-norm) instead of after it",
+    "a warm-up",
+    "a lower learning rate",
+)
 LR_REMEDIES = ("a lower learning rate", "a warm-up", "gradient clipping")
 FP16_REMEDIES = ("precision='16-mixed', which scales the loss", "precision='bf16-mixed'")
 
@@ -105,7 +111,7 @@ def saturating(evidence: Evidence) -> Diagnosis | None:
     return Diagnosis(
         "saturating_activation",
         f"{sigmoids} sigmoids without normalisation pass on at most a quarter of the gradient each",
-        ("ReLU, GELU or SiLU with He initialisation", "normalisation layers before the sigmoids"),
+        SIGMOID_REMEDIES,
     )
 
 
@@ -163,7 +169,7 @@ def structure(evidence: Evidence) -> Diagnosis:
         return Diagnosis(
             "normalisation_order",
             f"{norms} normalisation layers and {skips} skip connections are there: suspect their order, or the start",
-            ("normalise before each block (pre-norm) instead of after it", "a warm-up", "a lower learning rate"),
+            ORDER_REMEDIES,
         )
     return Diagnosis(
         "no_skip_or_norm",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+from lightning_gradwatch.core.alerts.causes import ORDER_REMEDIES, SIGMOID_REMEDIES
 from lightning_gradwatch.core.alerts.kind import Diagnosis
 from lightning_gradwatch.core.attribution.operations import Group, counted
 from lightning_gradwatch.core.attribution.way import Link, Share, shares
@@ -36,11 +37,7 @@ def lost_in_sigmoids(finding: Finding, evidence: Evidence) -> Diagnosis | None:
     first = _largest(finding, evidence)
     if first is None or first.group != "sigmoid" or first.count < 2:
         return None
-    return Diagnosis(
-        "saturating_activation",
-        "",
-        ("ReLU, GELU or SiLU with He initialisation", "normalisation layers before the sigmoids"),
-    )
+    return Diagnosis("saturating_activation", "", SIGMOID_REMEDIES)
 
 
 def lost_in_normalisation(finding: Finding, evidence: Evidence) -> Diagnosis | None:
@@ -48,11 +45,7 @@ def lost_in_normalisation(finding: Finding, evidence: Evidence) -> Diagnosis | N
     first = _largest(finding, evidence)
     if first is None or first.group != "normalisation" or not evidence.architecture.skips:
         return None
-    return Diagnosis(
-        "normalisation_order",
-        "",
-        ("normalise before each block (pre-norm) instead of after it", "a warm-up", "a lower learning rate"),
-    )
+    return Diagnosis("normalisation_order", "", ORDER_REMEDIES)
 
 
 def stopped_by_the_head(evidence: Evidence) -> Diagnosis | None:
