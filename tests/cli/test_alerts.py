@@ -116,8 +116,9 @@ def test_a_step_that_is_none_is_refused(logs: Path, since: str) -> None:
 
 
 def test_a_run_without_an_event_file_is_read_from_its_lines(tmp_path: Path, capsys: Any) -> None:
-    for event, one in (("opened", alert(5)), ("opened", alert(9)), ("ended", alert(5, 7))):
-        alerts_file.AlertsFile(str(tmp_path), "run").append(event, one)  # type: ignore[arg-type]
+    events: list[tuple[alerts_file.Event, Alert]] = [("opened", alert(5)), ("opened", alert(9)), ("ended", alert(5, 7))]
+    for event, one in events:
+        alerts_file.AlertsFile(str(tmp_path), "run").append(event, one)
     status, document = told(capsys, tmp_path)
     assert status == 1
     assert [(a["step"], a["state"], a["until_step"]) for a in document["runs"][0]["alerts"]] == [

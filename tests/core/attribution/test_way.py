@@ -20,7 +20,7 @@ from lightning_gradwatch.core.modules import modules
 CPU = torch.device("cpu")
 
 
-def chain(activation: type[nn.Module], depth: int = 20) -> nn.Sequential:
+def chain(activation: Callable[[], nn.Module], depth: int = 20) -> nn.Sequential:
     return nn.Sequential(*[part for _ in range(depth) for part in (nn.Linear(16, 16), activation())], nn.Linear(16, 4))
 
 
@@ -69,7 +69,7 @@ class Cells(nn.Module):
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "sigmoids": (lambda: chain(nn.Sigmoid), lambda: torch.randn(8, 16)),
-    "relu in place": (lambda: chain(lambda: nn.ReLU(inplace=True), 6), lambda: torch.randn(8, 16)),  # type: ignore[arg-type]
+    "relu in place": (lambda: chain(lambda: nn.ReLU(inplace=True), 6), lambda: torch.randn(8, 16)),
     "residual": (Residual, lambda: torch.randn(8, 3, 6, 6)),
     "attention": (Attention, lambda: torch.randint(20, (8, 10))),
     "cells": (Cells, lambda: torch.randn(8, 7, 8)),
