@@ -95,7 +95,8 @@ class Record:
             value.metadata.plugin_data.plugin_name = metrics.PLUGIN
             value.metadata.plugin_data.content = description.encode()
         value.tensor.CopyFrom(make_tensor_proto(values))
-        self._clock = max(time.time(), self._clock + 1e-3)
+        # Samples of one run are a millisecond apart, also those written in less: never later than what is written next.
+        self._clock = max(time.time() - 1, self._clock + 1e-3)
         event = Event(summary=summary, step=step, wall_time=self._clock)
         self.experiment._get_file_writer().event_writer.add_event(event)
 
