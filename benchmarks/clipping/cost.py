@@ -53,12 +53,18 @@ def contestants(parameters: list[nn.Parameter]) -> dict[str, Callable[[], object
     }
 
 
-def time_all(shapes: Sequence[tuple[int, ...]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each contestant on one thread, one call of each in turn, every time on the same gradients."""
+def time_all(shapes: Sequence[tuple[int, ...]], rounds: int, size: float) -> dict[str, list[float]]:
+    """Milliseconds of each contestant on one thread, one call of each in turn, every time on the same gradients.
+
+    Args:
+        shapes: Those of the parameters, whose elements have a standard deviation of 0.02.
+        rounds: Timed calls of each.
+        size: Standard deviation of the gradients' elements.
+    """
     torch.set_num_threads(1)
     random = torch.Generator().manual_seed(0)
     parameters = [nn.Parameter(0.02 * torch.randn(shape, generator=random)) for shape in shapes]
-    fresh = [0.001 * torch.randn(shape, generator=random) for shape in shapes]
+    fresh = [size * torch.randn(shape, generator=random) for shape in shapes]
     for parameter, gradient in zip(parameters, fresh, strict=True):
         parameter.grad = gradient.clone()
     gradients = [p.grad for p in parameters if p.grad is not None]

@@ -99,12 +99,22 @@ def clip_units_(
 
     # Each tensor takes its part of the row back.
     sizes = [n.numel() for n in norms]
-    for value, norm, part in zip(values, norms, coefficients.split(sizes), strict=True):
-        value.mul_(part.to(value.device, non_blocking=need_not_wait(value.device)).view_as(norm))
+    parts = coefficients.split(sizes)
+    for value, norm, part, may in zip(values, norms, parts, _suspects(coefficients, sizes), strict=True):
+        if may:
+            value.mul_(part.to(value.device, non_blocking=need_not_wait(value.device)).view_as(norm))
 
     # The norm of a tensor is the norm of its units' norms, before and after.
     totals, clipped = (torch.stack(torch._foreach_norm(n.split(sizes))) for n in (before, before * coefficients))
     return list((clipped / totals).clamp(max=1).masked_fill(~is_active | (totals == 0), 1.0).unbind())
+
+
+def _suspects(coefficients: Tensor, sizes: list[int]) -> list[bool]:
+    """Whether each tensor has a unit to be clipped; True where a device must be asked."""
+    if not coefficients.is_cpu:
+        return [True] * len(sizes)
+    cut: list[bool] = (torch.stack(torch._foreach_norm((1 - coefficients).split(sizes))) != 0).tolist()  # also for NaN
+    return cut
 
 
 def unitwise_norms(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,6 +16,7 @@ from lightning_gradwatch.core.clip.policy import SelectivePolicy, require_number
 from lightning_gradwatch.core.clip.transform import Outcome, Step, Transform
 from lightning_gradwatch.core.devices import need_not_wait
 from lightning_gradwatch.core.measure import fill_missing, norms
+from lightning_gradwatch.core.safe_norms import SMALLEST_NORM
 from lightning_gradwatch.core.shards import Shards, is_spread
 
 
@@ -56,38 +58,58 @@ class _Transform(Transform):
     def __init__(self, policy: MaxValue, parameters: Sequence[Tensor], shards: Shards) -> None:
         super().__init__(parameters)
         self._max_value, self._shards = policy.max_value, shards
+        self._is_spread = any(map(is_spread, parameters))
 
     def clip_(self, step: Step) -> Outcome:
         # The limit is in the gradients' own unit, loss scale included; none where a gradient is not finite.
         threshold = torch.full_like(step.total, self._max_value)
         limit = (threshold * step.loss_scale).masked_fill(~(step.total < torch.inf), torch.inf)
         gradients = [settle_(p) for p in self.parameters]
-        present = [g for g in gradients if g is not None]
-        for gradient in present:
-            clamp_(gradient, limit)
+        clamped = [
+            g if g is not None and may_exceed and (clamp_(g, limit) or self._is_spread) else None
+            for g, may_exceed in zip(gradients, self._may_exceed(step.norms), strict=True)
+        ]
 
-        # What is missing is filled with minus the loss scale, which the division makes the -1 that `reduce` expects.
-        found = fill_missing(norms(self._shards.local_parts(present)), gradients, -step.loss_scale)
+        # Only what was clamped is measured again (and what is spread, whose other parts may have been). What is missing
+        # is filled with minus the loss scale, which the division makes the -1 that `reduce` expects.
+        present = [g for g in clamped if g is not None]
+        found = fill_missing(norms(self._shards.local_parts(present)), clamped, -step.loss_scale)
         after = self._shards.reduce({"after": torch.stack(found) / step.loss_scale}, {"after": "norm"})["after"]
-        is_changed = (step.total < torch.inf) & (step.norms > 0)
+        is_changed = (step.total < torch.inf) & (step.norms > 0) & (after >= 0)
         return Outcome(threshold, (after / step.norms).clamp(max=1).masked_fill(~is_changed, 1.0))
 
+    def _may_exceed(self, before: Tensor) -> list[bool]:
+        """Whether an element of each gradient may be above the limit; True where a device must be asked."""
+        if self._is_spread or not before.is_cpu or self._max_value < SMALLEST_NORM:
+            return [True] * len(before)
+        # No element is larger than the norm, which in float32 is right to some 1e-3.
+        may_exceed: list[bool] = (before * 1.01 > self._max_value).tolist()
+        return may_exceed
 
-def clamp_(gradient: Tensor, limit: Tensor) -> None:
+
+def clamp_(gradient: Tensor, limit: Tensor) -> bool:
     """Bound every element of a gradient.
 
     Args:
         gradient: Settled, of any dtype. Real and imaginary parts are bounded each by itself.
         limit: Largest absolute value, float32, shape ``()``. Where it is ``inf``, nothing is changed.
+
+    Returns:
+        Whether anything may have changed.
     """
     values = reals_of(gradient)
-    if values.is_cpu and limit.is_cpu:
-        # nothing is waited for where all is on the host, and a number is ten times as fast there as a tensor
-        (most,) = limit.reshape(1).tolist()
-        values.clamp_(-most, most)
-        return
-    here = limit.to(values.device, non_blocking=need_not_wait(values.device))
-    values.clamp_(min=-here, max=here)
+    if not (values.is_cpu and limit.is_cpu):
+        here = limit.to(values.device, non_blocking=need_not_wait(values.device))
+        values.clamp_(min=-here, max=here)
+        return True
+    # nothing is waited for where all is on the host, and a number is ten times as fast there as a tensor
+    (most,) = limit.reshape(1).tolist()
+    if values.numel() and most < math.inf:
+        low, high = torch.stack(values.aminmax()).tolist()
+        if not -most <= low <= high <= most:
+            values.clamp_(-most, most)
+            return True
+    return False
 
 
 def _is_replicated(parameter: Tensor) -> bool:

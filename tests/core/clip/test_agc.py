@@ -51,6 +51,18 @@ def test_agc_lets_weights_leave_zero() -> None:
     assert unitwise_norms(parameter.grad).flatten().tolist() == pytest.approx([0.01 * 1e-3] * 3)
 
 
+def test_on_the_host_only_a_gradient_with_a_unit_above_its_limit_is_written() -> None:
+    parameters = [nn.Parameter(torch.ones(4, 5)) for _ in range(2)]
+    gradients = [torch.full((4, 5), 1e-3), torch.full((4, 5), 1e-3)]
+    gradients[1][3] = 1
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    versions = [gradient._version for gradient in gradients]
+    clip(make_clipper(AGC(), parameters), parameters)
+    assert [g._version > version for g, version in zip(gradients, versions, strict=True)] == [False, True]
+    assert gradients[1].norm(dim=1).tolist() == pytest.approx([1e-3 * 5**0.5] * 3 + [0.01 * 5**0.5])
+
+
 def test_agc_takes_the_rows_of_a_sparse_gradient_as_units() -> None:
     torch.manual_seed(0)
     weight = torch.randn(9, 4)

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from lightning_gradwatch.core.clip import MaxValue
-from tests.core.clip.training import Training
+from tests.core.clip.training import Training, clip, make_clipper
 
 
 def test_a_fixed_value_is_torchs_own() -> None:
@@ -18,6 +19,18 @@ def test_a_fixed_value_is_torchs_own() -> None:
     _, clipping = training.step()
     assert all(torch.equal(a, b) for a, b in zip(training.gradients(), other.gradients(), strict=True))
     assert clipping.threshold.item() == pytest.approx(0.4)
+
+
+def test_on_the_host_only_a_gradient_with_an_element_above_the_limit_is_written() -> None:
+    gradients = [torch.linspace(-1, 1, 900).view(30, 30), torch.full((30, 30), 0.4), torch.full((30, 30), 1e-5)]
+    parameters = [nn.Parameter(torch.zeros(30, 30)) for _ in gradients]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    before, versions = gradients[0].norm(), [gradient._version for gradient in gradients]
+    clipping = clip(make_clipper(MaxValue(0.5), parameters), parameters)
+    assert [g._version > version for g, version in zip(gradients, versions, strict=True)] == [True, False, False]
+    assert gradients[0].abs().max() == 0.5
+    assert clipping.coefficients.tolist() == pytest.approx([(gradients[0].norm() / before).item(), 1, 1])
 
 
 @pytest.mark.parametrize(
