@@ -288,6 +288,8 @@ class Probe:
         """Describe the first tensor that the layer was called with."""
         try:
             first = next((t for t in tensors_in(given) if t.is_floating_point() and t.numel()), None)
+            if first is not None and first.requires_grad:
+                self.order.fed.add(name)
             part = None if first is None else local(first.detach())
             if part is not None and part.numel():  # a rank may hold an empty shard
                 self._inputs.add(name, part, channels_first=isinstance(module, _CONVOLUTION))

@@ -9,6 +9,7 @@ class RunOrder:
     Attributes:
         names: Names of the layers in the order in which their first forward call ended.
         ran: Names of the layers that ran since :meth:`start`.
+        fed: Of these the ones whose input was part of the graph, where that was looked at.
         placed: Those that have their place.
         previous: The one that ran last; ``""`` at the start.
     """
@@ -21,6 +22,7 @@ class RunOrder:
     def start(self) -> None:
         """A new step begins."""
         self.ran: set[str] = set()
+        self.fed: set[str] = set()
         self.previous = ""
 
     def place(self, name: str) -> None:

@@ -15,8 +15,9 @@ SAMPLES = 10
 class DetachedRule(SteadyRule):
     """A layer that ran in ten samples and never had a gradient.
 
-    A mere notice if it is behind every layer that had one, as a head that the loss does not use. Nothing is judged
-    while rounding swallows gradients.
+    A mere notice if it ran behind every layer that had one, or took what one of these put out: it is then a head that
+    the loss does not use, or a side branch. A path that is cut begins with layers that none that learns feeds. Nothing
+    is judged while rounding swallows gradients.
     """
 
     def __init__(self) -> None:
@@ -31,9 +32,7 @@ class DetachedRule(SteadyRule):
         for layer in observation.layers:
             if layer.name in sample.ran:
                 self._num_runs[layer.name] = self._num_runs.get(layer.name, 0) + 1
-        never = history.reach.unreached
-        if never:
-            never = [name for name in never if self._num_runs[name] >= SAMPLES]
+        never = [name for name in history.reach.unreached if self._num_runs[name] >= SAMPLES]
         level = _level(observation, history, never) if never else "alert"
         return self.hysteresis.judge(sample.step, float(len(never)), tuple(never), level)
 
@@ -52,10 +51,13 @@ class DetachedRule(SteadyRule):
 
 
 def _level(observation: Observation, history: History, detached: list[str]) -> AlertLevel:
-    """A notice if all of them ran behind the last layer that has had a gradient."""
+    """A notice if all of them ran behind the last layer that has had a gradient, or are fed by the first of these."""
     names = [layer.name for layer in observation.layers]
-    last = max((i for i, name in enumerate(names) if name in history.reach.had_gradient), default=len(names))
-    return "notice" if {*detached} <= {*names[last + 1 :]} else "alert"
+    reached = [i for i, name in enumerate(names) if name in history.reach.had_gradient]
+    if not reached:
+        return "alert"
+    behind, beside = {*names[reached[-1] + 1 :]}, {*names[reached[0] + 1 :]} & history.reach.fed
+    return "notice" if {*detached} <= behind or {*detached} <= beside else "alert"
 
 
 def describe(finding: Finding, _: Evidence) -> str:

@@ -82,3 +82,25 @@ def test_layers_cut_off_the_loss_are_named() -> None:
     net.insert(4, Cut())
     alert = explained(watched(net, 15), "detached", "detached")
     assert alert.message.startswith("0, 2 run but never get a gradient")
+
+
+class Spare(nn.Module):
+    """A side branch whose output nobody asks for, or whose input is cut off."""
+
+    def __init__(self, is_fed: bool) -> None:
+        super().__init__()
+        self.trunk, self.spare, self.head = relu_net(3), nn.Linear(10, 7), nn.Linear(10, 10)
+        self.is_fed = is_fed
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.trunk(x)
+        self.spare(features if self.is_fed else features.detach())
+        out: Tensor = self.head(features)
+        return out
+
+
+def test_a_head_that_the_loss_does_not_use_is_worth_a_notice_wherever_it_runs() -> None:
+    (alert,) = watched(Spare(is_fed=True), 15)
+    assert (alert.kind, alert.level, alert.layer) == ("detached", "notice", "spare")
+    (alert,) = watched(Spare(is_fed=False), 15)
+    assert (alert.kind, alert.level, alert.layer) == ("detached", "alert", "spare")
