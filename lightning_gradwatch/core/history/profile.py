@@ -80,6 +80,23 @@ def decades_lost(norms: Sequence[float]) -> float | None:
     return median(logs[-third:]) - median(logs[:third])
 
 
+def lost_in_the_middle(norms: Sequence[float]) -> float:
+    """Decades by which the middle third lies below both others, as in a layer that reads a sequence in both directions.
+
+    Args:
+        norms: Gradient norms along time, each above zero.
+
+    Returns:
+        Decades; negative if one of the ends is no larger; 0 for fewer than three norms.
+    """
+    if len(norms) < 3:
+        return 0.0
+    third = math.ceil(len(norms) / 3)
+    logs = [math.log10(norm) for norm in norms]
+    middle = logs[third:-third] or logs[1:-1]
+    return min(median(logs[:third]), median(logs[-third:])) - median(middle)
+
+
 def largest_jump(norms: Sequence[float]) -> float:
     """The most decades that are lost in one place: between neighbouring moving medians of log10 norms.
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from statistics import median
 
 from lightning_gradwatch.core.history.depth import MEDIAN_SAMPLES, are_recent
-from lightning_gradwatch.core.history.profile import decades_lost, positive
+from lightning_gradwatch.core.history.profile import decades_lost, lost_in_the_middle, positive
 from lightning_gradwatch.core.saved import Saved, State
 
 HORIZON_SHARE = 0.01
@@ -62,8 +62,9 @@ class TimeHistory:
         for name, norms in sequences.items():
             if shares is not None and name in shares:
                 self.shares[name] = [*self.shares.get(name, []), shares[name]][-MEDIAN_SAMPLES:]
-            decades = decades_lost(positive(norms))
+            decades, inside = decades_lost(positive(norms)), lost_in_the_middle(positive(norms))
             if decades is not None:
+                decades = inside if inside > max(decades, 0.0) else decades
                 self.recent[name] = [*self.recent.get(name, []), decades][-MEDIAN_SAMPLES:]
             before = self.horizons.get(name, (0, 0, 0.0))[2]
             self.horizons[name] = memory_horizon(norms), len(norms), before if decades is None else decades

@@ -40,3 +40,13 @@ def test_the_memory_horizon_counts_what_carries_a_hundredth_of_the_largest() -> 
 def test_the_memory_horizon_knows_no_scale(norms: list[float], scale: float) -> None:
     assert 1 <= memory_horizon(norms) <= len(norms)
     assert memory_horizon([scale * norm for norm in norms]) == memory_horizon(norms)
+
+
+def test_what_both_directions_lose_on_their_way_to_the_middle_counts() -> None:
+    time = TimeHistory()
+    both = [*through_time(-4, 12), *through_time(4, 12)]
+    for _ in range(5):
+        time.add({"both": both, "one": through_time(4, 24), "back": through_time(-4, 24)})
+    assert time.recent["both"] == pytest.approx([4.0] * 5)
+    assert time.recent["one"] == pytest.approx([4.0] * 5)
+    assert time.recent["back"] == pytest.approx([-4.0] * 5)
