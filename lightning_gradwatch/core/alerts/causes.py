@@ -10,6 +10,8 @@ from lightning_gradwatch.core.history.evidence import Evidence, typical
 from lightning_gradwatch.core.records import Finding
 
 HE_GAIN = math.sqrt(2)
+LARGE_RHO = 3.0
+"""Weights that start at more than this times the gain that keeps a signal's size drive units to their rails."""
 BLOWN_UP = 3.0
 """Weights that have grown by this factor are no longer those that were initialised."""
 
@@ -70,6 +72,8 @@ def _rho(evidence: Evidence, gains: dict[str, float]) -> float:
 
 def cliff(evidence: Evidence) -> Diagnosis | None:
     """What is lost in one place, or by a few layers whose gain stands out."""
+    if _rho(evidence, evidence.weights.first_gain) > LARGE_RHO:  # the weights are too large everywhere
+        return None
     names, logs = list(evidence.profile), [math.log10(n) for n in evidence.profile.values()]
     drops = [(logs[i + 1] - logs[i], i) for i in range(len(logs) - 1)]
     odd = _odd_layers(evidence)
@@ -149,7 +153,7 @@ def rails(evidence: Evidence) -> Diagnosis | None:
     inner = [evidence.inputs[name].beyond for name in evidence.layers[1:] if name in evidence.inputs]
     share = median(inner) if inner else 0.0
     rho = _rho(evidence, evidence.weights.first_gain)
-    if not (tanhs and share > 0.5) and not rho > 3:
+    if not (tanhs and share > 0.5) and not rho > LARGE_RHO:
         return None
     return Diagnosis(
         "large_init",
