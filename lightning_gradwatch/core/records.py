@@ -47,6 +47,7 @@ Cause = Literal[
     "dead_relu",
     "detached",
     "saturated_output",
+    "target_scale",
     "half_precision",
     "adam_eps",
     "learning_rate",

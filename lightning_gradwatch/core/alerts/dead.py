@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import median
 
 from lightning_gradwatch.core.alerts.causes import (
     INIT_REMEDIES,
@@ -18,9 +19,11 @@ from lightning_gradwatch.core.alerts.lost import stopped_by_the_head
 from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.history.evidence import Evidence
 from lightning_gradwatch.core.records import Finding, Observation
+from lightning_gradwatch.core.saved import Saved, State
 
 SHARE = 0.5
 SAMPLES = 5
+MANY_SAMPLES = 10
 DEAD_UNITS = 0.95
 """Share of units that are zero for every sample from which on an activation is at fault."""
 
@@ -28,26 +31,40 @@ DEAD_UNITS = 0.95
 class DeadRule(SteadyRule):
     """At least half of the first third of the layers with exactly zero gradient in five samples in a row.
 
-    Zeros that rounding makes are another kind of alert: nothing is judged while that is open.
+    Where the loss is flat, zeros that come and go will do: the middle one of the last ten samples counts. Zeros that
+    rounding makes are another kind of alert: nothing is judged while that is open.
     """
 
     def __init__(self) -> None:
         super().__init__(Hysteresis("dead", SHARE, persistence=SAMPLES, release=1.0))
+        self._shares: list[float] = []
 
     def update(self, observation: Observation, history: History) -> Finding | None:
         """Judge a sample."""
         if history.sample is None or "underflow" in history.open:
             return None
         trained, silent = history.reach.trained, history.reach.silent
-        if observation.losses[-1] == 0:  # nothing is left to learn from this batch
+        if observation.losses[-1] == 0 or history.losses.is_done:  # nothing is left to learn
             silent = []
         first_third = trained[: math.ceil(len(trained) / 3)]
         share = len({*first_third} & {*silent}) / len(first_third) if first_third else 0.0
-        return self.hysteresis.judge(history.sample.step, share, tuple(silent))
+        self._shares = [*self._shares, share][-MANY_SAMPLES:]
+        if len(self._shares) == MANY_SAMPLES and share < SHARE and history.losses.concern == "alert":
+            share = median(self._shares)
+        return self.hysteresis.judge(history.sample.step, share, tuple(silent) or tuple(first_third))
 
     def scores(self, history: History) -> dict[str, float]:
         """Number of dead layers; 0 while there is no alert."""
         return {"dead_layers": float(len(self.finding.layers)) if self.finding is not None else 0.0}
+
+    def state_dict(self) -> State:
+        """Primitives that :meth:`load_state_dict` takes back."""
+        return {**super().state_dict(), "shares": list(self._shares)}
+
+    def load_state_dict(self, state: Saved) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        super().load_state_dict(state)
+        self._shares = state.take("shares", list[float], [], lambda shares: len(shares) <= MANY_SAMPLES)
 
 
 def describe(finding: Finding, _: Evidence) -> str:

@@ -18,6 +18,10 @@ MOST = 0.5
 WORTH_SAYING = 0.05
 NUM_SAID = 3
 MAX_STAGES = 40
+LARGE_LOG = 1.0
+"""log10 of a gradient norm at the output from which on a loss of classes, or one that has saturated, is ruled out."""
+LINEAR: frozenset[Group] = frozenset(("loss", "pooling", "products", "other", "joins"))
+"""Groups behind the last layer that have no flat parts."""
 GAINS = ("weights", "normalisation", "products")
 """Groups whose factor may well be above one."""
 
@@ -63,6 +67,22 @@ def stopped_by_the_head(evidence: Evidence) -> Diagnosis | None:
             "a sigmoid for a single output unit: a softmax over one is always 1",
             "no clamp, and no rounding, of what the loss is computed from",
         ),
+    )
+
+
+def targets_out_of_reach(evidence: Evidence) -> Diagnosis | None:
+    """A linear output whose gradient is anything but small: what a step changes is small beside the loss alone."""
+    found = None if evidence.attribution is None else evidence.attribution.head()
+    if found is None or not evidence.losses:
+        return None
+    layer, groups, log = found
+    if log < LARGE_LOG or not groups <= LINEAR:
+        return None
+    return Diagnosis(
+        "target_scale",
+        f"the gradient at the output of {layer} has a norm of {10**log:.2g}, so nothing has saturated, but the output "
+        f"can hardly move beside a loss of {evidence.losses[-1]:.2g}: the targets are far larger than the outputs",
+        ("targets scaled to mean 0 and standard deviation 1", "a higher learning rate", "the logarithm of the targets"),
     )
 
 

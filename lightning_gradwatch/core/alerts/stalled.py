@@ -7,6 +7,7 @@ import math
 from lightning_gradwatch.core.alerts.causes import saturating, weight_decay
 from lightning_gradwatch.core.alerts.hysteresis import Hysteresis, SteadyRule
 from lightning_gradwatch.core.alerts.kind import Diagnosis, Kind, first_of
+from lightning_gradwatch.core.alerts.lost import targets_out_of_reach
 from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.history.evidence import Evidence
 from lightning_gradwatch.core.records import Finding, Observation
@@ -24,7 +25,9 @@ class StalledRule(SteadyRule):
     """The loss is no better than at the start, and the gradients, or the updates, are too small to change that.
 
     Either the largest ``|W| |g| / |loss|`` of any layer (what a step could change at most) is at most 1e-3, or the
-    largest ``|dW| / |W|`` is at most 3e-5. Nothing is judged while an alert is open that explains it.
+    largest ``|dW| / |W|`` is at most 3e-5. A loss without noise may fall at every step and get nowhere all the same:
+    less than a thousandth in 200 steps is no better. Nothing is judged while an alert is open that explains it, while
+    the learning rate is being warmed up, or once next to nothing is left of the loss.
     """
 
     def __init__(self) -> None:
@@ -37,7 +40,13 @@ class StalledRule(SteadyRule):
         for kind in EXPLAINED_BY:
             if kind in history.open and history.open[kind].level == "alert":
                 return None
-        is_stalled = _cannot_move(observation, history.sample, history) and history.losses.has_not_improved
+        losses = history.losses
+        is_waiting = losses.is_done or history.evidence.steps.is_warming_up
+        is_stalled = (
+            _cannot_move(observation, history.sample, history)
+            and (losses.has_not_improved or losses.is_still)
+            and not is_waiting
+        )
         return self.hysteresis.judge(history.sample.step, float(is_stalled))
 
     def scores(self, history: History) -> dict[str, float]:
@@ -78,7 +87,7 @@ def diagnose(_: Finding, evidence: Evidence) -> Diagnosis:
         "the gradient is tiny right at the last layer already, so the output or the loss has saturated",
         ("a loss on logits (cross_entropy, binary_cross_entropy_with_logits)", "a smaller last layer at the start"),
     )
-    return first_of(weight_decay(evidence), saturating(evidence), saturated)
+    return first_of(weight_decay(evidence), targets_out_of_reach(evidence), saturating(evidence), saturated)
 
 
 STALLED = Kind(

@@ -93,6 +93,23 @@ class Attribution:
             number = source
         return None
 
+    def head(self) -> tuple[str, frozenset[Group], float] | None:
+        """What stands between the loss and the first layer on the gradient's way.
+
+        Returns:
+            That layer, the groups of the operations before it, and log10 of the gradient's norm at its output; None if
+            no gradient has reached one.
+        """
+        layer = next(iter(self._place), "")
+        log = self.norm_at(layer)
+        if not math.isfinite(log):
+            return None
+        groups, number = set[Group](), self._place[layer]
+        while self._operations[number].consumers:
+            number, _ = self._strongest(number)
+            groups.add(self._operations[number].group)
+        return layer, frozenset(groups), log
+
     def lost_before(self, group: Group) -> dict[str, float]:
         """Decades that a group of operations loses on the way from the loss to each layer; a gain counts for 0."""
         lost = [0.0] * len(self._operations)

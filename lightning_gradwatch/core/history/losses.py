@@ -17,6 +17,10 @@ NOTICE_STEPS = 20
 STILL_STEPS = 40
 STILL_SHARE = 0.75
 LEARNED_SHARE = 0.25
+DONE_SHARE = 1e-4
+STILL_FALL = 1e-3
+LONG = 200
+"""Steps after which a loss that has moved by less than a thousandth, though it falls at each of them, is still."""
 LOWER_SHARE = 0.6
 """In a flat stretch less than this share of (earlier, later) pairs of steps has the later loss lower."""
 
@@ -73,6 +77,16 @@ class LossHistory:
     def has_learned(self) -> bool:
         """Whether less than a quarter of the loss at the start is left: then it may well be flat."""
         return self.start > 0 and abs(self.now) < LEARNED_SHARE * self.start
+
+    @property
+    def is_done(self) -> bool:
+        """Whether next to nothing is left of the loss: then zero gradients, and no updates, are as they should be."""
+        return self.now == 0 or (self.start > 0 and abs(self.now) <= DONE_SHARE * self.start)
+
+    @property
+    def is_still(self) -> bool:
+        """Whether 200 steps and more have not moved the loss by a thousandth of what it was, however steadily."""
+        return self.num_steps >= LONG and abs(self.start - self.now) < STILL_FALL * abs(self.start)
 
     @property
     def patience(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from copy import copy
+from itertools import pairwise
 
 from lightning_gradwatch.core.records import Observation
 from lightning_gradwatch.core.saved import Saved, State
@@ -49,6 +50,11 @@ class StepFacts:
         self.takes_bad_inputs = False
         has_ranks = distributed.is_available() and distributed.is_initialized()
         self.num_ranks = distributed.get_world_size() if has_ranks else 1
+
+    @property
+    def is_warming_up(self) -> bool:
+        """Whether the learning rate has risen at each of the last observations."""
+        return len(self.rates) > 1 and all(a < b for a, b in pairwise(self.rates))
 
     def add(self, observation: Observation) -> None:
         """Take in an observation."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_gradwatch.core.alerts.dead import DeadRule
 from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.records import Finding, Observation
+from lightning_gradwatch.core.saved import Saved
 from tests.core.alerts.trained import batches, explained, figures, relu_net, watched
 from tests.core.builders import judged, observed, silent
 
@@ -111,3 +112,39 @@ def test_a_network_that_starts_at_zero_is_told_from_dead_units() -> None:
         nn.init.zeros_(parameter)
     alert = explained(watched(net, 12), "dead", "small_init")
     assert "0, 2, 4 and 1 more are exactly zero" in alert.evidence
+
+
+def with_losses(looks: Looks, *losses: float) -> Looks:
+    looks.history.losses.add(losses)
+    return looks
+
+
+def test_nothing_is_dead_when_next_to_nothing_is_left_of_the_loss() -> None:
+    """As of a logit whose loss is 1e-8, with a gradient that rounds to exactly zero."""
+    done = with_losses(Looks(), *[1.0] * 10, *[1e-5] * 10)
+    assert done.over(12, loss=1e-5, **silent(*range(6))) == []
+    begun = with_losses(Looks(), *[1.0] * 10, *[1e-3] * 10)
+    assert [step for step, _ in begun.over(12, loss=1e-3, **silent(*range(6)))] == [4]
+
+
+def come_and_go(looks: Looks, steps: int, loss: float = 1.0) -> list[Finding]:
+    """Silence in two samples of three."""
+    return [
+        found for step in range(steps) for found in looks.at(observed(step, loss=loss, **silent(*[0, 1][: step % 3])))
+    ]
+
+
+def test_zeros_that_come_and_go_are_dead_while_the_loss_is_flat() -> None:
+    looks = Looks()
+    (finding,) = come_and_go(looks, 70)
+    assert (finding.kind, finding.until_step) == ("dead", None)
+    assert finding.step >= 59  # before that no loss can be called flat
+    learned = with_losses(Looks(), *[5.0] * 30)
+    assert come_and_go(learned, 70) == []  # less than a quarter of the loss is left
+
+
+def test_what_came_and_went_is_remembered_over_a_resume() -> None:
+    looks, resumed = Looks(), Looks()
+    come_and_go(looks, 8)
+    resumed.rule.load_state_dict(Saved.of(looks.rule.state_dict()))
+    assert resumed.rule.state_dict() == looks.rule.state_dict()

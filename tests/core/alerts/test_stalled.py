@@ -59,3 +59,34 @@ def test_a_saturated_output_is_named() -> None:
         return (output.sigmoid() - functional.one_hot(digit, 10)).square().mean()
 
     explained(watched(net, 90, loss_of=squared, lr=0.1, every=3), "stalled", "saturated_output")
+
+
+def test_a_loss_that_falls_without_noise_and_gets_nowhere_is_stalled() -> None:
+    def falling(by: float, steps: int = 200) -> LossHistory:
+        return losses_of(*[1e15 * (1 - by * step / steps) for step in range(steps)])
+
+    strong = {"gradients": [1e15] * 6}
+    assert [f.kind for f in stall(falling(5e-4), 1e-9, **strong)] == ["stalled"]
+    assert stall(falling(5e-4, steps=150), 1e-9, **strong) == []  # not yet
+    assert stall(falling(5e-3), 1e-9, **strong) == []
+    assert stall(falling(5e-4), 1e-3, **strong) == []  # its weights move
+
+
+def test_what_is_done_has_not_stalled() -> None:
+    assert stall(losses_of(*[0.5] * 5, *[0.0] * 80), 0.0, gradients=[0.0] * 6) == []
+    assert stall(losses_of(*[0.0] * 80), 0.0, gradients=[0.0] * 6) == []
+
+
+def test_a_warm_up_is_waited_for() -> None:
+    def after(rates: list[float]) -> list[Finding]:
+        rule, history, found = StalledRule(), History(), []
+        history.losses, history.largest_update = losses_of(*[2.0] * 60), 1e-6
+        for step, lr in enumerate(rates):
+            observation = observed(step, lr=lr)
+            history.evidence.steps.add(observation)
+            history.sample = sample_of(observation)
+            found += judged(rule, observation, history)
+        return found
+
+    assert after([1e-6 * step for step in range(1, 20)]) == []
+    assert [f.step for f in after([*[1e-6 * step for step in range(1, 11)], *[1e-5] * 5])] == [12]

@@ -158,6 +158,30 @@ def test_a_head_that_passes_nothing_is_named(head: Callable[[Tensor], Tensor], c
     )
 
 
+class Slow(Headed):
+    """The same at a rate at which nothing moves."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("head", "cause"),
+    [
+        (lambda outputs: outputs - 1e6, "target_scale"),
+        (lambda outputs: torch.sigmoid(outputs + 14), "saturated_output"),
+    ],
+    ids=["targets of a million", "a saturated sigmoid"],
+)
+def test_targets_out_of_reach_are_told_from_a_saturated_output(head: Callable[[Tensor], Tensor], cause: str) -> None:
+    watch = GradWatch()
+    quiet_trainer(watch, max_steps=100).fit(Slow(1, head), digits())
+    (alert,) = watch.alerts
+    assert (alert.kind, alert.cause) == ("stalled", cause)
+    if cause == "target_scale":
+        assert "the gradient at the output of net.4 has a norm of 2" in alert.evidence
+
+
 class Adversaries(pl.LightningModule):
     """Two networks, each with an optimizer, of which one is sick."""
 

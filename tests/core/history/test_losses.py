@@ -93,3 +93,17 @@ def test_patience_lasts_only_while_the_loss_is_falling_still() -> None:
     flat.add([1.0 + 0.1 * (i % 3) for i in range(100)])
     fallen.add([5.0] * 10 + [1.0 + 0.1 * (i % 3) for i in range(90)])
     assert (falling.patience, flat.patience, fallen.patience) == (1.5, 1.0, 1.25)
+
+
+def test_a_loss_is_done_when_a_ten_thousandth_is_left_or_nothing() -> None:
+    assert losses_of(*[1.0] * 10, *[1e-4] * 10).is_done
+    assert not losses_of(*[1.0] * 10, *[2e-4] * 10).is_done
+    assert losses_of(*[0.0] * 10).is_done
+    assert not losses_of(*[-1.0] * 10, *[-50.0] * 10).is_done  # a likelihood has no zero
+    assert not losses_of().is_done
+
+
+def test_a_loss_is_still_when_200_steps_have_not_moved_it_by_a_thousandth() -> None:
+    assert losses_of(*[-1e6 - step for step in range(200)]).is_still
+    assert not losses_of(*[-1e6 - step for step in range(199)]).is_still
+    assert not losses_of(*[-1e3 - step for step in range(200)]).is_still
