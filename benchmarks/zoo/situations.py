@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ class Branches(nn.Module):
         self.first, self.second = (mlp(4, outputs=64, gain=HE) for _ in range(2))
         self.head = nn.Linear(64, 10)
         for layer in (self.first[2], self.first[4]):
-            nn.init.constant_(layer.bias, bias)
+            nn.init.constant_(layer.get_parameter("bias"), bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """The scores."""
@@ -134,6 +135,11 @@ def standard_normal(depth: int, width: int) -> nn.Module:
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight)
     return net
+
+
+def drawn(depth: int, width: int) -> Task:
+    """Classify the digits from there."""
+    return on_digits(standard_normal(depth, width), sgd(0.01))
 
 
 CASES: list[Case] = [
@@ -241,7 +247,7 @@ CASES: list[Case] = [
     *(
         sick(
             f"standard_normal_tanh{depth}",
-            lambda depth=depth, width=width: on_digits(standard_normal(depth, width), sgd(0.01)),
+            partial(drawn, depth, width),
             300,
             "exploding vanishing dead",
             "large_init",

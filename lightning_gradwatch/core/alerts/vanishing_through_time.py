@@ -58,7 +58,8 @@ def describe(finding: Finding, evidence: Evidence) -> str:
     if horizon == length > 0:  # it is read from both ends
         reach = f"the middle of its {length} time steps gets that much less than both ends"
     when = "whatever the loss does" if _is_overlooked(finding, evidence) else "while the loss is flat"
-    return f"Gradients vanish through time in {layer} (step {finding.step}) by {finding.value:.1f} decades {when}: {reach}."
+    told = f"Gradients vanish through time in {layer} (step {finding.step}) by {finding.value:.1f} decades {when}"
+    return f"{told}: {reach}."
 
 
 def diagnose(finding: Finding, evidence: Evidence) -> Diagnosis:
