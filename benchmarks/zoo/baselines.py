@@ -1,4 +1,4 @@
-"""What a user would write instead: three rules of thumb for vanishing gradients, as callbacks."""
+"""What a user would write instead: rules of thumb and published rules for vanishing gradients, as callbacks."""
 
 from __future__ import annotations
 
@@ -85,7 +85,28 @@ class LargeRatio(Baseline):
         return low == 0 or high / low > 1e3**2
 
 
-BASELINES: tuple[type[Baseline], ...] = (SmallMean, SmallTotal, LargeRatio)
+class FirstToLast(Baseline):
+    """The first weight's gradient is less than 1e-3 times the last one's, and below 1e-4: AutoTrainer's rule.
+
+    The accuracy, which must be poor besides before AutoTrainer does something, is left out: it is for classifiers.
+
+    Source:
+        Zhang et al., "AUTOTRAINER: An Automatic DNN Training Problem Detection and Repair System", ICSE 2021.
+    """
+
+    title = "first/last weight < 1e-3, first < 1e-4"
+    patience = 5
+
+    def holds(self, gradients: Gradients) -> bool:
+        """Whether the rule holds for the first and the last matrix with a gradient, in the order of definition."""
+        matrices = [grad for grad in gradients.values() if grad.ndim > 1]
+        if not matrices:
+            return False
+        first, last = (_square(grad) ** 0.5 for grad in (matrices[0], matrices[-1]))
+        return first < 1e-4 and first < 1e-3 * last
+
+
+BASELINES: tuple[type[Baseline], ...] = (SmallMean, SmallTotal, LargeRatio, FirstToLast)
 
 
 def _gradients(module: LightningModule, optimizer: Optimizer) -> Gradients:
