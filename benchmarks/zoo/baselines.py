@@ -103,7 +103,7 @@ class FirstToLast(Baseline):
         if not matrices:
             return False
         first, last = (_square(grad) ** 0.5 for grad in (matrices[0], matrices[-1]))
-        return first < 1e-4 and first < 1e-3 * last
+        return bool(first < 1e-4 and first < 1e-3 * last)
 
 
 BASELINES: tuple[type[Baseline], ...] = (SmallMean, SmallTotal, LargeRatio, FirstToLast)
