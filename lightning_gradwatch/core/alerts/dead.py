@@ -49,8 +49,8 @@ class DeadRule(SteadyRule):
         first_third = trained[: math.ceil(len(trained) / 3)]
         share = len({*first_third} & {*silent}) / len(first_third) if first_third else 0.0
         self._shares = [*self._shares, share][-MANY_SAMPLES:]
-        if len(self._shares) == MANY_SAMPLES and share < SHARE and history.losses.concern == "alert":
-            share = median(self._shares)
+        if self.finding is None and len(self._shares) == MANY_SAMPLES and history.losses.concern == "alert":
+            share = max(share, median(self._shares))
         return self.hysteresis.judge(history.sample.step, share, tuple(silent) or tuple(first_third))
 
     def scores(self, history: History) -> dict[str, float]:

@@ -55,7 +55,7 @@ def describe(finding: Finding, evidence: Evidence) -> str:
     layer = finding.layers[0]
     horizon, length, _ = evidence.horizons.get(layer, (0, 0, 0.0))
     reach = f"only the last {horizon} of {length} time steps carry at least 1 % of the largest gradient"
-    if horizon == length > 0:  # it is read from both ends
+    if layer in evidence.two_sided:
         reach = f"the middle of its {length} time steps gets that much less than both ends"
     when = "whatever the loss does" if _is_overlooked(finding, evidence) else "while the loss is flat"
     told = f"Gradients vanish through time in {layer} (step {finding.step}) by {finding.value:.1f} decades {when}"

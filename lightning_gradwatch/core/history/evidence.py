@@ -81,6 +81,11 @@ class Evidence:
         return self._time.horizons
 
     @property
+    def two_sided(self) -> Collection[str]:
+        """Recurrent layers that lose the gradient on the way from both ends to the middle."""
+        return self._time.two_sided
+
+    @property
     def losses(self) -> list[float]:
         """The known losses of the last 20 steps."""
         return self._losses.last(RECENT_LOSSES)

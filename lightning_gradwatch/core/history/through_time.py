@@ -20,12 +20,14 @@ class TimeHistory:
         horizons: Memory horizon, number of time steps and decades lost on the way through them, by layer.
         recent: Decades lost in the last five samples, by layer.
         shares: Each layer's share of the squared gradient norm in them, by layer; 1 where it was not known.
+        two_sided: Layers that were last seen to lose it on the way from both ends to the middle.
     """
 
     def __init__(self) -> None:
         self.horizons: dict[str, tuple[int, int, float]] = {}
         self.recent: dict[str, list[float]] = {}
         self.shares: dict[str, list[float]] = {}
+        self.two_sided: set[str] = set()
 
     @property
     def worst(self) -> tuple[str, float]:
@@ -64,7 +66,8 @@ class TimeHistory:
                 self.shares[name] = [*self.shares.get(name, []), shares[name]][-MEDIAN_SAMPLES:]
             decades, inside = decades_lost(positive(norms)), lost_in_the_middle(positive(norms))
             if decades is not None:
-                decades = inside if inside > max(decades, 0.0) else decades
+                (self.two_sided.add if inside > max(decades, 0.0) else self.two_sided.discard)(name)
+                decades = inside if name in self.two_sided else decades
                 self.recent[name] = [*self.recent.get(name, []), decades][-MEDIAN_SAMPLES:]
             before = self.horizons.get(name, (0, 0, 0.0))[2]
             self.horizons[name] = memory_horizon(norms), len(norms), before if decades is None else decades
