@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from .blocks import HE, Supervised, adam, frozen, mlp, on_digits, pretrained, sgd
+from .blocks import HE, Factory, Supervised, adam, frozen, mlp, on_digits, pretrained, sgd
 from .case import Case, Task, healthy, sick
 from .data import digits, loader
 
@@ -20,15 +20,18 @@ class Adversaries(LightningModule):
     Args:
         objective: What the generator minimises.
         head_start: Steps that the discriminator trains alone before the run begins.
-        rate: Learning rate of the discriminator.
+        generator: Makes the optimizer of the generator.
+        rate: Learning rate of the discriminator, with Adam.
     """
 
-    def __init__(self, objective: Literal["fool", "not caught"], head_start: int = 0, rate: float = 5e-4) -> None:
+    def __init__(
+        self, objective: Literal["fool", "not caught"], head_start: int, generator: Factory, rate: float
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.generator = nn.Sequential(mlp(3, inputs=16, outputs=64, gain=HE), nn.Tanh())
         self.discriminator = mlp(3, lambda: nn.LeakyReLU(0.2), outputs=1, gain=HE)
-        self.objective, self.rate = objective, rate
+        self.objective, self.optimizer, self.rate = objective, generator, rate
         self.gaps: list[float] = []  # how far the mean fake is from the mean digit
         images, _ = squashed()
         alone = torch.optim.Adam(self.discriminator.parameters(), rate)
@@ -66,9 +69,11 @@ class Adversaries(LightningModule):
         optimizer.step()
 
     def configure_optimizers(self) -> Any:
-        """One Adam each."""
-        rates = (self.generator, 1e-3), (self.discriminator, self.rate)
-        return [torch.optim.Adam(part.parameters(), lr, betas=(0.5, 0.99)) for part, lr in rates]
+        """One each."""
+        return [
+            self.optimizer(self.generator.parameters()),
+            torch.optim.Adam(self.discriminator.parameters(), self.rate, betas=(0.5, 0.99)),
+        ]
 
 
 class Distilled(LightningModule):
@@ -164,7 +169,7 @@ def finetuned() -> Task:
 CASES: tuple[Case, ...] = (
     sick(
         "gan_starved",
-        lambda: adversaries("not caught", 400, 2e-3),
+        lambda: adversaries("not caught", 300, sgd(0.02, momentum=0.5), 5e-4),
         600,
         "vanishing stalled dead",
         "saturated_output",
@@ -198,7 +203,12 @@ CASES: tuple[Case, ...] = (
         "low_rank",
         "both factors of every update start at zero: nothing ever moves; LOSS",
     ),
-    healthy("gan_fooling", lambda: adversaries("fool"), 600, "both players learn; gap of the means LOSS"),
+    healthy(
+        "gan_fooling",
+        lambda: adversaries("fool", 0, adam(5e-4), 2e-3),
+        600,
+        "both players learn, from the same start; gap of the means LOSS",
+    ),
     healthy("student", lambda: distilled("student"), 200, "a frozen teacher, on purpose; LOSS"),
     healthy("thawed_again", lambda: on_digits(mlp(4, gain=HE), sgd(0.002)), 200, "all of it is trained; LOSS"),
     healthy("low_rank", lambda: adapted(0.125), 200, "one factor of every update starts at zero; LOSS"),

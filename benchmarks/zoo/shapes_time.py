@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from .blocks import HE, XAVIER, Detached, Factory, Supervised, adam, mlp, on_digits, per_token, sgd
 from .case import Case, Task, healthy, sick
-from .data import adding, digits, loader, local, recall, rows
+from .data import adding, digits, loader, local, rows
 from .late import from_step, setting, shifted
 from .recurrent import LastStep, gru, lstm, reads, remembering, vanilla
 
@@ -166,32 +166,32 @@ def narrow_tanh(**options: Any) -> Task:
 
 CASES: tuple[Case, ...] = (
     sick(
-        "rnn_middle_of_120",
-        lambda: in_the_middle(both_ways(nn.RNN), 120, adam(3e-3)),
+        "rnn_middle_of_80",
+        lambda: in_the_middle(both_ways(nn.RNN), 80, adam(3e-3)),
         250,
         "vanishing_through_time",
         "recurrence",
-        "lstm_middle_of_120",
+        "lstm_middle_of_80",
         "both directions forget before they reach the middle: chance level; LOSS",
         also="stalled vanishing",
     ),
     sick(
-        "gru_recall_T150",
-        lambda: reads(gru(8, 16), recall(150), adam(2e-3)),
-        250,
+        "gru_then_blank",
+        lambda: reads(gru(8, 24), rows(blank=60), adam(5e-3), outputs=10),
+        200,
         "vanishing_through_time",
         "recurrence",
-        "gru_patient_T150",
-        "a default GRU forgets the first of 150 steps: chance level; LOSS",
+        "gru_patient",
+        "a default GRU forgets the digit over 60 blank steps: chance level; LOSS",
         also="stalled vanishing",
     ),
     sick(
-        "rnn_adding_T60_two_layers",
-        lambda: reads(vanilla(2, 24, depth=2), adding(120), adam(2e-3), F.mse_loss, 1),
+        "rnn_adding_T50_two_layers",
+        lambda: reads(vanilla(2, 24, depth=2), adding(50), adam(2e-3), F.mse_loss, 1),
         250,
         "vanishing_through_time",
         "recurrence",
-        "lstm_adding_T60",
+        "lstm_adding_T50",
         "two layers, both forget: predicts the mean; LOSS",
         also="stalled vanishing",
     ),
@@ -226,8 +226,8 @@ CASES: tuple[Case, ...] = (
         onset=150,
     ),
     sick(
-        "late_dead_relu_adam",
-        lambda: on_digits(mlp(5, gain=HE), adam(2e-3), events={150: shifted(3, -300.0)}),
+        "late_dead_relu_sgd",
+        lambda: on_digits(mlp(5, gain=HE), sgd(0.02), events={150: shifted(3, -300.0)}),
         300,
         "dead",
         "dead_relu cliff",
@@ -258,8 +258,8 @@ CASES: tuple[Case, ...] = (
         onset=150,
     ),
     healthy(
-        "lstm_middle_of_120",
-        lambda: in_the_middle(bidirectional_memory(120), 120, adam(1e-2)),
+        "lstm_middle_of_80",
+        lambda: in_the_middle(bidirectional_memory(80), 80, adam(1e-2)),
         250,
         "forget gates that last, in both directions; LOSS",
     ),
@@ -270,20 +270,20 @@ CASES: tuple[Case, ...] = (
         "both ends are near: learns; LOSS",
     ),
     healthy(
-        "gru_patient_T150",
-        lambda: reads(patient(gru(8, 16)), recall(150), adam(5e-3)),
-        250,
+        "gru_patient",
+        lambda: reads(patient(gru(8, 24)), rows(blank=60), adam(5e-3), outputs=10),
+        200,
         "update gates that keep: remembers; LOSS",
     ),
     healthy(
-        "gru_local_T120",
-        lambda: reads(gru(2, 16), local(120), adam(5e-3), outputs=3),
+        "gru_local_T80",
+        lambda: reads(gru(2, 16), local(80), adam(5e-3), outputs=3),
         200,
-        "120 steps, of which the last three matter: learns; LOSS",
+        "80 steps, of which the last three matter: learns; LOSS",
     ),
     healthy(
-        "lstm_adding_T60",
-        lambda: reads(lstm(2, span=120), adding(120), adam(1e-2), F.mse_loss, 1),
+        "lstm_adding_T50",
+        lambda: reads(lstm(2, span=50), adding(50), adam(1e-2), F.mse_loss, 1),
         250,
         "forget gates that last; LOSS",
     ),
