@@ -166,12 +166,12 @@ def narrow_tanh(**options: Any) -> Task:
 
 CASES: tuple[Case, ...] = (
     sick(
-        "rnn_middle_of_80",
-        lambda: in_the_middle(both_ways(nn.RNN), 80, adam(3e-3)),
-        250,
+        "rnn_middle_of_120",
+        lambda: in_the_middle(both_ways(nn.RNN), 120, adam(3e-3)),
+        200,
         "vanishing_through_time",
         "recurrence",
-        "lstm_middle_of_80",
+        "lstm_middle_of_120",
         "both directions forget before they reach the middle: chance level; LOSS",
         also="stalled vanishing",
     ),
@@ -258,9 +258,9 @@ CASES: tuple[Case, ...] = (
         onset=150,
     ),
     healthy(
-        "lstm_middle_of_80",
-        lambda: in_the_middle(bidirectional_memory(80), 80, adam(1e-2)),
-        250,
+        "lstm_middle_of_120",
+        lambda: in_the_middle(bidirectional_memory(120), 120, adam(1e-2)),
+        200,
         "forget gates that last, in both directions; LOSS",
     ),
     healthy(

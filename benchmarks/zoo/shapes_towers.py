@@ -228,6 +228,16 @@ CASES: tuple[Case, ...] = (
         "one branch of two falls silent at step 150: the loss jumps and stays higher; LOSS",
         onset=150,
     ),
+    sick(
+        "towers_too_cold",
+        lambda: towers(half(4), half(4), sgd(), temperature=1e-3),
+        250,
+        "exploding nonfinite dead stalled vanishing",
+        "learning_rate large_init saturated_output",
+        "towers_gelu",
+        "a temperature of 0.001 makes gradients a hundred times as large: the first steps throw all images together, "
+        "and one in 64 is matched (twin: 60 %); LOSS",
+    ),
     healthy("towers_gelu", lambda: towers(half(4), half(4), sgd()), 250, "both towers learn; LOSS"),
     healthy(
         "towers_cold",
