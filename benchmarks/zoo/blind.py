@@ -2,7 +2,8 @@
 
 Use: `python -m benchmarks.zoo.blind [--seed 0] [--only NAME ...] [--workers 2] [--json FILE]` runs them as
 `python -m benchmarks.zoo` runs the zoo; with `--losses` it trains them bare instead, without GradWatch, and prints the
-loss at the start and at the end, beside that of the twin.
+loss at the start and at the end. The notes of the cases give these for seeds 0 and 1 (some give a reward or a gap
+instead, where the loss says nothing). A label was given if it held for both; no verdict was looked at.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ def exact_line(optimizer: Factory) -> Task:
 
 
 def memorised() -> Task:
-    """One small batch, again and again, until its loss is below 1e-6."""
+    """One small batch, again and again."""
     images, labels = digits()
     return Task(Supervised(mlp(4, gain=HE), adam(3e-3)), loader(images[:64], labels[:64], batch=64))
 
@@ -165,7 +165,7 @@ CASES: tuple[Case, ...] = (
         "dead stalled",
         "saturated_output",
         "sigmoid_of_one",
-        "a softmax over one unit is 1, whatever the network does: no gradient at all; LOSS",
+        "a softmax over one unit is 1, whatever the network does: no gradient at all; loss 37 to 38, 37 to 36",
         also="vanishing",
     ),
     sick(
@@ -175,7 +175,7 @@ CASES: tuple[Case, ...] = (
         "dead stalled vanishing",
         "saturated_output",
         "linear_for_digits",
-        "targets of 0 to 9 for a sigmoid: it goes to its rail of 1 and stays; LOSS",
+        "targets of 0 to 9 for a sigmoid: it goes to its rail of 1 and stays; loss 22 to 20, 20 to 20",
     ),
     sick(
         "clamped_outputs",
@@ -184,7 +184,7 @@ CASES: tuple[Case, ...] = (
         "dead stalled",
         "saturated_output",
         "open_outputs",
-        "every output starts below 0, where the clamp is flat: no gradient; LOSS",
+        "every output starts below 0, where the clamp is flat: no gradient; loss 0.23 to 0.23, 0.23 to 0.24",
         also="vanishing",
     ),
     sick(
@@ -194,7 +194,7 @@ CASES: tuple[Case, ...] = (
         "stalled",
         "learning_rate",
         "prices_standardised",
-        "prices near 200,000: the outputs hardly leave zero in 200 steps; LOSS",
+        "prices near 200,000: the outputs hardly leave zero in 200 steps; loss 4.8e+10 to 4.7e+10, 4.7e+10 to 4.7e+10",
     ),
     sick(
         "prices_sgd",
@@ -203,7 +203,7 @@ CASES: tuple[Case, ...] = (
         "exploding nonfinite dead",
         "learning_rate dead_relu",
         "prices_standardised",
-        "prices near 200,000: the first gradients are as large, and the weights leap; LOSS",
+        "prices near 200,000: the first gradients are as large, and the weights leap; loss NaN, NaN",
         also="stalled vanishing",
     ),
     sick(
@@ -213,7 +213,7 @@ CASES: tuple[Case, ...] = (
         "stalled",
         "learning_rate",
         "full_batch_wine",
-        "all data in one batch: the loss falls in every single step, and nowhere; LOSS",
+        "all data in one batch: the loss falls in every single step, and nowhere; loss 1.3 to 1.3, 1.5 to 1.5",
     ),
     sick(
         "bandit_certain",
@@ -222,7 +222,8 @@ CASES: tuple[Case, ...] = (
         "dead stalled vanishing",
         "saturated_output large_init",
         "bandit",
-        "the policy is certain before it has learned: it never tries anything else; LOSS",
+        "the policy is certain before it has learned: it never tries anything else; "
+        "the reward stays at 0.09, twin's reaches 0.77",
     ),
     borderline(
         "labels_one_and_two",
@@ -232,7 +233,8 @@ CASES: tuple[Case, ...] = (
         250,
         "exploding stalled vanishing dead",
         "",
-        "labels of 1 and 2 for a loss that wants 0 and 1: the loss falls below zero for ever; LOSS",
+        "labels of 1 and 2 for a loss that wants 0 and 1: the loss falls below zero for ever; "
+        "loss -0.72 to -1617, 0.56 to -1468",
         twin="sigmoid_of_one",
     ),
     healthy(
@@ -241,45 +243,63 @@ CASES: tuple[Case, ...] = (
             nn.Sequential(mlp(3, inputs=30, outputs=1, gain=HE), nn.Sigmoid()), adam(), binary(F.binary_cross_entropy)
         ),
         200,
-        "the same network with a sigmoid; LOSS",
+        "the same network with a sigmoid; loss 0.45 to 0.023, 0.66 to 0.033",
     ),
     healthy(
         "linear_for_digits",
         lambda: on_digits(mlp(4, outputs=1, gain=HE), sgd(0.002), loss=value_of),
         250,
-        "the same targets for an open output; LOSS",
+        "the same targets for an open output; loss 9.4 to 0.55, 14 to 0.58",
     ),
-    healthy("open_outputs", lambda: bright(hourglass(nn.Identity(), -1.0), adam(2e-3)), 200, "no clamp; LOSS"),
+    healthy(
+        "open_outputs",
+        lambda: bright(hourglass(nn.Identity(), -1.0), adam(2e-3)),
+        200,
+        "no clamp; loss 1.4 to 0.032, 1.5 to 0.034",
+    ),
     healthy(
         "prices_standardised",
         lambda: priced(mlp(4, inputs=8, outputs=1, gain=HE), sgd(0.02), in_units=False),
         300,
-        "standardised prices; LOSS",
+        "standardised prices; loss 1.3 to 0.069, 1.1 to 0.056",
     ),
     healthy(
         "prices_rescaled",
         lambda: priced(Scaled(mlp(4, inputs=8, outputs=1, gain=HE), 1e5, 2e5), adam(3e-3)),
         300,
-        "prices in their unit and a loss of 1e10, but the outputs are rescaled inside: learns; LOSS",
+        "prices in their unit and a loss of 1e10, but the outputs are rescaled inside: learns; "
+        "loss 9.2e+09 to 4.9e+08, 7.8e+09 to 4.1e+08",
     ),
     healthy(
-        "full_batch_wine", lambda: all_wines(mlp(3, inputs=13, outputs=3, gain=HE), sgd(0.1)), 300, "full batch; LOSS"
+        "full_batch_wine",
+        lambda: all_wines(mlp(3, inputs=13, outputs=3, gain=HE), sgd(0.1)),
+        300,
+        "full batch; loss 0.1 to 9.3e-05, 0.14 to 4.2e-05",
     ),
     healthy(
         "full_batch_to_zero",
         lambda: all_wines(mlp(3, inputs=13, outputs=3, gain=HE), sgd(0.01), perceptron),
         300,
-        "full batch: the loss is exactly zero for most of the run; LOSS",
+        "full batch: the loss is exactly zero for most of the run; loss 0.14 to 0, 0.5 to 0",
     ),
     healthy(
-        "exact_line", lambda: exact_line(sgd(0.1, momentum=0.5)), 400, "full batch, no noise: down to rounding; LOSS"
+        "exact_line",
+        lambda: exact_line(sgd(0.1, momentum=0.5)),
+        400,
+        "full batch, no noise: down to rounding; loss 0.057 to 1.8e-14, 0.054 to 1.7e-14",
     ),
-    healthy("memorised_batch", memorised, 400, "one batch by heart: a loss of 1e-5 and falling; LOSS"),
+    healthy(
+        "memorised_batch",
+        memorised,
+        400,
+        "one batch by heart: a loss below 1e-4 and falling; loss 1.2 to 3e-05, 1.2 to 5.3e-05",
+    ),
     healthy(
         "focal_and_rare",
         lambda: Task(Supervised(mlp(3, inputs=30, outputs=1, gain=HE), adam(2e-3), binary(focal)), loader(*rare())),
         250,
-        "one in twenty is of the rare class, and easy samples hardly count: learns; LOSS",
+        "one in twenty is of the rare class, and easy samples hardly count: learns; "
+        "loss 0.087 to 0.00015, 0.036 to 6.2e-05",
     ),
-    healthy("bandit", rewarded, 400, "a noisy surrogate that need not fall; the reward rises from 0.1: LOSS"),
+    healthy("bandit", rewarded, 400, "a noisy surrogate that need not fall; the reward rises from 0.1 to 0.77, 0.88"),
 )
