@@ -146,7 +146,7 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, count: int, scale: float) -> None:
         super().__init__()
-        self.register_buffer("directions", scale * torch.randn(2, count))
+        self.directions = scale * torch.randn(2, count)
 
     def forward(self, x: Tensor) -> Tensor:
         """Twice as many features as directions."""

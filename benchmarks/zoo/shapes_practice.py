@@ -141,8 +141,8 @@ def distilled(trained: Literal["student", "teacher", "copy"]) -> Task:
 def adapted(start: float) -> Task:
     """Adapt a network that knows upright digits to mirrored ones, by low-rank updates alone."""
     images, labels = digits()
-    base = pretrained(mlp(4, gain=HE), images, labels, 250)
-    parts = [LowRank(part, start=start) if isinstance(part, nn.Linear) else part for part in base.children()]
+    base = cast(nn.Sequential, pretrained(mlp(4, gain=HE), images, labels, 250))
+    parts = [LowRank(part, start=start) if isinstance(part, nn.Linear) else part for part in base]
     mirrored = images.reshape(-1, 8, 8).flip(2).flatten(1)
     return Task(Supervised(nn.Sequential(*parts), adam(1e-2)), loader(mirrored, labels))
 
@@ -161,7 +161,7 @@ def finetuned() -> Task:
     images, labels = digits()
     few = labels < 5
     net = cast(nn.Sequential, pretrained(mlp(6, nn.GELU, gain=HE), images[few], labels[few], 250))
-    for part in net[:-3]:
+    for part in list(net)[:-3]:
         frozen(part)
     return on_digits(net, adam(2e-3))
 

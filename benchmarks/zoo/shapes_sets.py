@@ -117,7 +117,8 @@ class Experts(nn.Module):
         """The experts' scores, weighted."""
         weights = self.gate(images).softmax(1)
         scores = torch.stack([expert(images) for expert in self.experts], dim=1)
-        return (weights.unsqueeze(-1) * scores).sum(1)
+        mixed: Tensor = (weights.unsqueeze(-1) * scores).sum(1)
+        return mixed
 
 
 class BestExpert(nn.Module):
@@ -136,7 +137,8 @@ class BestExpert(nn.Module):
             own = (choice == index).nonzero().squeeze(1)
             if len(own):
                 scores = scores.index_add(0, own, expert(images[own]))
-        return weight.unsqueeze(-1) * scores
+        weighted: Tensor = weight.unsqueeze(-1) * scores
+        return weighted
 
 
 class BagOfCharacters(LightningModule):
@@ -147,7 +149,7 @@ class BagOfCharacters(LightningModule):
         self.automatic_optimization = False
         self.table = nn.Embedding(8 * VOCABULARY, 32, sparse=True)
         self.head = mlp(2, inputs=32, outputs=VOCABULARY, gain=HE)
-        self.register_buffer("places", VOCABULARY * torch.arange(8))
+        self.places = VOCABULARY * torch.arange(8)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Update the table with one optimizer and the head with another."""

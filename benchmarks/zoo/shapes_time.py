@@ -120,9 +120,9 @@ def in_the_middle(rnn: nn.RNNBase, length: int, optimizer: Factory) -> Task:
     return Task(Supervised(Everywhere(rnn, 16), optimizer), loader(*far_ends(length), batch=32))
 
 
-def both_ways(kind: type[nn.RNNBase], width: int = 24) -> Any:
+def both_ways(kind: type[nn.RNN] | type[nn.LSTM], width: int = 24) -> Any:
     """A bidirectional layer."""
-    return kind(4, width, batch_first=True, bidirectional=True)  # type: ignore[call-arg]
+    return kind(4, width, batch_first=True, bidirectional=True)
 
 
 def patient(rnn: nn.GRU) -> nn.GRU:
