@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_gradwatch.core.alerts import ALERTS
+from lightning_gradwatch.core.alerts.hysteresis import SteadyRule
 from lightning_gradwatch.core.alerts.kind import BuiltInRule
 from lightning_gradwatch.core.alerts.own_rules import OwnKind, OwnRules
 from lightning_gradwatch.core.alerts.rule import Rule
 from lightning_gradwatch.core.alerts.vanishing import VANISHING, VanishingRule
+from lightning_gradwatch.core.alerts.vanishing_through_time import VANISHING_THROUGH_TIME, ThroughTimeRule
 from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.records import Finding, Observation
@@ -36,16 +38,22 @@ class Detector:
     ) -> None:
         self.history = History()
         self._optional = optional or OptionalFigures()
-        self._vanishing = VanishingRule(vanishing_threshold)
-        self._rules: dict[str, BuiltInRule] = {
-            kind.name: self._vanishing if kind is VANISHING else kind.rule() for kind in ALERTS
-        }
+        self._vanishing, self._through_time = VanishingRule(vanishing_threshold), ThroughTimeRule()
+        self._rules: dict[str, BuiltInRule] = {kind.name: kind.rule() for kind in ALERTS}
+        self._rules |= {VANISHING.name: self._vanishing, VANISHING_THROUGH_TIME.name: self._through_time}
+        self._waiting = [rule.hysteresis for rule in self._rules.values() if isinstance(rule, SteadyRule)]
         self._own = OwnRules(rules, self._rules, self._optional)
 
     @property
     def is_suspicious(self) -> bool:
         """Whether a few more samples at once would settle something."""
-        return self._vanishing.is_suspicious(self.history)
+        for waiting in self._waiting:
+            if waiting.is_in_doubt:
+                return True
+        history = self.history
+        if history.time.recent and self._through_time.is_suspicious(history):
+            return True
+        return self._vanishing.is_suspicious(history)
 
     @property
     def own_kinds(self) -> Mapping[str, OwnKind]:

@@ -44,13 +44,14 @@ class DeadRule(SteadyRule):
         if history.sample is None or "underflow" in history.open:
             return None
         trained, silent = history.reach.trained, history.reach.silent
-        if observation.losses[-1] == 0 or history.losses.is_done:  # nothing is left to learn
+        if silent and (observation.losses[-1] == 0 or history.losses.is_done):  # nothing is left to learn
             silent = []
         first_third = trained[: math.ceil(len(trained) / 3)]
         share = len({*first_third} & {*silent}) / len(first_third) if first_third else 0.0
         self._shares = [*self._shares, share][-MANY_SAMPLES:]
-        if self.finding is None and len(self._shares) == MANY_SAMPLES and history.losses.concern == "alert":
-            share = max(share, median(self._shares))
+        usual = median(self._shares) if len(self._shares) == MANY_SAMPLES else 0.0
+        if usual >= SHARE > share and self.hysteresis.finding is None and history.losses.concern == "alert":
+            share = usual
         return self.hysteresis.judge(history.sample.step, share, tuple(silent) or tuple(first_third))
 
     def scores(self, history: History) -> dict[str, float]:

@@ -23,6 +23,7 @@ class Hysteresis:
 
     Attributes:
         finding: What is open; None if nothing is.
+        is_in_doubt: Whether the latest values reach the threshold, and too few of them yet.
     """
 
     def __init__(self, kind: str, threshold: float, persistence: int = 1, release: float = RELEASE) -> None:
@@ -34,6 +35,7 @@ class Hysteresis:
         self._below = 0
         self._held_at = 0
         self.finding: Finding | None = None
+        self.is_in_doubt = False
 
     def judge(
         self, step: int, value: float, layers: tuple[str, ...] = (), level: AlertLevel = "alert", threshold: float = 0.0
@@ -53,6 +55,7 @@ class Hysteresis:
         threshold = threshold or self._threshold
         self._above = self._above + 1 if value >= threshold else 0
         self._below = self._below + 1 if value < self._release * threshold else 0
+        self.is_in_doubt = self.finding is None and 0 < self._above < self._persistence
         if self._below == 0:
             self._held_at = step
         if self.finding is None and self._above >= self._persistence:

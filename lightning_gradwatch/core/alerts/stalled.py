@@ -40,12 +40,11 @@ class StalledRule(SteadyRule):
         for kind in EXPLAINED_BY:
             if kind in history.open and history.open[kind].level == "alert":
                 return None
-        losses = history.losses
-        is_waiting = losses.is_done or history.evidence.steps.is_warming_up
         is_stalled = (
             _cannot_move(observation, history.sample, history)
-            and (losses.has_not_improved or losses.is_still)
-            and not is_waiting
+            and (history.losses.has_not_improved or history.losses.is_still)
+            and not history.losses.is_done
+            and not history.evidence.steps.is_warming_up
         )
         return self.hysteresis.judge(history.sample.step, float(is_stalled))
 

@@ -30,6 +30,12 @@ class ThroughTimeRule(SteadyRule):
     def __init__(self) -> None:
         super().__init__(Hysteresis("vanishing_through_time", DECADES))
 
+    def is_suspicious(self, history: History) -> bool:
+        """Whether the latest sample alone would be worth a word that is not said yet."""
+        if self.hysteresis.finding is not None or history.losses.concern is None:
+            return False
+        return history.time.is_alone(DECADES)
+
     def update(self, observation: Observation, history: History) -> Finding | None:
         """Judge a sample of a network with recurrent layers."""
         sample, time = history.sample, history.time

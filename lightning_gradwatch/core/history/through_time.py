@@ -43,6 +43,11 @@ class TimeHistory:
         name = max(ready, key=ready.__getitem__, default="")
         return name, max(ready.get(name, 0.0), 0.0)
 
+    def is_alone(self, decades: float) -> bool:
+        """Whether a layer has lost so many decades in its latest sample, and not in the median of the last five."""
+        ready = [lost for lost in self.recent.values() if len(lost) == MEDIAN_SAMPLES]
+        return any(lost[-1] >= decades > median(lost) for lost in ready)
+
     def hidden(self, decades: float, share: float) -> str:
         """The layer that loses most of those that the loss says nothing of; ``""`` without one.
 

@@ -148,3 +148,17 @@ def test_what_came_and_went_is_remembered_over_a_resume() -> None:
     come_and_go(looks, 8)
     resumed.rule.load_state_dict(Saved.of(looks.rule.state_dict()))
     assert resumed.rule.state_dict() == looks.rule.state_dict()
+
+
+def test_layers_that_die_late_are_found_within_fifteen_steps() -> None:
+    net = relu_net(6)
+
+    def kill(step: int, pixels: Tensor) -> Tensor:
+        if step == 45:
+            with torch.no_grad():
+                net[4].get_parameter("bias").fill_(-100.0)
+        return pixels
+
+    (alert,) = watched(net, 90, feed=kill, every=10, lr=1e-3)
+    assert alert.kind == "dead"
+    assert 45 <= alert.step < 60

@@ -44,3 +44,12 @@ def test_it_goes_on_after_a_checkpoint(values: list[float], cut: int) -> None:
             other.load_state_dict(saved_and_loaded(one.state_dict()))
         change = one.judge(step, value, ("a", "b"))
         assert step < cut or other.judge(step, value, ("a", "b")) == change
+
+
+def test_what_needs_more_values_to_open_is_in_doubt_until_then() -> None:
+    hysteresis = Hysteresis("dead", 1.0, persistence=3)
+    seen = []
+    for step, value in enumerate([0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0]):
+        hysteresis.judge(step, value)
+        seen.append(hysteresis.is_in_doubt)
+    assert seen == [False, True, True, False, False, False, False, False, True, False]

@@ -50,3 +50,14 @@ def test_what_both_directions_lose_on_their_way_to_the_middle_counts() -> None:
     assert time.recent["both"] == pytest.approx([4.0] * 5)
     assert time.recent["one"] == pytest.approx([4.0] * 5)
     assert time.recent["back"] == pytest.approx([-4.0] * 5)
+
+
+def test_one_sample_that_loses_what_the_median_does_not_stands_alone() -> None:
+    time = TimeHistory()
+    for _ in range(4):
+        time.add({"a": through_time(0)})
+    time.add({"a": through_time(4)})
+    assert time.is_alone(3.0)
+    for _ in range(2):
+        time.add({"a": through_time(4)})
+    assert not time.is_alone(3.0)
