@@ -42,7 +42,7 @@ class Label:
         lr: Largest learning rate of the optimizer; None if it is no plain number.
         architecture: What the network is made of; None until it is known.
         ran: Names of the layers that ran at the last sampled step, and that a gradient is asked for.
-        fed: Names of those whose input was part of the graph at the latest thorough sample.
+        spare: Names of those that trained layers fed and whose output nobody had kept, at the latest thorough sample.
         operations: Whose norms ``"attribution"`` are.
         publish: Whether the loggers are to be written.
         is_scaled: Whether a loss scaler is at work.
@@ -56,7 +56,7 @@ class Label:
     lr: float | None
     architecture: Architecture | None
     ran: frozenset[str]
-    fed: frozenset[str]
+    spare: frozenset[str]
     operations: tuple[Operation, ...]
     publish: bool
     is_scaled: bool
@@ -129,7 +129,7 @@ class Assembly:
             weight_norm=weights,
             zero_fraction=zeros,
             ran=label.ran,
-            fed=label.fed,
+            spare=label.spare,
             sequences=tuple((n.removeprefix(SEQUENCE), t) for n, t in numbers.items() if n.startswith(SEQUENCE)),
             thorough=_thorough(label, numbers) if "updates" in numbers else None,
             is_skipped=is_skipped,

@@ -20,7 +20,7 @@ class Pending:
         steps: Every step.
         known: For each of them whether its loss is known, and how much of its batch was looked at.
         ran: Names of the layers that ran at the last sampled step, and that a gradient is asked for.
-        fed: Names of those whose input was part of the graph at the latest thorough sample.
+        spare: Names of those that trained layers fed and whose output nobody had kept, at the latest thorough sample.
         is_scaled: Whether a loss scaler was at work at the last step.
         operations: Of the last thorough sample.
     """
@@ -29,7 +29,7 @@ class Pending:
     steps: list[int] = field(default_factory=list)
     known: list[tuple[bool, Coverage]] = field(default_factory=list)
     ran: frozenset[str] = frozenset()
-    fed: frozenset[str] = frozenset()
+    spare: frozenset[str] = frozenset()
     is_scaled: bool = False
     operations: tuple[Operation, ...] = ()
 
@@ -62,7 +62,7 @@ class Pending:
             lr=lr,
             architecture=architecture,
             ran=self.ran,
-            fed=self.fed,
+            spare=self.spare,
             operations=self.operations,
             publish=publish,
             is_scaled=self.is_scaled,

@@ -1,6 +1,11 @@
-"""In which order layers run."""
+"""In which order layers run, and whose outputs nobody wants."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 
 class RunOrder:
@@ -10,6 +15,7 @@ class RunOrder:
         names: Names of the layers in the order in which their first forward call ended.
         ran: Names of the layers that ran since :meth:`start`.
         fed: Of these the ones whose input was part of the graph, where that was looked at.
+        spare: Those of them whose output was gone before the last backward pass that was looked at.
         placed: Those that have their place.
         previous: The one that ran last; ``""`` at the start.
     """
@@ -17,12 +23,14 @@ class RunOrder:
     def __init__(self) -> None:
         self.names: list[str] = []
         self.placed: set[str] = set()
+        self.spare: frozenset[str] = frozenset()
         self.start()
 
     def start(self) -> None:
         """A new step begins."""
         self.ran: set[str] = set()
         self.fed: set[str] = set()
+        self._outputs: dict[str, list[StorageWeakRef]] = {}
         self.previous = ""
 
     def place(self, name: str) -> None:
@@ -30,3 +38,17 @@ class RunOrder:
         self.placed.add(name)
         place = self.names.index(self.previous) + 1 if self.previous in self.names else 0
         self.names.insert(place, name)
+
+    def follow(self, name: str, outputs: Iterable[Tensor]) -> None:
+        """Follow what a layer has put out, without keeping it.
+
+        What a layer behind it needs for its gradient is kept until then, also if it was detached in between.
+        """
+        kept = self._outputs.setdefault(name, [])
+        kept += [StorageWeakRef(output.untyped_storage()) for output in outputs if type(output) is Tensor]
+
+    def begin_backward(self) -> None:
+        """The first gradient of a backward pass has come: what is not there any more, nobody has kept."""
+        if self._outputs:
+            gone = (name for name, kept in self._outputs.items() if all(output.expired() for output in kept))
+            self.spare, self._outputs = frozenset(gone) & self.fed, {}

@@ -67,7 +67,7 @@ class Sample:
             are measured by thorough samples, and for publications if they are ten steps old; else the latest known.
         zero_fraction: Share of exactly zero gradient elements, in [0, 1]. Shape ``(layers,)``.
         ran: Names of the layers that ran.
-        fed: Names of those whose input was part of the graph at the latest thorough sample.
+        spare: Names of those that trained layers fed and whose output nobody had kept, at the latest thorough sample.
         sequences: For recurrent and repeatedly called layers the gradient norm at each time step, the earliest first.
         thorough: What a thorough sample saw besides; None on the other samples.
         is_skipped: Whether the step is not taken, by a loss scaler or ``on_nonfinite="skip"``: then nothing is said of
@@ -80,7 +80,7 @@ class Sample:
     weight_norm: Tensor
     zero_fraction: Tensor
     ran: frozenset[str] = frozenset()
-    fed: frozenset[str] = frozenset()
+    spare: frozenset[str] = frozenset()
     sequences: tuple[tuple[str, Tensor], ...] = ()
     thorough: ThoroughSample | None = None
     is_skipped: bool = False

@@ -361,7 +361,7 @@ class Watcher:
         sample = self._reader.sample(instruments, loss_scale)
         if is_thorough:
             sample.update(self._reader.thorough(instruments, self.sampling.num_steps))
-            self._pending.operations, self._pending.fed = self._reader.operations, frozenset(self._probe.order.fed)
+            self._pending.operations, self._pending.spare = self._reader.operations, self._probe.order.spare
         return sample
 
     def _intervene(self, instruments: Instruments, scale: Tensor | None) -> bool:

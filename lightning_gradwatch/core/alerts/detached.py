@@ -15,9 +15,9 @@ SAMPLES = 10
 class DetachedRule(SteadyRule):
     """A layer that ran in ten samples and never had a gradient.
 
-    A mere notice if it ran behind every layer that had one, or took what one of these put out: it is then a head that
-    the loss does not use, or a side branch. A path that is cut begins with layers that none that learns feeds. Nothing
-    is judged while rounding swallows gradients.
+    A mere notice if trained layers feed it and nobody wants what it puts out: it is then a head that the loss does not
+    use. What a path that is cut puts out is kept, for the gradients of the layers behind it. Nothing is judged while
+    rounding swallows gradients.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class DetachedRule(SteadyRule):
             if layer.name in sample.ran:
                 self._num_runs[layer.name] = self._num_runs.get(layer.name, 0) + 1
         never = [name for name in history.reach.unreached if self._num_runs[name] >= SAMPLES]
-        level = _level(observation, history, never) if never else "alert"
+        level: AlertLevel = "notice" if never and {*never} <= history.reach.spare else "alert"
         return self.hysteresis.judge(sample.step, float(len(never)), tuple(never), level)
 
     def scores(self, history: History) -> dict[str, float]:
@@ -48,16 +48,6 @@ class DetachedRule(SteadyRule):
         """Go on where :meth:`state_dict` was taken."""
         self._num_runs = state.take("num_runs", dict[str, int], self._num_runs)
         self.hysteresis.load_state_dict(state.part("detached"))
-
-
-def _level(observation: Observation, history: History, detached: list[str]) -> AlertLevel:
-    """A notice if all of them ran behind the last layer that has had a gradient, or are fed by the first of these."""
-    names = [layer.name for layer in observation.layers]
-    reached = [i for i, name in enumerate(names) if name in history.reach.had_gradient]
-    if not reached:
-        return "alert"
-    behind, beside = {*names[reached[-1] + 1 :]}, {*names[reached[0] + 1 :]} & history.reach.fed
-    return "notice" if {*detached} <= behind or {*detached} <= beside else "alert"
 
 
 def describe(finding: Finding, _: Evidence) -> str:

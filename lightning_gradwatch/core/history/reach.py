@@ -19,7 +19,7 @@ class Reach:
             reaches, in the order in which they ran.
         silent: Of these the ones whose gradient was exactly zero.
         unreached: The others: no gradient has ever reached them.
-        fed: Layers whose input came out of something that is trained, when last looked at.
+        spare: Layers that something trained feeds and whose output nobody wants, when last looked at.
     """
 
     def __init__(self) -> None:
@@ -27,12 +27,12 @@ class Reach:
         self.trained: list[str] = []
         self.silent: list[str] = []
         self.unreached: list[str] = []
-        self.fed: frozenset[str] = frozenset()
+        self.spare: frozenset[str] = frozenset()
 
     def add(self, observation: Observation, sample: Sample) -> None:
         """Take in a sample."""
         norms, outputs = observation.last_norms, sample.output_norms
-        self.trained, self.silent, self.unreached, self.fed = [], [], [], sample.fed
+        self.trained, self.silent, self.unreached, self.spare = [], [], [], sample.spare
         for i, layer in enumerate(observation.layers):
             if norms[i] > 0 or outputs[i] > 0 or not math.isfinite(norms[i]):
                 self.had_gradient.add(layer.name)

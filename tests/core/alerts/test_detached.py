@@ -3,6 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch.core.alerts.detached import DetachedRule
@@ -43,12 +45,18 @@ def test_layers_that_ran_in_ten_samples_without_a_gradient_are_detached() -> Non
     assert ended.until_step is not None
 
 
-def test_what_runs_behind_all_that_is_trained_is_worth_a_notice() -> None:
-    ((_, finding),) = Looks().over(15, **head(4, 5))
-    assert (finding.kind, finding.level, finding.layers) == ("detached", "notice", ("l4", "l5"))
-    ((_, finding),) = Looks().over(15, **head(3, 5))
-    assert (finding.level, finding.layers) == ("alert", ("l3", "l5"))
-    assert Looks().over(15, **head(*range(6)))[0][1].level == "alert"  # nothing is trained at all
+def with_spare(observation: Observation, *spare: str) -> Observation:
+    return replace(observation, sample=replace(sample_of(observation), spare=frozenset(spare)))
+
+
+def test_a_spare_head_is_worth_a_notice() -> None:
+    def found(*spare: str) -> Finding:
+        looks = Looks()
+        (finding,) = [f for step in range(15) for f in looks.at(with_spare(observed(step, **head(3, 5)), *spare))]
+        return finding
+
+    assert (found("l3", "l5").level, found("l3", "l5").layers) == ("notice", ("l3", "l5"))
+    assert found("l3").level == found().level == "alert"
 
 
 def test_a_notice_of_a_head_rises_with_a_layer_within_the_network_and_names_it() -> None:
@@ -56,7 +64,8 @@ def test_a_notice_of_a_head_rises_with_a_layer_within_the_network_and_names_it()
     for step in range(40):
         observation = observed(step, **head(2, 5))
         ran = NAMES if step >= 20 else NAMES - {"l2"}
-        found += looks.at(replace(observation, sample=replace(sample_of(observation), ran=ran)))
+        sample = replace(sample_of(observation), ran=ran, spare=frozenset({"l5"}))
+        found += looks.at(replace(observation, sample=sample))
     assert [(f.step, f.level, f.layers) for f in found] == [(9, "notice", ("l5",)), (9, "alert", ("l2", "l5"))]
 
 
@@ -84,23 +93,33 @@ def test_layers_cut_off_the_loss_are_named() -> None:
     assert alert.message.startswith("0, 2 run but never get a gradient")
 
 
-class Spare(nn.Module):
-    """A side branch whose output nobody asks for, or whose input is cut off."""
+class Branched(nn.Module):
+    """A trunk with a side branch whose output nobody asks for, or is cut off."""
 
-    def __init__(self, is_fed: bool) -> None:
+    def __init__(self, is_wanted: bool, is_fed: bool = True) -> None:
         super().__init__()
-        self.trunk, self.spare, self.head = relu_net(3), nn.Linear(10, 7), nn.Linear(10, 10)
-        self.is_fed = is_fed
+        self.trunk, self.head = relu_net(3), nn.Linear(10, 10)
+        self.side = nn.Sequential(nn.Linear(10, 9), nn.Linear(9, 7))
+        self.last = nn.Linear(7, 10)
+        self.is_wanted, self.is_fed = is_wanted, is_fed
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.trunk(x)
-        self.spare(features if self.is_fed else features.detach())
-        out: Tensor = self.head(features)
+        aside = self.side(features if self.is_fed else features.detach())
+        beside: Tensor = self.last(aside.detach() if self.is_wanted else torch.ones(len(x), 7))
+        out: Tensor = self.head(features) + beside
         return out
 
 
-def test_a_head_that_the_loss_does_not_use_is_worth_a_notice_wherever_it_runs() -> None:
-    (alert,) = watched(Spare(is_fed=True), 15)
-    assert (alert.kind, alert.level, alert.layer) == ("detached", "notice", "spare")
-    (alert,) = watched(Spare(is_fed=False), 15)
-    assert (alert.kind, alert.level, alert.layer) == ("detached", "alert", "spare")
+SPARE_HEAD, CUT_BRANCH = Branched(is_wanted=False), Branched(is_wanted=True)
+UNFED_HEAD = Branched(is_wanted=False, is_fed=False)
+
+
+@pytest.mark.parametrize(
+    ("net", "level"),
+    [(SPARE_HEAD, "notice"), (CUT_BRANCH, "alert"), (UNFED_HEAD, "alert")],
+    ids=["a spare head", "a branch that is cut", "a head that nothing feeds"],
+)
+def test_a_head_that_the_loss_does_not_use_is_worth_a_notice_wherever_it_runs(net: nn.Module, level: str) -> None:
+    (alert,) = watched(net, 15)
+    assert (alert.kind, alert.level, alert.layer) == ("detached", level, "side.0")
