@@ -278,7 +278,7 @@ class Probe:
             self._see_input(name, module, given)
         call = _Call(self, name, self._session, name in self.strong)
         outputs = (output,) if is_plain(output) else [t for t in tensors_in(output) if t.requires_grad][:MAX_OUTPUTS]
-        if self._is_thorough:
+        if self._is_thorough and name not in order.reached:
             order.follow(name, outputs)
         for tensor in outputs:
             if tensor.requires_grad:
@@ -305,7 +305,9 @@ class Probe:
         account = self.account
         if call.session != self._session or call.name not in self._profiled or not account.is_of_the_loss:
             return
-        self.order.begin_backward()
+        self.order.reached.add(call.name)
+        if self.order.followed:
+            self.order.begin_backward()
         if account.is_read:  # forward passes tell nothing, several may precede a step
             account.forget()
         if is_batched(gradient) or is_wrapped(gradient):  # many gradients at once are not that of the loss

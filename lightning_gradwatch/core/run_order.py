@@ -16,6 +16,8 @@ class RunOrder:
         ran: Names of the layers that ran since :meth:`start`.
         fed: Of these the ones whose input was part of the graph, where that was looked at.
         spare: Those of them whose output was gone before the last backward pass that was looked at.
+        reached: Layers at whose output a gradient has ever arrived.
+        followed: What is followed of the others' outputs.
         placed: Those that have their place.
         previous: The one that ran last; ``""`` at the start.
     """
@@ -23,6 +25,7 @@ class RunOrder:
     def __init__(self) -> None:
         self.names: list[str] = []
         self.placed: set[str] = set()
+        self.reached: set[str] = set()
         self.spare: frozenset[str] = frozenset()
         self.start()
 
@@ -30,7 +33,7 @@ class RunOrder:
         """A new step begins."""
         self.ran: set[str] = set()
         self.fed: set[str] = set()
-        self._outputs: dict[str, list[StorageWeakRef]] = {}
+        self.followed: dict[str, list[StorageWeakRef]] = {}
         self.previous = ""
 
     def place(self, name: str) -> None:
@@ -44,11 +47,10 @@ class RunOrder:
 
         What a layer behind it needs for its gradient is kept until then, also if it was detached in between.
         """
-        kept = self._outputs.setdefault(name, [])
+        kept = self.followed.setdefault(name, [])
         kept += [StorageWeakRef(output.untyped_storage()) for output in outputs if type(output) is Tensor]
 
     def begin_backward(self) -> None:
         """The first gradient of a backward pass has come: what is not there any more, nobody has kept."""
-        if self._outputs:
-            gone = (name for name, kept in self._outputs.items() if all(output.expired() for output in kept))
-            self.spare, self._outputs = frozenset(gone) & self.fed, {}
+        gone = (name for name, kept in self.followed.items() if all(output.expired() for output in kept))
+        self.spare, self.followed = frozenset(gone) & self.fed, {}

@@ -31,13 +31,15 @@ DEAD_UNITS = 0.95
 class DeadRule(SteadyRule):
     """At least half of the first third of the layers with exactly zero gradient in five samples in a row.
 
-    Where the loss is flat, zeros that come and go will do: the middle one of the last ten samples counts. Zeros that
-    rounding makes are another kind of alert: nothing is judged while that is open.
+    Where the loss is flat, zeros that come and go will do: the middle one of the last ten samples counts. Anywhere else
+    a layer is dead after ten samples of zeros if one behind it has a gradient: so a branch is found whose sister
+    learns. Zeros that rounding makes are another kind of alert: nothing is judged while that is open.
     """
 
     def __init__(self) -> None:
         super().__init__(Hysteresis("dead", SHARE, persistence=SAMPLES, release=1.0))
         self._shares: list[float] = []
+        self._starved: dict[str, int] = {}
 
     def update(self, observation: Observation, history: History) -> Finding | None:
         """Judge a sample."""
@@ -52,6 +54,9 @@ class DeadRule(SteadyRule):
         usual = median(self._shares) if len(self._shares) == MANY_SAMPLES else 0.0
         if usual >= SHARE > share and self.hysteresis.finding is None and history.losses.concern == "alert":
             share = usual
+        self._starved = {name: self._starved.get(name, 0) + 1 for name in silent if name in history.starved}
+        if share < SHARE and any(number > SAMPLES for number in self._starved.values()):
+            share, silent = SHARE, [*self._starved]
         return self.hysteresis.judge(history.sample.step, share, tuple(silent) or tuple(first_third))
 
     def scores(self, history: History) -> dict[str, float]:
@@ -60,12 +65,13 @@ class DeadRule(SteadyRule):
 
     def state_dict(self) -> State:
         """Primitives that :meth:`load_state_dict` takes back."""
-        return {**super().state_dict(), "shares": list(self._shares)}
+        return {**super().state_dict(), "shares": list(self._shares), "starved": dict(self._starved)}
 
     def load_state_dict(self, state: Saved) -> None:
         """Go on where :meth:`state_dict` was taken."""
         super().load_state_dict(state)
         self._shares = state.take("shares", list[float], [], lambda shares: len(shares) <= MANY_SAMPLES)
+        self._starved = state.take("starved", dict[str, int], {})
 
 
 def describe(finding: Finding, _: Evidence) -> str:

@@ -93,6 +93,24 @@ class Attribution:
             number = source
         return None
 
+    def starved(self) -> frozenset[str]:
+        """Layers whose gradient is exactly zero, though one between them and the loss gets a gradient.
+
+        So a branch is dead, and not merely left out of the loss.
+        """
+        if -math.inf not in self._logs:
+            return frozenset()
+        zero = (layer for layer, number in self._place.items() if self._arrival(number) == -math.inf)
+        return frozenset(layer for layer in zero if self._is_within(self._place[layer]))
+
+    def _is_within(self, number: int) -> bool:
+        """Whether an operation has a layer with a gradient on its way to the loss."""
+        while self._operations[number].consumers:
+            number, _ = self._strongest(number)
+            if self._operations[number].layer and self._arrival(number) > -math.inf:
+                return True
+        return False
+
     def head(self) -> tuple[str, frozenset[Group], float] | None:
         """What stands between the loss and the first layer on the gradient's way.
 

@@ -35,6 +35,7 @@ class History:
         skips: Whether non-finite steps are skipped, by whomever.
         open: The alerts that are open, as their findings by kind; kept by the detector, rule after rule.
         evidence: What tells the causes of alerts.
+        starved: Layers with a gradient of exactly zero behind others that have one, as last measured.
         pooled: Decades that means and average pooling lose on the way to each layer, as last measured. A mean of n
             values divides the norm by the root of n, but n places then add up in the weights below: nothing starves.
     """
@@ -53,6 +54,7 @@ class History:
         self.open: dict[str, Finding] = {}
         self.evidence = Evidence(self.losses, self.time)
         self.pooled: dict[str, float] = {}
+        self.starved: frozenset[str] = frozenset()
 
     @property
     def ends(self) -> tuple[str, ...]:
@@ -85,6 +87,7 @@ class History:
         self.profile = depth_profile(observation.layers, sample.output_norms, norms)
         if sample.thorough is not None and sample.thorough.attribution is not None:
             self.pooled = sample.thorough.attribution.lost_before("pooling")
+            self.starved = sample.thorough.attribution.starved()
         self.depth.add(without(self.profile, self.pooled))
         if sample.sequences:
             parts = _shares(norms, observation.total_norms[-1])

@@ -182,6 +182,37 @@ def test_targets_out_of_reach_are_told_from_a_saturated_output(head: Callable[[T
         assert "the gradient at the output of net.4 has a norm of 2" in alert.evidence
 
 
+class TwoBranches(pl.LightningModule):
+    """One branch learns; of the other no unit is ever above zero, or nothing counts in the loss."""
+
+    def __init__(self, bias: float, weight: float) -> None:
+        super().__init__()
+        self.first, self.second = deep_net(nn.ReLU, 4, he_init=True), deep_net(nn.ReLU, 4, he_init=True)
+        nn.init.constant_(self.second[4].bias, bias)
+        self.weight = weight
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        scores = self.first(batch[0]) + self.weight * self.second(batch[0])
+        return nn.functional.cross_entropy(scores, batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+@pytest.mark.parametrize(
+    ("bias", "weight", "expected"),
+    [(-100.0, 1.0, [("dead", "dead_relu", "second.0")]), (0.0, 1.0, []), (0.0, 0.0, [])],
+    ids=["dead", "alive", "left out of the loss"],
+)
+def test_a_branch_that_is_dead_is_found_though_its_sister_learns(
+    bias: float, weight: float, expected: list[tuple[str, str, str]]
+) -> None:
+    watch, module = GradWatch(), TwoBranches(bias, weight)
+    quiet_trainer(watch, max_steps=20).fit(module, digits())
+    assert [(alert.kind, alert.cause, alert.layer) for alert in watch.alerts] == expected
+    assert all(alert.step >= 8 for alert in watch.alerts)
+
+
 class Adversaries(pl.LightningModule):
     """Two networks, each with an optimizer, of which one is sick."""
 
