@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 
-from benchmarks.zoo import CASES
+from benchmarks.zoo import CASES, blind
 from lightning_gradwatch import Alert, GradWatch
 from tests.tasks import quiet_trainer, session_of
 
@@ -78,3 +78,11 @@ def test_sick_networks_are_found_with_their_cause(name: str) -> None:
 @pytest.mark.parametrize("name", cases(HEALTHY))
 def test_healthy_networks_are_left_alone(name: str) -> None:
     assert alerts_of(name) == []
+
+
+def test_every_sick_network_has_a_twin_that_is_healthy_and_no_name_stands_twice() -> None:
+    known = {**CASES, **blind.CASES}
+    assert len(known) == len(CASES) + len(blind.CASES)
+    twins = {case.name: case.twin for case in known.values() if case.twin is not None}
+    assert {known[twin].label for twin in twins.values()} <= {"healthy", "borderline"}
+    assert all(case.held_out for case in blind.CASES.values())
