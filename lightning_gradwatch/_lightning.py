@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 import lightning_gradwatch
@@ -20,6 +20,7 @@ from lightning_gradwatch.config import Config
 from lightning_gradwatch.console import shown_in_lines
 from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core._guard import attempt, is_the_users
+from lightning_gradwatch.core.engines import fsdp1
 from lightning_gradwatch.core.modules import facts_of
 from lightning_gradwatch.errors import GradWatchWarning
 from lightning_gradwatch.host import RunInfo
@@ -40,8 +41,8 @@ else:
 
 T = TypeVar("T")
 
-_RIGHT = {"SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy"}
-_WRONG = {"DeepSpeedStrategy", "FSDPStrategy", "XLAStrategy", "SingleDeviceXLAStrategy"}
+_RIGHT = {"SingleDeviceStrategy", "DDPStrategy", "FSDPStrategy", "ModelParallelStrategy"}
+_WRONG = {"DeepSpeedStrategy", "XLAStrategy", "SingleDeviceXLAStrategy"}
 _PAST_US = (
     "Either the optimizer steps within the backward pass and takes the gradient away; or it steps behind Lightning's "
     "back, by `step()` of the torch optimizer itself; or `training_step` returned None; or nothing requires a gradient "
@@ -105,6 +106,11 @@ class LightningHost:
     def loss_scale(self) -> Tensor | None:
         """Factor of the loss scaler, shape ``()``, without a host sync; None without a scaler."""
         return scaling.scale_of(ask(self._trainer().precision_plugin, "scaler"))
+
+    def whole_model(self, model: nn.Module) -> nn.Module:
+        """The model with the wrapper that FSDP1 has put around it."""
+        wrapped = self._trainer().strategy.model
+        return wrapped if wrapped is not None and fsdp1.is_wrapper(wrapped) else model
 
     def accumulated_batches(self) -> int:
         """The number by which Lightning has divided the loss."""
@@ -286,17 +292,20 @@ def refuse_unsupported(trainer: Trainer) -> None:
     """Refuse strategies under which gradients are hidden, or sharded in a way that cannot be added up.
 
     Raises:
-        ValueError: For any strategy but a single device, DDP, and FSDP2 or tensor parallelism (ModelParallelStrategy).
+        ValueError: For any strategy but a single device, DDP, FSDP with the model's own parameters, and FSDP2 or tensor
+            parallelism (ModelParallelStrategy).
     """
     strategy = type(trainer.strategy)
     known = [base.__name__ for base in strategy.__mro__ if base.__name__ in _RIGHT | _WRONG]
     if not known or known[0] in _WRONG:
         raise ValueError(
-            "GradWatch: the Trainer's `strategy` must be a single device, DDP or ModelParallelStrategy (FSDP2, tensor "
-            f"parallelism), but {strategy.__name__} came, which hides the gradients or holds shards of which nobody "
-            'knows the whole: their norms would be wrong. To cure it: train with strategy="ddp" or, where the model '
-            "does not fit, with ModelParallelStrategy and fully_shard, or without GradWatch."
+            "GradWatch: the Trainer's `strategy` must be a single device, DDP, FSDP or ModelParallelStrategy (FSDP2, "
+            f"tensor parallelism), but {strategy.__name__} came, which hides the gradients or holds shards of which "
+            'nobody knows the whole: their norms would be wrong. To cure it: strategy="ddp" or, where the model '
+            'does not fit, with strategy="fsdp", or without GradWatch.'
         )
+    if known[0] == "FSDPStrategy":
+        fsdp1.refuse_flat_parameters(trainer.strategy.kwargs.get("use_orig_params"))
 
 
 def refuse_clipping_twice(host: LightningHost, config: Config) -> None:

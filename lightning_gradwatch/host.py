@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 T = TypeVar("T")
@@ -72,6 +72,9 @@ class Host(Protocol):
 
     def steps_only_with_a_loss(self) -> bool:
         """Whether the loop takes no step, and leaves the loss scale in the gradients, where a batch has no loss."""
+
+    def whole_model(self, model: nn.Module) -> nn.Module:
+        """The model, with whatever has been wrapped around it that knows how its parameters are cut."""
 
     def is_compiled(self) -> bool:
         """Whether the model is compiled as a whole, so that no layer of it can be hooked."""

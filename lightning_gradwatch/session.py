@@ -10,6 +10,7 @@ from lightning_gradwatch.budget import Budget
 from lightning_gradwatch.config import Config
 from lightning_gradwatch.core._guard import attempt
 from lightning_gradwatch.core.batch import check_batch
+from lightning_gradwatch.core.engines import fsdp1
 from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.reports import Report
 from lightning_gradwatch.core.saved import State
@@ -100,6 +101,7 @@ class Session:
         """
         optimizers = self._host.optimizers()
         self._config.check_sampling(len(optimizers))
+        fsdp1.cuts(self._host.whole_model(self.model))  # which refuses flat tensors
         if not self.is_off:
             self._config.check_policies(by_name(optimizers))
         self._start()
@@ -120,7 +122,7 @@ class Session:
             self.responses.prescriber = Prescriber(config.prescribe_seconds, is_done)
         # the watchers, one for each optimizer
         can_hook = not host.is_compiled()
-        self._build(Watches(self.model, config, self.state, can_hook, self._once))
+        self._build(Watches(host.whole_model(self.model), config, self.state, can_hook, self._once))
         if not self.watches.probe.can_see:
             host.inform(_COMPILED)
         optimizers = by_name(host.optimizers())

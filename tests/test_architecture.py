@@ -23,7 +23,7 @@ ROOMS = {
 ALLOWED = (
     {("histogram", "measure"), ("updates", "measure"), ("updates", "figures")}
     | {("alerts", "history"), ("detector", "history"), ("detector", "alerts")}
-    | {(room, "shards") for room in ("clip", "measure", "probe", "updates")}
+    | {(room, "shards") for room in ("clip", "layers", "measure", "probe", "updates")}
     | {("clip", "measure"), ("clip", "layers"), ("probe", "inputs")}
 )  # helpers of the same duty
 OF_LIGHTNING = {"_lightning", "_clipping_by_hand", "_places", "_namespaces", "_factory", "callback", "guest"}

@@ -72,11 +72,21 @@ def test_a_selection_of_nothing_stops_before_training(arguments: dict[str, Any],
 
 
 def test_sharded_strategies_are_refused_by_name() -> None:
+    from lightning.pytorch.strategies import DeepSpeedStrategy
+
+    trainer = quiet_trainer()
+    trainer.strategy.__class__ = DeepSpeedStrategy
+    with pytest.raises(ValueError, match=r"`strategy` must be .* but DeepSpeedStrategy came.*cure"):
+        GradWatch().setup(trainer, Classifier(small_net()), "fit")
+
+
+def test_fsdp_without_the_models_own_parameters_is_refused() -> None:
     from lightning.pytorch.strategies import FSDPStrategy
 
     trainer = quiet_trainer()
     trainer.strategy.__class__ = FSDPStrategy
-    with pytest.raises(ValueError, match=r"`strategy` must be .* but FSDPStrategy came.*cure"):
+    trainer.strategy.kwargs = {"use_orig_params": False}
+    with pytest.raises(ValueError, match=r"`strategy` must be one that keeps .* but 'use_orig_params=False' came.*"):
         GradWatch().setup(trainer, Classifier(small_net()), "fit")
 
 

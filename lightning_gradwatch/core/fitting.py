@@ -120,7 +120,7 @@ class Fitting:
         """
         layout = self._make_layout() if self._policies() else None
         if layout is not None and layout.parameters:
-            Clippers(self._policies(), layout.parameters, layout.owners)
+            Clippers(self._policies(), layout.parameters, layout.owners, layout.cuts)
 
     def _make_layout(self) -> ParameterLayout:
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]

@@ -97,8 +97,8 @@ class Instruments:
         self.order = Arrangement(layout.layers, running_order(layout.layers, ran))
         self.dtypes = frozenset(str(p.dtype).removeprefix("torch.") for p in parameters)
         self._kinds = _kinds(parameters)
-        self.shards = Shards(parameters)
-        self.clippers = Clippers(policies, parameters, layout.owners)
+        self.shards = Shards(parameters, layout.cuts)
+        self.clippers = Clippers(policies, parameters, layout.owners, layout.cuts)
         self.skips = settings.on_nonfinite == "skip"
         self.spikes = SpikeGuard(parameters, self.shards.num_ranks == 1) if settings.on_spike == "skip" else None
         self.intervenes = len(self.clippers) > 0 or settings.on_nonfinite != "keep" or self.spikes is not None
@@ -109,7 +109,7 @@ class Instruments:
         self.updates: UpdateMeter | None = optional.take("updates", None, make)
         if self.updates is None:
             optional.absent.add("moments")  # which it would have read
-        self.figures = LayerFigures(*owners, [p.numel() for p in parameters], layout.fan_in)
+        self.figures = LayerFigures(*owners, [cut.shape.numel() for cut in layout.cuts], layout.fan_in)
 
     @property
     def names(self) -> list[str]:

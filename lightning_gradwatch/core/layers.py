@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_gradwatch.core._check import refuse
+from lightning_gradwatch.core.engines import fsdp1
 from lightning_gradwatch.core.modules import (
     children_of,
     facts_of,
@@ -25,6 +26,7 @@ from lightning_gradwatch.core.modules import (
     parameters_of,
 )
 from lightning_gradwatch.core.records import Layer
+from lightning_gradwatch.core.shards import Cut
 
 ROOT = "(root)"
 OUTSIDE = "(outside the model)"
@@ -33,6 +35,7 @@ MIN_ROWS = 10
 _DTYPES = {
     torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex32, torch.complex64, torch.complex128,
 }  # fmt: skip
+_NO_CUTS: Mapping[int, Cut] = {}
 _PARAMETRIZED = re.compile(r"(^|\.)parametrizations(\.|$)")
 _WRAPPERS = re.compile(r"(?:(?<=\.)|^)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(\.|$)")
 
@@ -48,6 +51,7 @@ class ParameterLayout:
         fan_in: For each parameter the fan-in if it is the first matrix of a linear, convolutional or recurrent layer;
             otherwise 0.
         owners: For each parameter the name of its layer, reported or not.
+        cuts: For each parameter how it is cut into what the ranks hold, with the shape of the whole.
     """
 
     parameters: tuple[Tensor, ...]
@@ -55,6 +59,7 @@ class ParameterLayout:
     layer_index: tuple[int, ...]
     fan_in: tuple[float, ...]
     owners: tuple[str, ...]
+    cuts: tuple[Cut, ...]
 
 
 def clean_name(name: str) -> str:
@@ -122,7 +127,12 @@ def check_selection(model: nn.Module, include: Sequence[str], exclude: Sequence[
         raise refuse("exclude", "globs that leave a layer to watch", list(exclude), f"the model's layers are {known}")
 
 
-def is_measurable(parameter: Tensor) -> bool:
+def shape_of(parameter: Tensor, cuts: Mapping[int, Cut]) -> torch.Size:
+    """Shape of the whole, wherever its parts are."""
+    return cuts[id(parameter)].shape if id(parameter) in cuts else parameter.shape
+
+
+def is_measurable(parameter: Tensor, cuts: Mapping[int, Cut] = _NO_CUTS) -> bool:
     """Whether a parameter has numbers that can be read: not one that is lazy, empty, nested, sparse or on no device.
 
     Floats of 8 bits and fewer store weights that are not trained.
@@ -133,13 +143,14 @@ def is_measurable(parameter: Tensor) -> bool:
         and not parameter.is_nested
         and not parameter.is_meta
         and parameter.dtype in _DTYPES
-        and parameter.numel() > 0
+        and shape_of(parameter, cuts).numel() > 0
     )
 
 
-def owns_matrix(module: nn.Module, parameters: Iterable[Tensor]) -> bool:
+def owns_matrix(module: nn.Module, parameters: Iterable[Tensor], cuts: Mapping[int, Cut] = _NO_CUTS) -> bool:
     """Whether a module belongs into the depth profile: it owns a matrix and is not a normalisation layer."""
-    return "norm" not in type(module).__name__.lower() and any(is_lazy(p) or p.ndim >= 2 for p in parameters)
+    is_norm = "norm" in type(module).__name__.lower()
+    return not is_norm and any(is_lazy(p) or len(shape_of(p, cuts)) >= 2 for p in parameters)
 
 
 def make_layout(
@@ -161,7 +172,8 @@ def make_layout(
     Returns:
         The layout. Parameters of layers that are not reported still count in the total norm.
     """
-    measurable = tuple({id(p): p for p in parameters if is_measurable(p)}.values())
+    cuts = fsdp1.cuts(model)
+    measurable = tuple({id(p): p for p in parameters if is_measurable(p, cuts)}.values())
     wanted = {id(p) for p in measurable}
     names: dict[int, list[str]] = {}
     for name, parameter in named_parameters(model, with_aliases=True):
@@ -172,10 +184,10 @@ def make_layout(
     for path, module in named_layers(model).items():
         held = [p for p in own_parameters(module) if id(p) in wanted]
         own = [p for p in held if id(p) not in layer_of]
-        has_matrix = owns_matrix(module, held)
+        has_matrix = owns_matrix(module, held, cuts)
         if not own and not (has_matrix and _is_called(module)):
             continue
-        fan_in.update(_fan_in(module, own))
+        fan_in.update(_fan_in(module, own, cuts))
         layers.append(
             Layer(
                 name=path,
@@ -184,7 +196,7 @@ def make_layout(
                     alias for p in held for alias in (names[id(p)][:1] if id(p) in layer_of else names[id(p)][1:])
                 ),
                 has_matrix=has_matrix,
-                shares_matrix=has_matrix and not owns_matrix(module, own),
+                shares_matrix=has_matrix and not owns_matrix(module, own, cuts),
             )
         )
         layer_of.update((id(p), len(layers) - 1) for p in own)
@@ -201,6 +213,7 @@ def make_layout(
         layer_index=tuple(place.get(layer_of[id(p)], len(kept)) for p in measurable),
         fan_in=tuple(fan_in.get(id(p), 0.0) for p in measurable),
         owners=tuple(layers[layer_of[id(p)]].name for p in measurable),
+        cuts=tuple(cuts.get(id(p)) or Cut.of(p) for p in measurable),
     )
 
 
@@ -209,14 +222,16 @@ def _is_called(module: nn.Module) -> bool:
     return not isinstance(module, (nn.ParameterList, nn.ParameterDict))
 
 
-def _fan_in(module: nn.Module, parameters: Iterable[Tensor]) -> dict[int, float]:
+def _fan_in(module: nn.Module, parameters: Iterable[Tensor], cuts: Mapping[int, Cut]) -> dict[int, float]:
     """Fan-in of a module's first matrix, by its id; nothing for embeddings and the like, which have none."""
-    matrix = next((p for p in parameters if p.ndim >= 2), None)
-    if matrix is None or not owns_matrix(module, [matrix]) or isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+    matrix = next((p for p in parameters if len(shape_of(p, cuts)) >= 2), None)
+    is_table = isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+    if matrix is None or is_table or not owns_matrix(module, [matrix], cuts):
         return {}
+    shape = shape_of(matrix, cuts)
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        return {id(matrix): matrix.numel() / matrix.shape[1] / math.prod(facts_of(module)["stride"])}
-    return {id(matrix): matrix.numel() / matrix.shape[0]}
+        return {id(matrix): shape.numel() / shape[1] / math.prod(facts_of(module)["stride"])}
+    return {id(matrix): shape.numel() / shape[0]}
 
 
 def running_order(layers: Sequence[Layer], ran: Sequence[str]) -> list[int]:

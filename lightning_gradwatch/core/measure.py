@@ -53,14 +53,14 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [torch.linalg.vector_norm(t, dtype=torch.promote_types(t.dtype, torch.float32)).float() for t in tensors]
 
 
-def require_memory(tensors: Iterable[Tensor]) -> None:
+def require_memory(tensors: Sequence[Tensor]) -> None:
     """Refuse tensors whose memory has been freed, as by an engine that brings weights back when they are needed.
 
     Raises:
         ValueError: If there is one.
     """
     sizes = map(torch.UntypedStorage.nbytes, map(Tensor.untyped_storage, tensors))
-    if 0 in sizes:
+    if any(size == 0 and tensor.numel() for size, tensor in zip(sizes, tensors, strict=True)):
         raise ValueError("the memory of a weight has been freed")
 
 
@@ -245,10 +245,10 @@ class NormWindow:
             inputs: What was seen of the batch; None if nothing was.
 
         Returns:
-            Whether there was a gradient at all; without one nothing is appended.
+            Whether there was a gradient at all, on this rank or another; without one nothing is appended.
         """
         present = [gradient for p in self._parameters if (gradient := p.grad) is not None]
-        if not present:
+        if not present and not self._shards.have_gradients:
             return False
         loss = self._entry(loss)
         ends, coverage = self._looked(inputs)

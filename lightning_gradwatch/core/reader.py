@@ -156,6 +156,8 @@ class Reader:
 def _histogram(instruments: Instruments, gradients: Sequence[Tensor | None], turn: int, scale: Tensor | None) -> Tensor:
     owned = zip(gradients, instruments.layout.layer_index, instruments.shards.shares, strict=True)
     there = [(gradient, owner, share) for gradient, owner, share in owned if gradient is not None]
+    if not there:  # other ranks hold them
+        return instruments.unknown(len(instruments.layer_names), NUM_BINS + 2)
     owners, shares = [owner for _, owner, _ in there], [share for _, _, share in there]
     return log_histograms(
         [gradient for gradient, _, _ in there], owners, len(instruments.layer_names), turn, scale, shares

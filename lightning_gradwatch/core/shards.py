@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeGuard
 
 import torch
@@ -20,6 +21,27 @@ Kind = Literal["norm", "count", "sum", "rms", "mean"]
 of numbers already so weighted; ``rms`` and ``mean`` over the ranks that have one."""
 
 _WHOLE = (Tensor, torch.nn.Parameter)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a parameter is cut into what the ranks hold of it.
+
+    Attributes:
+        shape: Of the whole.
+        num_shards: Into how many parts, each held by one rank or by several replicas.
+        flat: What this rank holds of all parameters that were cut together (FSDP1); None where each is cut by itself.
+            A rank may hold nothing of one of them, but always some of this.
+    """
+
+    shape: torch.Size
+    num_shards: int = 1
+    flat: Tensor | None = None
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Cut:
+        """As the tensor itself says."""
+        return cls(tensor.shape, num_shards(tensor))
 
 
 def is_spread(tensor: Tensor) -> TypeGuard[DTensor]:
@@ -73,23 +95,33 @@ class Shards:
 
     Args:
         parameters: The watched parameters.
+        cuts: How each is cut; empty if the parameters themselves say so.
 
     Attributes:
         num_ranks: Number of ranks, of which each may have batches of its own.
-        is_spread: Whether any of them is a ``DTensor``. Otherwise every method here does nothing.
+        is_spread: Whether ranks hold parts of any of them. Otherwise every method here does nothing.
+        are_whole: Whether each rank holds every one of them as a whole.
         shares: For each parameter what one rank contributes to a sum over all ranks: the number of its shards over the
             number of ranks; 1 where nothing is spread.
         agrees: Whether all ranks see the same numbers: there is one rank only, or numbers are reduced over all.
     """
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, parameters: Sequence[Tensor], cuts: Sequence[Cut] = ()) -> None:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.num_ranks = torch.distributed.get_world_size() if distributed else 1
-        self.is_spread = any(is_spread(p) for p in parameters)
+        cuts = cuts or [Cut.of(p) for p in parameters]
+        self._flats = [cut.flat for cut in cuts if cut.flat is not None] if self.num_ranks > 1 else []
+        self.is_spread = bool(self._flats) or any(is_spread(p) for p in parameters)
+        self.are_whole = not any(is_spread(p) or cut.num_shards > 1 for p, cut in zip(parameters, cuts, strict=True))
         self.agrees = self.is_spread or self.num_ranks == 1
-        self.shares = [num_shards(p) / self.num_ranks if self.is_spread else 1.0 for p in parameters]
+        self.shares = [cut.num_shards / self.num_ranks if self.is_spread else 1.0 for cut in cuts]
         if self.is_spread:
             self._shares = torch.tensor(self.shares, dtype=torch.float64, device=parameters[0].device)
+
+    @property
+    def have_gradients(self) -> bool:
+        """Whether there are gradients of which this rank holds nothing."""
+        return any(flat.grad is not None for flat in self._flats)
 
     def local_parts(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """:func:`local_parts`, at no cost where nothing is spread."""
@@ -120,6 +152,8 @@ class Shards:
             for name, part in zip(numbers, parts, strict=True)
         ]
         payload = torch.cat([*parts, *counts])
+        if not payload.numel():  # no step since the last copy, on any rank
+            return dict(numbers)
         torch.distributed.all_reduce(payload)
         shapes = [values.shape for values in numbers.values()]
         sizes = [shape.numel() for shape in shapes]

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.clip import ClipPolicy, MaxNorm, MaxValue
+from lightning_gradwatch.core.engines.fsdp1 import is_piece
 from lightning_gradwatch.core.records import Alert, to_try
 from lightning_gradwatch.core.shards import is_spread
 from lightning_gradwatch.host import Host
@@ -105,7 +106,7 @@ class Prescriber:
         Returns:
             The alert with what was measured; None where nothing could be tried.
         """
-        if any(is_spread(parameter) for parameter in model.parameters()):
+        if any(is_spread(parameter) or is_piece(parameter) for parameter in model.parameters()):
             host.inform("GradWatch tries no remedies: each rank holds only a part of the model.")
             return None
         num_ranks = host.num_ranks()
@@ -152,7 +153,7 @@ def _own_clipping(host: Host) -> ClipPolicy | None:
 def _values(model: nn.Module) -> dict[str, Tensor]:
     """What training changes, on the host; nothing of a model that is not whole, or not yet."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    if any(is_spread(tensor) or is_lazy(tensor) for _, tensor in tensors):
+    if any(is_spread(tensor) or is_piece(tensor) or is_lazy(tensor) for _, tensor in tensors):
         return {}
     changing = [(name, t) for name, t in tensors if t.requires_grad or not isinstance(t, nn.Parameter)]
     try:

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from lightning_gradwatch.core.records import MISSING
-from lightning_gradwatch.core.shards import Shards, is_spread, local, local_parts, num_shards
+from lightning_gradwatch.core.shards import Cut, Shards, is_spread, local, local_parts, num_shards
 
 PLAIN = [nn.Parameter(torch.ones(3)), torch.ones(2)]
 NUMBERS = {"norms": torch.tensor([5.0, MISSING]), "loss": torch.tensor(2.0)}
@@ -111,6 +111,24 @@ def test_a_number_that_is_not_finite_is_passed_on(alone: DeviceMesh, bad: float)
     )
     torch.testing.assert_close(whole["norm"], torch.tensor([bad, 1.0]), equal_nan=True)
     torch.testing.assert_close(whole["mean"], torch.tensor(bad), equal_nan=True)
+
+
+def test_where_no_step_was_taken_since_the_last_copy_there_is_nothing_to_add_up(alone: DeviceMesh) -> None:
+    shards = Shards([spread(alone, Shard(0))])
+    whole = shards.reduce({"norms": torch.empty(0, 1), "facts": torch.empty(0, 3)}, {"norms": "norm", "facts": "mean"})
+    assert {name: values.shape for name, values in whole.items()} == {"norms": (0, 1), "facts": (0, 3)}
+
+
+def test_pieces_of_one_flat_tensor_are_spread_and_their_wrapper_tells_the_shape(eight: DeviceMesh) -> None:
+    flat = nn.Parameter(torch.ones(5))
+    pieces = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.empty(0))]
+    shards = Shards(pieces, [Cut(torch.Size((4, 5)), 4, flat), Cut(torch.Size((2,)), 4, flat)])
+    assert (shards.is_spread, shards.are_whole, shards.agrees, shards.shares) == (True, False, True, [0.5, 0.5])
+    assert not shards.have_gradients
+    flat.grad = torch.ones(5)
+    assert shards.have_gradients
+    replicated = Shards(pieces, [Cut(piece.shape, 1, flat) for piece in pieces])
+    assert (replicated.is_spread, replicated.are_whole, replicated.shares) == (True, True, [1 / 8, 1 / 8])
 
 
 def test_partial_sums_are_added_up_and_keep_their_shapes(alone: DeviceMesh) -> None:

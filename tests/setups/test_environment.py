@@ -13,7 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning
 from lightning_gradwatch.callback import GUEST_KEY
@@ -268,7 +268,7 @@ def test_a_guest_goes_on_where_a_guest_has_watched(is_old: bool, tmp_path: Path,
 def test_where_it_cannot_be_right_it_says_so_and_training_goes_on(wanted: None) -> None:
     trainer = quiet_trainer()
     (watch,) = watches_of(trainer)
-    trainer.strategy.__class__ = type("Sharded", (FSDPStrategy, type(trainer.strategy)), {})
+    trainer.strategy.__class__ = type("Sharded", (DeepSpeedStrategy, type(trainer.strategy)), {})
     module = Classifier(small_net())
     with pytest.warns(GradWatchWarning, match="`strategy` must be"):
         watch.setup(trainer, module, "fit")

@@ -15,7 +15,7 @@ from lightning_gradwatch.core.clip.policy import SelectivePolicy, require_number
 from lightning_gradwatch.core.clip.transform import Outcome, Step, Transform
 from lightning_gradwatch.core.devices import need_not_wait
 from lightning_gradwatch.core.measure import fill_missing
-from lightning_gradwatch.core.shards import Shards, is_spread
+from lightning_gradwatch.core.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class AGC(SelectivePolicy):
         require_number("min_weight_norm", self.min_weight_norm, "positive and finite", "the paper uses 1e-3")
 
     def _transform(self, parameters: Sequence[Tensor], shards: Shards) -> _Transform:
-        if any(map(is_spread, parameters)):
+        if not shards.are_whole:
             cure = "use AdaGC, which clips each tensor by norms that can be added up over ranks"
             raise refuse("auto_clip", "a policy that works on parts of weights, where these are sharded", self, cure)
         return _Transform(self, parameters)

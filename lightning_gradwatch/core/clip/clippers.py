@@ -15,7 +15,7 @@ from lightning_gradwatch.core.clip.policy import ClipPolicy
 from lightning_gradwatch.core.layers import select
 from lightning_gradwatch.core.records import Clip
 from lightning_gradwatch.core.saved import Saved, State
-from lightning_gradwatch.core.shards import Shards
+from lightning_gradwatch.core.shards import Cut, Shards
 
 NUM_FACTS = 3
 """Numbers per policy and step: threshold, coefficient, norm after clipping."""
@@ -35,20 +35,28 @@ class Clippers:
         policies: The policies, the first ones first.
         parameters: The optimizer's parameters.
         owners: Name of each parameter's layer.
+        cuts: How each parameter is cut into what the ranks hold; empty if the parameters themselves say so.
 
     Attributes:
         clipped: For each parameter the number of steps since :meth:`forget` in which its gradient was clipped, shape
             ``(parameters,)``, float32, on the device.
     """
 
-    def __init__(self, policies: Sequence[ClipPolicy], parameters: Sequence[Tensor], owners: Sequence[str]) -> None:
+    def __init__(
+        self,
+        policies: Sequence[ClipPolicy],
+        parameters: Sequence[Tensor],
+        owners: Sequence[str],
+        cuts: Sequence[Cut] = (),
+    ) -> None:
         device = parameters[0].device
         self._chosen = [torch.tensor(places, device=device) for places in _choose(policies, owners)]
         self._clippers = []
         for policy, places in zip(policies, self._chosen, strict=True):
             own = [parameters[place] for place in places.tolist()]
+            own_cuts = [cuts[place] for place in places.tolist()] if cuts else ()
             if own:
-                self._clippers.append(Clipper(policy, own, Shards(own)))
+                self._clippers.append(Clipper(policy, own, Shards(own, own_cuts)))
         self._chosen = [places for places in self._chosen if len(places)]
         self.clipped = torch.zeros(len(parameters), dtype=torch.float32, device=device)
 

@@ -58,7 +58,7 @@ class _Transform(Transform):
     def __init__(self, policy: MaxValue, parameters: Sequence[Tensor], shards: Shards) -> None:
         super().__init__(parameters)
         self._max_value, self._shards = policy.max_value, shards
-        self._is_spread = any(map(is_spread, parameters))
+        self._is_spread = shards.is_spread
 
     def clip_(self, step: Step) -> Outcome:
         # The limit is in the gradients' own unit, loss scale included; none where a gradient is not finite.
