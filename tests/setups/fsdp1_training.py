@@ -204,8 +204,9 @@ INTERVENTIONS: dict[str, dict[str, Any]] = {
     "spike": {"on_spike": "skip"},
     "nothing": {},
 }
-NUM_CLIPPED_STEPS = 90
-BAD = {"nonfinite": (30, math.nan), "spike": (80, 1e4)}
+NUM_CLIPPED_STEPS = {**dict.fromkeys(INTERVENTIONS, 30), "spike": 75}
+"""Nothing is called a spike before there have been 64 steps."""
+BAD = {"nonfinite": (20, math.nan), "spike": (70, 1e4)}
 """The batch in which one sample, that of the last rank, is multiplied by what."""
 
 
@@ -216,7 +217,8 @@ def clip(kind: str, name: str, directory: Path) -> list[Any]:
         batch, factor = BAD[name]
         data[(batch + 1) * BATCH - 1] *= factor
     watch = GradWatch(max_overhead=None, **INTERVENTIONS[name])
-    trainer = train(kind, watch, directory=directory, data=data, make_optimizer=sgd, max_steps=NUM_CLIPPED_STEPS)
+    steps = NUM_CLIPPED_STEPS[name]
+    trainer = train(kind, watch, directory=directory, data=data, make_optimizer=sgd, max_steps=steps)
     assert watch._session is not None
     assert not watch._session.is_off
     return full_weights(trainer)
@@ -250,31 +252,43 @@ def refusal(kind: str, watch: GradWatch, **options: Any) -> str:
     return "nothing"
 
 
-SAVED_AT = 64
+SAVED_AT, NUM_RESUMED_STEPS = 16, 30
 """The end of the first epoch, with an alert open."""
 
 
 def resume_all(directory: Path) -> dict[str, Any]:
-    """A training without a break, and the second part of it from the checkpoint of each kind that it left."""
+    """Trainings without a break, and the second part of each from the sharded checkpoint that it left.
+
+    Checkpoints in one file are not tried: torch itself crashes as it gathers them on a CPU.
+    """
     told: dict[str, Any] = {}
-    for form in ("full", "sharded"):
-        for name in ("band", "sick"):
-            arguments = INTERVENTIONS[name] if name == "band" else WATCH
-            net = {} if name == "band" else {"net": sick}
-            optimizer = {"make_optimizer": sgd, "max_steps": NUM_CLIPPED_STEPS, "max_epochs": -1}
-            here, strategy = directory / f"{name} {form}", {"state_dict_type": form}
-            for resume in (None, here / "saved.ckpt"):
-                saver = ModelCheckpoint(
-                    here, "saved", every_n_train_steps=SAVED_AT, enable_version_counter=False, save_top_k=-1
-                )
-                savers = [saver] if resume is None else []
-                watch = GradWatch(**arguments)
-                options: dict[str, Any] = {"enable_checkpointing": resume is None, **net, **optimizer}
-                trainer = train("policy", watch, *savers, directory=here, resume=resume, strategy=strategy, **options)
-                alerts = [(alert.kind, alert.step, alert.cause) for alert in watch.alerts]
-                known = [watcher.sampling.num_steps for watcher in watchers_of(watch)]
-                told.setdefault(f"{name} {form}", []).append([alerts, known, full_weights(trainer)])
+    clipping: dict[str, Any] = {"watch": INTERVENTIONS["band"], "net": lambda: make_net("fsdp")}
+    alerting: dict[str, Any] = {"watch": {**WATCH, "dense_steps": NUM_RESUMED_STEPS}, "net": sick}
+    for name, how in (("clipping", clipping), ("alerting", alerting)):
+        here = directory / name
+        for resume in (None, here / "saved.ckpt"):
+            saver = ModelCheckpoint(here, "saved", every_n_train_steps=SAVED_AT, save_top_k=-1)
+            watch = GradWatch(**how["watch"])
+            trainer = train(
+                "policy",
+                *([watch, saver] if resume is None else [watch]),
+                directory=here,
+                resume=resume,
+                net=how["net"],
+                make_optimizer=sgd,
+                strategy={"state_dict_type": "sharded"},
+                enable_checkpointing=resume is None,
+                max_steps=NUM_RESUMED_STEPS,
+                max_epochs=-1,
+                limit_train_batches=SAVED_AT,
+            )
+            alerts = [(alert.kind, alert.step, alert.cause) for alert in watch.alerts]
+            known = [watcher.sampling.num_steps for watcher in watchers_of(watch)]
+            told.setdefault(name, []).append([alerts, known, full_weights(trainer)])
     return told
+
+
+NUM_COUNTED_STEPS = 6
 
 
 def count_all(directory: Path) -> dict[str, Any]:
@@ -282,19 +296,17 @@ def count_all(directory: Path) -> dict[str, Any]:
     lazy: dict[str, Any] = {"sample_every_n_steps": 1000}
     watches: dict[str, Callable[[], list[Any]]] = {
         "bare": list,
-        "bare again": list,
-        "watched": lambda: [GradWatch(dense_steps=4, **lazy)],
+        "watched": lambda: [GradWatch(dense_steps=2, **lazy)],
         "clipped": lambda: [GradWatch(dense_steps=0, auto_clip=1.0, **lazy)],
         "skipping": lambda: [GradWatch(dense_steps=0, on_nonfinite="skip", **lazy)],
-        "control": lambda: [GradWatch(dense_steps=4, **lazy), _Talkative()],
+        "control": lambda: [_Talkative()],
     }
     told: dict[str, Any] = {}
-    for kind in ("policy", "no_shard"):
-        for name, make in watches.items():
-            with profile(activities=[ProfilerActivity.CPU]) as profiler:
-                train(kind, *make(), directory=directory / kind / name, make_optimizer=sgd)
-            events = [event.name for event in profiler.events() or ()]
-            told[f"{kind} {name}"] = Counter(name for name in events if name.startswith("gloo:"))
+    for name, make in watches.items():
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            train("policy", *make(), directory=directory / name, make_optimizer=sgd, max_steps=NUM_COUNTED_STEPS)
+        events = [event.name for event in profiler.events() or ()]
+        told[name] = Counter(name for name in events if name.startswith("gloo:"))
     return told
 
 

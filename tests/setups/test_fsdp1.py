@@ -11,10 +11,19 @@ from typing import Any
 import pytest
 import torch
 
-from tests.setups.fsdp1_training import ALERT_STEPS, INTERVENTIONS, KINDS, NETS, NUM_CLIPPED_STEPS, clip, measure
+from tests.setups.fsdp1_training import (
+    ALERT_STEPS,
+    INTERVENTIONS,
+    KINDS,
+    NETS,
+    NUM_COUNTED_STEPS,
+    NUM_RESUMED_STEPS,
+    clip,
+    measure,
+)
 from tests.setups.processes import run_ranks
 from tests.setups.published import Numbers, numbers
-from tests.setups.sharded_training import EVERY, NUM_STEPS
+from tests.setups.sharded_training import EVERY
 from tests.tasks import read_events
 
 OUTPUTS = "gradwatch/layers/output_grad_norm"
@@ -143,32 +152,28 @@ def test_what_cannot_be_right_is_refused_with_the_cure(clipped: Told) -> None:
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_either_kind_goes_on_where_it_was_taken(tmp_path: Path) -> None:
+def test_a_sharded_checkpoint_goes_on_where_it_was_taken(tmp_path: Path) -> None:
     directory, ranks = told_by("resume_all", tmp_path)
     assert ranks[0] == ranks[1]
-    for form in ("full", "sharded"):
-        (_, steps, whole), (_, resumed_steps, resumed) = ranks[0][f"band {form}"]
-        assert steps == resumed_steps == [NUM_CLIPPED_STEPS]
-        assert is_close(resumed, whole)
-        (alerts, *_), (after, *_) = ranks[0][f"sick {form}"]
-        assert alerts
-        assert after == alerts
-        opened = [json.loads(line) for line in (directory / f"sick {form}" / "alerts.jsonl").read_text().splitlines()]
-        assert [line["event"] for line in opened] == ["opened"]
+    (_, steps, whole), (_, resumed_steps, resumed) = ranks[0]["clipping"]
+    assert steps == resumed_steps == [NUM_RESUMED_STEPS]
+    assert is_close(resumed, whole)
+    (alerts, *_), (after, *_) = ranks[0]["alerting"]
+    assert [kind for kind, *_ in alerts] == ["vanishing"]
+    assert after == alerts
+    opened = [json.loads(line) for line in (directory / "alerting" / "alerts.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in opened] == ["opened"]
 
 
 @pytest.mark.slow
 def test_ranks_talk_once_per_sample_or_publication_and_once_per_step_if_it_may_be_changed(tmp_path: Path) -> None:
-    num_publications = NUM_STEPS // EVERY + 1  # one at the end
+    num_publications = NUM_COUNTED_STEPS // EVERY + 1  # one at the end
     for rank in told_by("count_all", tmp_path)[1]:
-        for kind in ("policy", "no_shard"):
-            bare = Counter(rank[f"{kind} bare"])
-            assert rank[f"{kind} bare again"] == bare
-
-            def more(name: str, bare: Counter[str] = bare, told: dict[str, Any] = rank, kind: str = kind) -> Any:
-                return dict(Counter(told[f"{kind} {name}"]) - bare)
-
-            assert more("watched") == {"gloo:all_reduce": 4 + num_publications}
-            assert more("control") == {"gloo:all_reduce": 4 + num_publications + NUM_STEPS}
-            for name in ("clipped", "skipping"):
-                assert more(name) == {"gloo:all_reduce": NUM_STEPS + num_publications}
+        more = {name: dict(Counter(counts) - Counter(rank["bare"])) for name, counts in rank.items()}
+        assert more == {
+            "bare": {},
+            "control": {"gloo:all_reduce": NUM_COUNTED_STEPS},
+            "watched": {"gloo:all_reduce": 2 + num_publications},
+            "clipped": {"gloo:all_reduce": NUM_COUNTED_STEPS + num_publications},
+            "skipping": {"gloo:all_reduce": NUM_COUNTED_STEPS + num_publications},
+        }
