@@ -305,7 +305,8 @@ def refuse_unsupported(trainer: Trainer) -> None:
             'does not fit, with strategy="fsdp", or without GradWatch.'
         )
     if known[0] == "FSDPStrategy":
-        fsdp1.refuse_flat_parameters(trainer.strategy.kwargs.get("use_orig_params"))
+        options: dict[str, Any] = getattr(trainer.strategy, "kwargs", {})
+        fsdp1.refuse_flat_parameters(options.get("use_orig_params"))
 
 
 def refuse_clipping_twice(host: LightningHost, config: Config) -> None:

@@ -85,7 +85,7 @@ def test_fsdp_without_the_models_own_parameters_is_refused() -> None:
 
     trainer = quiet_trainer()
     trainer.strategy.__class__ = FSDPStrategy
-    trainer.strategy.kwargs = {"use_orig_params": False}
+    vars(trainer.strategy)["kwargs"] = {"use_orig_params": False}
     with pytest.raises(ValueError, match=r"`strategy` must be one that keeps .* but 'use_orig_params=False' came.*"):
         GradWatch().setup(trainer, Classifier(small_net()), "fit")
 

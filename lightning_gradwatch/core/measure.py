@@ -248,7 +248,7 @@ class NormWindow:
             Whether there was a gradient at all, on this rank or another; without one nothing is appended.
         """
         present = [gradient for p in self._parameters if (gradient := p.grad) is not None]
-        if not present and not self._shards.have_gradients:
+        if not present and not self._shards.have_gradients():
             return False
         loss = self._entry(loss)
         ends, coverage = self._looked(inputs)

@@ -118,7 +118,6 @@ class Shards:
         if self.is_spread:
             self._shares = torch.tensor(self.shares, dtype=torch.float64, device=parameters[0].device)
 
-    @property
     def have_gradients(self) -> bool:
         """Whether there are gradients of which this rank holds nothing."""
         return any(flat.grad is not None for flat in self._flats)

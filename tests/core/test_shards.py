@@ -124,9 +124,9 @@ def test_pieces_of_one_flat_tensor_are_spread_and_their_wrapper_tells_the_shape(
     pieces = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.empty(0))]
     shards = Shards(pieces, [Cut(torch.Size((4, 5)), 4, flat), Cut(torch.Size((2,)), 4, flat)])
     assert (shards.is_spread, shards.are_whole, shards.agrees, shards.shares) == (True, False, True, [0.5, 0.5])
-    assert not shards.have_gradients
+    assert not shards.have_gradients()
     flat.grad = torch.ones(5)
-    assert shards.have_gradients
+    assert shards.have_gradients()
     replicated = Shards(pieces, [Cut(piece.shape, 1, flat) for piece in pieces])
     assert (replicated.is_spread, replicated.are_whole, replicated.shares) == (True, True, [1 / 8, 1 / 8])
 

@@ -127,7 +127,7 @@ def train(
         how = {**KINDS.get(kind, HYBRID), **(strategy or {})}
         defaults.update(devices=num_ranks, strategy=CPUStrategy(process_group_backend="gloo", **how))
     trainer = quiet_trainer(*callbacks, directory=directory, **{**defaults, **options})
-    loader = torch.utils.data.DataLoader(data, batch_size=BATCH // num_ranks)  # type: ignore[arg-type]
+    loader: Any = torch.utils.data.DataLoader(data, batch_size=BATCH // num_ranks)  # type: ignore[arg-type, var-annotated]
     trainer.fit(Regression(kind, net, make_optimizer, use_orig_params), loader, ckpt_path=resume)
     return trainer
 
@@ -204,6 +204,7 @@ INTERVENTIONS: dict[str, dict[str, Any]] = {
     "spike": {"on_spike": "skip"},
     "nothing": {},
 }
+CLIPPING = [name for name, arguments in INTERVENTIONS.items() if "auto_clip" in arguments]
 NUM_CLIPPED_STEPS = {**dict.fromkeys(INTERVENTIONS, 30), "spike": 75}
 """Nothing is called a spike before there have been 64 steps."""
 BAD = {"nonfinite": (20, math.nan), "spike": (70, 1e4)}
@@ -230,13 +231,22 @@ def full_weights(trainer: pl.Trainer) -> list[Any]:
     assert model is not None
     is_cut = isinstance(model, fsdp.FullyShardedDataParallel)
     with fsdp.FullyShardedDataParallel.summon_full_params(model) if is_cut else contextlib.nullcontext():
-        return [p.detach().tolist() for p in trainer.lightning_module.net.parameters()]
+        net: Any = trainer.lightning_module.net
+        return [p.detach().tolist() for p in net.parameters()]
 
 
 def clip_all(directory: Path) -> dict[str, Any]:
-    """Every way to intervene, and what is refused."""
-    told: dict[str, Any] = {name: clip("policy", name, directory / name) for name in INTERVENTIONS}
+    """Every policy."""
+    told: dict[str, Any] = {name: clip("policy", name, directory / name) for name in CLIPPING}
     told["no_shard"] = clip("no_shard", "value", directory / "no_shard")
+    return told
+
+
+def skip_all(directory: Path) -> dict[str, Any]:
+    """Every way to leave out a step, and what is refused."""
+    told: dict[str, Any] = {
+        name: clip("policy", name, directory / name) for name in INTERVENTIONS if name not in CLIPPING
+    }
     told["agc"] = refusal("policy", GradWatch(auto_clip="agc"))
     told["flat"] = refusal("policy", GradWatch(), strategy={"use_orig_params": False})
     told["flat by hand"] = refusal("by hand", GradWatch(), use_orig_params=False)
