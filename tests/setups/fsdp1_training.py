@@ -127,7 +127,8 @@ def train(
         how = {**KINDS.get(kind, HYBRID), **(strategy or {})}
         defaults.update(devices=num_ranks, strategy=CPUStrategy(process_group_backend="gloo", **how))
     trainer = quiet_trainer(*callbacks, directory=directory, **{**defaults, **options})
-    loader: Any = torch.utils.data.DataLoader(data, batch_size=BATCH // num_ranks)  # type: ignore[arg-type, var-annotated]
+    samples: Any = data
+    loader: Any = torch.utils.data.DataLoader(samples, batch_size=BATCH // num_ranks)
     trainer.fit(Regression(kind, net, make_optimizer, use_orig_params), loader, ckpt_path=resume)
     return trainer
 
