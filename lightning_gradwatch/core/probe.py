@@ -303,6 +303,7 @@ class Probe:
     @_never_fails("outputs")
     def _see_gradient(self, call: _Call, gradient: Tensor) -> None:
         account = self.account
+        # what does not belong to the loss, or comes too late
         if call.session != self._session or call.name not in self._profiled or not account.is_of_the_loss:
             return
         self.order.reached.add(call.name)
@@ -314,10 +315,12 @@ class Probe:
             return
         if gradient.layout is not torch.strided or gradient.is_nested:
             raise TypeError("the gradient at its output is sparse or nested")
+        # its norm
         part = gradient if type(gradient) is Tensor else local(gradient)
         norm = norm_of(part, call.is_strong)
         if part is not gradient:
             norm = norm * num_shards(gradient) ** 0.5
+        # into the account, call by call
         if call.page != account.page:
             calls = account.calls.setdefault(call.name, [])
             if len(calls) == MAX_CALLS:

@@ -188,7 +188,7 @@ class TwoBranches(pl.LightningModule):
     def __init__(self, bias: float, weight: float) -> None:
         super().__init__()
         self.first, self.second = deep_net(nn.ReLU, 4, he_init=True), deep_net(nn.ReLU, 4, he_init=True)
-        nn.init.constant_(self.second[4].bias, bias)
+        nn.init.constant_(self.second[4].get_parameter("bias"), bias)
         self.weight = weight
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
