@@ -48,9 +48,14 @@ class RunOrder:
         What a layer behind it needs for its gradient is kept until then, also if it was detached in between.
         """
         kept = self.followed.setdefault(name, [])
-        kept += [StorageWeakRef(output.untyped_storage()) for output in outputs if type(output) is Tensor]
+        for output in outputs:
+            try:
+                kept.append(StorageWeakRef(output.untyped_storage()))
+            except RuntimeError:  # sparse, batched by vmap: what cannot be followed is not called spare
+                self.fed.discard(name)
 
     def begin_backward(self) -> None:
         """The first gradient of a backward pass has come: what is not there any more, nobody has kept."""
-        gone = (name for name, kept in self.followed.items() if all(output.expired() for output in kept))
+        followed = ((name, kept) for name, kept in self.followed.items() if kept)
+        gone = (name for name, kept in followed if all(output.expired() for output in kept))
         self.spare, self.followed = frozenset(gone) & self.fed, {}

@@ -123,3 +123,28 @@ UNFED_HEAD = Branched(is_wanted=False, is_fed=False)
 def test_a_head_that_the_loss_does_not_use_is_worth_a_notice_wherever_it_runs(net: nn.Module, level: str) -> None:
     (alert,) = watched(net, 15)
     assert (alert.kind, alert.level, alert.layer) == ("detached", level, "side.0")
+
+
+class ToSparse(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ self.weight).to_sparse()
+
+
+def test_an_output_that_cannot_be_followed_is_not_called_spare() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.aside, self.head = relu_net(3), ToSparse(), nn.Linear(10, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            features = self.trunk(x)
+            self.aside(features)
+            out: Tensor = self.head(features)
+            return out
+
+    (alert,) = watched(Net(), 15)
+    assert (alert.level, alert.layer) == ("alert", "aside")
