@@ -59,8 +59,8 @@ def require_memory(tensors: Sequence[Tensor]) -> None:
     Raises:
         ValueError: If there is one.
     """
-    sizes = map(torch.UntypedStorage.nbytes, map(Tensor.untyped_storage, tensors))
-    if any(size == 0 and tensor.numel() for size, tensor in zip(sizes, tensors, strict=True)):
+    sizes = list(map(torch.UntypedStorage.nbytes, map(Tensor.untyped_storage, tensors)))
+    if 0 in sizes and any(tensor.numel() for size, tensor in zip(sizes, tensors, strict=True) if size == 0):
         raise ValueError("the memory of a weight has been freed")
 
 
