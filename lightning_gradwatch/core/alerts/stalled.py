@@ -26,8 +26,8 @@ class StalledRule(SteadyRule):
 
     Either the largest ``|W| |g| / |loss|`` of any layer (what a step could change at most) is at most 1e-3, or the
     largest ``|dW| / |W|`` is at most 3e-5. A loss without noise may fall at every step and get nowhere all the same:
-    less than a thousandth in 200 steps is no better. Nothing is judged while an alert is open that explains it, while
-    the learning rate is being warmed up, or once next to nothing is left of the loss.
+    less than a thousandth in 200 steps, with updates as small as that, is no better. Nothing is judged while an alert
+    is open that explains it, while the learning rate is being warmed up, or once next to nothing is left of the loss.
     """
 
     def __init__(self) -> None:
@@ -40,10 +40,11 @@ class StalledRule(SteadyRule):
         for kind in EXPLAINED_BY:
             if kind in history.open and history.open[kind].level == "alert":
                 return None
+        losses, has_no_step = history.losses, _has_no_step(observation, history)
         is_stalled = (
-            _cannot_move(observation, history.sample, history)
-            and (history.losses.has_not_improved or history.losses.is_still)
-            and not history.losses.is_done
+            (has_no_step or _has_no_push(observation, history.sample, history))
+            and (losses.has_not_improved or (has_no_step and losses.is_still))
+            and not losses.is_done
             and not history.evidence.steps.is_warming_up
         )
         return self.hysteresis.judge(history.sample.step, float(is_stalled))
@@ -53,16 +54,18 @@ class StalledRule(SteadyRule):
         return {"stalled": float(self.finding is not None)}
 
 
-def _cannot_move(observation: Observation, sample: Sample, history: History) -> bool:
-    """Whether the gradients are too small to change the loss, or the updates are."""
+def _has_no_push(observation: Observation, sample: Sample, history: History) -> bool:
+    """Whether the gradients are too small to change the loss."""
     pairs = zip(sample.weight_norms, observation.last_norms, strict=True)
     effects = [max(weight, 0.0) * max(gradient, 0.0) for weight, gradient in pairs]
     now = abs(history.losses.now)
-    effect = max(effects, default=0.0) / now if now > 0 else 0.0
+    return now > 0 and 0 < max(effects, default=0.0) / now <= SMALL_EFFECT
+
+
+def _has_no_step(observation: Observation, history: History) -> bool:
+    """Whether the updates are too small, at a learning rate above zero."""
     is_frozen = observation.lr is not None and observation.lr == 0.0
-    has_no_push = now > 0 and 0 < effect <= SMALL_EFFECT
-    has_no_step = 0 <= history.largest_update <= SMALL_UPDATE and not is_frozen
-    return has_no_push or has_no_step
+    return 0 <= history.largest_update <= SMALL_UPDATE and not is_frozen
 
 
 def describe(finding: Finding, _: Evidence) -> str:

@@ -70,6 +70,7 @@ def test_a_loss_that_falls_without_noise_and_gets_nowhere_is_stalled() -> None:
     assert stall(falling(5e-4, steps=150), 1e-9, **strong) == []  # not yet
     assert stall(falling(5e-3), 1e-9, **strong) == []
     assert stall(falling(5e-4), 1e-3, **strong) == []  # its weights move
+    assert stall(falling(5e-4), 1e-3) == []  # also where a large constant in the loss makes every push look small
 
 
 def test_what_is_done_has_not_stalled() -> None:
