@@ -62,7 +62,7 @@ class Copies(TorchDispatchMode):
 @pytest.fixture
 def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[Copies]:
     monkeypatch.setattr(modes, "num_dispatch_modes", lambda: 0)  # else GradWatch hides from modes
-    monkeypatch.setattr(layers, "is_measurable", lambda _: True)  # a meta tensor has no numbers
+    monkeypatch.setattr(layers, "is_measurable", lambda *_: True)  # a meta tensor has no numbers
     for room in (probe, tensors):
         monkeypatch.setattr(room, "is_plain", lambda part: isinstance(part, Tensor))
     with Copies() as seen:
