@@ -311,7 +311,7 @@ def train_until_the_end_of_time(url: str) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs a signal that ends a process")
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGKILL", pytest.param("SIGHUP", marks=pytest.mark.slow)])
 def test_a_process_that_is_ended_leaves_what_was_there_and_after_a_signal_all(
     name: str, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -132,6 +132,11 @@ def shape_of(parameter: Tensor, cuts: Mapping[int, Cut]) -> torch.Size:
     return cuts[id(parameter)].shape if id(parameter) in cuts else parameter.shape
 
 
+def num_dims(parameter: Tensor, cuts: Mapping[int, Cut]) -> int:
+    """Dimensions of the whole; a nested tensor has some, but no shape."""
+    return len(cuts[id(parameter)].shape) if id(parameter) in cuts else parameter.ndim
+
+
 def is_measurable(parameter: Tensor, cuts: Mapping[int, Cut] = _NO_CUTS) -> bool:
     """Whether a parameter has numbers that can be read: not one that is lazy, empty, nested, sparse or on no device.
 
@@ -150,7 +155,7 @@ def is_measurable(parameter: Tensor, cuts: Mapping[int, Cut] = _NO_CUTS) -> bool
 def owns_matrix(module: nn.Module, parameters: Iterable[Tensor], cuts: Mapping[int, Cut] = _NO_CUTS) -> bool:
     """Whether a module belongs into the depth profile: it owns a matrix and is not a normalisation layer."""
     is_norm = "norm" in type(module).__name__.lower()
-    return not is_norm and any(is_lazy(p) or len(shape_of(p, cuts)) >= 2 for p in parameters)
+    return not is_norm and any(is_lazy(p) or num_dims(p, cuts) >= 2 for p in parameters)
 
 
 def make_layout(
@@ -224,7 +229,7 @@ def _is_called(module: nn.Module) -> bool:
 
 def _fan_in(module: nn.Module, parameters: Iterable[Tensor], cuts: Mapping[int, Cut]) -> dict[int, float]:
     """Fan-in of a module's first matrix, by its id; nothing for embeddings and the like, which have none."""
-    matrix = next((p for p in parameters if len(shape_of(p, cuts)) >= 2), None)
+    matrix = next((p for p in parameters if num_dims(p, cuts) >= 2), None)
     is_table = isinstance(module, (nn.Embedding, nn.EmbeddingBag))
     if matrix is None or is_table or not owns_matrix(module, [matrix], cuts):
         return {}

@@ -78,6 +78,7 @@ def assert_named(directory: Path) -> None:
     assert json.loads(content)["layers"] == LAYERS
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_one_process(usual: Told, alone: Numbers) -> None:
     directory, ranks = usual
     assert_same(directory / "policy", alone)

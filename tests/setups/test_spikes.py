@@ -202,6 +202,7 @@ def train_ranks() -> None:
     tell(found)
 
 
+@pytest.mark.slow
 def test_all_ranks_leave_out_the_same_steps(tmp_path: Path) -> None:
     """Else their weights would be of different steps. Not for a loss that only one of them knows."""
     script = "import sys; from tests.setups import test_spikes; test_spikes.train_ranks()"

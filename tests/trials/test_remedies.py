@@ -212,7 +212,7 @@ def test_names_are_unique_and_say_something() -> None:
 
 def test_every_cause_that_a_copy_can_answer_has_a_remedy() -> None:
     answered = {cause for remedy in KEYS.values() for cause in remedy.causes}
-    assert set(get_args(Cause)) - answered == {"detached", "unstable_op", "unknown"}
+    assert set(get_args(Cause)) - answered == {"detached", "target_scale", "unstable_op", "unknown"}  # code and data
 
 
 def test_clipping_is_for_explosions_and_a_higher_rate_for_what_does_not_move() -> None:
