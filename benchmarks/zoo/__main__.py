@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,24 +44,36 @@ def _alert_as_record(alert: Alert) -> dict[str, Any]:
     return {**asdict(alert), "value": alert.value if math.isfinite(alert.value) else str(alert.value)}
 
 
-def main() -> int:
-    """Read the arguments, run the cases and print the tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=(__doc__ or "").split("\n\n")[0])
+def parse(parser: argparse.ArgumentParser, cases: Collection[str]) -> argparse.Namespace:
+    """Read what is asked for of these cases; ``only`` holds each name once."""
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", metavar="NAME", default=list(CASES), help="cases to run; by default all")
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=list(cases), help="cases to run; by default all")
     parser.add_argument("--workers", type=int, default=2, help="number of processes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="file for every outcome in full")
     arguments = parser.parse_args()
-    unknown = sorted(set(arguments.only) - set(CASES))
+    unknown = sorted(set(arguments.only) - set(cases))
     if unknown:
         parser.error(f"no such case: {', '.join(unknown)}")
     if arguments.workers < 1:
         parser.error("--workers must be at least 1")
-    outcomes = run_all(run, list(dict.fromkeys(arguments.only)), arguments.seed, arguments.workers)
+    arguments.only = list(dict.fromkeys(arguments.only))
+    return arguments
+
+
+def run_and_tell(run_one: Callable[[str, int], Outcome], arguments: argparse.Namespace) -> list[Outcome]:
+    """Run the cases, print the tables, and write every outcome into the file that was asked for."""
+    outcomes: list[Outcome] = run_all(run_one, arguments.only, arguments.seed, arguments.workers)
     print(report(outcomes))
     if arguments.json is not None:
         records = [as_record(outcome) for outcome in outcomes]
         arguments.json.write_text(json.dumps({"seed": arguments.seed, "cases": records}, indent=1), encoding="utf-8")
+    return outcomes
+
+
+def main() -> int:
+    """Read the arguments, run the cases and print the tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=(__doc__ or "").split("\n\n")[0])
+    outcomes = run_and_tell(run, parse(parser, CASES))
     return int(any(map(is_failure, outcomes)))
 
 

@@ -9,21 +9,17 @@ instead, where the loss says nothing). A label was given if it held for both; no
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 from benchmarks import zoo
 from benchmarks.zoo import shapes_depth, shapes_heads, shapes_practice, shapes_sets, shapes_time, shapes_towers
-from benchmarks.zoo.__main__ import as_record
+from benchmarks.zoo.__main__ import parse, run_and_tell
 from benchmarks.zoo.case import Case
 from benchmarks.zoo.check_labels import ends, train
-from benchmarks.zoo.processes import run_all
 from benchmarks.zoo.run import Outcome, prepare
 from benchmarks.zoo.run import run as run_case
-from benchmarks.zoo.table import report
 
 FILES = (shapes_towers, shapes_sets, shapes_depth, shapes_heads, shapes_time, shapes_practice)
 CASES: dict[str, Case] = {case.name: replace(case, held_out=True) for file in FILES for case in file.CASES}
@@ -51,25 +47,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.zoo.blind", description=(__doc__ or "").split("\n\n")[0]
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", metavar="NAME", default=list(CASES), help="cases to run; by default all")
-    parser.add_argument("--workers", type=int, default=2, help="number of processes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="file for every outcome in full")
     parser.add_argument("--losses", action="store_true", help="train bare and print the losses instead")
-    arguments = parser.parse_args()
-    unknown = sorted(set(arguments.only) - set(CASES))
-    if unknown:
-        parser.error(f"no such case: {', '.join(unknown)}")
-    names = list(dict.fromkeys(arguments.only))
+    arguments = parse(parser, CASES)
     if arguments.losses:
-        print_losses(names, arguments.seed)
+        print_losses(arguments.only, arguments.seed)
         return 0
     zoo.CASES.update(CASES)
-    outcomes = run_all(run, names, arguments.seed, arguments.workers)
-    print(report(outcomes))
-    if arguments.json is not None:
-        records = [as_record(outcome) for outcome in outcomes]
-        arguments.json.write_text(json.dumps({"seed": arguments.seed, "cases": records}, indent=1), encoding="utf-8")
+    outcomes = run_and_tell(run, arguments)
     return int(any(outcome.objections for outcome in outcomes))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -105,11 +105,8 @@ class Attribution:
 
     def _is_within(self, number: int) -> bool:
         """Whether an operation has a layer with a gradient on its way to the loss."""
-        while self._operations[number].consumers:
-            number, _ = self._strongest(number)
-            if self._operations[number].layer and self._arrival(number) > -math.inf:
-                return True
-        return False
+        passed = self._towards_loss(number)
+        return any(self._operations[source].layer and self._arrival(source) > -math.inf for source in passed)
 
     def head(self) -> tuple[str, frozenset[Group], float] | None:
         """What stands between the loss and the first layer on the gradient's way.
@@ -122,11 +119,8 @@ class Attribution:
         log = self.norm_at(layer)
         if not math.isfinite(log):
             return None
-        groups, number = set[Group](), self._place[layer]
-        while self._operations[number].consumers:
-            number, _ = self._strongest(number)
-            groups.add(self._operations[number].group)
-        return layer, frozenset(groups), log
+        passed = self._towards_loss(self._place[layer])
+        return layer, frozenset(self._operations[source].group for source in passed), log
 
     def lost_before(self, group: Group) -> dict[str, float]:
         """Decades that a group of operations loses on the way from the loss to each layer; a gain counts for 0."""
@@ -155,6 +149,12 @@ class Attribution:
             if lost:  # else it has only moved the gradient
                 links.append(Link(group, passed, lost))
         return links if all(math.isfinite(link.lost) for link in links) else []
+
+    def _towards_loss(self, number: int) -> Iterator[int]:
+        """The operations between one and the loss, along that which brought most."""
+        while self._operations[number].consumers:
+            number, _ = self._strongest(number)
+            yield number
 
     def _strongest(self, number: int) -> tuple[int, float]:
         """The operation from which most of the gradient comes to one, and log10 of the norm of what it sends."""
