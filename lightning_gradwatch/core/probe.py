@@ -278,6 +278,8 @@ class Probe:
             self._see_input(name, module, given)
         call = _Call(self, name, self._session, name in self.strong)
         outputs = (output,) if is_plain(output) else [t for t in tensors_in(output) if t.requires_grad][:MAX_OUTPUTS]
+        if order.enclosed:
+            order.leave(name)
         if self._is_thorough and name not in order.reached:
             order.follow(name, outputs)
         for tensor in outputs:

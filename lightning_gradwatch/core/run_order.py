@@ -18,6 +18,7 @@ class RunOrder:
         spare: Those of them whose output was gone before the last backward pass that was looked at.
         reached: Layers at whose output a gradient has ever arrived.
         followed: What is followed of the others' outputs.
+        enclosed: Of these the layers whose enclosing module still runs, by its name.
         placed: Those that have their place.
         previous: The one that ran last; ``""`` at the start.
     """
@@ -34,6 +35,7 @@ class RunOrder:
         self.ran: set[str] = set()
         self.fed: set[str] = set()
         self.followed: dict[str, list[StorageWeakRef]] = {}
+        self.enclosed: dict[str, list[str]] = {}
         self.previous = ""
 
     def place(self, name: str) -> None:
@@ -47,6 +49,8 @@ class RunOrder:
 
         What a layer behind it needs for its gradient is kept until then, also if it was detached in between.
         """
+        if name not in self.followed:
+            self.enclosed.setdefault(name.rpartition(".")[0], []).append(name)
         kept = self.followed.setdefault(name, [])
         for output in outputs:
             try:
@@ -54,8 +58,20 @@ class RunOrder:
             except RuntimeError:  # sparse, batched by vmap: what cannot be followed is not called spare
                 self.fed.discard(name)
 
+    def leave(self, name: str) -> None:
+        """A layer runs: the modules that it is not part of have ended.
+
+        What such a module has used up itself has steered it, as a router does that chooses the expert: not a head.
+        """
+        for module in [module for module in self.enclosed if module and not name.startswith(f"{module}.")]:
+            self.fed -= {inside for inside in self.enclosed.pop(module) if _is_gone(self.followed[inside])}
+
     def begin_backward(self) -> None:
         """The first gradient of a backward pass has come: what is not there any more, nobody has kept."""
-        followed = ((name, kept) for name, kept in self.followed.items() if kept)
-        gone = (name for name, kept in followed if all(output.expired() for output in kept))
-        self.spare, self.followed = frozenset(gone) & self.fed, {}
+        gone = (name for name, kept in self.followed.items() if kept and _is_gone(kept))
+        self.spare, self.followed, self.enclosed = frozenset(gone) & self.fed, {}, {}
+
+
+def _is_gone(kept: list[StorageWeakRef]) -> bool:
+    """Whether nobody has kept any of these outputs."""
+    return all(output.expired() for output in kept)

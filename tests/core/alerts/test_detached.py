@@ -125,6 +125,38 @@ def test_a_head_that_the_loss_does_not_use_is_worth_a_notice_wherever_it_runs(ne
     assert (alert.kind, alert.level, alert.layer) == ("detached", level, "side.0")
 
 
+class Routed(nn.Module):
+    """A layer whose output decides which of two others runs, and with what weight if that is not cut off."""
+
+    def __init__(self, is_local: bool) -> None:
+        super().__init__()
+        self.router, self.left, self.right = nn.Linear(10, 2), nn.Linear(10, 10), nn.Linear(10, 10)
+        self.is_local = is_local
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.router(x)
+        choice = logits.softmax(1).argmax(1, keepdim=True)
+        if not self.is_local:
+            del logits
+        out: Tensor = torch.where(choice == 0, self.left(x), self.right(x))
+        return out
+
+
+@pytest.mark.parametrize("is_local", [True, False], ids=["kept until the end", "used at once"])
+def test_a_router_that_chooses_without_a_gradient_is_not_a_spare_head(is_local: bool) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.routed, self.head = relu_net(3), Routed(is_local), nn.Linear(10, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.routed(self.trunk(x)))
+            return out
+
+    (alert,) = watched(Net(), 15)
+    assert (alert.kind, alert.level, alert.layer) == ("detached", "alert", "routed.router")
+
+
 class ToSparse(nn.Module):
     def __init__(self) -> None:
         super().__init__()
