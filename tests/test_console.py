@@ -30,7 +30,7 @@ options = {"max_steps": 14, "accelerator": "cpu", "logger": False, "enable_check
 Trainer(callbacks=[GradWatch(), bar], **options).fit(Classifier(deep_net(nn.Sigmoid)), digits())
 """
 ANNOUNCED = r"""GradWatch, vanishing: Gradients vanish with depth, since step 9, in net\.0
-  What Between the last third of the layers .*
+  What On the way back from layers such as .*
 (       .*\n)*  Why  On its way back to net\.0 the gradient loses .*
 (       .*\n)*  Try  1\. ReLU, GELU or SiLU with He initialisation
        2\. .*

@@ -68,7 +68,7 @@ class Judge:
     @property
     def vanishing(self) -> float:
         """The vanishing score alone."""
-        return self.history.depth.score
+        return self.history.starving.score
 
     @property
     def profile(self) -> dict[str, float]:

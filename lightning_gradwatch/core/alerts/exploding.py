@@ -11,6 +11,7 @@ from lightning_gradwatch.core.alerts.kind import Diagnosis, Kind
 from lightning_gradwatch.core.history import History
 from lightning_gradwatch.core.history.evidence import Evidence
 from lightning_gradwatch.core.history.losses import LossHistory
+from lightning_gradwatch.core.history.profile import outer_ends
 from lightning_gradwatch.core.records import Finding, Observation
 from lightning_gradwatch.core.saved import Saved, State, count
 
@@ -53,9 +54,9 @@ class ExplodingRule:
         if self._profile.finding is None:
             changes.append(self._jump.judge(observation.step, jump))
         if observation.sample is not None and self._jump.finding is None:
-            with_depth, (layer, through_time) = history.depth.growth, history.time.growth
-            layers = (layer,) if through_time > with_depth else history.ends
-            changes.append(self._profile.judge(observation.step, max(with_depth, through_time), layers))
+            (depth, profile), (layer, through_time) = history.growing, history.time.growth
+            layers = (layer,) if through_time > depth.growth else outer_ends(profile)
+            changes.append(self._profile.judge(observation.step, max(depth.growth, through_time), layers))
         return [change for change in changes if change is not None]
 
     def _spike(self, observation: Observation) -> float:
@@ -88,7 +89,7 @@ class ExplodingRule:
 
     def scores(self, history: History) -> dict[str, float]:
         """Decades that the gradient grows, with depth or with time."""
-        return {"exploding": max(history.depth.growth, history.time.growth[1])}
+        return {"exploding": max(history.growing[0].growth, history.time.growth[1])}
 
     def state_dict(self) -> State:
         """Primitives that :meth:`load_state_dict` takes back."""

@@ -20,9 +20,9 @@ from lightning_gradwatch.core.alerts.hysteresis import Hysteresis, SteadyRule
 from lightning_gradwatch.core.alerts.kind import Diagnosis, Kind, first_of
 from lightning_gradwatch.core.alerts.lost import lost_in_normalisation, lost_in_sigmoids, with_measured
 from lightning_gradwatch.core.history import History
-from lightning_gradwatch.core.history.depth import FULL_SCORE_DECADES
+from lightning_gradwatch.core.history.depth import FULL_SCORE_DECADES, DepthHistory
 from lightning_gradwatch.core.history.evidence import Evidence, typical
-from lightning_gradwatch.core.history.profile import largest_jump
+from lightning_gradwatch.core.history.profile import Profile, largest_jump, outer_ends
 from lightning_gradwatch.core.records import Finding, Observation
 
 EARLY_FACTOR = 1.25
@@ -48,30 +48,35 @@ class VanishingRule(SteadyRule):
 
     def is_suspicious(self, history: History) -> bool:
         """Whether the latest sample alone would open an alert, of vanishing or exploding, that is not open."""
-        threshold = self._threshold * history.depth.full_score
-        return self.hysteresis.finding is None and history.depth.is_alone(threshold, EXPLODING_DECADES)
+        if self.hysteresis.finding is not None:
+            return False
+        return any(depth.is_alone(self._threshold * depth.full_score, EXPLODING_DECADES) for depth, _ in history.parts)
 
     def update(self, observation: Observation, history: History) -> Finding | None:
-        """Judge a sample whose profile tells something."""
-        sample, latest = history.sample, history.depth.latest
-        if sample is None or latest is None:
+        """Judge a sample whose profile, or that of a branch, tells something."""
+        if history.sample is None or history.depth.latest is None:
             return None
-        threshold, present = self._threshold * history.depth.full_score, history.depth.decades
-        if self.hysteresis.finding is None and (
-            present < threshold or present < threshold * self._factor(history, latest, threshold)
-        ):
+        parts = history.parts
+        if self.hysteresis.finding is None:  # else it ends when none of them loses much
+            parts = [part for part in parts if self._is_enough(*part, history.losses.patience)]
+        if not parts:
             return None
-        return self.hysteresis.judge(sample.step, present, history.ends, threshold=threshold)
+        depth, profile = max(parts, key=lambda part: part[0].decades)
+        threshold = self._threshold * depth.full_score
+        return self.hysteresis.judge(history.sample.step, depth.decades, outer_ends(profile), threshold=threshold)
 
-    def _factor(self, history: History, latest: float, threshold: float) -> float:
-        """Below which multiple of the threshold an alert that is not open can wait."""
-        is_seam = _is_seam(history.profile.norms, latest, threshold)
-        is_early = history.depth.num_samples < EARLY_SAMPLES
-        return max(history.losses.patience, SEAM_FACTOR if is_seam else 1.0, EARLY_FACTOR if is_early else 1.0)
+    def _is_enough(self, depth: DepthHistory, profile: Profile, patience: float) -> bool:
+        """Whether what is lost is above the threshold, and by so much that an alert need not wait."""
+        threshold, decades = self._threshold * depth.full_score, depth.decades
+        if decades < threshold or depth.latest is None:
+            return False
+        seam = SEAM_FACTOR if _is_seam(profile.norms, depth.latest, threshold) else 1.0
+        early = EARLY_FACTOR if depth.num_samples < EARLY_SAMPLES else 1.0
+        return decades >= threshold * max(patience, seam, early)
 
     def scores(self, history: History) -> dict[str, float]:
-        """The score in [0, 1], and the decades behind it."""
-        return {"vanishing": history.depth.score, "decades_lost": history.depth.decades}
+        """The score in [0, 1], and the decades behind it: of the whole network, or of the branch that loses most."""
+        return {"vanishing": history.starving.score, "decades_lost": history.starving.decades}
 
 
 def _is_seam(norms: Sequence[float], decades: float, threshold: float) -> bool:
@@ -86,9 +91,8 @@ def describe(finding: Finding, _: Evidence) -> str:
     """What is wrong, in a sentence."""
     (early, late), value = finding.layers, finding.value
     return (
-        f"Gradients vanish with depth (step {finding.step}): between the last third of the layers (such as {late}) and "
-        f"the first third (such as {early}) they shrink by {value:.1f} decades, a factor of {10**value:.0e}; the early "
-        "layers starve."
+        f"Gradients vanish with depth (step {finding.step}): on the way back from layers such as {late} to layers such "
+        f"as {early} they shrink by {value:.1f} decades, a factor of {10**value:.0e}; the early layers starve."
     )
 
 

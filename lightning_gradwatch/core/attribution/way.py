@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -131,6 +132,31 @@ class Attribution:
                 there = self._arrival(source) - sent if self._operations[source].group == group else 0.0
                 lost[number] = lost[source] + (there if 0 < there < math.inf else 0.0)
         return {layer: lost[number] for layer, number in self._place.items()}
+
+    def branches(self) -> list[tuple[str, ...]]:
+        """The layers of each branch along the ways of most gradient, from its input end to where it meets another.
+
+        Returns:
+            Names, the input end first; a network without branches is a single one.
+        """
+        following, passed = dict[str, str](), [""] * len(self._operations)
+        for number, operation in enumerate(self._operations):  # each stands behind those that its gradient comes from
+            if operation.consumers:
+                source, _ = self._strongest(number)
+                passed[number] = self._operations[source].layer or passed[source]
+            if operation.layer and self._place[operation.layer] == number:
+                following[operation.layer] = passed[number]
+        uses = Counter(following.values())
+        return [tuple(self._branch(layer, following, uses)) for layer in following if layer not in uses]
+
+    @staticmethod
+    def _branch(layer: str, following: Mapping[str, str], uses: Mapping[str, int]) -> Iterator[str]:
+        """The layers from one at an input end on, for as long as no other branch leads there."""
+        seen = set[str]()
+        while layer and layer not in seen and uses.get(layer, 0) < 2:
+            yield layer
+            seen.add(layer)  # a layer that is used at several places may stand in front of itself
+            layer = following[layer]
 
     def way(self, layer: str) -> list[Link]:
         """From the loss to the output of a layer; empty if not every norm on it is known, or one is zero."""

@@ -6,10 +6,11 @@ import math
 from collections.abc import Collection, Mapping
 from statistics import median
 
+from lightning_gradwatch.core.history.branches import Branches, Part
 from lightning_gradwatch.core.history.depth import DepthHistory
 from lightning_gradwatch.core.history.evidence import Evidence
 from lightning_gradwatch.core.history.losses import LossHistory
-from lightning_gradwatch.core.history.profile import Profile, depth_profile, outer_ends, without
+from lightning_gradwatch.core.history.profile import Profile, depth_profile, without
 from lightning_gradwatch.core.history.reach import Reach
 from lightning_gradwatch.core.history.through_time import TimeHistory
 from lightning_gradwatch.core.records import Finding, Observation
@@ -26,6 +27,7 @@ class History:
         losses: What the loss has done.
         profile: The latest profile of the gradient along the depth.
         depth: What is lost, or grows, along the depth.
+        branches: What is lost along each branch, where there are several.
         time: What recurrent layers lose, or gain, along time.
         reach: Which layers a gradient has reached.
         largest_update: The largest relative update of any layer when last looked at; negative if it is not known.
@@ -44,6 +46,7 @@ class History:
         self.losses = LossHistory()
         self.profile = Profile((), (), True)
         self.depth = DepthHistory()
+        self.branches = Branches()
         self.time = TimeHistory()
         self.reach = Reach()
         self.largest_update = -1.0
@@ -57,9 +60,21 @@ class History:
         self.starved: frozenset[str] = frozenset()
 
     @property
-    def ends(self) -> tuple[str, ...]:
-        """The layers at the outer ends of the latest profile; empty if that has fewer than three."""
-        return outer_ends(self.profile) if len(self.profile.norms) >= 3 else ()
+    def parts(self) -> list[Part]:
+        """What is judged by its depth: the whole network and its branches, or these alone where they are nearly all."""
+        known = list(self.branches.known())
+        is_whole = known and self.branches.are_most_of(len(self.profile.layers))
+        return known if is_whole else [(self.depth, self.profile), *known]
+
+    @property
+    def starving(self) -> DepthHistory:
+        """The part that loses most with depth."""
+        return max((depth for depth, _ in self.parts), key=lambda depth: depth.decades)
+
+    @property
+    def growing(self) -> Part:
+        """The part in which the gradient grows most towards the input."""
+        return max(self.parts, key=lambda part: part[0].growth)
 
     @property
     def scores(self) -> dict[str, float]:
@@ -88,7 +103,10 @@ class History:
         if sample.thorough is not None and sample.thorough.attribution is not None:
             self.pooled = sample.thorough.attribution.lost_before("pooling")
             self.starved = sample.thorough.attribution.starved()
-        self.depth.add(without(self.profile, self.pooled))
+            self.branches.follow(sample.thorough.attribution.branches(), len(self.profile.layers))
+        whole = without(self.profile, self.pooled)
+        self.depth.add(whole)
+        self.branches.add(whole)
         if sample.sequences:
             parts = _shares(norms, observation.total_norms[-1])
             shares = dict(zip((layer.name for layer in observation.layers), parts, strict=True))
@@ -102,6 +120,7 @@ class History:
     def keep(self, layers: Collection[str]) -> None:
         """Forget every layer but these: the others are no more."""
         self.time.keep(layers)
+        self.branches.keep(layers)
         self.pooled = {name: lost for name, lost in self.pooled.items() if name in layers}
         self.evidence.keep(layers)
 
@@ -110,6 +129,7 @@ class History:
         return {
             "LossHistory": self.losses.state_dict(),
             "DepthRule": self.depth.state_dict(),
+            "branches": self.branches.state_dict(),
             "TimeRule": self.time.state_dict(),
             "SilenceRule": self.reach.state_dict(),
             "update_ratio": self.largest_update,
@@ -122,6 +142,7 @@ class History:
         saved = Saved.of(state)
         self.losses.load_state_dict(saved.part("LossHistory"))
         self.depth.load_state_dict(saved.part("DepthRule"))
+        self.branches.load_state_dict(saved.part("branches"))
         self.time.load_state_dict(saved.part("TimeRule"))
         self.reach.load_state_dict(saved.part("SilenceRule"))
         self.largest_update = saved.take("update_ratio", float, self.largest_update)

@@ -127,8 +127,10 @@ def positive(norms: Sequence[float]) -> list[float]:
     return [norm for norm in norms if norm > 0 and math.isfinite(norm)]
 
 
-def outer_ends(profile: Profile) -> tuple[str, str]:
-    """The layer with the least gradient in the first third, and the one with the most in the last."""
+def outer_ends(profile: Profile) -> tuple[str, ...]:
+    """The layer with the least gradient in the first third, and that with the most in the last; empty if too short."""
+    if len(profile.norms) < 3:
+        return ()
     third = math.ceil(len(profile.norms) / 3)
     first = min(range(third), key=profile.norms.__getitem__)
     last = max(range(len(profile.norms) - third, len(profile.norms)), key=profile.norms.__getitem__)

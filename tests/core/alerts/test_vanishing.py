@@ -292,3 +292,38 @@ class Branches(nn.Module):
 def test_branches_that_run_one_after_the_other_make_no_cliff() -> None:
     alert = explained(watched(Branches(), 12), "vanishing", "saturating_activation")
     assert "11 sigmoids" in alert.evidence
+
+
+class Towers(nn.Module):
+    """Two networks side by side, the deep one first or last in the order in which they run."""
+
+    def __init__(self, deep: nn.Module, other: nn.Module, is_deep_first: bool) -> None:
+        super().__init__()
+        self.deep, self.other, self.is_deep_first = deep, other, is_deep_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        towers = (self.deep, self.other) if self.is_deep_first else (self.other, self.deep)
+        out: Tensor = sum(tower(x) for tower in towers)
+        return out
+
+
+@pytest.mark.parametrize("is_deep_first", [True, False], ids=["runs first", "runs last"])
+def test_a_tower_that_starves_is_found_beside_one_that_learns(is_deep_first: bool) -> None:
+    net = Towers(deep_net(nn.Sigmoid, 8), relu_net(12), is_deep_first)
+    alert = explained(watched(net, 15, is_traced=True), "vanishing", "saturating_activation")
+    assert alert.layer == "deep.0"
+    assert re.search(r"from layers such as deep\.14 to layers such as deep\.0 they shrink", alert.message)
+
+
+@pytest.mark.parametrize("is_deep_first", [True, False], ids=["runs first", "runs last"])
+def test_a_tower_that_the_loss_asks_little_of_does_not_starve(is_deep_first: bool) -> None:
+    class Faint(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = relu_net(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 1e-4 * self.net(x)  # type: ignore[no-any-return]
+
+    net = Towers(relu_net(12), Faint(), is_deep_first)
+    assert [a.kind for a in watched(net, 25, is_traced=True) if a.layer.startswith("deep.")] == []

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_gradwatch.core.batch import check_batch
+from lightning_gradwatch.core.probing import make_probe
 from lightning_gradwatch.core.records import Alert, Cause
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.settings import Settings
@@ -37,11 +38,12 @@ def watched(
     loss_of: Callable[[Tensor, Tensor], Tensor] = classify,
     feed: Feed = lambda step, pixels: pixels,
     every: int = 1,
+    is_traced: bool = False,
     **options: Any,
 ) -> list[Alert]:
-    """The alerts of a hand-written loop on the digits, those that opened."""
-    made = optimizer(net.parameters(), **{"lr": 0.1, **options})
-    watcher = Watcher(net, made, Settings(Schedule(20, every)))
+    """The alerts of a hand-written loop on the digits, those that opened; the way back is measured if traced."""
+    made, probe = optimizer(net.parameters(), **{"lr": 0.1, **options}), make_probe(net)
+    watcher = Watcher(net, made, Settings(Schedule(20, every)), probe=probe)
     alerts: list[Alert] = []
     for step in range(steps):
         pixels, digit = batches()[step % len(batches())]
@@ -49,7 +51,11 @@ def watched(
         watcher.arm()
         loss = loss_of(net(pixels), digit)
         made.zero_grad()
+        if is_traced:
+            probe.account.begin_backward(loss)
         loss.backward()
+        if is_traced:
+            probe.account.end_backward()
         alerts += watcher.observe(loss=loss, inputs=check_batch(pixels)).alerts
         made.step()
     alerts += watcher.flush().alerts

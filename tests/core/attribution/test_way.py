@@ -334,3 +334,37 @@ def test_what_a_group_loses_is_known_before_each_layer() -> None:
         way = [link.lost for link in found.way(layer) if link.group == "pooling"]
         assert lost[layer] == pytest.approx(sum(way), abs=1e-3)
     assert set(found.lost_before("softmax").values()) == {0.0}
+
+
+class Towers(nn.Module):
+    """Two networks side by side and a head of two layers on the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = chain(nn.Tanh, 3), chain(nn.Tanh, 2), chain(nn.Tanh, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.cat([self.first(x)] * 2 + [self.second(x)] * 2, dim=1))
+        return out
+
+
+def test_branches_reach_from_their_input_ends_to_where_they_meet() -> None:
+    torch.manual_seed(0)
+    found = attribution(net := Towers(), loss_of(net, torch.randn(8, 16))).branches()
+    assert sorted(found) == [
+        ("first.0", "first.2", "first.4", "first.6"),
+        ("second.0", "second.2", "second.4"),
+    ]
+    net = chain(nn.Tanh, 3)
+    assert attribution(net, loss_of(net, torch.randn(8, 16))).branches() == [("0", "2", "4", "6")]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_layer_belongs_to_two_branches(name: str) -> None:
+    torch.manual_seed(0)
+    build, data = NETWORKS[name]
+    net = build()
+    found = attribution(net, loss_of(net, data()))
+    members = [layer for branch in found.branches() for layer in branch]
+    assert len(members) == len({*members})
+    assert {*members} <= {*found.layers}
