@@ -6,9 +6,10 @@ import enum
 
 from torch import Tensor, nn
 
+from lightning_gradwatch.core.alerts.kind import named
 from lightning_gradwatch.core.layers import is_measurable
 from lightning_gradwatch.core.measure import norms
-from lightning_gradwatch.core.modules import parameters
+from lightning_gradwatch.core.modules import named_parameters, parameters
 from lightning_gradwatch.core.shards import local
 from lightning_gradwatch.host import Host
 
@@ -65,10 +66,22 @@ class Listener:
         if self.num_announced < BATCHES and not self._has_moved(model):
             return None
         self.hearing = Hearing.GIVEN_UP
+        stray = self._stray(model)
+        if stray:
+            return (
+                f"No gradient has reached any parameter that an optimizer holds in {self._num_batches} batches, so the "
+                f"network does not learn. {named(stray)} get gradients, and no optimizer holds them. Try: give these "
+                "parameters to an optimizer; it may have got those of another network, or of a copy."
+            )
         return (
             f"No gradient has reached GradWatch in {self._num_batches} batches, so it can say nothing about this run. "
             f"{self._host.ways_past_us()}"
         )
+
+    def _stray(self, model: nn.Module) -> list[str]:
+        """The parameters that get gradients and belong to no optimizer."""
+        held = {id(p) for one in self._host.optimizers() for group in one.param_groups for p in group["params"]}
+        return [name for name, p in named_parameters(model) if p.grad is not None and id(p) not in held]
 
     def _has_moved(self, model: nn.Module) -> bool:
         return [norm.item() for norm in _weights(model)] != [norm.item() for norm in self._first_weights]

@@ -170,6 +170,18 @@ def test_an_optimizer_that_takes_anothers_place_takes_over_its_watch() -> None:
     assert watch.watcher.sampling.num_steps == 6
 
 
+def test_a_loop_whose_optimizer_holds_another_networks_parameters_is_told_which_get_the_gradients() -> None:
+    loop = Loop(small_net())
+    loop.optimizer = torch.optim.SGD(small_net().parameters(), lr=0.1)
+    loop.host._optimizers = [loop.optimizer]
+    with pytest.warns(
+        GradWatchWarning, match=r"0\.weight, 0\.bias, 2\.weight and \d+ more get gradients, and no"
+    ) as caught:
+        loop.train(45)
+    assert len(caught) == 1
+    assert "give these parameters to an optimizer" in str(caught[0].message)
+
+
 def test_a_loop_whose_gradients_never_come_is_told_once() -> None:
     loop = Loop(small_net())
     loop.optimizer = torch.optim.SGD([torch.ones(1)])  # which nobody knows
