@@ -198,6 +198,7 @@ def configure(
         max_overhead=max_overhead,
         # what every watcher needs to know: further arguments about what is measured and judged belong here
         settings=Settings(
+            are_complete=sample_at == "step",
             schedule=Schedule(dense_steps, sample_every_n_steps),
             histogram_every=histogram_every,
             include=require_globs("include", () if include is None else include),

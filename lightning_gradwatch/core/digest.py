@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from lightning_gradwatch.core.alike import SharedDoubts
 from lightning_gradwatch.core.assemble import Assembly, Label, Numbers, change, clipped_counts
 from lightning_gradwatch.core.judge import Judge
 from lightning_gradwatch.core.optional import OptionalFigures
@@ -27,6 +28,7 @@ class Digest:
         sampling: Is asked to look closer where that would settle something.
         own: Quantities of the user's own.
         optional: Leaves out what fails.
+        doubts: Says when to look closer where each rank has batches of its own; None if its gradients are its own, too.
 
     Attributes:
         judge: The same.
@@ -42,6 +44,7 @@ class Digest:
         sampling: Sampling,
         own: OwnMeter,
         optional: OptionalFigures,
+        doubts: SharedDoubts | None,
     ) -> None:
         self._probe = probe
         self._sampling = sampling
@@ -50,6 +53,7 @@ class Digest:
         self.judge = judge
         self.publisher = Publisher(optimizer)
         self._declared = own.declared
+        self._doubts = doubts
 
     def take(self, arrived: Iterable[tuple[Label, Numbers]]) -> Report:
         """Digest copies, the oldest first."""
@@ -74,8 +78,9 @@ class Digest:
             if thorough is not None and thorough.attribution is not None:
                 self._probe.account.tracer.is_strong = thorough.attribution.is_strong
         alerts = self.judge.judge(observation, label.is_scaled, label.skips)
-        # a few more samples at once would settle it; where ranks see different numbers, none samples alone
-        if self.judge.is_suspicious and label.instruments.shards.agrees:
+        # a few more samples at once would settle it; all ranks decide alike, so that none samples alone
+        agrees, doubts = label.instruments.shards.agrees, self._doubts
+        if self.judge.is_suspicious if agrees else doubts is not None and doubts.are_new(observation):
             self._sampling.look_closer()
         return alerts
 

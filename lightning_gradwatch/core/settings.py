@@ -32,6 +32,8 @@ class Settings:
         on_spike: What to do with a step whose norm or loss stands out of the last 128: ``"keep"`` or ``"skip"`` it.
         quantities: What to measure of every layer besides, on thorough samples.
         rules: Rules of the user, which raise alerts of kinds of their own.
+        are_complete: Whether gradients are looked at when the step is about to take them, so that the ranks of DDP have
+            added theirs up, and not after each backward pass.
     """
 
     schedule: Schedule = field(default_factory=Schedule)
@@ -44,3 +46,4 @@ class Settings:
     on_spike: Literal["keep", "skip"] = "keep"
     quantities: tuple[LayerQuantity, ...] = ()
     rules: tuple[Rule, ...] = ()
+    are_complete: bool = True

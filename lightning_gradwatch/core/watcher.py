@@ -8,6 +8,7 @@ from dataclasses import asdict
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_gradwatch.core.alike import SharedDoubts
 from lightning_gradwatch.core.alone import alone
 from lightning_gradwatch.core.architecture import Surveyor
 from lightning_gradwatch.core.assemble import Label
@@ -86,6 +87,7 @@ class Watcher:
             self.sampling,
             own,
             self._optional,
+            SharedDoubts() if self._settings.are_complete else None,
         )
         self._pending = Pending()
         self._late = NOTHING

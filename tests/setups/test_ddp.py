@@ -34,6 +34,7 @@ BATCH_SIZE = 32
 BAD_STEP = 13
 BAD_SAMPLE = BAD_STEP * BATCH_SIZE * NUM_RANKS + 1
 GATE_STEP = 30
+DEATH_STEP = 43
 
 Batch = tuple[Tensor, ...]
 
@@ -79,6 +80,17 @@ class Gated(Classifier):  # type: ignore[misc, valid-type]
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         if self.trainer.global_step == GATE_STEP and self.global_rank == 0:
             self.net[9].share = 1e-4
+        loss: Tensor = super().training_step(batch, batch_idx)
+        return loss
+
+
+class Dying(Classifier):  # type: ignore[misc, valid-type]
+    """All units of a layer die, on every rank."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if self.trainer.global_step == DEATH_STEP:
+            with torch.no_grad():
+                self.net[8].bias.fill_(-1e3)
         loss: Tensor = super().training_step(batch, batch_idx)
         return loss
 
@@ -177,6 +189,7 @@ RUNS: dict[str, Callable[[Path], Any]] = {
         Classifier(small_net()), d, accumulate_grad_batches=3, arguments={"sample_at": "backward"}, **LEFTOVER
     ),
     "bad data": lambda d: train(Classifier(small_net()), d, Sponge(), data=cards(BAD_SAMPLE), max_steps=BAD_STEP + 23),
+    "dying": lambda d: train(Dying(deep_net(nn.ReLU, depth=9, he_init=True), lr=0.01), d, max_steps=90),
     "gated": lambda d: train(Gated(), d, max_steps=90),
     "sick": lambda d: train(Classifier(deep_net()), d, max_steps=25, accumulate_grad_batches=2, log_every_n_steps=5),
     "stopping": train_and_stop,
@@ -316,6 +329,13 @@ def test_ranks_agree_on_an_alert_and_rank_zero_alone_speaks_and_writes(directory
     assert (event["event"], event["value"]) == ("opened", ours["value"])
     files = sorted(path.name.split(".")[0] for path in (directory / "sick").rglob("*") if path.is_file())
     assert files == ["alerts", "events", "flight-24", "flight-9", "hparams"]
+
+
+def test_late_trouble_is_said_within_fifteen_steps_as_on_a_single_device(ranks: list[Any]) -> None:
+    for told in ranks:
+        (alert,) = told["dying"]["alerts"]
+        assert alert["kind"] == "dead"
+        assert DEATH_STEP <= alert["step"] <= DEATH_STEP + 15
 
 
 def test_bad_data_of_one_rank_is_named_on_both_and_blamed_on_nothing_else(directory: Path, ranks: list[Any]) -> None:
