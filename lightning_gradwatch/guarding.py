@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from lightning_gradwatch.core._guard import attempt, is_the_users
+from lightning_gradwatch.core.alike import ResignedError
 from lightning_gradwatch.core.cost import Cost
 from lightning_gradwatch.errors import GradientAlertError
 
@@ -20,6 +22,7 @@ class Health(enum.Enum):
     """What a watch still does."""
 
     WATCHING = "everything"
+    ATTENDING = "it has failed, and takes part in what the ranks do together until all of them know"
     CLIPPING = "it has failed, and clips or skips as it was asked to"
     SILENT = "nothing any more"
 
@@ -35,12 +38,14 @@ class Guard:
         health: What the watch still does.
         cost: What watching costs.
         ending: Why the run ends; None before its end.
+        must_attend: Asked after a failure: whether other ranks wait for this one, which goes on with what they need.
     """
 
     def __init__(self, warn: Callable[[str], None], record: Callable[[str], None]) -> None:
         self.health = Health.WATCHING
         self.cost = Cost()
         self.ending: str | None = None
+        self.must_attend: Callable[[], bool] = lambda: False
         self._warn = warn
         self._record = record
         self._undo: list[Callable[[], object]] = []
@@ -66,15 +71,40 @@ class Guard:
         Args:
             where: What was being done.
         """
-        trace = traceback.format_exc()
-        if self.health is Health.WATCHING:
-            self.health = Health.CLIPPING
+        trace, is_others = traceback.format_exc(), isinstance(sys.exc_info()[1], ResignedError)
         # what made us fail, such as an error of the device, may be about to end the run
         self._record(self.ending or "GradWatch failed")
-        self.leave()
-        self._warn(
-            f"GradWatch failed in {where} and has switched itself off; the training itself is not affected.\n{trace}"
-        )
+        if self.health is Health.WATCHING and not is_others and self._is_needed():
+            self.health = Health.ATTENDING
+        else:
+            if self.health is not Health.SILENT:
+                self.health = Health.CLIPPING
+            self.leave()
+        where = "on another rank, whose log says why," if is_others else f"in {where}"
+        said = f"GradWatch failed {where} and has switched itself off; the training itself is not affected."
+        self._warn(said if is_others else f"{said}\n{trace}")
+
+    def _is_needed(self) -> bool:
+        try:
+            return self.must_attend()
+        except Exception:
+            return False
+
+    def attend(self, part: Callable[[], object]) -> None:
+        """Do a part of what the ranks do together, if the watch has failed on this one and the others may not know it.
+
+        Args:
+            part: What a watch that has not failed would do.
+        """
+        if self.health is not Health.ATTENDING:
+            return
+        try:
+            part()
+        except Exception as failure:
+            if is_the_users(failure):
+                raise
+            self.health = Health.CLIPPING
+            self.leave()
 
     @contextlib.contextmanager
     def survives(self, where: str) -> Iterator[None]:

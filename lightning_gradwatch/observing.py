@@ -59,6 +59,9 @@ class Observer:
         reporter: Takes what they report.
         flight: Remembers the steps; None for no record.
         once: Warns once.
+
+    Attributes:
+        flight: The same; None from when nobody is to remember them any more.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class Observer:
         self._host = host
         self._watches = watches
         self._reporter = reporter
-        self._flight = flight
+        self.flight = flight
         self._once = once
         self._is_at_step = config.sample_at == "step"
         self._clips = bool(config.settings.policies)
@@ -151,9 +154,9 @@ class Observer:
     def _observe(self, batch: Batch, watch: OptimizerWatch, step: int, publish: bool, still_scaled: bool) -> None:
         batch.num_observations += 1
         scale = self._host.loss_scale()
-        if self._flight is not None:
+        if self.flight is not None:
             groups, epoch = watch.optimizer.param_groups, self._host.epoch()
-            self._flight.begin_step(watch.watcher.name, step, epoch, batch.number, groups, scale)
+            self.flight.begin_step(watch.watcher.name, step, epoch, batch.number, groups, scale)
         report = watch.watcher.observe(
             step,
             batch.loss,

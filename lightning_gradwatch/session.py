@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -60,7 +62,7 @@ class Session:
     def __init__(self, config: Config, host: Host, model: nn.Module, state: RunState) -> None:
         self.model = model
         self.state = state
-        self.guard = Guard(host.warn, self._record)
+        self.guard = Guard(self._complain, self._record)
         self.is_closed = False
         self.sinks = Sinks(host)
         self.responses = Responses(config, host, model, state.alert_log)
@@ -75,6 +77,7 @@ class Session:
         self._rng_state: bytes | None = None
         self._build(Watches(model, config, state, can_hook=False, tell=self._once))
         self.guard.leaves_by(lambda: self.watches.close())
+        self.guard.must_attend = self._resign
 
     def _build(self, watches: Watches) -> None:
         """Put the rooms behind the watchers together."""
@@ -88,6 +91,12 @@ class Session:
     def is_off(self) -> bool:
         """Whether the watch has failed, and does no more than to clip."""
         return self.guard.is_off
+
+    def _complain(self, failure: str) -> None:
+        """Warn on rank zero; what has failed on another one, only its own log can tell."""
+        self._host.warn(failure)
+        if not self._host.is_global_zero():
+            logging.getLogger("lightning_gradwatch").warning(failure)
 
     def note_random_state(self) -> None:
         """Call before the data loaders are made: the order of the first epoch's batches follows from it."""
@@ -149,7 +158,6 @@ class Session:
             flight.describe(batches=self._host.about_batches())
         self._rng_state = None
 
-    @survives
     def before_forward(self, batch: object, number: int) -> None:
         """Call before the forward pass: puts the probe in place if a step of this batch will be sampled.
 
@@ -157,25 +165,38 @@ class Session:
             batch: What the loader has given.
             number: Its number in the epoch, from 0.
         """
+        self._begin_batch(batch, number)
+        self.guard.attend(lambda: attempt(lambda: self._look_if_due(self._batch.next(number, UNSEEN))))
+
+    @survives
+    def _begin_batch(self, batch: object, number: int) -> None:
         self.guard.cost.begin_step()
         # only now the host knows where the run stands, if it was resumed
         if not self.watches.has_counted:
             self.watches.count_points(self._observer.num_past_points())
-        may_look = self._listener.hearing is not Hearing.GIVEN_UP or self.watches.num_steps > 0
-        self.watches.begin_batch(max(self._batch.num_observations - 1, 0), may_look)
         inputs = self._optional.take("batch", UNSEEN, check_batch, batch)
-        self._batch = self._batch.next(number, inputs)
+        self._look_if_due(self._batch.next(number, inputs))
         prescriber = self.responses.prescriber
         if prescriber is not None:
             self._optional.take("remedies", None, prescriber.begin_batch, self._host.step(), self.model, batch)
 
-    @survives
+    def _look_if_due(self, batch: Batch) -> None:
+        """Begin a batch; it may have as many steps as the one before."""
+        may_look = self._listener.hearing is not Hearing.GIVEN_UP or self.watches.num_steps > 0
+        num_further, self._batch = max(self._batch.num_observations - 1, 0), batch
+        self.watches.begin_batch(num_further, may_look)
+
     def before_backward(self, loss: object) -> None:
         """Call before the backward pass: only gradients between this and :meth:`after_backward` are those of the loss.
 
         Args:
             loss: What is differentiated, see :meth:`note_loss`.
         """
+        self._begin_backward(loss)
+        self.guard.attend(lambda: self._take_loss(loss))
+
+    @survives
+    def _begin_backward(self, loss: object) -> None:
         self.watches.probe.account.begin_backward(loss if isinstance(loss, Tensor) else None)
         self._take_loss(loss)
 
@@ -211,7 +232,10 @@ class Session:
         Raises:
             GradientAlertError: If the user has asked for it.
         """
-        self._observe_step(optimizer, still_scaled)
+        if self.guard.health is Health.ATTENDING:
+            self.guard.attend(lambda: self._observer.before_step(self._batch, optimizer, still_scaled))
+        else:
+            self._observe_step(optimizer, still_scaled)
         if self.guard.health is Health.CLIPPING and self._config.intervenes:
             watch = self.watches.of(optimizer)
             if watch is not None and not intervene_alone(self._host, watch, still_scaled):
@@ -227,9 +251,15 @@ class Session:
         self._listener.num_announced += 1
         self._observer.before_step(self._batch, optimizer, still_scaled)
 
-    @survives
     def before_clipping(self, optimizer: Optimizer, still_scaled: bool) -> None:
         """Call before somebody else clips a gradient in the course of a step, and :meth:`before_step` thereafter."""
+        if self.guard.health is Health.ATTENDING:
+            self.guard.attend(lambda: self._observer.before_clipping(self._batch, optimizer, still_scaled))
+        else:
+            self._observe_clipping(optimizer, still_scaled)
+
+    @survives
+    def _observe_clipping(self, optimizer: Optimizer, still_scaled: bool) -> None:
         self._observer.before_clipping(self._batch, optimizer, still_scaled)
 
     def after_batch(self) -> None:
@@ -239,6 +269,7 @@ class Session:
             GradientAlertError: If the user has asked for it.
         """
         self._end_batch()
+        self.guard.attend(lambda: attempt(self._look_away))
         if self.responses.actions is not None:
             self.responses.act(is_before_step=False)
         prescriber = self.responses.prescriber
@@ -256,11 +287,9 @@ class Session:
     @survives
     def _end_batch(self) -> None:
         watches, cost = self.watches, self.guard.cost
-        probe_seconds, is_sampled = watches.end_batch()
+        probe_seconds, is_sampled = self._look_away()
         cost.spent += probe_seconds
         cost.end_step(is_sampled)
-        if self._batch.is_stepping:
-            watches.probe.detach()
         if watches.probe.left_out:
             self._once(watches.blindness(), about="the layers' outputs")
         if self._listener.hearing is Hearing.LISTENING:
@@ -268,6 +297,19 @@ class Session:
             if complaint is not None:
                 watches.probe.detach()
                 self._host.warn(complaint)
+
+    def _look_away(self) -> tuple[float, bool]:
+        """Time that the probe has spent in the batch, in seconds, and whether a full sample was taken."""
+        told = self.watches.end_batch()
+        if self._batch.is_stepping:
+            self.watches.probe.detach()
+        return told
+
+    def _resign(self) -> bool:
+        """After a failure: whether the other ranks need this one, which then keeps silent."""
+        self._observer.flight = None
+        needed = [watch.watcher.resign() for watch in self.watches]
+        return any(needed)
 
     @survives
     def pause(self) -> None:
@@ -286,6 +328,7 @@ class Session:
             GradientAlertError: If the user has asked for it.
         """
         self._finish("end")
+        self.guard.attend(self._flush)
         self.responses.act_at_the_end()
 
     def break_off(self, reason: str) -> None:
@@ -304,13 +347,16 @@ class Session:
     def _finish(self, reason: str, together: bool = True) -> None:
         self.guard.ending = reason
         self.watches.probe.detach()
-        is_logging = bool(self._config.log_every_n_steps or self._host.log_every_n_steps())
-        reports = [watch.watcher.flush(is_logging, together) for watch in self.watches]
+        reports = self._flush(together)
         self._reporter.finish(reports, reason)
         if reports:
             self._reporter.sum_up()
         self.state.watchers = {**self.state.watchers, **self.watches.states()}
         self.state.record = {}  # all of it has been written
+
+    def _flush(self, together: bool = True) -> list[Report]:
+        is_logging = bool(self._config.log_every_n_steps or self._host.log_every_n_steps())
+        return [watch.watcher.flush(is_logging, together) for watch in self.watches]
 
     def close(self) -> None:
         """Leave no hook on the model, no handler of signals, and nothing on the host's own objects.

@@ -7,6 +7,13 @@ from lightning_gradwatch.core.history.profile import decades_lost, depth_profile
 from lightning_gradwatch.core.records import Observation
 
 
+class ResignedError(RuntimeError):
+    """The watch has failed on one of the ranks that have to measure together, so it ends on all of them."""
+
+    def __init__(self) -> None:
+        super().__init__("GradWatch failed on another rank, of which each holds a part of the gradients")
+
+
 class SharedDoubts:
     """Whether something begins to look wrong, by numbers of which no rank has others than its neighbour.
 

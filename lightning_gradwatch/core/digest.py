@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from lightning_gradwatch.core.alike import SharedDoubts
+from lightning_gradwatch.core.alike import ResignedError, SharedDoubts
 from lightning_gradwatch.core.assemble import Assembly, Label, Numbers, change, clipped_counts
 from lightning_gradwatch.core.judge import Judge
 from lightning_gradwatch.core.optional import OptionalFigures
@@ -34,6 +34,7 @@ class Digest:
         judge: The same.
         assembly: Makes the observations.
         publisher: Gathers what is published.
+        has_resigned: Whether the watch has failed on this rank, and only tells the others so.
     """
 
     def __init__(
@@ -54,11 +55,20 @@ class Digest:
         self.publisher = Publisher(optimizer)
         self._declared = own.declared
         self._doubts = doubts
+        self.has_resigned = False
 
     def take(self, arrived: Iterable[tuple[Label, Numbers]]) -> Report:
-        """Digest copies, the oldest first."""
+        """Digest copies, the oldest first.
+
+        Raises:
+            ResignedError: If the watch has failed on a rank; on all of them at the same step.
+        """
         report = NOTHING
         for label, numbers in arrived:
+            if "resigned" in numbers and numbers["resigned"].item() > 0:
+                raise ResignedError
+            if self.has_resigned:
+                continue
             observation = self.assembly.observation(label, numbers)
             alerts = self._judged(observation, label, numbers) if observation.steps else ()
             snapshots = self._snapshots(observation, label, numbers)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from torch.optim import Optimizer
+
 from lightning_gradwatch.core.assemble import Label
 from lightning_gradwatch.core.attribution.graph import Operation
 from lightning_gradwatch.core.instruments import Instruments
@@ -44,14 +46,14 @@ class Pending:
         self.steps, self.known = [], []
 
     def label(
-        self, instruments: Instruments, architecture: Architecture | None, lr: float | None, publish: bool
+        self, instruments: Instruments, architecture: Architecture | None, optimizer: Optimizer, publish: bool
     ) -> Label:
         """What the host has to know about these steps.
 
         Args:
             instruments: By which they were measured.
             architecture: What the network is made of; None if it is not known.
-            lr: Largest learning rate of the optimizer; None if it is no plain number.
+            optimizer: Whose steps they are.
             publish: Whether the loggers are to be written.
         """
         return Label(
@@ -59,7 +61,7 @@ class Pending:
             steps=tuple(self.steps),
             known=tuple(self.known),
             instruments=instruments,
-            lr=lr,
+            lr=_lr(optimizer),
             architecture=architecture,
             ran=self.ran,
             spare=self.spare,
@@ -81,3 +83,9 @@ class Pending:
         steps, known = saved.take("steps", list[int], []), saved.take("known", list[tuple[bool, Coverage]], [])
         if len(steps) == len(known):
             self.steps, self.known = steps, known
+
+
+def _lr(optimizer: Optimizer) -> float | None:
+    """The largest learning rate; None if none is a plain number."""
+    rates = [group.get("lr") for group in optimizer.param_groups]
+    return max((float(r) for r in rates if isinstance(r, (int, float))), default=None)

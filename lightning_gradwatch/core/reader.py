@@ -37,6 +37,7 @@ _REDUCTIONS: dict[str, Kind] = {
     "clipped": "mean",
     "spikes": "mean",
     "after_backward": "mean",
+    "resigned": "sum",
 }
 """What is carried from the device to the host, and how ranks that hold parts of it add it up."""
 

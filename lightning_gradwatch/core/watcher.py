@@ -98,6 +98,10 @@ class Watcher:
         return self._fitting.instruments
 
     @property
+    def _is_spread(self) -> bool:
+        return self.instruments is not None and self.instruments.shards.is_spread
+
+    @property
     def latest(self) -> Sample | None:
         """The latest full sample; None before the first one."""
         return self._digest.assembly.latest
@@ -118,10 +122,7 @@ class Watcher:
         return self._digest.judge.profile
 
     def is_due(self, steps_ahead: int = 0) -> bool:
-        """Whether a full sample is due within the coming step and the ``steps_ahead`` steps after it.
-
-        The very first step counts as one: it tells in which order the layers run.
-        """
+        """Whether a full sample is due within the coming step, as at the very first, and ``steps_ahead`` after it."""
         return self.sampling.is_due(steps_ahead)
 
     @property
@@ -135,11 +136,7 @@ class Watcher:
             self._probe.attach(self.sampling.is_thorough)
 
     def inspect(self, loss: Tensor) -> None:
-        """Read what the network is made of off the graph of a loss; only the first few calls do anything.
-
-        Args:
-            loss: The loss, attached to its graph.
-        """
+        """Read what the network is made of off the graph of a loss; only the first few calls do anything."""
         self.surveyor.inspect(loss)
 
     @alone
@@ -236,6 +233,11 @@ class Watcher:
             self._drop_rows(instruments)
         return is_fatal
 
+    def resign(self) -> bool:
+        """Do only what other ranks need from now on, until all know of a failure; whether they need anything."""
+        self._late, self._digest.has_resigned = NOTHING, self._is_spread
+        return self._is_spread
+
     @alone
     def intervene_again(self, *, loss_scale: Tensor | None = None, gradients_scaled: bool = False) -> bool:
         """Call instead of :meth:`observe` at a further evaluation of the loss within the step observed last.
@@ -274,7 +276,7 @@ class Watcher:
         instruments = self._fitting.instruments
         if instruments is None:
             return NOTHING
-        if not together and instruments.shards.is_spread:
+        if not together and self._is_spread:
             self._drop_rows(instruments)
             return self._digest.take(self._transfer.receive())
         sent = self._send(instruments, {}, publish)
@@ -287,12 +289,11 @@ class Watcher:
         Steps since the last sample whose numbers are still spread over ranks are not in it.
         """
         self._late = join(self._late, self._digest.take(self._transfer.receive()))
-        instruments = self._fitting.instruments
         return {
             **self.sampling.state_dict(),
             **self._fitting.state_dict(),
             **self._digest.state_dict(),
-            **self._pending.state_dict(instruments is None or not instruments.shards.is_spread),
+            **self._pending.state_dict(is_whole=not self._is_spread),
             "strong": sorted(self._probe.strong),
             "repeated": sorted(self._probe.repeated),
             "late": [asdict(alert) for alert in self._late.alerts],
@@ -380,12 +381,14 @@ class Watcher:
         if publish:
             self._digest.publisher.num_publications += 1
         window, architecture = instruments.window, self.surveyor.architecture
-        label = self._pending.label(instruments, architecture, _lr(self._optimizer), publish)
+        label = self._pending.label(instruments, architecture, self._optimizer, publish)
         done = instruments.interventions(in_full=publish or "outputs" in due)
         tensors = {"norms": window.norms, "facts": window.facts, **done, **due}
         reductions = self._reader.reductions
         if instruments.intervenes:  # the norms are those of the whole already
             reductions = {**reductions, "norms": "mean"}
+        if self._is_spread:
+            tensors["resigned"] = window.norms.new_full((1,), float(self._digest.has_resigned))
         arrived = self._transfer.send(label, instruments.shards.reduce(tensors, reductions, self._optional.absent))
         self._drop_rows(instruments)
         if publish:
@@ -394,9 +397,3 @@ class Watcher:
             arrived += self._transfer.receive()
         late, self._late = self._late, NOTHING
         return join(late, self._digest.take(arrived))
-
-
-def _lr(optimizer: Optimizer) -> float | None:
-    """The largest learning rate; None if none is a plain number."""
-    rates = [group.get("lr") for group in optimizer.param_groups]
-    return max((float(r) for r in rates if isinstance(r, (int, float))), default=None)

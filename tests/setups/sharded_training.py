@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import warnings
@@ -16,19 +17,28 @@ import pytest
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
-from lightning_gradwatch import GradWatch, _lightning
+from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning
 from lightning_gradwatch.core import reader
+from lightning_gradwatch.core.judge import Judge
 from lightning_gradwatch.core.measure import ParameterMeter
+from lightning_gradwatch.core.publishing import Publisher
+from lightning_gradwatch.reporting import Reporter
+from lightning_gradwatch.watches import Watches
 from tests.setups.processes import tell
 from tests.tasks import quiet_trainer, watchers_of
 
 NUM_STEPS, EVERY, BATCH, LR = 26, 5, 8, 0.05
 SEQUENCE = 4
+TENSOR_PARALLEL = ("tensor", "sequence", "grid")
+FOR_FOUR = ("hybrid", "grid")
+"""Replicas of shards (HSDP), and shards of what tensor parallelism has cut: for four ranks."""
 MAX_NORM = 1.0
+NUM_RANKS = int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def make_net(kind: str) -> nn.Sequential:
@@ -61,12 +71,11 @@ class Regression(pl.LightningModule):
 
     def configure_model(self) -> None:
         assert self.device_mesh is not None
-        if self.kind in ("fsdp", "sick"):
-            mesh = self.device_mesh["data_parallel"]
-            for layer in self.net:
-                if isinstance(layer, nn.Linear):
-                    fully_shard(layer, mesh=mesh)
-            fully_shard(self.net, mesh=mesh)
+        mesh = self.device_mesh["data_parallel"]
+        if self.kind == "hybrid":
+            mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "shards"))
+        if self.kind not in TENSOR_PARALLEL:
+            self.shard(mesh)
             return
         plan: dict[str, Any] = {"1": ColwiseParallel(), "3": RowwiseParallel()}
         if self.kind == "sequence":
@@ -76,6 +85,14 @@ class Regression(pl.LightningModule):
                 "3": RowwiseParallel(output_layouts=Replicate()),
             }
         parallelize_module(self.net, self.device_mesh["tensor_parallel"], plan)
+        if self.kind == "grid":
+            self.shard(mesh)
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        for layer in self.net:
+            if isinstance(layer, nn.Linear):
+                fully_shard(layer, mesh=mesh)
+        fully_shard(self.net, mesh=mesh)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         parts = batch.chunk(2, dim=1)
@@ -101,6 +118,43 @@ class Calls:
         return call
 
 
+BEFORE = "before the forward pass, once"
+FAILURES: dict[str, tuple[type, str, dict[str, Any]]] = {
+    "judging": (Judge, "judge", {}),
+    "publishing": (Publisher, "publish", {}),
+    "reporting": (Reporter, "handle", {}),
+    "judging, clipped": (Judge, "judge", {"auto_clip": MAX_NORM}),
+    BEFORE: (Watches, "begin_batch", {}),
+    "after the step": (Watches, "end_batch", {}),
+}
+"""What fails on one rank from step 8 on, and the arguments."""
+
+
+def train_failing(what: str, rank: str) -> dict[str, Any]:
+    """A training in which GradWatch fails on one rank; all ranks must come to its end."""
+    owner, name, arguments = FAILURES[what]
+    watch, real = GradWatch(dense_steps=4, sample_every_n_steps=4, **arguments), getattr(owner, name)
+    failed: list[int] = []
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        step = watch._session.watches.num_steps if watch._session is not None else 0
+        if os.environ["RANK"] == rank and step >= 8 and not (failed and what == BEFORE):
+            failed.append(step)
+            raise RuntimeError("on purpose")
+        return real(*args, **kwargs)
+
+    logged: list[logging.LogRecord] = []
+    logging.getLogger("lightning_gradwatch").addFilter(lambda record: logged.append(record) or False)
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        patch.setattr(owner, name, failing)
+        trainer = train("fsdp", watch)
+    logging.getLogger("lightning_gradwatch").filters.clear()
+    lines = [str(w.message) for w in caught if issubclass(w.category, GradWatchWarning)]
+    lines += [record.getMessage() for record in logged]
+    return {"weights": full_weights(trainer), "said": lines, "steps": trainer.global_step}
+
+
 class Failure(pl.Callback):
     """Raises between two samples."""
 
@@ -114,18 +168,18 @@ class Failure(pl.Callback):
 
 
 def train(kind: str, *callbacks: Any, directory: Path | None = None, resume: Any = None, **options: Any) -> pl.Trainer:
-    is_data_parallel = kind in ("fsdp", "sick")
-    sizes = (2, 1) if is_data_parallel else (1, 2)
+    tensor_size = 2 if kind in TENSOR_PARALLEL else 1
+    sizes = (NUM_RANKS // tensor_size, tensor_size)
     strategy = ModelParallelStrategy(
         data_parallel_size=sizes[0],
         tensor_parallel_size=sizes[1],
         process_group_backend="gloo",
         save_distributed_checkpoint=False,
     )
-    defaults: dict[str, Any] = {"devices": 2, "max_steps": NUM_STEPS, "log_every_n_steps": EVERY}
+    defaults: dict[str, Any] = {"devices": NUM_RANKS, "max_steps": NUM_STEPS, "log_every_n_steps": EVERY}
     defaults["use_distributed_sampler"] = False
     trainer = quiet_trainer(*callbacks, directory=directory, strategy=strategy, **{**defaults, **options})
-    own: Any = make_data()[int(os.environ["RANK"]) :: 2] if is_data_parallel else make_data()
+    own: Any = make_data()[int(os.environ["RANK"]) // tensor_size :: sizes[0]]
     loader = torch.utils.data.DataLoader(own, batch_size=BATCH // sizes[0])
     trainer.fit(Regression(kind), loader, ckpt_path=resume)
     return trainer
@@ -143,7 +197,8 @@ def full_weights(trainer: Any) -> list[Any]:
 def main(directory: Path) -> dict[str, Any]:
     told: dict[str, Any] = {}
     calls = Calls()
-    for kind in ("fsdp", "tensor", "sequence", "sick"):
+    are_four = NUM_RANKS == 4
+    for kind in FOR_FOUR if are_four else ("fsdp", "tensor", "sequence", "sick"):
         calls.counts.clear()
         train(kind)
         bare = Counter(calls.counts)
@@ -157,12 +212,14 @@ def main(directory: Path) -> dict[str, Any]:
             "profile": watch.profile,
             "scores": {n: v.item() for n, v in trainer.callback_metrics.items() if n.startswith("gradwatch/")},
         }
-    for kind in ("fsdp", "tensor", "sequence"):
+    for kind in FOR_FOUR if are_four else ("fsdp", "tensor", "sequence"):
         calls.counts.clear()
         watch = GradWatch(auto_clip=MAX_NORM, dense_steps=0, sample_every_n_steps=1000)
         trainer = train(kind, watch, directory=directory / f"{kind} clipped")
         more = calls.counts["all_reduce"] - told[kind]["bare"]
         told[f"{kind} clipped"] = {"calls": more, "weights": full_weights(trainer)}
+    if are_four:
+        return told
     try:
         train("fsdp", GradWatch(auto_clip="agc"))
     except ValueError as refusal:
@@ -176,6 +233,7 @@ def main(directory: Path) -> dict[str, Any]:
             watch = GradWatch(dense_steps=4, sample_every_n_steps=1000, histogram_every=1)
             train(kind, watch, directory=directory / f"{kind} without")
             told[f"{kind} without"] = [watcher.sampling.num_steps for watcher in watchers_of(watch)]
+    told["failing"] = {f"{rank} {what}": train_failing(what, rank) for rank in "01" for what in FAILURES}
     watch = GradWatch(dense_steps=4, sample_every_n_steps=1000)
     with contextlib.suppress(RuntimeError):
         train("fsdp", watch, Failure(calls), log_every_n_steps=1000)

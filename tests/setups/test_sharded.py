@@ -16,12 +16,22 @@ from torch import nn
 
 from tests.setups import sharded_training
 from tests.setups.processes import run_ranks
-from tests.setups.sharded_training import BATCH, EVERY, LR, MAX_NORM, NUM_STEPS, make_data, make_loss, make_net
+from tests.setups.sharded_training import (
+    BATCH,
+    EVERY,
+    FOR_FOUR,
+    LR,
+    MAX_NORM,
+    NUM_STEPS,
+    make_data,
+    make_loss,
+    make_net,
+)
 from tests.tasks import norms_by_step, read_events, scalars, tensors
 
 pytestmark = pytest.mark.slow
 
-KINDS = ("fsdp", "tensor", "sequence")
+KINDS = ("fsdp", "tensor", "sequence", *FOR_FOUR)
 POINTS = [step for step in range(NUM_STEPS) if (step + 1) % EVERY == 0]
 
 
@@ -29,6 +39,19 @@ POINTS = [step for step in range(NUM_STEPS) if (step + 1) % EVERY == 0]
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     directory = tmp_path_factory.mktemp("sharded")
     return directory, run_ranks(Path(sharded_training.__file__).read_text(), directory)
+
+
+@pytest.fixture(scope="module")
+def run_of_four(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    directory = tmp_path_factory.mktemp("four")
+    return directory, run_ranks(Path(sharded_training.__file__).read_text(), directory, 4)
+
+
+@pytest.fixture
+def run_of(request: pytest.FixtureRequest, kind: str) -> tuple[Path, list[dict[str, Any]]]:
+    """The ranks that have trained this kind."""
+    found: tuple[Path, list[dict[str, Any]]] = request.getfixturevalue("run_of_four" if kind in FOR_FOUR else "run")
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +86,8 @@ def layer_values(events: EventAccumulator, quantity: str) -> dict[int, list[floa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_norms_are_those_of_one_process(run: Any, oracle: dict[str, Any], kind: str) -> None:
-    events = read_events(run[0] / kind)
+def test_norms_are_those_of_one_process(run_of: Any, oracle: dict[str, Any], kind: str) -> None:
+    events = read_events(run_of[0] / kind)
     content = json.loads(events.SummaryMetadata("gradwatch/layers/grad_norm_steps").plugin_data.content)
     assert content["layers"] == ["net.0", "net.1", "net.3", "net.4", "net.5"]
     norms = norms_by_step(events)
@@ -81,8 +104,8 @@ def test_norms_are_those_of_one_process(run: Any, oracle: dict[str, Any], kind: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_zeros_and_histograms_are_those_of_one_process(run: Any, oracle: dict[str, Any], kind: str) -> None:
-    events = read_events(run[0] / kind)
+def test_weights_zeros_and_histograms_are_those_of_one_process(run_of: Any, oracle: dict[str, Any], kind: str) -> None:
+    events = read_events(run_of[0] / kind)
     at = 0
     assert layer_values(events, "weight_norm")[at] == pytest.approx(oracle["weights"][at], rel=1e-5)
     assert layer_values(events, "zero_fraction")[at] == pytest.approx(oracle["zeros"][at], abs=1e-5)
@@ -97,22 +120,22 @@ def test_weights_zeros_and_histograms_are_those_of_one_process(run: Any, oracle:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_there_is_one_collective_per_sample_or_publication(run: Any, kind: str) -> None:
+def test_there_is_one_collective_per_sample_or_publication(run_of: Any, kind: str) -> None:
     num_samples, num_publications, end = 4, len(POINTS), 1
-    for rank in run[1]:
+    for rank in run_of[1]:
         assert rank[kind]["calls"] == {"all_reduce": num_samples + num_publications + end}
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "sick"])
-def test_all_ranks_see_the_same_numbers_and_rank_zero_writes_them(run: Any, kind: str) -> None:
-    directory, ranks = run
-    assert ranks[0][kind] == ranks[1][kind]
+def test_all_ranks_see_the_same_numbers_and_rank_zero_writes_them(run_of: Any, kind: str) -> None:
+    directory, ranks = run_of
+    assert all(told[kind] == ranks[0][kind] for told in ranks)
     assert len(list((directory / kind).glob("events.out.tfevents.*"))) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_norm_of_the_whole_is_clipped_on_every_rank(run: Any, kind: str) -> None:
-    directory, ranks = run
+def test_the_norm_of_the_whole_is_clipped_on_every_rank(run_of: Any, kind: str) -> None:
+    directory, ranks = run_of
     truth = train_by_hand(MAX_NORM)
     assert min(truth["total"]) < MAX_NORM < max(truth["total"])
     for rank in ranks:
@@ -148,6 +171,20 @@ def test_a_figure_that_one_rank_cannot_measure_is_nobodys_and_the_rest_goes_on(r
 
 def test_a_failure_waits_for_no_other_rank(run: Any) -> None:
     assert [rank["calls after a failure"] for rank in run[1]] == [{}, {}]
+
+
+@pytest.mark.parametrize("what", sharded_training.FAILURES)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_watch_that_fails_on_one_rank_ends_on_all_and_the_training_goes_on(run: Any, rank: int, what: str) -> None:
+    told = [ranks["failing"][f"{rank} {what}"] for ranks in run[1]]
+    assert [one["steps"] for one in told] == [NUM_STEPS] * 2
+    truth = train_by_hand(MAX_NORM if "clipped" in what else math.inf)["net"]
+    for one in told:
+        for ours, theirs in zip(one["weights"], truth.parameters(), strict=True):
+            assert torch.allclose(torch.tensor(ours), theirs, rtol=1e-5, atol=1e-6)
+    (failed,), (other,) = told[rank]["said"], told[1 - rank]["said"]
+    assert failed.endswith("RuntimeError: on purpose\n")
+    assert other.startswith("GradWatch failed on another rank, whose log says why")
 
 
 def test_a_sick_network_alerts_alike_on_all_ranks_and_once_in_spite_of_a_resume(run: Any) -> None:
