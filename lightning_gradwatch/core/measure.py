@@ -179,17 +179,20 @@ class Groups:
 def _row(tensor: Tensor) -> int:
     """Elements of a row of a large float32 tensor on a CPU; 0 for what is measured in one piece."""
     is_large = tensor.device.type == "cpu" and tensor.dtype is torch.float32 and tensor.numel() >= _LARGE
-    return next((row for row in _ROWS if tensor.numel() % row == 0), 0) if is_large else 0
+    return next((row for row in _ROWS if tensor.numel() % row == 0), _ROWS[0]) if is_large else 0
 
 
 def _in_rows(tensor: Tensor, row: int) -> Tensor:
-    """Norms of its elements row by row as they lie, whose norm is that of the tensor."""
-    if tensor.dtype is not torch.float32 or tensor.numel() % row:
+    """Norms of its elements row by row as they lie, and what is left of them: the norm of that is the tensor's."""
+    if tensor.dtype is not torch.float32:
         return tensor
+    rest, left = None, tensor.numel() % row
     if torch.ops.aten.is_non_overlapping_and_dense(tensor):
-        tensor = tensor.as_strided((tensor.numel() // row, row), (row, 1))
+        whole = tensor.numel() - left
+        rest = tensor.as_strided((left,), (1,), tensor.storage_offset() + whole) if left else None
+        tensor = tensor.as_strided((whole // row, row), (row, 1))
     norms: Tensor = torch.linalg.vector_norm(tensor, dim=-1)
-    return norms
+    return norms if rest is None else torch.cat([norms.flatten(), rest])
 
 
 def _count_rows(rows: Tensor) -> Tensor:

@@ -20,20 +20,25 @@ from lightning_gradwatch.core.shards import Shards
 from tests.tasks import with_gradients
 
 
-@pytest.mark.parametrize("shape", [(2**12, 2**12), (1025, 1025), (512, 512, 3, 3)])
+@pytest.mark.parametrize("shape", [(2**12, 2**12), (1025, 1025), (9_999_991,), (512, 512, 3, 3)])
 def test_norms_of_large_gradients_are_right_to_six_digits(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     gradient = 1e-3 * torch.rand(shape)
-    last = gradient.to(memory_format=torch.channels_last) if len(shape) == 4 else gradient.t()
+    last = (
+        gradient.to(memory_format=torch.channels_last)
+        if len(shape) == 4
+        else gradient.mT
+        if len(shape) == 2
+        else gradient
+    )
     expected = gradient.double().norm().item()
-    digits = 1e-6 if gradient.numel() % 256 == 0 else 1e-3
-    assert Groups([gradient]).norms([gradient]).item() == pytest.approx(expected, rel=digits)
-    assert Groups([gradient]).norms([last]).item() == pytest.approx(expected, rel=digits)
+    assert Groups([gradient]).norms([gradient]).item() == pytest.approx(expected, rel=1e-6)
+    assert Groups([gradient]).norms([last]).item() == pytest.approx(expected, rel=1e-6)
     with_gaps = gradient.repeat_interleave(2, 0)[::2]
-    assert Groups([gradient]).norms([with_gaps]).item() == pytest.approx(expected, rel=max(digits, 1e-4))
+    assert Groups([gradient]).norms([with_gaps]).item() == pytest.approx(expected, rel=1e-2)
     many = [torch.ones(3) for _ in range(5)]
     norms_of_all = Groups([*many, gradient]).norms([*many, gradient]).tolist()
-    assert norms_of_all == pytest.approx([3**0.5] * 5 + [expected], rel=digits)
+    assert norms_of_all == pytest.approx([3**0.5] * 5 + [expected], rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64])
