@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 200
 
 
-def run_ranks(script: str, directory: Path, num_ranks: int = 2) -> list[Any]:
+def run_ranks(script: str, directory: Path, num_ranks: int = 2, timeout_s: int = TIMEOUT_S) -> list[Any]:
     """Run a script once per rank, as a cluster would start it, and return what each rank has told.
 
     The script finds the directory in ``sys.argv[1]`` and calls :func:`tell`.
@@ -26,7 +26,7 @@ def run_ranks(script: str, directory: Path, num_ranks: int = 2) -> list[Any]:
     """
     path = directory / "train.py"
     path.write_text(script)
-    command = ["timeout", "-k", "5", str(TIMEOUT_S), sys.executable, str(path), str(directory)]
+    command = ["timeout", "-k", "5", str(timeout_s), sys.executable, str(path), str(directory)]
     port = free_port()
     ranks = []
     for rank in range(num_ranks):

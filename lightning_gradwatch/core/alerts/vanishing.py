@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from lightning_gradwatch.core.alerts.causes import (
@@ -48,35 +49,40 @@ class VanishingRule(SteadyRule):
 
     def is_suspicious(self, history: History) -> bool:
         """Whether the latest sample alone would open an alert, of vanishing or exploding, that is not open."""
-        if self.hysteresis.finding is not None:
-            return False
-        return any(depth.is_alone(self._threshold * depth.full_score, EXPLODING_DECADES) for depth, _ in history.parts)
+        if self.hysteresis.finding is None:
+            for depth, _ in history.parts:
+                if depth.is_alone(self._threshold * depth.full_score, EXPLODING_DECADES):
+                    return True
+        return False
 
     def update(self, observation: Observation, history: History) -> Finding | None:
         """Judge a sample whose profile, or that of a branch, tells something."""
         if history.sample is None or history.depth.latest is None:
             return None
-        parts = history.parts
-        if self.hysteresis.finding is None:  # else it ends when none of them loses much
-            parts = [part for part in parts if self._is_enough(*part, history.losses.patience)]
-        if not parts:
+        worst, most, ends = history.depth, -math.inf, tuple[str, ...]()
+        for depth, profile in history.parts:
+            decades = depth.decades
+            # an alert that is open ends when none of them loses much; else those count that lose enough to open it
+            if decades > most and (self.finding is not None or self._is_enough(depth, decades, profile, history)):
+                worst, most, ends = depth, decades, outer_ends(profile)
+        if most == -math.inf:
             return None
-        depth, profile = max(parts, key=lambda part: part[0].decades)
-        threshold = self._threshold * depth.full_score
-        return self.hysteresis.judge(history.sample.step, depth.decades, outer_ends(profile), threshold=threshold)
+        threshold = self._threshold * worst.full_score
+        return self.hysteresis.judge(history.sample.step, most, ends, threshold=threshold)
 
-    def _is_enough(self, depth: DepthHistory, profile: Profile, patience: float) -> bool:
+    def _is_enough(self, depth: DepthHistory, decades: float, profile: Profile, history: History) -> bool:
         """Whether what is lost is above the threshold, and by so much that an alert need not wait."""
-        threshold, decades = self._threshold * depth.full_score, depth.decades
+        threshold = self._threshold * depth.full_score
         if decades < threshold or depth.latest is None:
             return False
         seam = SEAM_FACTOR if _is_seam(profile.norms, depth.latest, threshold) else 1.0
         early = EARLY_FACTOR if depth.num_samples < EARLY_SAMPLES else 1.0
-        return decades >= threshold * max(patience, seam, early)
+        return decades >= threshold * max(history.losses.patience, seam, early)
 
     def scores(self, history: History) -> dict[str, float]:
         """The score in [0, 1], and the decades behind it: of the whole network, or of the branch that loses most."""
-        return {"vanishing": history.starving.score, "decades_lost": history.starving.decades}
+        starving = history.starving
+        return {"vanishing": starving.score, "decades_lost": starving.decades}
 
 
 def _is_seam(norms: Sequence[float], decades: float, threshold: float) -> bool:

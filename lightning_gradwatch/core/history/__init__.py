@@ -28,6 +28,7 @@ class History:
         profile: The latest profile of the gradient along the depth.
         depth: What is lost, or grows, along the depth.
         branches: What is lost along each branch, where there are several.
+        parts: What is judged by its depth: the whole network and its branches, or these alone if they are nearly all.
         time: What recurrent layers lose, or gain, along time.
         reach: Which layers a gradient has reached.
         largest_update: The largest relative update of any layer when last looked at; negative if it is not known.
@@ -47,6 +48,7 @@ class History:
         self.profile = Profile((), (), True)
         self.depth = DepthHistory()
         self.branches = Branches()
+        self.parts: list[Part] = [(self.depth, self.profile)]
         self.time = TimeHistory()
         self.reach = Reach()
         self.largest_update = -1.0
@@ -60,21 +62,16 @@ class History:
         self.starved: frozenset[str] = frozenset()
 
     @property
-    def parts(self) -> list[Part]:
-        """What is judged by its depth: the whole network and its branches, or these alone where they are nearly all."""
-        known = list(self.branches.known())
-        is_whole = known and self.branches.are_most_of(len(self.profile.layers))
-        return known if is_whole else [(self.depth, self.profile), *known]
-
-    @property
     def starving(self) -> DepthHistory:
         """The part that loses most with depth."""
+        if not self.branches.depths:
+            return self.depth
         return max((depth for depth, _ in self.parts), key=lambda depth: depth.decades)
 
     @property
     def growing(self) -> Part:
         """The part in which the gradient grows most towards the input."""
-        return max(self.parts, key=lambda part: part[0].growth)
+        return max(self.parts, key=lambda part: part[0].growth) if self.branches.depths else (self.depth, self.profile)
 
     @property
     def scores(self) -> dict[str, float]:
@@ -106,7 +103,10 @@ class History:
             self.branches.follow(sample.thorough.attribution.branches(), len(self.profile.layers))
         whole = without(self.profile, self.pooled)
         self.depth.add(whole)
-        self.branches.add(whole)
+        self.parts = [(self.depth, self.profile)]
+        if self.branches.depths:
+            self.branches.add(whole)
+            self.parts = self.branches.beside(self.depth, self.profile)
         if sample.sequences:
             parts = _shares(norms, observation.total_norms[-1])
             shares = dict(zip((layer.name for layer in observation.layers), parts, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeAlias
 
 from lightning_gradwatch.core.history.depth import DepthHistory
@@ -33,13 +33,16 @@ class Branches:
         self.profiles: dict[str, Profile] = {}
         self._layers: dict[str, tuple[str, ...]] = {}
 
-    def known(self) -> Iterator[Part]:
+    def known(self) -> list[Part]:
         """The branches of which there are enough samples to judge."""
-        return ((self.depths[name], profile) for name, profile in self.profiles.items() if self.depths[name].is_ready)
+        return [(self.depths[name], profile) for name, profile in self.profiles.items() if self.depths[name].is_ready]
 
-    def are_most_of(self, num_layers: int) -> bool:
-        """Whether a network of so many layers is little else than several branches."""
-        return len(self._layers) > 1 and sum(map(len, self._layers.values())) >= MOST * num_layers
+    def beside(self, depth: DepthHistory, profile: Profile) -> list[Part]:
+        """The whole network and its branches; these alone if they are most of it, and there are several."""
+        known = self.known()
+        sizes = [len(layers) for layers in self._layers.values()]
+        is_whole = known and len(sizes) > 1 and sum(sizes) >= MOST * len(profile.layers)
+        return known if is_whole else [(depth, profile), *known]
 
     def follow(self, branches: Sequence[tuple[str, ...]], num_layers: int) -> None:
         """Take in how the network branches, as measured; a branch that is nearly all of it is judged with the whole.
@@ -55,7 +58,7 @@ class Branches:
 
     def add(self, profile: Profile) -> None:
         """Take in the profile of a sample."""
-        if not self._layers or not profile.at_outputs:
+        if not profile.at_outputs:
             return
         norms = dict(zip(profile.layers, profile.norms, strict=True))
         for name, layers in self._layers.items():

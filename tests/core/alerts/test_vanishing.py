@@ -36,6 +36,7 @@ class Looks:
         observation = observed(step)
         self.history.profile, self.history.sample = seen, sample_of(observation)
         self.history.depth.add(seen)
+        self.history.parts = [(self.history.depth, seen)]
         return self.rule.update(observation, self.history)
 
 
