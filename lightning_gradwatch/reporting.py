@@ -88,7 +88,7 @@ class Reporter:
         changes = [(report, self._remember(report)) for report in reports]
         self._sinks.dump(reason, self._alert_log.alerts)
         for report, changed in changes:
-            self._tell(report, changed, is_last=True)
+            self._tell(report, changed, reason)
 
     def sum_up(self) -> None:
         """Say what has become of the run."""
@@ -109,8 +109,8 @@ class Reporter:
         self._sinks.remember(report.observations, _opened(changes), self._alert_log.alerts)
         return changes
 
-    def _tell(self, report: Report, changes: Changes, is_last: bool = False) -> None:
-        """Tell all who want to know."""
+    def _tell(self, report: Report, changes: Changes, end: str = "") -> None:
+        """Tell all who want to know; also how the run ended, if it has."""
         if report.change is not None and self._watches.compares:
             self._watches.compares = False
             self._host.warn(_CHANGED.format(**report.change._asdict()))
@@ -119,12 +119,12 @@ class Reporter:
             self._sinks.tell(*change)
         self._responses.note(_opened(changes))
         alarms = {alert.optimizer for alert in _opened(changes)}
-        self._sinks.record(self._host.loggers, report, alarms, is_last)
+        self._sinks.record(self._host.loggers, report, alarms, bool(end))
         num_alerts = self._alert_log.num_alerts
-        tells = bool(changes) or is_last or not report.has_news
+        tells = bool(changes or end) or not report.has_news
         loggers = self._host.loggers() if tells or report.publications else []
         if tells:
-            self._sinks.write_alerts(loggers, self._alert_log.alerts, num_alerts, is_last)
+            self._sinks.write_alerts(loggers, self._alert_log.alerts, num_alerts, end)
         # scores
         worst = self._watches.vanishing
         self._host.set_metrics(metrics.monitored(worst, num_alerts))

@@ -92,7 +92,7 @@ class Responses:
             if treated is not None:
                 sinks.tell("prescribed", self._alert_log.amend(treated))
                 num_alerts = self._alert_log.num_alerts
-                sinks.write_alerts(self._host.loggers(), self._alert_log.alerts, num_alerts, is_last=False)
+                sinks.write_alerts(self._host.loggers(), self._alert_log.alerts, num_alerts)
         except Exception as failure:
             if is_the_users(failure):
                 raise

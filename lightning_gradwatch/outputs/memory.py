@@ -128,7 +128,7 @@ class MemoryRecord:
         self._max_bytes = max_bytes
         self._num_freed, self._is_thinning = 0, False
         self._series: dict[str, _Series] = {}
-        self._alerts: tuple[tuple[Alert, ...], int] | None = None
+        self._alerts: tuple[tuple[Alert, ...], int, str] | None = None
         self._alerts_time = 0.0
 
     @property
@@ -145,22 +145,23 @@ class MemoryRecord:
         while self.num_bytes > self._max_bytes:
             self._shrink()
 
-    def set_alerts(self, alerts: Sequence[Alert], num_alerts: int) -> None:
+    def set_alerts(self, alerts: Sequence[Alert], num_alerts: int, end: str = "") -> None:
         """Keep the alerts as they are now.
 
         Args:
             alerts: The alerts, the oldest first.
             num_alerts: How many there were, notices left out.
+            end: How the run ended; ``""`` while it goes on.
         """
-        self._alerts, self._alerts_time = (tuple(alerts), num_alerts), time.time()
+        self._alerts, self._alerts_time = (tuple(alerts), num_alerts, end), time.time()
 
     def provider(self) -> MemoryProvider:
         """What is kept now, for a store; what comes later does not change it."""
         contents = {tag: Content(s.description.encode(), tuple(s.samples)) for tag, s in [*self._series.items()]}
         if self._alerts is not None:
-            alerts, num_alerts = self._alerts
+            alerts, num_alerts, end = self._alerts
             step = max((alert.step if alert.until_step is None else alert.until_step for alert in alerts), default=0)
-            sample = Sample(step, self._alerts_time, text_of(encode_alerts(alerts, num_alerts)))
+            sample = Sample(step, self._alerts_time, text_of(encode_alerts(alerts, num_alerts, end)))
             contents[metrics.ALERT_DOCUMENT] = Content(Description(ALERTS).encode(), (sample,))
         return MemoryProvider(self.run, contents)
 

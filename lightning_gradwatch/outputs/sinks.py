@@ -240,11 +240,11 @@ class Sinks:
             say = functools.partial(self._host.inform, where_to_look(directory))
             self._attempt("address of the run", say)
 
-    def write_alerts(self, loggers: Iterable[Any], alerts: Sequence[Alert], num_alerts: int, is_last: bool) -> None:
-        """Let the loggers know of all alerts, and TensorBoard's of a run that is watched and has none."""
+    def write_alerts(self, loggers: Iterable[Any], alerts: Sequence[Alert], num_alerts: int, end: str = "") -> None:
+        """Let the loggers know of all alerts and how the run ended, and TensorBoard's of a run that has none."""
         if self._memory is not None:
-            self._attempt("record in memory", functools.partial(self._memory.set_alerts, alerts, num_alerts))
-        self._to_tensorboard(loggers, lambda writer: writer.write_alerts(alerts, num_alerts, is_last))
+            self._attempt("record in memory", functools.partial(self._memory.set_alerts, alerts, num_alerts, end))
+        self._to_tensorboard(loggers, lambda writer: writer.write_alerts(alerts, num_alerts, end))
         opened, self._announced = self._announced, []
         self._delivery.tell(opened, alerts)
 

@@ -49,6 +49,7 @@ class Writer:
         self._prefix = prefix
         self._described: set[str] = set()
         self._alerts: tuple[Alert, ...] | None = None
+        self._end = ""
         self._document_step = 0
         self._num_documents = 0
 
@@ -93,8 +94,8 @@ class Writer:
         if summary.value:
             self._add_event(summary, snapshot.step)
 
-    def write_alerts(self, alerts: Sequence[Alert], num_alerts: int, is_last: bool = False) -> None:
-        """Write all alerts, for the tab and as a table, unless they stand like this in the file already.
+    def write_alerts(self, alerts: Sequence[Alert], num_alerts: int, end: str = "") -> None:
+        """Write all alerts, for the tab and as a table, and how the run ended, unless it stands in the file already.
 
         After 100 times they are written again only when the run has become longer by one part in fifty, or ends: alerts
         that come and go must not flood the file.
@@ -102,20 +103,22 @@ class Writer:
         Args:
             alerts: The alerts, the oldest first.
             num_alerts: How many there were, notices left out.
-            is_last: Whether the run ends.
+            end: How the run ended; ``""`` while it goes on.
         """
         alerts = tuple(alerts)
-        if alerts == self._alerts:
+        if (alerts, end) == (self._alerts, self._end):
             return
         step = max((alert.step if alert.until_step is None else alert.until_step for alert in alerts), default=0)
         is_early = self._num_documents >= DENSE_DOCUMENTS and step < self._document_step * DOCUMENT_GROWTH
-        if is_early and not is_last:
+        if is_early and not end:
             return
-        before, self._alerts, self._document_step = self._alerts or (), alerts, step
+        has_changed, before = alerts != self._alerts, self._alerts or ()
+        self._alerts, self._end, self._document_step = alerts, end, step
         self._num_documents += 1
-        summary, document = Summary(), encode_alerts(alerts, num_alerts)
+        summary, document = Summary(), encode_alerts(alerts, num_alerts, end)
         self._add_text(summary, metrics.ALERT_DOCUMENT, metrics.PLUGIN, document.encode(), Description(ALERTS))
-        self._add_text(summary, metrics.ALERT_TABLE, TEXT, alert_table(alerts).encode())
+        if has_changed:
+            self._add_text(summary, metrics.ALERT_TABLE, TEXT, alert_table(alerts).encode())
         for alert in alerts:
             if alert.prescription is not None and not any(a.prescription == alert.prescription for a in before):
                 self._add_text(

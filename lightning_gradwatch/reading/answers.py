@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, TypedDict
 
@@ -23,7 +24,7 @@ from lightning_gradwatch.reading.schema import (
     decode_histogram,
     encode_frame,
 )
-from lightning_gradwatch.reading.status import SICKEST_FIRST, Verdict, judge, loss_tag, urgency
+from lightning_gradwatch.reading.status import SICKEST_FIRST, State, Verdict, judge, loss_tag, state_of, urgency
 from lightning_gradwatch.reading.store import Catalogue, Document, MissingError, Series, Store
 from lightning_gradwatch.reading.tables import Status, words
 from lightning_gradwatch.reading.trials import ShownAlert, shown
@@ -43,6 +44,8 @@ class RunRow(TypedDict):
     last_step: int | None
     wall_time: float
     stamp: str
+    state: State
+    state_text: str
 
 
 class RunList(TypedDict):
@@ -146,6 +149,8 @@ def runs(store: Store) -> RunList:
 
 def _row(run: str, catalogue: Catalogue) -> RunRow:
     verdict = _verdict(catalogue)
+    end = catalogue.document.end if catalogue.document is not None else None
+    state, state_text = state_of(end, catalogue.wall_time, time.time())
     return {
         "run": run,
         "status": verdict.status,
@@ -154,6 +159,8 @@ def _row(run: str, catalogue: Catalogue) -> RunRow:
         "last_step": catalogue.last_step,
         "wall_time": catalogue.wall_time,
         "stamp": catalogue.stamp,
+        "state": state,
+        "state_text": state_text,
     }
 
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, TypedDict, TypeGuard
 
 import numpy as np
@@ -28,10 +29,16 @@ Array = npt.NDArray[Any]
 
 
 class AlertDocument(TypedDict):
-    """The alerts of a run, the oldest first, and how many older ones are left out."""
+    """The alerts of a run, the oldest first, how many older ones are left out, and how the run ended.
+
+    Attributes:
+        end: ``""`` while it goes on, ``"end"`` after it ended by itself, else the name of the exception that ended it;
+            None in the logs of older versions, which do not tell.
+    """
 
     alerts: list[AlertRecord]
     num_dropped: int
+    end: str | None
 
 
 class UnreadableError(ValueError):
@@ -73,6 +80,7 @@ class Description:
         return json.dumps({"schema": schema, "quantity": self.quantity, **where, **words, **lines}).encode()
 
     @classmethod
+    @lru_cache(maxsize=256)  # the runs of a sweep have the same ones
     def decode(cls, content: bytes) -> Description:
         """The inverse of :meth:`encode`.
 
@@ -166,12 +174,13 @@ def encode_sequence(norms: Array) -> Array:
     return np.stack([len(norms) - 1 - places, norms[places]], axis=1).astype(np.float32)
 
 
-def encode_alerts(alerts: Sequence[Alert], num_alerts: int) -> str:
+def encode_alerts(alerts: Sequence[Alert], num_alerts: int, end: str = "") -> str:
     """The document of a run's alerts: all open ones and the newest 100.
 
     Args:
         alerts: The alerts, the oldest first.
         num_alerts: How many there were, notices left out.
+        end: How the run ended, see :class:`AlertDocument`.
     """
     newest = set(range(len(alerts))[-MAX_ALERTS:])
     kept = [alert for i, alert in enumerate(alerts) if i in newest or alert.until_step is None]
@@ -180,6 +189,7 @@ def encode_alerts(alerts: Sequence[Alert], num_alerts: int) -> str:
         "alerts": [asdict(alert) for alert in kept],
         "num_alerts": num_alerts,
         "num_dropped": len(alerts) - len(kept),
+        "end": end,
     }
     return json.dumps(document)
 
@@ -194,8 +204,12 @@ def decode_alerts(document: bytes | str) -> AlertDocument:
     alerts = found.get("alerts")
     if not isinstance(alerts, list) or not all(is_alert(alert) for alert in alerts):
         raise UnreadableError("The document of the alerts is damaged: an alert is incomplete.")
-    dropped = found.get("num_dropped", 0)
-    return {"alerts": alerts, "num_dropped": dropped if isinstance(dropped, int) else 0}
+    dropped, end = found.get("num_dropped", 0), found.get("end")
+    return {
+        "alerts": alerts,
+        "num_dropped": dropped if isinstance(dropped, int) else 0,
+        "end": end if isinstance(end, str) else None,
+    }
 
 
 def is_alert(alert: object) -> TypeGuard[AlertRecord]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from lightning_gradwatch.core.metrics import is_own
 from lightning_gradwatch.reading.alert import AlertRecord
@@ -11,6 +11,32 @@ from lightning_gradwatch.reading.tables import KINDS, STATUSES, Status
 
 SICKEST_FIRST = tuple(STATUSES)
 _NOT_TRAINING = frozenset({"val", "valid", "validation", "test", "testing", "eval", "evaluation", "dev", "holdout"})
+
+
+State = Literal["live", "ended", "crashed", "silent", "unknown"]
+"""Whether a run goes on; unknown where its log does not tell: that of an older version, or of no GradWatch at all."""
+SILENT_AFTER_S = 600.0
+"""Seconds without a word after which a run that has not ended is taken for one that was killed."""
+_BY_HAND = ("KeyboardInterrupt", "SIGTERMException", "SystemExit")
+
+
+def state_of(end: str | None, written: float, now: float) -> tuple[State, str]:
+    """Whether a run goes on, in one word and in a few.
+
+    Args:
+        end: How it ended, see :class:`~lightning_gradwatch.reading.schema.AlertDocument`.
+        written: When anything was last written, in seconds since the epoch.
+        now: The present time.
+    """
+    if end == "end":
+        return "ended", "ended"
+    if end in _BY_HAND:
+        return "ended", f"ended by {end}"
+    if end:
+        return "crashed", f"crashed with {end}"
+    if now - written < SILENT_AFTER_S:
+        return "live", "live"
+    return ("unknown", "not live") if end is None else ("silent", "stopped without a word")
 
 
 class Verdict(NamedTuple):

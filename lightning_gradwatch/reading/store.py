@@ -61,16 +61,15 @@ class Series:
 
 @dataclass(frozen=True)
 class Document:
-    """The alerts of a run.
+    """The alerts of a run, and how it ended, as ``AlertDocument`` has them.
 
     Attributes:
-        alerts: As dictionaries, the oldest first.
-        num_dropped: How many older ones are left out.
         problem: Why they cannot be read; ``""`` if all is well.
     """
 
     alerts: Sequence[AlertRecord] = ()
     num_dropped: int = 0
+    end: str | None = None
     problem: str = ""
 
 

@@ -137,7 +137,7 @@ def test_each_logger_is_written_by_a_writer_of_its_own_however_short_its_life(tm
     sinks = Sinks(loop_host())
     for number in range(10):
         logger = TensorBoardLogger(tmp_path, name=str(number), version="")
-        sinks.write_alerts([logger], [alert(number)], 1, is_last=True)
+        sinks.write_alerts([logger], [alert(number)], 1, end="end")
         logger.experiment.close()
         del logger
         gc.collect()

@@ -131,10 +131,11 @@ def test_update_ratios_are_those_of_the_weights(tmp_path: Path) -> None:
 
 def test_a_watched_run_is_known_before_its_first_step_and_each_change_of_its_alerts_is_written(logs: Path) -> None:
     documents = [(step, json.loads(text)) for step, text in texts(logs / "recovered", DOCUMENT)]
-    assert documents[0] == (0, {"schema": 1, "alerts": [], "num_alerts": 0, "num_dropped": 0})
-    states = [(step, [a["until_step"] for a in document["alerts"]]) for step, document in documents[1:]]
+    assert documents[0] == (0, {"schema": 1, "alerts": [], "num_alerts": 0, "num_dropped": 0, "end": ""})
+    assert [document["end"] for _, document in documents[1:]] == [*[""] * (len(documents) - 2), "end"]
+    states = [(step, [a["until_step"] for a in document["alerts"]]) for step, document in documents[1:-1]]
     assert states in ([(13, [None]), (13, [13])], [(13, [13])])
-    assert len(texts(logs / "healthy", DOCUMENT)) == 1
+    assert [json.loads(text)["end"] for _, text in texts(logs / "healthy", DOCUMENT)] == ["", "end"]
     assert read_events(logs / "sick").SummaryMetadata(DOCUMENT).plugin_data.plugin_name == "gradwatch"
 
 
@@ -145,7 +146,7 @@ def test_a_run_that_fails_at_its_first_step_is_known_as_watched(tmp_path: Path) 
 
     with pytest.raises(RuntimeError, match="at once"):
         train(tmp_path, Failing(small_net()), watch())
-    assert len(texts(tmp_path, DOCUMENT)) == 1
+    assert [json.loads(text)["end"] for _, text in texts(tmp_path, DOCUMENT)] == ["", "RuntimeError"]
 
 
 def write_alerts(directory: Path, changes: list[tuple[Alert, ...]]) -> None:
@@ -153,7 +154,7 @@ def write_alerts(directory: Path, changes: list[tuple[Alert, ...]]) -> None:
         writer = Writer(experiment, Cards(0))
         for alerts in changes:
             writer.write_alerts(alerts, len(alerts))
-        writer.write_alerts(changes[-1], len(changes[-1]), is_last=True)
+        writer.write_alerts(changes[-1], len(changes[-1]), end="end")
 
 
 def test_alerts_that_come_and_go_do_not_flood_the_file(tmp_path: Path) -> None:
@@ -168,7 +169,10 @@ def test_alerts_that_come_and_go_do_not_flood_the_file(tmp_path: Path) -> None:
 
 def test_alerts_that_have_not_changed_are_not_written_again(tmp_path: Path) -> None:
     write_alerts(tmp_path, [(), (), (ALERT,), (ALERT,), (replace(ALERT, until_step=11),)])
-    assert [step for step, _ in texts(tmp_path, DOCUMENT)] == [0, 9, 11]
+    found = texts(tmp_path, DOCUMENT)
+    assert [step for step, _ in found] == [0, 9, 11, 11], "the last one says that the run has ended"
+    assert [json.loads(document)["end"] for _, document in found] == ["", "", "", "end"]
+    assert len(texts(tmp_path, TABLE)) == 3
 
 
 NASTY = [
@@ -346,6 +350,6 @@ def test_a_logger_that_fails_costs_one_warning_and_the_others_go_on(tmp_path: Pa
     sinks, logger = Sinks(loop_host()), TensorBoardLogger(tmp_path, name="", version="")
     with pytest.warns(match="Broken 0 cannot be written .*disk full.* and is left out"):
         sinks.open([Broken(tmp_path), logger], [""])
-    sinks.write_alerts([Broken(tmp_path), logger], [], 0, is_last=True)  # a second warning would be an error
+    sinks.write_alerts([Broken(tmp_path), logger], [], 0, end="end")  # a second warning would be an error
     logger.experiment.close()
     assert (shown_layout(tmp_path), len(texts(tmp_path, DOCUMENT))) == (["GradWatch"], 1)

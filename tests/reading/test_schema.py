@@ -102,6 +102,17 @@ def test_alerts_come_back_as_they_were() -> None:
     assert [Alert(**{**alert, "remedies": tuple(alert["remedies"])}) for alert in told] == alerts
 
 
+@pytest.mark.parametrize("end", ["", "end", "ValueError"])
+def test_how_a_run_ended_comes_back(end: str) -> None:
+    assert decode_alerts(encode_alerts([ALERT], 1, end))["end"] == end
+
+
+@pytest.mark.parametrize("end", [{}, {"end": None}, {"end": 3}, {"end": ["end"]}])
+def test_a_log_that_does_not_tell_how_a_run_ended_is_read(end: dict[str, object]) -> None:
+    document = {"schema": 1, "alerts": [], "num_alerts": 0, "num_dropped": 0, **end}
+    assert decode_alerts(json.dumps(document)) == {"alerts": [], "num_dropped": 0, "end": None}
+
+
 def test_of_many_alerts_the_open_ones_and_the_newest_are_kept() -> None:
     ended = [replace(ALERT, step=step, until_step=step + 1) for step in range(1, 1000)]
     found = decode_alerts(encode_alerts([ALERT, *ended], 1000))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lightning_gradwatch.reading.alert import AlertRecord
-from lightning_gradwatch.reading.status import judge, loss_tag, urgency
+from lightning_gradwatch.reading.status import SILENT_AFTER_S, judge, loss_tag, state_of, urgency
 from tests.builders import alert, as_logged
 
 
@@ -89,3 +89,22 @@ def test_a_run_without_a_step_is_healthy_so_far() -> None:
 def test_the_loss_is_found_by_its_name_whatever_the_order(tags: list[str], loss: str | None) -> None:
     for seed in range(5):
         assert loss_tag(random.Random(seed).sample(tags, len(tags))) == loss
+
+
+@pytest.mark.parametrize(
+    ("end", "age", "state"),
+    [
+        ("end", 0.0, ("ended", "ended")),
+        ("end", 1e6, ("ended", "ended")),
+        ("KeyboardInterrupt", 0.0, ("ended", "ended by KeyboardInterrupt")),
+        ("ValueError", 0.0, ("crashed", "crashed with ValueError")),
+        ("", 0.0, ("live", "live")),
+        ("", SILENT_AFTER_S - 1, ("live", "live")),
+        ("", SILENT_AFTER_S + 1, ("silent", "stopped without a word")),
+        (None, 0.0, ("live", "live")),
+        (None, SILENT_AFTER_S + 1, ("unknown", "not live")),
+        ("", -100.0, ("live", "live")),
+    ],
+)
+def test_whether_a_run_goes_on(end: str | None, age: float, state: tuple[str, str]) -> None:
+    assert state_of(end, 1e9, 1e9 + age) == state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from lightning_gradwatch.core.quantities.several import HISTOGRAM, NORM_RANGE
 from lightning_gradwatch.reading import answers, lines, tables
 from lightning_gradwatch.reading.samples import Samples, Span, Statistic
 from lightning_gradwatch.reading.schema import Array, encode_frame, plain
+from lightning_gradwatch.reading.status import state_of
 from lightning_gradwatch.reading.store import Series
 
 MAX_RUNS = 20
@@ -64,11 +66,14 @@ def gather(runs: Iterable[tuple[OpenRun, str]], limits: Limits | None = None) ->
 
 def _run(whole: OpenRun, title: str, limits: Limits) -> dict[str, object]:
     run = whole.run
+    end = None if run.catalogue is None or run.catalogue.document is None else run.catalogue.document.end
+    state, state_text = state_of(end, run.wall_time, time.time())
     row = {"run": title, **run.verdict._asdict(), "last_step": run.last_step, "wall_time": run.wall_time}
+    row |= {"state": state, "state_text": state_text, "stamp": run.stamp}
     parts = [part for optimizer in whole.document["optimizers"] for part in _versions(whole, optimizer, limits)]
     scalars = {tag: _scalar(whole, tag, limits.points) for tag in whole.document["scalars"]}
     document = {**whole.document, "run": title, "alerts": answers.ranked(run.alerts)}
-    return {"row": {**row, "stamp": run.stamp}, "document": document, "versions": parts, "scalars": scalars}
+    return {"row": row, "document": document, "versions": parts, "scalars": scalars}
 
 
 def _versions(whole: OpenRun, optimizer: answers.OptimizerContents, limits: Limits) -> Iterator[dict[str, object]]:
