@@ -16,7 +16,9 @@ LONGEST_LINE, LONGEST_FUNCTION, LONGEST_FILE = 120, 100, 220
 
 def imports_of(script: Path) -> set[Path]:
     """The modules that a script imports, but for the third party's."""
-    found = re.findall(r'^import .*?"(\.[^"]+)";', script.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    source = script.read_text(encoding="utf-8")
+    found = re.findall(r'^import .*?"(\.[^"]+)";', source, re.DOTALL | re.MULTILINE)
+    found += re.findall(r'\bimport\("(\.[^"]+)"\)', source)
     return {(script.parent / name).resolve() for name in found if "/vendor/" not in name}
 
 

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
+from lightning_gradwatch.tensorboard.joining import join
+
 _PACKAGE = Path(str(files("lightning_gradwatch")))
 _STATIC = _PACKAGE / "tensorboard" / "static"
 _ENTRY = _PACKAGE / "cli" / "page" / "report.js"
@@ -38,9 +40,6 @@ style-src 'nonce-{nonce}'; img-src data: blob:; base-uri 'none'; form-action 'no
 </body>
 </html>
 """
-_STATEMENT = re.compile(r"""^import\s+([^;"']+?)\s+from\s+["'](\.{1,2}/[^"']+)["'];""", re.MULTILINE)
-_EXPORT = re.compile(r"^export (?=(?:async )?(?:function|const|class) (\w+))", re.MULTILINE)
-_DEFAULT = re.compile(r"^export default (\w+);", re.MULTILINE)
 
 
 def assemble(data: Mapping[str, object]) -> str:
@@ -59,10 +58,8 @@ def assemble(data: Mapping[str, object]) -> str:
 
 def assemble_inline(data: Mapping[str, object]) -> str:
     """The page for a frame of a notebook; data as for :func:`assemble`."""
-    parts: dict[Path, str] = {}
-    _join(_ENTRY, parts)
     # what would end the script, or begin a comment of HTML, can only stand in a text or a regular expression
-    script = "\n".join(parts.values()).replace("</", "<\\/").replace("<!--", "<\\!--")
+    script = join(_ENTRY).replace("</", "<\\/").replace("<!--", "<\\!--")
     return _page(data, secrets.token_urlsafe(16), "", script)
 
 
@@ -74,27 +71,6 @@ def _page(data: Mapping[str, object], nonce: str, modules: str, script: str) -> 
         data=_pack(gzip.compress(json.dumps(data, allow_nan=False).encode(), mtime=0)),
         script=script,
     )
-
-
-def _join(path: Path, parts: dict[Path, str]) -> None:
-    """A module as a constant that holds what it exports, behind all that it imports."""
-    if path in parts:
-        return
-    source = path.read_text(encoding="utf-8")
-    imported = {relative: (path.parent / relative).resolve() for _, relative in _STATEMENT.findall(source)}
-    for other in imported.values():
-        _join(other, parts)
-    places = {other: place for place, other in enumerate(parts)}
-    names = [*_EXPORT.findall(source), *(f"default: {name}" for name in _DEFAULT.findall(source))]
-
-    def constant(found: re.Match[str]) -> str:
-        what, module = found[1], f"module{places[imported[found[2]]]}"
-        if what.startswith("* as "):
-            return f"const {what.removeprefix('* as ')} = {module};"
-        return f"const {what.replace(' as ', ': ') if what[0] == '{' else f'{{ default: {what} }}'} = {module};"
-
-    body = _DEFAULT.sub("", _EXPORT.sub("", _STATEMENT.sub(constant, source)))
-    parts[path] = f"const module{len(parts)} = await (async () => {{\n{body}\nreturn {{ {', '.join(names)} }};\n}})();"
 
 
 def _collect(path: Path, modules: dict[str, str]) -> None:

@@ -24,7 +24,10 @@ export function actionsOf(store, scene) {
   return {
     choose: set,
     chooseLoss: (loss) => set({ loss }),
-    chooseRun: (run) => set({ ...INITIAL, run, quantity: get().quantity }),
+    chooseRun(run) {
+      const { quantity, find, verdict, sort, all } = get();
+      set({ ...INITIAL, run, quantity, find, verdict, sort, all });
+    },
     set: (patch) => set(moves.chooseView(patch)),
     move: where(moves.moveRow),
     moveColumn: where((model, /** @type {number} */ by) => moves.moveColumn(model, get().step, by)),

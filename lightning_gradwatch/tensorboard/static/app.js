@@ -6,10 +6,13 @@ import { createFollowUp } from "./followup.js";
 import { createLoader } from "./loader.js";
 import { createPage } from "./page.js";
 import { createPainter } from "./painter.js";
-import { INITIAL, createStore } from "./state.js";
+import { INITIAL, LISTING, createStore } from "./state.js";
 
 /** Changes of these need no new data for the heatmap. */
 const CURSOR = /** @type {Set<keyof State>} */ (new Set(["layer", "step", "folded", "loss"]));
+
+/** Changes of these concern the list of runs alone. */
+const LIST = /** @type {Set<keyof State>} */ (new Set(LISTING));
 
 /**
  * @param {Source} source
@@ -24,6 +27,7 @@ export function createApp(source, initial, remembered) {
   const page = createPage({
     ...actionsOf(store, scene),
     retry: () => loader.look(true),
+    seen: () => loader.thumbnails(),
     png: () => scene.model && savePicture(scene.model, page.chart.boxes(), page.lines.pictures()),
     csv: () => scene.model && saveNumbers(scene.model),
   });
@@ -33,16 +37,22 @@ export function createApp(source, initial, remembered) {
 
   store.subscribe((state, changed) => {
     remembered(state);
-    if (changed.every((name) => CURSOR.has(name))) painter.draw();
+    if (changed.every((name) => LIST.has(name))) loader.list();
+    else if (changed.every((name) => CURSOR.has(name))) painter.draw();
     else loader.update();
   });
   followWidth(page.element, painter.draw);
 
   function repaint() {
     painter.repaint();
+    page.strip.outdate();
     loader.thumbnails();
   }
-  const open = (/** @type {Partial<State>} */ linked) => store.set({ ...INITIAL, ...linked });
+  /** Another address: a link that was followed, or another selection of TensorBoard's own. */
+  function open(/** @type {Partial<State>} */ linked) {
+    store.set({ ...INITIAL, ...linked });
+    loader.list();
+  }
   return { element: page.element, look: loader.look, repaint, open };
 }
 

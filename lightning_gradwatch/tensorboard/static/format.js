@@ -67,3 +67,14 @@ export function lineName(tag) {
 export function formatSteps(first, last) {
   return first === last ? `step ${formatStep(first)}` : `steps ${formatStep(first)} to ${formatStep(last)}`;
 }
+
+const AGES = /** @type {[number, string][]} */ ([[86400, "d"], [3600, "h"], [60, "min"]]);
+
+/**
+ * How long ago something was.
+ * @param {number} seconds
+ */
+export function formatAge(seconds) {
+  const [size, unit] = AGES.find(([least]) => seconds >= least) ?? [0, ""];
+  return size ? `${Math.floor(seconds / size)} ${unit} ago` : "just now";
+}

@@ -1,28 +1,44 @@
 /** The entry: TensorBoard calls `render`. Nothing else in this folder knows that TensorBoard is there. */
-import { createApp } from "./app.js";
-import { h } from "./dom.js";
-import { followLink, readLink, writeLink } from "./link.js";
-import { poll } from "./poll.js";
 import { httpSource } from "./source.js";
-import { adoptFonts, followTheme } from "./theme.js";
 
 const here = (/** @type {string} */ path) => new URL(path, import.meta.url).href;
 
-function loadStyle(/** @type {string} */ address) {
+/** @param {string} address */
+function loadStyle(address) {
+  const link = document.createElement("link");
+  Object.assign(link, { rel: "stylesheet", href: address });
   return new Promise((done) => {
-    document.head.append(h("link", { rel: "stylesheet", href: address, onload: done, onerror: done }));
+    link.onload = link.onerror = done;
+    document.head.append(link);
   });
+}
+
+/**
+ * A source whose first list of runs is on its way while the scripts are being loaded.
+ * @returns {Source}
+ */
+function headStart() {
+  const source = httpSource(here("../"));
+  const first = { tables: source.tables(), runs: source.runs() };
+  for (const answer of Object.values(first)) answer.catch(() => {});
+  let isFirst = true;
+  return {
+    ...source,
+    tables: () => first.tables.catch(() => source.tables()),
+    runs() {
+      const answer = isFirst ? first.runs : source.runs();
+      isFirst = false;
+      return answer;
+    },
+  };
 }
 
 export async function render() {
   document.documentElement.lang = "en";
   document.title = "GradWatch";
-  adoptFonts();
-  await Promise.all([loadStyle(here("./vendor/uplot.css")), loadStyle(here("./style.css"))]);
-  const app = createApp(httpSource(here("../")), readLink(), writeLink);
-  document.body.replaceChildren(app.element);
-  followTheme(app.repaint);
-  followLink(app.open);
-  await app.look();
-  poll(app.look);
+  const source = headStart();
+  const [app] = await Promise.all([
+    import("./start.js"), loadStyle(here("./vendor/uplot.css")), loadStyle(here("./style.css")),
+  ]);
+  await app.start(source);
 }

@@ -3,7 +3,7 @@ import { INITIAL } from "./state.js";
 
 const PREFIX = "p.gradwatch.";
 const NUMBERS = ["step", "zoom"];
-const LISTS = ["zoom", "folded"];
+const LISTS = ["zoom", "folded", "verdict"];
 
 /** The window whose address the person sees and copies; the own one where the outer one is closed to us. */
 function addressed() {
@@ -64,6 +64,9 @@ function formatHash(hash, state) {
     });
   return `#${[...(others.length ? others : ["gradwatch"]), ...own].join("&")}`;
 }
+
+/** The address itself, of which TensorBoard writes the rest. */
+export const address = () => addressed().location;
 
 /** The state in the address. */
 export const readLink = () => parseHash(addressed().location.hash);

@@ -1,7 +1,9 @@
 /** From the state to a page: look for news, load what is asked for, hand it to the painter. */
-import { formatStep } from "./format.js";
+import { formatAge, formatStep } from "./format.js";
+import { address } from "./link.js";
 import { chosenRun, loadView } from "./model.js";
 import { createOthers } from "./others.js";
+import { selected } from "./selection.js";
 import { adopt } from "./tables.js";
 
 /** @param {{source: Source, ask: Ask, store: Store, scene: Scene, page: Page, painter: Painter}} parts */
@@ -11,6 +13,8 @@ export function createLoader({ source, ask, store, scene, page, painter }) {
   let isTaught = false;
   /** Answers that come after the next question are dropped. */
   let turn = 0;
+  /** The run whose heatmap is drawn, or is about to be. */
+  let chosen = /** @type {string|null} */ (null);
 
   /** Look for news; load again only if there are any, or if `isForced`. */
   async function look(isForced = false) {
@@ -23,20 +27,27 @@ export function createLoader({ source, ask, store, scene, page, painter }) {
         signature = now;
         await update();
       }
-      page.toolbar.setLive(liveText());
+      page.toolbar.setLive(...liveText());
     } catch (error) {
       fail(/** @type {Error} */ (error));
     }
   }
 
+  /**
+   * Whether the chosen run goes on, and how far it has come.
+   * @returns {[string, RunRow["state"]]}
+   */
   function liveText() {
-    const step = chosenRun(scene.runs, store.get().run)?.last_step ?? null;
-    return step === null ? "live" : `live · step ${formatStep(step)}`;
+    const row = scene.runs.find(({ run }) => run === chosen);
+    if (!row) return ["", "unknown"];
+    const step = row.last_step === null ? [] : [`step ${formatStep(row.last_step)}`];
+    const age = row.state === "live" ? [] : [formatAge(Date.now() / 1000 - row.wall_time)];
+    return [[row.state_text, ...step, ...age].join(" · "), row.state];
   }
 
   function fail(/** @type {Error} */ error) {
     page.trouble.show(error.message);
-    page.toolbar.setLive("not up to date");
+    page.toolbar.setLive("not up to date", "unknown");
     signature = "";
     scene.isLoading = false;
     page.setBusy(false);
@@ -49,12 +60,16 @@ export function createLoader({ source, ask, store, scene, page, painter }) {
     scene.isLoading = true;
     page.setBusy(true);
     markStart();
-    const row = chosenRun(scene.runs, store.get().run);
+    const wanted = store.get().run;
+    const row = chosenRun(scene.runs, offered(), wanted);
+    chosen = row?.run ?? null;
+    page.unknown(wanted !== null && wanted !== chosen ? wanted : null, chosen);
+    list();
     try {
       const next = row ? await loadView(ask, scene.runs, row, store.get(), page.columns(), scene.view) : null;
       if (isStale()) return;
       show(next);
-      await thumbnails();
+      thumbnails();
       const { view } = scene;
       const found = view ? await about.partners(scene.runs, view.run.run, view.optimizer) : [];
       if (isStale()) return;
@@ -76,7 +91,6 @@ export function createLoader({ source, ask, store, scene, page, painter }) {
   function show(next) {
     scene.view = next?.view ?? null;
     page.trouble.hide();
-    page.strip.update(scene.runs, next?.run.run ?? null);
     if (!scene.view) {
       scene.model = null;
       page.showEmpty(next?.run ?? null, scene.runs.some(({ status }) => status !== "not_watched"));
@@ -89,9 +103,25 @@ export function createLoader({ source, ask, store, scene, page, painter }) {
     if (JSON.stringify(zoom) !== JSON.stringify(store.get().zoom)) store.set({ zoom });
   }
 
-  const thumbnails = () => about.thumbnails(scene.runs, staleness(), painter.drawThumbnail);
+  /** The runs that TensorBoard's own selection leaves; all of them if that is asked for. */
+  function offered() {
+    if (store.get().all) return scene.runs;
+    const left = selected(address(), scene.runs.map(({ run }) => run));
+    return scene.runs.filter(({ run }) => left.has(run));
+  }
 
-  return { look, update, fail, thumbnails };
+  /** List the runs anew; the chosen one is there whatever TensorBoard selects. */
+  function list() {
+    const rows = offered();
+    const own = scene.runs.filter((row) => row.run === chosen && !rows.includes(row));
+    const { size } = selected(address(), scene.runs.map(({ run }) => run));
+    page.strip.update([...own, ...rows], scene.runs.length - size, chosen, store.get());
+  }
+
+  /** The small pictures of the runs that are seen, once the heatmap stands. */
+  const thumbnails = () => about.thumbnails(page.strip.wanting, painter.drawThumbnail);
+
+  return { look, update, list, fail, thumbnails };
 }
 
 /** How long loading takes can be read from the browser's own timeline. */

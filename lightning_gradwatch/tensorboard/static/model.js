@@ -14,13 +14,15 @@ import { groupsOf, rowOf, rowsOf } from "./tree.js";
 const newest = ({ versions }) => versions.reduce((last, version) => (version.version > last.version ? version : last));
 
 /**
- * The run that the state names, else the sickest that has data.
+ * The run that the state names, else the sickest of those on offer that has data.
  * @param {RunRow[]} runs
+ * @param {RunRow[]} offered
  * @param {string|null} name
  * @returns {RunRow|undefined}
  */
-export function chosenRun(runs, name) {
-  return runs.find(({ run }) => run === name) ?? runs.find(({ status }) => status !== "not_watched") ?? runs[0];
+export function chosenRun(runs, offered, name) {
+  const isWatched = (/** @type {RunRow} */ { status }) => status !== "not_watched";
+  return runs.find(({ run }) => run === name) ?? offered.find(isWatched) ?? runs.find(isWatched) ?? runs[0];
 }
 
 /**

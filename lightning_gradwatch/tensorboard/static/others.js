@@ -4,7 +4,8 @@ import { partnerOf, thumbnailOf } from "./model.js";
 import { particular } from "./tables.js";
 
 const OTHERS = 8;
-const THUMBNAILS = 40;
+/** Small pictures that are asked for at once: the heatmap and its details keep the other connections. */
+const AT_ONCE = 3;
 const COLUMNS = 80;
 
 /** @param {RunRow} row */
@@ -12,22 +13,29 @@ const isReadable = ({ status }) => status !== "not_watched" && status !== "unrea
 
 /** @param {Source} source */
 export function createOthers(source) {
-  const ask = remember(source, 2 * THUMBNAILS);
+  const ask = remember(source, 2 * OTHERS);
+  let isAsking = false;
 
   /**
-   * Thumbnails of the first runs, one request after the other, so that the heatmap never waits for them.
-   * @param {RunRow[]} runs
-   * @param {() => boolean} isStale
-   * @param {(run: string, picture: Picture|null) => void} draw
+   * Small pictures of the runs that want one, a few at a time, until none does. They are drawn and not kept.
+   * @param {() => RunRow[]} wanting
+   * @param {(row: RunRow, picture: Picture|null) => void} draw
    */
-  async function thumbnails(runs, isStale, draw) {
-    const quantity = particular().default;
-    for (const row of runs.slice(0, THUMBNAILS).filter(isReadable)) {
-      const query = { run: row.run, quantity, columns: COLUMNS };
-      const frame = await ask("heatmap", query, row.stamp).catch(() => null);
-      if (isStale()) return;
-      draw(row.run, frame?.columns ? thumbnailOf(frame, quantity) : null);
+  async function thumbnails(wanting, draw) {
+    if (isAsking) return;
+    isAsking = true;
+    for (let rows = wanting(); rows.length; rows = wanting()) {
+      await Promise.all(rows.slice(0, AT_ONCE).map(async (row) => draw(row, await thumbnail(row))));
     }
+    isAsking = false;
+  }
+
+  /** @param {RunRow} row */
+  async function thumbnail(row) {
+    if (!isReadable(row)) return null;
+    const quantity = particular().default;
+    const frame = await source.heatmap({ run: row.run, quantity, columns: COLUMNS }).catch(() => null);
+    return frame?.columns ? thumbnailOf(frame, quantity) : null;
   }
 
   /**

@@ -7,6 +7,7 @@ import { createHelp } from "./help.js";
 import { keysOf } from "./keyboard.js";
 import { createLayerPanel } from "./layerpanel.js";
 import { createLinePanel } from "./linepanel.js";
+import { titleOf } from "./names.js";
 import { createRunStrip } from "./runstrip.js";
 import { createToolbar } from "./toolbar.js";
 import { createTooltip } from "./tooltip.js";
@@ -21,7 +22,8 @@ export function createPage(given) {
   /** @type {PageActions} */
   const actions = { ...given, tooltip, help: help.open, hover, showAlert };
   const trouble = createTrouble(actions.retry);
-  const strip = createRunStrip(actions.chooseRun);
+  const notice = h("p", { class: "unknown-run", role: "status", hidden: true });
+  const strip = createRunStrip(actions, actions.seen);
   const banner = createBanner(actions);
   const toolbar = createToolbar(actions);
   const chart = createChart({ ...actions, key: keysOf(actions) });
@@ -38,7 +40,7 @@ export function createPage(given) {
     "main",
     { class: "gradwatch", "aria-busy": "true" },
     h("h1", { class: "visually-hidden", text: "GradWatch" }),
-    trouble.element, strip.element, body, cell, tooltip.element, help.element,
+    trouble.element, notice, strip.element, body, cell, tooltip.element, help.element,
   );
 
   function place(/** @type {HTMLElement[]} */ ...parts) {
@@ -65,6 +67,16 @@ export function createPage(given) {
       const isToldMore = run && run.status !== "not_watched";
       const isUnknown = run?.status === "unreadable";
       place(...(isToldMore ? [banner.element] : []), ...(isUnknown ? [] : [emptyState(isAnyWatched)]));
+    },
+    /**
+     * Say that a run is not here, such as one of a link.
+     * @param {string|null} wanted
+     * @param {string|null} instead
+     */
+    unknown(wanted, instead) {
+      notice.hidden = wanted === null;
+      const here = instead === null ? "" : ` Shown is ${titleOf(instead)}.`;
+      notice.textContent = `There is no run ${wanted} here: it may have been moved, or not be read yet.${here}`;
     },
     say: (/** @type {string} */ text) => (cell.textContent = text),
     setBusy: (/** @type {boolean} */ isBusy) => element.setAttribute("aria-busy", String(isBusy)),

@@ -24,12 +24,12 @@ export function createPainter({ store, scene, page, drawn }) {
   }
 
   /**
-   * @param {string} run
+   * @param {RunRow} row
    * @param {Picture|null} thumbnail
    */
-  function drawThumbnail(run, thumbnail) {
+  function drawThumbnail(row, thumbnail) {
     palette ??= readPalette();
-    page.strip.drawThumbnail(run, thumbnail, palette);
+    page.strip.drawThumbnail(row, thumbnail, palette);
   }
 
   function repaint() {

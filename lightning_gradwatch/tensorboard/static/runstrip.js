@@ -1,91 +1,149 @@
-/** The strip of runs: one card each, the sickest first, with a thumbnail of its heatmap. */
-import { h, icon, prepare } from "./dom.js";
-import { drawHeatmap } from "./heatmap.js";
-import { shapeOf } from "./status.js";
-import { statusWord } from "./tables.js";
+/** The runs: cards in a row, or a list with tools where there are more of them than fit. */
+import { h } from "./dom.js";
+import { shortener } from "./names.js";
+import { SORTS, listed } from "./order.js";
+import { createCard } from "./runcard.js";
+import { createRunTools } from "./runtools.js";
 
-/** @param {Actions["chooseRun"]} choose Called with the name of the run. */
-export function createRunStrip(choose) {
-  const list = h("div", { class: "strip", role: "group", "aria-label": "Runs, the sickest first" });
+/** Pixels that a card takes at least, with the gap. */
+const CARD = 178;
+/** Runs up to which the list needs no button that opens it. */
+const FEW = 5;
+
+/** @type {Record<string, (place: number, last: number) => number>} */
+const KEYS = {
+  ArrowDown: (place) => place + 1, ArrowRight: (place) => place + 1,
+  ArrowUp: (place) => place - 1, ArrowLeft: (place) => place - 1,
+  PageDown: (place) => place + FEW, PageUp: (place) => place - FEW,
+  Home: () => 0, End: (_, last) => last,
+};
+
+/**
+ * @param {Pick<Actions, "chooseRun"|"choose">} actions
+ * @param {() => void} seen Called when other runs can be seen than before, so that they get their pictures.
+ */
+export function createRunStrip({ chooseRun, choose }, seen) {
+  const list = h("div", { class: "strip", role: "group", onkeydown: walk });
+  const none = h("p", { class: "muted", text: "No run fits: try another word, or another verdict.", hidden: true });
+  const more = h("button", { type: "button", class: "link", "aria-expanded": "false", onclick: open });
+  const tools = createRunTools(choose, more);
+  const element = h("section", { class: "runs", "aria-label": "Runs" }, tools.element, list, none);
   const cards = /** @type {Map<string, ReturnType<typeof createCard>>} */ (new Map());
+  const visible = /** @type {Set<string>} */ (new Set());
+  const observer = new IntersectionObserver(watch, { rootMargin: "100px" });
+  /** @type {{rows: RunRow[], numHidden: number, chosen: string|null, state: State}|null} */
+  let last = null;
+  let broughtIntoView = "";
+  new ResizeObserver(() => requestAnimationFrame(() => layOut())).observe(element);
 
   function cardOf(/** @type {string} */ run) {
-    const card = cards.get(run) ?? createCard(run, choose);
+    const card = cards.get(run) ?? createCard(run, chooseRun);
+    if (!cards.has(run)) observer.observe(card.element);
     cards.set(run, card);
     return card;
   }
 
   /**
-   * @param {RunRow[]} runs
+   * @param {RunRow[]} rows The sickest first.
+   * @param {number} numHidden How many TensorBoard's own selection leaves out.
    * @param {string|null} chosen
+   * @param {State} state
    */
-  function update(runs, chosen) {
-    const wanted = runs.map((row) => cardOf(row.run));
-    for (const [run, card] of cards) if (!wanted.includes(card)) cards.delete(run);
-    const elements = wanted.map(({ element }) => element);
-    if (elements.some((element, i) => list.children[i] !== element) || list.children.length !== elements.length) {
+  function update(rows, numHidden, chosen, state) {
+    last = { rows, numHidden, chosen, state };
+    const shown = listed(rows, state);
+    const known = new Set(rows.map(({ run }) => run));
+    for (const [run, card] of cards) if (!known.has(run)) forget(run, card);
+    const nameOf = shortener(rows.map(({ run }) => run));
+    const elements = shown.map((row) => {
+      const card = cardOf(row.run);
+      card.update(row, nameOf(row.run), row.run === chosen);
+      return card.element;
+    });
+    if (elements.some((one, i) => list.children[i] !== one) || list.children.length !== elements.length) {
       list.replaceChildren(...elements);
     }
-    runs.forEach((row, i) => wanted[i].update(row, row.run === chosen));
+    list.setAttribute("aria-label", `Runs, ${SORTS[state.sort ?? "sickest"] ?? SORTS.sickest}`);
+    none.hidden = shown.length > 0 || !rows.length;
+    tools.update(rows, shown.length, numHidden, state);
+    layOut();
+  }
+
+  /** Cards, or a list where they do not fit; what is chosen is brought into view once. */
+  function layOut() {
+    if (!last) return;
+    const { rows, numHidden, chosen, state } = last;
+    const fits = Math.floor((element.clientWidth + 10) / CARD);
+    const isList = rows.length > Math.max(fits, 1);
+    tools.element.hidden = !(isList || numHidden || state.find || state.verdict.length);
+    more.hidden = !isList || list.children.length <= FEW;
+    more.textContent = list.classList.contains("open") ? "show fewer" : "show all";
+    if (list.classList.toggle("rows", isList) !== wasList) redraw(isList);
+    const card = chosen === null ? null : cards.get(chosen)?.element;
+    for (const one of list.children) one.setAttribute("tabindex", one === (card ?? list.children[0]) ? "0" : "-1");
+    if (card?.isConnected && broughtIntoView !== chosen) bringIntoView(card);
+    broughtIntoView = chosen ?? "";
+  }
+  let wasList = false;
+
+  /** Another size of the pictures. */
+  function redraw(/** @type {boolean} */ isList) {
+    wasList = isList;
+    for (const card of cards.values()) card.outdate();
+    seen();
+  }
+
+  function bringIntoView(/** @type {HTMLElement} */ card) {
+    const [top, bottom] = [card.offsetTop, card.offsetTop + card.offsetHeight];
+    const [start, height] = [list.scrollTop, list.clientHeight];
+    if (top < start || bottom > start + height) list.scrollTop = top - height / 3;
+  }
+
+  function open() {
+    const isOpen = list.classList.toggle("open");
+    more.setAttribute("aria-expanded", String(isOpen));
+    layOut();
+  }
+
+  function walk(/** @type {KeyboardEvent} */ event) {
+    const all = /** @type {HTMLElement[]} */ ([...list.children]);
+    const place = all.indexOf(/** @type {HTMLElement} */ (document.activeElement));
+    const next = KEYS[event.key]?.(place, all.length - 1);
+    if (place < 0 || next === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    const target = all[Math.min(Math.max(next, 0), all.length - 1)];
+    for (const one of all) one.setAttribute("tabindex", one === target ? "0" : "-1");
+    target.focus();
+  }
+
+  function watch(/** @type {IntersectionObserverEntry[]} */ entries) {
+    for (const { target, isIntersecting } of entries) {
+      const run = /** @type {HTMLElement} */ (target).dataset.run ?? "";
+      if (isIntersecting) visible.add(run);
+      else visible.delete(run);
+    }
+    seen();
   }
 
   /**
    * @param {string} run
-   * @param {Picture|null} model
-   * @param {Palette} palette
+   * @param {ReturnType<typeof createCard>} card
    */
-  const drawThumbnail = (run, model, palette) => cards.get(run)?.draw(model, palette);
-  return { element: list, update, drawThumbnail };
-}
+  function forget(run, card) {
+    observer.unobserve(card.element);
+    visible.delete(run);
+    cards.delete(run);
+  }
 
-/**
- * @param {string} run
- * @param {Actions["chooseRun"]} choose
- */
-function createCard(run, choose) {
-  const canvas = h("canvas", { class: "thumbnail", "aria-hidden": "true" });
-  const mark = h("span", { class: "mark" });
-  const word = h("span", { class: "word" });
-  const headline = h("span");
-  const element = h(
-    "button",
-    { class: "run", type: "button", onclick: () => choose(run) },
-    h("span", { class: "name" }, mark, h("span", { text: run === "." ? "(this run)" : run, title: run })),
-    canvas,
-    h("span", { class: "headline" }, word, " ", headline),
-  );
-  let status = "";
-  let wasChosen = false;
+  /** Runs that are seen and whose picture is not that of their stamp. */
+  const wanting = () => (last?.rows ?? []).filter(({ run, stamp }) => visible.has(run) && cards.get(run)?.lacks(stamp));
+
   /**
    * @param {RunRow} row
-   * @param {boolean} isChosen
-   */
-  function update(row, isChosen) {
-    if (isChosen && !wasChosen) element.scrollIntoView({ block: "nearest", inline: "nearest" });
-    wasChosen = isChosen;
-    if (row.status !== status) {
-      status = row.status;
-      element.dataset.status = status;
-      const text = statusWord(row.status);
-      word.textContent = `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
-      mark.replaceChildren(icon(shapeOf(row.status)));
-    }
-    element.setAttribute("aria-pressed", String(isChosen));
-    headline.textContent = headline.title = row.headline;
-  }
-
-  /**
-   * @param {Picture|null} model
+   * @param {Picture|null} picture
    * @param {Palette} palette
    */
-  function draw(model, palette) {
-    const { context, width, height } = prepare(canvas);
-    if (!model || !width) return;
-    const rowHeight = height / model.frame.rows;
-    const rows = Array.from({ length: model.frame.rows }, (_, i) => ({
-      first: i, last: i, top: i * rowHeight, height: rowHeight,
-    }));
-    drawHeatmap(context, { x: 0, y: 0, width, height }, { ...model, rows }, palette, devicePixelRatio || 1);
-  }
-  return { element, update, draw };
+  const drawThumbnail = (row, picture, palette) => cards.get(row.run)?.draw(picture, palette, row.stamp);
+  const outdate = () => cards.forEach((card) => card.outdate());
+  return { element, update, wanting, drawThumbnail, outdate };
 }

@@ -1,7 +1,8 @@
 /** What the person has chosen; everything else follows from it and from the data. */
 
 /**
- * `step` null: the newest. `zoom` null: all steps. `layer` and `quantity` null: what the run suggests.
+ * `step` null: the newest. `zoom` null: all steps. `layer` and `quantity` null: what the run suggests. `sort` null: the
+ * sickest first. `all` null: the runs that TensorBoard's own selection leaves.
  * @type {State}
  */
 export const INITIAL = {
@@ -14,7 +15,14 @@ export const INITIAL = {
   folded: [],
   compare: null,
   loss: null,
+  find: null,
+  verdict: [],
+  sort: null,
+  all: null,
 };
+
+/** What concerns the list of runs alone: it stays when another run is chosen, and needs no data. */
+export const LISTING = /** @type {const} */ (["find", "verdict", "sort", "all"]);
 
 /**
  * A state that tells its listeners what has changed.

@@ -37,7 +37,14 @@ export function createToolbar(actions) {
     fold.textContent = model.isFolded ? "Unfold groups" : "Fold groups";
     reset.hidden = !model.isZoomed;
   }
-  const setLive = (/** @type {string} */ text) => (live.textContent = text);
+  /**
+   * @param {string} text
+   * @param {RunRow["state"]} state
+   */
+  function setLive(text, state) {
+    live.textContent = text;
+    live.dataset.state = state;
+  }
   return { element, update, setLive };
 }
 

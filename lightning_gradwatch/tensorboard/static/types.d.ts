@@ -3,6 +3,7 @@
 type Rgb = [number, number, number];
 /** Two ends: of steps, of values, or of bins. */
 type Interval = [number, number];
+type Sort = "sickest" | "newest" | "name";
 type Status = "sick" | "notice" | "unreadable" | "recovered" | "healthy" | "not_watched";
 
 interface Box {
@@ -44,6 +45,9 @@ interface RunRow {
   last_step: number | null;
   wall_time: number;
   stamp: string;
+  /** Whether it goes on, in a word for us and in a few for people. */
+  state: "live" | "ended" | "crashed" | "silent" | "unknown";
+  state_text: string;
 }
 
 /** What there is of one run. */
@@ -215,6 +219,11 @@ interface State {
   folded: string[];
   compare: string | null;
   loss: string | null;
+  /** Of the list of runs: words, verdicts, order, and whether those that TensorBoard hides are listed. */
+  find: string | null;
+  verdict: Status[];
+  sort: Sort | null;
+  all: string | null;
 }
 
 interface Store {
@@ -461,6 +470,8 @@ interface Actions {
 
 /** What only the application can do. */
 interface Commands extends Actions {
+  /** Other runs are seen than before. */
+  seen(): void;
   retry(): void;
   png(): void;
   csv(): void;
