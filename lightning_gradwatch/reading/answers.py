@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any, TypedDict
 
@@ -16,15 +15,15 @@ from lightning_gradwatch.core.records import BINS_PER_DECADE, LOWEST, MISSING, N
 from lightning_gradwatch.reading import lines
 from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.damage import Damage
+from lightning_gradwatch.reading.run_list import verdict_of
 from lightning_gradwatch.reading.samples import Samples, Span, Statistic
 from lightning_gradwatch.reading.schema import (
-    SCHEMA_VERSION,
     Array,
     UnreadableError,
     decode_histogram,
     encode_frame,
 )
-from lightning_gradwatch.reading.status import SICKEST_FIRST, State, Verdict, judge, loss_tag, state_of, urgency
+from lightning_gradwatch.reading.status import loss_tag, urgency
 from lightning_gradwatch.reading.store import Catalogue, Document, MissingError, Series, Store
 from lightning_gradwatch.reading.tables import Status, words
 from lightning_gradwatch.reading.trials import ShownAlert, shown
@@ -32,27 +31,6 @@ from lightning_gradwatch.reading.trials import ShownAlert, shown
 DEFAULT_COLUMNS = 1000
 MAX_NAMES = 20
 _NOTHING_USED = (-LOWEST * BINS_PER_DECADE, -LOWEST * BINS_PER_DECADE + 1)
-
-
-class RunRow(TypedDict):
-    """How a run is, in the list of runs."""
-
-    run: str
-    status: Status
-    headline: str
-    num_open: int
-    last_step: int | None
-    wall_time: float
-    stamp: str
-    state: State
-    state_text: str
-
-
-class RunList(TypedDict):
-    """Every run, the sickest first."""
-
-    schema: int
-    runs: list[RunRow]
 
 
 class VersionContents(TypedDict):
@@ -140,35 +118,11 @@ NO_CONTENTS: Contents = {
 """What there is of a run without an event file."""
 
 
-def runs(store: Store) -> RunList:
-    """Every run with its status, the sickest first, then the latest."""
-    rows = [_row(run, catalogue) for run, catalogue in store.catalogues().items()]
-    rows.sort(key=lambda row: (SICKEST_FIRST.index(row["status"]), -row["wall_time"], row["run"]))
-    return {"schema": SCHEMA_VERSION, "runs": rows}
-
-
-def _row(run: str, catalogue: Catalogue) -> RunRow:
-    verdict = _verdict(catalogue)
-    end = catalogue.document.end if catalogue.document is not None else None
-    state, state_text = state_of(end, catalogue.wall_time, time.time())
-    return {
-        "run": run,
-        "status": verdict.status,
-        "headline": verdict.headline,
-        "num_open": verdict.num_open,
-        "last_step": catalogue.last_step,
-        "wall_time": catalogue.wall_time,
-        "stamp": catalogue.stamp,
-        "state": state,
-        "state_text": state_text,
-    }
-
-
 def run(store: Store, run: str) -> RunDocument:
     """What there is of a run, and its alerts."""
     catalogue = store.catalogue(run)
     document = catalogue.document or Document()
-    verdict = _verdict(catalogue)
+    verdict = verdict_of(catalogue)
     every_step = lines.every_step(store, catalogue)
     losses = [tags["loss"] for tags in every_step.values() if "loss" in tags]
     return {
@@ -329,15 +283,6 @@ def row_of(series: Series, layer: str) -> int:
     if layer not in layers:
         raise MissingError(f"`layer` must be {_one_of(layers)}, but {layer!r} came.")
     return layers.index(layer)
-
-
-def _verdict(catalogue: Catalogue) -> Verdict:
-    document = catalogue.document
-    is_read = document is not None and not document.problem
-    problem = document.problem if document is not None and document.problem else catalogue.problem
-    problem = catalogue.damage[0]["message"] if catalogue.damage else problem
-    alerts = document.alerts if document is not None and is_read else None
-    return judge(alerts, catalogue.is_watched, problem, catalogue.last_step)
 
 
 def _optimizer(store: Store, catalogue: Catalogue, name: str) -> OptimizerContents:

@@ -20,6 +20,7 @@ class Tried(TypedDict):
 
     title: str
     caption: str
+    order: str
     header: Row
     rows: list[Row]
     recipes: list[tuple[str, str]]
@@ -45,6 +46,7 @@ def shown(alert: AlertRecord) -> ShownAlert:
         rest["tried"] = {
             "title": summary(prescription),
             "caption": caption(prescription),
+            "order": order(prescription),
             "header": HEADER,
             "rows": rows_of(prescription),
             "recipes": recipes(prescription),
@@ -66,6 +68,18 @@ def caption(prescription: Mapping[str, object]) -> str:
     how = f"{steps} steps each" if _is_finite(steps) and steps else "One backward pass each"
     took = f", {seconds:.1f} s in all" if _is_finite(seconds) else ""
     return f"{how}, on the batch of the alert{took}."
+
+
+def order(prescription: Mapping[str, object]) -> str:
+    """Why they stand in this order, in sentences; see :func:`~lightning_gradwatch.trials.ranking.ranked`."""
+    steps = prescription.get("num_steps")
+    if not (_is_finite(steps) and steps):
+        return "What helps comes first, and of that what leaves least of the gradient lost."
+    return (
+        "What helps comes first. A lower loss may stand below a higher one: after so few steps it does not tell which "
+        "remedy is better in the end. Of all that gain nearly as much as the best, what takes away the cause and "
+        "changes the network least comes first; where no loss tells, a restored gradient does."
+    )
 
 
 def rows_of(prescription: Mapping[str, object]) -> list[Row]:

@@ -16,7 +16,7 @@ from werkzeug.wrappers import Request, Response
 
 from lightning_gradwatch.core.metrics import PLUGIN
 from lightning_gradwatch.core.quantities.several import HISTOGRAM, SEVERAL
-from lightning_gradwatch.reading import answers, lines, tables
+from lightning_gradwatch.reading import answers, lines, run_list, tables
 from lightning_gradwatch.reading.cache import Cache
 from lightning_gradwatch.reading.samples import Span, Statistic
 from lightning_gradwatch.reading.schema import UnreadableError, plain
@@ -142,7 +142,7 @@ def _series(store: Store, query: Query, quantity: str) -> Series:
 
 ANSWERS: dict[str, Answer] = {
     "tables": lambda *_: tables.encode(),
-    "runs": lambda store, _: answers.runs(store),
+    "runs": lambda store, _: run_list.runs(store),
     "run": lambda store, query: answers.run(store, query.text("run")),
     "heatmap": _heatmap,
     "column": _column,

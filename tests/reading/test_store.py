@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard.context import RequestContext
 from tensorboard.data.provider import DataProvider
 
-from lightning_gradwatch.reading import answers, lines, store
+from lightning_gradwatch.reading import answers, lines, run_list, store
 from lightning_gradwatch.reading.cache import Cache
 from lightning_gradwatch.reading.samples import Samples, latest_course
 from lightning_gradwatch.reading.schema import Description, UnreadableError
@@ -152,7 +152,7 @@ def test_a_run_whose_layers_changed_has_a_version_for_each_list_of_them(tmp_path
 
 
 def test_an_empty_directory_has_no_runs(tmp_path: Path) -> None:
-    assert answers.runs(open_store(Provider(tmp_path))) == {"schema": 1, "runs": []}
+    assert run_list.runs(open_store(Provider(tmp_path))) == {"schema": 1, "runs": []}
 
 
 def test_many_layers_are_not_listed_in_full_in_a_sentence(logs: Path) -> None:

@@ -17,7 +17,7 @@ from tensorboard.plugins.base_plugin import TBContext
 
 from lightning_gradwatch.cli.logs import Logs
 from lightning_gradwatch.cli.page import build
-from lightning_gradwatch.reading import answers
+from lightning_gradwatch.reading import run_list
 from lightning_gradwatch.reading.store import Store
 from lightning_gradwatch.tensorboard.inspection import Inspector, inspector_of
 from lightning_gradwatch.tensorboard.plugin import GradWatchPlugin
@@ -157,7 +157,7 @@ def test_of_a_remote_directory_the_tab_says_what_the_provider_does(runs: Path) -
     provider = reader._reader._provider
     plugin = GradWatchPlugin(TBContext(data_provider=provider, logdir="s3://bucket/logs", flags=SimpleNamespace()))
     assert plugin._inspector is None
-    found = {row["run"]: row["status"] for row in answers.runs(Store(provider, RequestContext()))["runs"]}
+    found = {row["run"]: row["status"] for row in run_list.runs(Store(provider, RequestContext()))["runs"]}
     assert (found["middle"], found["sick"]) == ("healthy", "sick")
 
 

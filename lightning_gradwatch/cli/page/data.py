@@ -12,7 +12,7 @@ import numpy as np
 from lightning_gradwatch.cli.logs import OpenRun
 from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
 from lightning_gradwatch.core.quantities.several import HISTOGRAM, NORM_RANGE
-from lightning_gradwatch.reading import answers, lines, tables
+from lightning_gradwatch.reading import answers, lines, run_list, tables
 from lightning_gradwatch.reading.samples import Samples, Span, Statistic
 from lightning_gradwatch.reading.schema import Array, encode_frame, plain
 from lightning_gradwatch.reading.status import state_of
@@ -70,6 +70,7 @@ def _run(whole: OpenRun, title: str, limits: Limits) -> dict[str, object]:
     state, state_text = state_of(end, run.wall_time, time.time())
     row = {"run": title, **run.verdict._asdict(), "last_step": run.last_step, "wall_time": run.wall_time}
     row |= {"state": state, "state_text": state_text, "stamp": run.stamp}
+    row["layers"] = {} if run.catalogue is None else run_list.layers_of(run.catalogue)
     parts = [part for optimizer in whole.document["optimizers"] for part in _versions(whole, optimizer, limits)]
     scalars = {tag: _scalar(whole, tag, limits.points) for tag in whole.document["scalars"]}
     document = {**whole.document, "run": title, "alerts": answers.ranked(run.alerts)}

@@ -3,7 +3,7 @@ import { h, icon } from "./dom.js";
 import { formatStep } from "./format.js";
 import { shapeOf } from "./status.js";
 import { lostOf } from "./lost.js";
-import { kindOf } from "./tables.js";
+import { kindOf, statusWord } from "./tables.js";
 import { trialsOf } from "./trials.js";
 
 /**
@@ -47,10 +47,40 @@ export function createBanner({ showAlert }) {
   return { element, update };
 }
 
+/** What there is to do where nothing is wrong, or nobody knows. */
+const ADVICE = /** @type {Partial<Record<Status, string>>} */ ({
+  healthy: "Nothing to do.",
+  recovered: "Nothing to do now. The lane of the alert below shows when it was.",
+  unreadable: "What is missing here is no sign of health. Copy the log again, or look at the file that is named.",
+});
+
 /** @param {RunDocument} run */
 function quietParts({ status, headline }) {
-  return [icon(shapeOf(status), "mark"), h("div", { class: "what" }, h("h2", { text: headline }))];
+  const advice = ADVICE[status];
+  return [
+    icon(shapeOf(status), "mark"),
+    h(
+      "div",
+      { class: "what" },
+      h("h2", {}, verdict(status), h("span", { text: headline })),
+      advice ? h("p", { class: "message", text: advice }) : null,
+    ),
+  ];
 }
+
+/**
+ * How the run is, in a word.
+ * @param {Status} status
+ */
+const verdict = (status) => h("span", { class: "verdict-word", text: `${capital(statusWord(status))}:` });
+
+/**
+ * What to try, one after the other.
+ * @param {string[]} remedies
+ */
+const remedyList = (remedies) =>
+  remedies.length > 1 ? h("ol", {}, ...remedies.map((text) => h("li", { text: capital(text) }))) : capital(remedies[0]);
+
 
 /**
  * What cannot be read, where the headline does not tell.
@@ -73,10 +103,11 @@ function alertParts(alert, alerts, showAlert) {
   const where = alert.layer ? ` · ${alert.layer}` : "";
   const whose = alert.optimizer ? ` · ${alert.optimizer}` : "";
   const others = alerts.length - 1;
+  const remedies = alert.remedies ?? [];
   const parts = [
-    ["Why", alert.evidence],
-    ["Try", (alert.remedies ?? []).join("; ")],
-  ].filter(([, text]) => text);
+    ...(alert.evidence ? [h("dt", { text: "Why" }), h("dd", { text: capital(alert.evidence) })] : []),
+    ...(remedies.length ? [h("dt", { text: "Try" }), h("dd", {}, remedyList(remedies))] : []),
+  ];
   return [
     icon(shapeOf(status), "mark"),
     h(
@@ -85,11 +116,12 @@ function alertParts(alert, alerts, showAlert) {
       h(
         "h2",
         {},
+        verdict(status),
         h("span", { text: kindOf(alert.kind).title }),
         h("span", { class: "when", text: `${since(alert)}${where}${whose}` }),
       ),
       h("p", { class: "message", text: whatOf(alert) }),
-      h("dl", {}, ...parts.flatMap(([term, text]) => [h("dt", { text: term }), h("dd", { text: capital(text) })])),
+      h("dl", {}, ...parts),
       lostOf(alert),
       trialsOf(alert),
     ),

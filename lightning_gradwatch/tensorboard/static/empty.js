@@ -11,8 +11,21 @@ const FURTHER =
   "New data appears by itself within a few seconds. A run that was trained without GradWatch cannot be watched " +
   "afterwards; being unwatched says nothing about its health.";
 
-/** @param {boolean} hasOthers Whether other runs have data. */
-export function emptyState(hasOthers) {
+const NO_LAYERS = [
+  "A run that has just begun has none until its first steps are written: they appear here by themselves.",
+  "Otherwise the record of the run is missing, and only its alerts are here. Leave GradWatch(record=...) at its " +
+    "default, and point tensorboard --logdir, or gradwatch report, at the directory with its event file.",
+];
+
+/**
+ * @param {boolean} isWatched Whether this run has alerts, or might have.
+ * @param {boolean} hasOthers Whether other runs have data.
+ */
+export function emptyState(isWatched, hasOthers) {
+  if (isWatched) {
+    const lines = NO_LAYERS.map((text) => h("p", { text }));
+    return h("section", { class: "card empty" }, h("h2", { text: "No layers of this run yet" }), ...lines);
+  }
   return h(
     "section",
     { class: "card empty" },

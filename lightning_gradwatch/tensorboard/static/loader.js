@@ -1,14 +1,13 @@
 /** From the state to a page: look for news, load what is asked for, hand it to the painter. */
-import { formatAge, formatStep } from "./format.js";
-import { address } from "./link.js";
+import { createListing } from "./listing.js";
 import { chosenRun, loadView } from "./model.js";
 import { createOthers } from "./others.js";
-import { selected } from "./selection.js";
 import { adopt } from "./tables.js";
 
 /** @param {{source: Source, ask: Ask, store: Store, scene: Scene, page: Page, painter: Painter}} parts */
 export function createLoader({ source, ask, store, scene, page, painter }) {
   const about = createOthers(source);
+  const listing = createListing({ store, scene, page });
   let signature = "";
   let isTaught = false;
   /** Answers that come after the next question are dropped. */
@@ -27,22 +26,10 @@ export function createLoader({ source, ask, store, scene, page, painter }) {
         signature = now;
         await update();
       }
-      page.toolbar.setLive(...liveText());
+      page.toolbar.setLive(...listing.progress(chosen));
     } catch (error) {
       fail(/** @type {Error} */ (error));
     }
-  }
-
-  /**
-   * Whether the chosen run goes on, and how far it has come.
-   * @returns {[string, RunRow["state"]]}
-   */
-  function liveText() {
-    const row = scene.runs.find(({ run }) => run === chosen);
-    if (!row) return ["", "unknown"];
-    const step = row.last_step === null ? [] : [`step ${formatStep(row.last_step)}`];
-    const age = row.state === "live" ? [] : [formatAge(Date.now() / 1000 - row.wall_time)];
-    return [[row.state_text, ...step, ...age].join(" · "), row.state];
   }
 
   function fail(/** @type {Error} */ error) {
@@ -61,7 +48,7 @@ export function createLoader({ source, ask, store, scene, page, painter }) {
     page.setBusy(true);
     markStart();
     const wanted = store.get().run;
-    const row = chosenRun(scene.runs, offered(), wanted);
+    const row = chosenRun(scene.runs, listing.offered(), wanted);
     chosen = row?.run ?? null;
     page.unknown(wanted !== null && wanted !== chosen ? wanted : null, chosen);
     list();
@@ -103,20 +90,7 @@ export function createLoader({ source, ask, store, scene, page, painter }) {
     if (JSON.stringify(zoom) !== JSON.stringify(store.get().zoom)) store.set({ zoom });
   }
 
-  /** The runs that TensorBoard's own selection leaves; all of them if that is asked for. */
-  function offered() {
-    if (store.get().all) return scene.runs;
-    const left = selected(address(), scene.runs.map(({ run }) => run));
-    return scene.runs.filter(({ run }) => left.has(run));
-  }
-
-  /** List the runs anew; the chosen one is there whatever TensorBoard selects. */
-  function list() {
-    const rows = offered();
-    const own = scene.runs.filter((row) => row.run === chosen && !rows.includes(row));
-    const { size } = selected(address(), scene.runs.map(({ run }) => run));
-    page.strip.update([...own, ...rows], scene.runs.length - size, chosen, store.get());
-  }
+  const list = () => listing.update(chosen);
 
   /** The small pictures of the runs that are seen, once the heatmap stands. */
   const thumbnails = () => about.thumbnails(page.strip.wanting, painter.drawThumbnail);

@@ -32,7 +32,7 @@ export function createOthers(source) {
 
   /** @param {RunRow} row */
   async function thumbnail(row) {
-    if (!isReadable(row)) return null;
+    if (!isReadable(row) || !Object.keys(row.layers).length) return null;
     const quantity = particular().default;
     const frame = await source.heatmap({ run: row.run, quantity, columns: COLUMNS }).catch(() => null);
     return frame?.columns ? thumbnailOf(frame, quantity) : null;

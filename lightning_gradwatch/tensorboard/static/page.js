@@ -4,6 +4,7 @@ import { createChart } from "./chart.js";
 import { h } from "./dom.js";
 import { createTrouble, emptyState } from "./empty.js";
 import { createHelp } from "./help.js";
+import { createHint } from "./hint.js";
 import { keysOf } from "./keyboard.js";
 import { createLayerPanel } from "./layerpanel.js";
 import { createLinePanel } from "./linepanel.js";
@@ -27,6 +28,8 @@ export function createPage(given) {
   const banner = createBanner(actions);
   const toolbar = createToolbar(actions);
   const chart = createChart({ ...actions, key: keysOf(actions) });
+  const hint = createHint();
+  for (const use of ["click", "keydown"]) chart.element.addEventListener(use, hint.used);
   const lines = createLinePanel(actions);
   const layerPanel = createLayerPanel(actions);
   const cell = h("p", { id: "gw-cell", class: "visually-hidden", role: "status", "aria-live": "polite" });
@@ -34,7 +37,7 @@ export function createPage(given) {
   const panel = h(
     "section",
     { class: "card", "aria-label": "Gradients by layer and step" },
-    toolbar.element, chart.element, lines.element,
+    hint.element, toolbar.element, chart.element, lines.element,
   );
   const element = h(
     "main",
@@ -64,9 +67,9 @@ export function createPage(given) {
      */
     showEmpty(run, isAnyWatched) {
       if (run) banner.update(run, run.alerts);
-      const isToldMore = run && run.status !== "not_watched";
+      const isToldMore = run !== null && run.status !== "not_watched";
       const isUnknown = run?.status === "unreadable";
-      place(...(isToldMore ? [banner.element] : []), ...(isUnknown ? [] : [emptyState(isAnyWatched)]));
+      place(...(isToldMore ? [banner.element] : []), ...(isUnknown ? [] : [emptyState(isToldMore, isAnyWatched)]));
     },
     /**
      * Say that a run is not here, such as one of a link.

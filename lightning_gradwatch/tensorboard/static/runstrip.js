@@ -23,14 +23,15 @@ const KEYS = {
  * @param {() => void} seen Called when other runs can be seen than before, so that they get their pictures.
  */
 export function createRunStrip({ chooseRun, choose }, seen) {
-  const list = h("div", { class: "strip", role: "group", onkeydown: walk });
+  const list = h("div", { class: "strip", role: "group" });
   const none = h("p", { class: "muted", text: "No run fits: try another word, or another verdict.", hidden: true });
   const more = h("button", { type: "button", class: "link", "aria-expanded": "false", onclick: open });
   const tools = createRunTools(choose, more);
   const element = h("section", { class: "runs", "aria-label": "Runs" }, tools.element, list, none);
   const cards = /** @type {Map<string, ReturnType<typeof createCard>>} */ (new Map());
-  const visible = /** @type {Set<string>} */ (new Set());
-  const observer = new IntersectionObserver(watch, { rootMargin: "100px" });
+  const visible = watchSeen(seen);
+  list.addEventListener("keydown", (event) => walk(list, event));
+  let wasList = false;
   /** @type {{rows: RunRow[], numHidden: number, chosen: string|null, state: State}|null} */
   let last = null;
   let broughtIntoView = "";
@@ -38,7 +39,7 @@ export function createRunStrip({ chooseRun, choose }, seen) {
 
   function cardOf(/** @type {string} */ run) {
     const card = cards.get(run) ?? createCard(run, chooseRun);
-    if (!cards.has(run)) observer.observe(card.element);
+    if (!cards.has(run)) visible.observe(card.element);
     cards.set(run, card);
     return card;
   }
@@ -80,11 +81,10 @@ export function createRunStrip({ chooseRun, choose }, seen) {
     more.textContent = list.classList.contains("open") ? "show fewer" : "show all";
     if (list.classList.toggle("rows", isList) !== wasList) redraw(isList);
     const card = chosen === null ? null : cards.get(chosen)?.element;
-    for (const one of list.children) one.setAttribute("tabindex", one === (card ?? list.children[0]) ? "0" : "-1");
-    if (card?.isConnected && broughtIntoView !== chosen) bringIntoView(card);
+    giveTab(list, card?.isConnected ? card : list.children[0]);
+    if (card?.isConnected && broughtIntoView !== chosen) bringIntoView(list, card);
     broughtIntoView = chosen ?? "";
   }
-  let wasList = false;
 
   /** Another size of the pictures. */
   function redraw(/** @type {boolean} */ isList) {
@@ -93,36 +93,10 @@ export function createRunStrip({ chooseRun, choose }, seen) {
     seen();
   }
 
-  function bringIntoView(/** @type {HTMLElement} */ card) {
-    const [top, bottom] = [card.offsetTop, card.offsetTop + card.offsetHeight];
-    const [start, height] = [list.scrollTop, list.clientHeight];
-    if (top < start || bottom > start + height) list.scrollTop = top - height / 3;
-  }
-
   function open() {
     const isOpen = list.classList.toggle("open");
     more.setAttribute("aria-expanded", String(isOpen));
     layOut();
-  }
-
-  function walk(/** @type {KeyboardEvent} */ event) {
-    const all = /** @type {HTMLElement[]} */ ([...list.children]);
-    const place = all.indexOf(/** @type {HTMLElement} */ (document.activeElement));
-    const next = KEYS[event.key]?.(place, all.length - 1);
-    if (place < 0 || next === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
-    event.preventDefault();
-    const target = all[Math.min(Math.max(next, 0), all.length - 1)];
-    for (const one of all) one.setAttribute("tabindex", one === target ? "0" : "-1");
-    target.focus();
-  }
-
-  function watch(/** @type {IntersectionObserverEntry[]} */ entries) {
-    for (const { target, isIntersecting } of entries) {
-      const run = /** @type {HTMLElement} */ (target).dataset.run ?? "";
-      if (isIntersecting) visible.add(run);
-      else visible.delete(run);
-    }
-    seen();
   }
 
   /**
@@ -130,8 +104,7 @@ export function createRunStrip({ chooseRun, choose }, seen) {
    * @param {ReturnType<typeof createCard>} card
    */
   function forget(run, card) {
-    observer.unobserve(card.element);
-    visible.delete(run);
+    visible.forget(card.element);
     cards.delete(run);
   }
 
@@ -146,4 +119,63 @@ export function createRunStrip({ chooseRun, choose }, seen) {
   const drawThumbnail = (row, picture, palette) => cards.get(row.run)?.draw(picture, palette, row.stamp);
   const outdate = () => cards.forEach((card) => card.outdate());
   return { element, update, wanting, drawThumbnail, outdate };
+}
+
+/**
+ * Let the tab key reach one of the runs; the arrow keys reach the others.
+ * @param {HTMLElement} list
+ * @param {Element|undefined} chosen
+ */
+function giveTab(list, chosen) {
+  for (const one of list.children) one.setAttribute("tabindex", one === chosen ? "0" : "-1");
+}
+
+/**
+ * Go to another run with the keys.
+ * @param {HTMLElement} list
+ * @param {KeyboardEvent} event
+ */
+function walk(list, event) {
+  const all = /** @type {HTMLElement[]} */ ([...list.children]);
+  const place = all.indexOf(/** @type {HTMLElement} */ (document.activeElement));
+  const next = KEYS[event.key]?.(place, all.length - 1);
+  if (place < 0 || next === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
+  event.preventDefault();
+  const target = all[Math.min(Math.max(next, 0), all.length - 1)];
+  giveTab(list, target);
+  target.focus();
+}
+
+/**
+ * The runs that can be seen, by their names.
+ * @param {() => void} changed
+ */
+function watchSeen(changed) {
+  const runs = /** @type {Set<string>} */ (new Set());
+  const nameOf = (/** @type {Element} */ one) => /** @type {HTMLElement} */ (one).dataset.run ?? "";
+  const observer = new IntersectionObserver(
+    (entries) => {
+      for (const { target, isIntersecting } of entries) runs[isIntersecting ? "add" : "delete"](nameOf(target));
+      changed();
+    },
+    { rootMargin: "100px" },
+  );
+  function forget(/** @type {Element} */ one) {
+    observer.unobserve(one);
+    runs.delete(nameOf(one));
+  }
+  const observe = (/** @type {Element} */ one) => observer.observe(one);
+  const has = (/** @type {string} */ run) => runs.has(run);
+  return { observe, forget, has };
+}
+
+/**
+ * Scroll the list, and nothing else.
+ * @param {HTMLElement} list
+ * @param {HTMLElement} card
+ */
+function bringIntoView(list, card) {
+  const [top, bottom] = [card.offsetTop, card.offsetTop + card.offsetHeight];
+  const [start, height] = [list.scrollTop, list.clientHeight];
+  if (top < start || bottom > start + height) list.scrollTop = top - height / 3;
 }

@@ -19,9 +19,10 @@ export function createToolbar(actions) {
     "div",
     { class: "toolbar", role: "group", "aria-label": "View" },
     optimizerField, field("Show", quantity), field("Compare with", compare), fold, reset,
-    h("span", { class: "push" }), live,
-    button("PNG", actions.png, "Save the picture"), button("CSV", actions.csv, "Save the numbers"),
-    help,
+    h(
+      "span", { class: "aside" },
+      live, button("PNG", actions.png, "Save the picture"), button("CSV", actions.csv, "Save the numbers"), help,
+    ),
   );
 
   /** @param {Model} model */

@@ -27,6 +27,7 @@ export function trialsOf({ tried }) {
       { class: "rows", tabindex: 0, role: "region", "aria-label": tried.title },
       h("table", {}, h("thead", {}, h("tr", {}, ...head)), h("tbody", {}, ...tried.rows.map(row))),
     ),
+    tried.order ? h("p", { class: "muted", text: tried.order }) : null,
     ...tried.recipes.map(recipe),
     tried.not_tried.length ? h("p", { class: "muted", text: `Not tried: ${tried.not_tried.join("; ")}.` }) : null,
   );

@@ -48,6 +48,8 @@ interface RunRow {
   /** Whether it goes on, in a word for us and in a few for people. */
   state: "live" | "ended" | "crashed" | "silent" | "unknown";
   state_text: string;
+  /** What stands for the layers of each optimizer: the same for the same layers. */
+  layers: Record<string, string>;
 }
 
 /** What there is of one run. */
@@ -113,6 +115,8 @@ interface Lost {
 interface Trials {
   title: string;
   caption: string;
+  /** Why the rows stand in this order; logs shown by a page of an older version have none. */
+  order?: string;
   header: string[];
   rows: string[][];
   recipes: [remedy: string, code: string][];
