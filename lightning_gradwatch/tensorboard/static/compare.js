@@ -27,6 +27,28 @@ export const isComparable = (layers, others) =>
   layers.length === others.length && layers.every((layer, i) => layer === others[i]);
 
 /**
+ * What stands for the layers of an optimizer, or of the only one.
+ * @param {RunRow} row
+ * @param {string} optimizer
+ */
+function markOf({ layers }, optimizer) {
+  const all = Object.values(layers);
+  return layers[optimizer] ?? (all.length === 1 ? all[0] : undefined);
+}
+
+/**
+ * The other runs with the same layers.
+ * @param {RunRow[]} runs
+ * @param {RunRow} row
+ * @param {string} optimizer
+ */
+export function runsAlike(runs, row, optimizer) {
+  const own = markOf(row, optimizer);
+  const isAlike = (/** @type {RunRow} */ other) => other.status !== "unreadable" && markOf(other, optimizer) === own;
+  return own === undefined ? [] : runs.filter((other) => other.run !== row.run && isAlike(other));
+}
+
+/**
  * The frame of one run, with the difference to another run as its values. Samples are paired by the nearest step;
  * steps that the other run has not reached stay empty.
  * @param {Frame} frame

@@ -3,6 +3,7 @@ import { ZERO } from "./colours.js";
 import { isComparable } from "./compare.js";
 import { isMerged } from "./describe.js";
 import { lineName } from "./format.js";
+import { shortener } from "./names.js";
 import { toCells } from "./scale.js";
 import { lineTable, particular } from "./tables.js";
 
@@ -40,35 +41,20 @@ export async function meansOf(ask, { frame, compare, query, rowOfRun }) {
   return (await ask("heatmap", { ...query, statistic: "mean" }, rowOfRun.stamp)).values;
 }
 
-/** A little beyond either end of the scale, where a value lies off it. */
-const BEYOND = 0.035;
-
 /**
- * Places on the scale; NaN where there is nothing to draw.
+ * Places on the scale, also beyond its ends; NaN where there is nothing to draw.
  * @param {number[]} values
  * @param {Scale} scale
  */
 function toPlaces(values, scale) {
   return values.map((value) => {
     const place = value === -1 || !Number.isFinite(value) ? NaN : scale.position(value);
-    return place === ZERO ? -BEYOND : Math.min(Math.max(place, -BEYOND), 1 + BEYOND);
+    return place === ZERO ? -Infinity : place;
   });
 }
 
-const DEEP = 8;
-
 /**
- * Networks of very different depth say nothing about each other, and shallow ones have no depth to speak of.
- * @param {string[]} layers
- * @param {string[]} others
- */
-function isAboutAsDeep(layers, others) {
-  const [few, many] = [layers.length, others.length].sort((a, b) => a - b);
-  return layers.length === others.length || (few >= DEEP && many <= 2 * few);
-}
-
-/**
- * Profiles of other runs at the same step: of the same architecture if there are any, else by depth.
+ * Profiles of other runs with the same layers, at the same step.
  * @param {Ask} ask
  * @param {Model} model
  * @param {Partner[]} others
@@ -77,9 +63,8 @@ function isAboutAsDeep(layers, others) {
 export async function overlaysOf(ask, model, others) {
   if (model.compare) return [];
   const { quantity, scale, layers, palette } = model;
-  const able = others.filter((other) => other.quantities.includes(quantity) && isAboutAsDeep(layers, other.layers));
-  const alike = able.filter((other) => isComparable(layers, other.layers));
-  const chosen = (alike.length ? alike : able).slice(0, OVERLAYS);
+  const alike = others.filter((other) => isComparable(layers, other.layers) && other.quantities.includes(quantity));
+  const chosen = alike.slice(0, OVERLAYS);
   return Promise.all(
     chosen.map(async (other, i) => {
       const { run, optimizer, version, stamp } = other;
@@ -87,7 +72,6 @@ export async function overlaysOf(ask, model, others) {
       return {
         name: other.run,
         cells: toPlaces(values, scale),
-        isAligned: isComparable(layers, other.layers),
         colour: palette.overlays[i],
         dash: DASHES[i],
       };
@@ -100,9 +84,10 @@ export async function overlaysOf(ask, model, others) {
  * @param {Ask} ask
  * @param {Model} model
  * @param {string|null} lossTag
+ * @param {RunRow|undefined} other The run that this one is compared with.
  * @returns {Promise<LineData[]>}
  */
-export async function linesOf(ask, model, lossTag) {
+export async function linesOf(ask, model, lossTag, other) {
   const { run, optimizer, domain, full, rowOfRun } = model;
   const { choices: tags, lines } = run.view;
   const own = lines[optimizer] ?? {};
@@ -110,6 +95,7 @@ export async function linesOf(ask, model, lossTag) {
   /** @type {WantedLine[]} */
   const wanted = [
     { key: "loss", label: loss && lineName(loss), tag: loss, tags },
+    ...(other ? [await lossOf(ask, other, optimizer, loss, run.run)] : []),
     ...lineTable().map(({ name, label, range, limits }) => {
       if (!limits) return { key: name, label, range, tag: own[name] };
       const tag = own[name] && own[limits];
@@ -119,17 +105,34 @@ export async function linesOf(ask, model, lossTag) {
   const margin = domain[1] - domain[0];
   const isWhole = domain[0] === full[0] && domain[1] === full[1];
   const part = isWhole ? {} : { from: Math.floor(domain[0] - margin), to: Math.ceil(domain[1] + margin) };
-  const dataOf = (/** @type {string} */ tag) =>
-    ask("scalars", { run: run.run, tag, points: POINTS, ...part }, rowOfRun.stamp);
-  /** @type {(line: {tag: string, limit?: WantedLine["limit"]}) => Promise<Pick<LineData, "data"|"limit">>} */
-  const numbersOf = async ({ tag, limit }) => {
-    const [data, limits] = await Promise.all([dataOf(tag), limit && dataOf(limit.tag)]);
+  const dataOf = (/** @type {string} */ tag, /** @type {RunRow} */ of = rowOfRun) =>
+    ask("scalars", { run: of.run, tag, points: POINTS, ...part }, of.stamp);
+  /** @type {(line: Pick<WantedLine, "limit"|"of"> & {tag: string}) => Promise<Pick<LineData, "data"|"limit">>} */
+  const numbersOf = async ({ tag, limit, of }) => {
+    const [data, limits] = await Promise.all([dataOf(tag, of), limit && dataOf(limit.tag)]);
     return limit && limits ? { data, limit: { label: limit.label, data: limits } } : { data };
   };
-  const loaded = wanted.flatMap(({ tag, limit, ...line }) =>
-    tag ? numbersOf({ tag, limit }).then((numbers) => ({ ...line, tag, ...numbers })) : [],
+  const loaded = wanted.flatMap(({ tag, limit, of, ...line }) =>
+    tag ? numbersOf({ tag, limit, of }).then((numbers) => ({ ...line, tag, ...numbers })) : [],
   );
   return Promise.all(loaded);
+}
+
+/**
+ * The loss of another run: under the same name, if it has one of that name.
+ * @param {Ask} ask
+ * @param {RunRow} other
+ * @param {string} optimizer
+ * @param {string|null} like
+ * @param {string} own The run that is shown.
+ * @returns {Promise<WantedLine>}
+ */
+async function lossOf(ask, other, optimizer, like, own) {
+  const { view, loss_tag: guessed } = await ask("run", { run: other.run }, other.stamp);
+  const isThere = like !== null && view.choices.includes(like);
+  const tag = isThere ? like : (view.lines[optimizer]?.loss ?? guessed ?? undefined);
+  const name = shortener([own, other.run])(other.run);
+  return { key: "other-loss", label: `${tag && lineName(tag)}, ${name}`, tag, of: other };
 }
 
 /**

@@ -36,7 +36,7 @@ function toCanvas(model, sizes, lines, headline) {
   context.fillRect(0, 0, width, height);
   drawTitle(context, model, headline, width);
   const rows = layOut(model.rows, sizes.height);
-  const whole = { ...model, rows, chosen: model.row, alerted: NONE, layers: model.layers.length };
+  const whole = { ...model, rows, chosen: model.row, alerted: NONE };
   const top = MARGIN + 64;
   const left = MARGIN + sizes.gutter;
   const side = { x: left + sizes.plot + 10, y: top, width: sizes.side - 20, height: sizes.height };
@@ -93,13 +93,24 @@ const number = (value) => (value === NOT_COMPARED || value === -1 ? "" : String(
 const difference = (value) => (value === NOT_COMPARED ? "" : value === -1 ? "-1" : number(value));
 
 /**
+ * What a column of a comparison holds; nothing for the values themselves.
+ * @param {Model} model
+ */
+function compared({ run, compare, scale, quantity }) {
+  if (!compare || scale.kind !== "difference") return "";
+  const isRatio = quantityOf(quantity).scale === "log";
+  return isRatio ? ` log10(${run.run} / ${compare})` : ` ${run.run} - ${compare}`;
+}
+
+/**
  * The cells that are seen: one line per column of the heatmap, one field per row, in full precision.
  * @param {Model} model
  */
 function toCsv(model) {
   const { frame, rows, domain, spans } = model;
   const write = model.compare ? difference : number;
-  const lines = [["step", "last_step", ...rows.map(({ label }) => quoted(label))].join(",")];
+  const what = compared(model);
+  const lines = [["step", "last_step", ...rows.map(({ label }) => quoted(label + what))].join(",")];
   for (let column = 0; column < frame.columns; column += 1) {
     if (spans.right[column] <= domain[0] || spans.left[column] >= domain[1]) continue;
     const values = rows.map((row) => write(valueOfRow(frame.values, row, column * frame.rows)));
@@ -146,4 +157,9 @@ function save(blob, name) {
  * @param {string} extension
  */
 const fileName = (model, extension) =>
-  `gradwatch-${[model.run.run, model.quantity].join("-").replace(/[^\w.-]+/g, "_")}.${extension}`;
+  `gradwatch-${[model.run.run, ...versus(model), model.quantity].join("-").replace(/[^\w.-]+/g, "_")}.${extension}`;
+
+/** @param {Model} model */
+function versus({ compare, quantity }) {
+  return compare ? ["vs", compare, quantityOf(quantity).scale === "log" ? "log10_ratio" : "difference"] : [];
+}

@@ -27,7 +27,9 @@ export function createFollowUp({ ask, store, scene, page, fail }) {
     const step = middleOf(current.frame, current.column);
     const dress = { width: plot, gutter, domain: current.domain, palette: current.palette, step };
     const tasks = await Promise.allSettled([
-      linesOf(ask, current, store.get().loss).then(whenCurrent((found) => page.lines.update(found, dress))),
+      linesOf(ask, current, store.get().loss, compared(current)).then(
+        whenCurrent((found) => page.lines.update(found, dress)),
+      ),
       layerOf(ask, current, page.columns()).then(whenCurrent((found) => page.layerPanel.update(found, dress))),
       exactCells(ask, current).then(whenCurrent((exact) => redrawSide(current, { exact }))),
       meansOf(ask, current).then(whenCurrent((means) => tell(current, means))),
@@ -38,6 +40,8 @@ export function createFollowUp({ ask, store, scene, page, fail }) {
     if (failed) fail(failed.reason);
     else if (!scene.isLoading) page.setBusy(false);
   }
+
+  const compared = (/** @type {Model} */ { compare }) => scene.runs.find(({ run }) => run === compare);
 
   /**
    * @param {Model} current

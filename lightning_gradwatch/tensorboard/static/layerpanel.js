@@ -7,6 +7,7 @@ import { createCrosshair, listen } from "./plot.js";
 import { createSequence } from "./sequence.js";
 import { kindOf, particular, quantityOf, shown } from "./tables.js";
 
+const TITLE = "gradient elements |g|, logarithmic; a stronger colour is a larger share of them";
 const NO_HISTOGRAM = "No histogram of this layer has been logged yet (histogram_every).";
 
 /** @param {Pick<PageActions, "zoom" | "wheel" | "reset" | "hover" | "move">} actions */
@@ -32,7 +33,7 @@ export function createLayerPanel(actions) {
     h(
       "div",
       { class: "grid" },
-      h("div", { class: "gutter" }, h("span", { class: "gutter-title", text: "gradient elements |g|" }), decades),
+      h("div", { class: "gutter" }, h("span", { class: "gutter-title", text: TITLE }), decades),
       plot, h("div", { class: "numbers" }, numbersTitle, numbers), sequence.element, alerts,
     ),
   );

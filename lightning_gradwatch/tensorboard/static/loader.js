@@ -58,7 +58,7 @@ export function createLoader({ source, ask, store, scene, page, painter }) {
       show(next);
       thumbnails();
       const { view } = scene;
-      const found = view ? await about.partners(scene.runs, view.run.run, view.optimizer) : [];
+      const found = view ? await about.partners(scene.runs, view) : [];
       if (isStale()) return;
       [scene.others, scene.isLoading] = [found, false];
       if (scene.view) painter.draw();

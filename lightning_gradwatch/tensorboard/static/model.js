@@ -1,7 +1,7 @@
 /** From the state and the answers of the source to what is drawn. */
 import { foremost } from "./banner.js";
 import { lookup, stopsOf } from "./colours.js";
-import { differenceFrame, isComparable } from "./compare.js";
+import { differenceFrame, isComparable, runsAlike } from "./compare.js";
 import { lanesOf } from "./lanes.js";
 import { differenceScale, scaleOf, toCells } from "./scale.js";
 import { columnAt, domainOf, nearestColumn, spansOf } from "./steps.js";
@@ -178,17 +178,16 @@ export function partnerOf(doc, row, optimizer) {
  * @param {View} view
  * @param {State} state
  * @param {Palette} palette
- * @param {Partner[]} others
+ * @param {RunRow[]} runs
  * @returns {Omit<Model, "overlays" | "exact" | "means">}
  */
-export function toModel(view, state, palette, others) {
+export function toModel(view, state, palette, runs) {
   const { frame, layers, groups, alerts, quantity, domain } = view;
   const rows = rowsOf(layers, groups, new Set(state.folded));
   const suggested = foremost(alerts)?.layer;
   const known = (/** @type {string|null|undefined} */ name) => layers.find((layer) => layer === name);
   const layer = known(state.layer) ?? known(suggested) ?? layers[0];
   const stops = stopsOf(view.compare !== null, palette.neutral);
-  const comparable = others.filter((other) => other.run !== view.run.run && isComparable(layers, other.layers));
   const span = `the steps ${Math.ceil(domain[0])} to ${Math.floor(domain[1])}`;
   return {
     ...view, rows, palette, stops, layer,
@@ -198,7 +197,7 @@ export function toModel(view, state, palette, others) {
     lanes: lanesOf(alerts),
     isZoomed: view.zoom !== null,
     isFolded: groups.some(({ path }) => state.folded.includes(path)),
-    comparable: comparable.map(({ run }) => run),
+    comparable: runsAlike(runs, view.rowOfRun, view.optimizer).map(({ run }) => run),
     label: `${quantityOf(quantity).label} of ${layers.length} layers over ${span}. Use the arrow keys.`,
   };
 }

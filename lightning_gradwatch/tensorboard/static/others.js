@@ -1,9 +1,10 @@
 /** What is asked about all runs: thumbnails, and what the others have to offer for overlays and comparison. */
+import { runsAlike } from "./compare.js";
 import { remember } from "./data.js";
 import { partnerOf, thumbnailOf } from "./model.js";
 import { particular } from "./tables.js";
 
-const OTHERS = 8;
+const OTHERS = 4;
 /** Small pictures that are asked for at once: the heatmap and its details keep the other connections. */
 const AT_ONCE = 3;
 const COLUMNS = 80;
@@ -39,14 +40,15 @@ export function createOthers(source) {
   }
 
   /**
-   * The other runs with layers of this optimizer.
+   * A few other runs with the same layers, those with another verdict first: they show what is different.
    * @param {RunRow[]} runs
-   * @param {string} run
-   * @param {string} optimizer
+   * @param {View} view
    */
-  async function partners(runs, run, optimizer) {
-    const rows = runs.filter((row) => row.run !== run && isReadable(row)).slice(0, OTHERS);
-    const docs = await Promise.all(rows.map((row) => ask("run", { run: row.run }, row.stamp)));
+  async function partners(runs, { rowOfRun: row, optimizer }) {
+    const alike = runsAlike(runs, row, optimizer);
+    const byVerdict = [...alike].sort((a, b) => Number(a.status === row.status) - Number(b.status === row.status));
+    const rows = byVerdict.slice(0, OTHERS);
+    const docs = await Promise.all(rows.map((other) => ask("run", { run: other.run }, other.stamp)));
     return docs.flatMap((doc, i) => partnerOf(doc, rows[i], optimizer) ?? []);
   }
   return { thumbnails, partners };

@@ -13,7 +13,7 @@ export function createPainter({ store, scene, page, drawn }) {
   function draw() {
     if (!scene.view) return;
     palette ??= readPalette();
-    const model = withDetails(toModel(scene.view, store.get(), palette, scene.others), scene.model);
+    const model = withDetails(toModel(scene.view, store.get(), palette, scene.runs), scene.model);
     scene.model = model;
     page.banner.update(model.run, model.run.alerts);
     page.toolbar.update(model);

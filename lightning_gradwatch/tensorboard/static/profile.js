@@ -9,7 +9,6 @@ import { font } from "./labels.js";
  * @typedef {Object} Drawn
  * @property {PlacedRow[]} rows
  * @property {Float32Array} cells
- * @property {number} layers How many there are.
  * @property {number} chosen
  * @property {Overlay[]} overlays
  * @property {Scale} scale
@@ -79,24 +78,56 @@ function strokeLine(context, points) {
   context.stroke();
 }
 
+/** Widths of the box beyond which nothing is drawn: what is off the axis leaves it at its true slope. */
+const FAR = 20;
+/** Pixels between the marks of layers that lie off the axis. */
+const APART = 12;
+
 /**
- * Spread the layers of another run over the depth of this one, by name where the names agree.
+ * The layers of another run with the same layers, on the rows of this one; off the axis where their values are.
  * @param {Overlay} overlay
  * @param {PlacedRow[]} rows
- * @param {number} count Layers of this run.
  * @param {Box} box
  * @returns {(Point|null)[]}
  */
-function overlayPoints(overlay, rows, count, box) {
-  const names = overlay.isAligned ? null : overlay.cells.length;
+function overlayPoints(overlay, rows, box) {
   return Array.from(overlay.cells, (cell, i) => {
-    if (Number.isNaN(cell)) return null;
-    const depth = names === null ? i : (i / Math.max(names - 1, 1)) * (count - 1);
-    const row = rows.find(({ first, last }) => depth >= first - 0.5 && depth <= last + 0.5);
+    const row = Number.isNaN(cell) ? undefined : rows.find(({ first, last }) => i >= first && i <= last);
     if (!row) return null;
-    const inside = row.path ? 0.5 : depth - row.first + 0.5;
-    return pointOf(box.x + cell * box.width, box.y + row.top + inside * row.height);
+    const inside = row.path ? 0.5 : i - row.first + 0.5;
+    return pointOf(box.x + Math.min(Math.max(cell, -FAR), FAR) * box.width, box.y + row.top + inside * row.height);
   });
+}
+
+/**
+ * Draw the profile of another run, with arrows at the edge where it has left the axis.
+ * @param {CanvasRenderingContext2D} context
+ * @param {Box} box
+ * @param {Overlay} overlay
+ * @param {(Point|null)[]} points
+ */
+function drawOverlay(context, box, { colour, dash }, points) {
+  context.save();
+  context.beginPath();
+  context.rect(box.x, box.y, box.width, box.height);
+  context.clip();
+  context.strokeStyle = colour;
+  context.lineWidth = 1.5;
+  context.setLineDash(dash);
+  strokeLine(context, points);
+  context.restore();
+  context.fillStyle = colour;
+  let last = -Infinity;
+  for (const point of points) {
+    if (!point || (point[0] >= box.x && point[0] <= box.x + box.width) || point[1] < last + APART) continue;
+    last = point[1];
+    const [edge, towards] = point[0] < box.x ? [box.x, -1] : [box.x + box.width, 1];
+    context.beginPath();
+    context.moveTo(edge + 7 * towards, last);
+    context.lineTo(edge + towards, last - 4);
+    context.lineTo(edge + towards, last + 4);
+    context.fill();
+  }
 }
 
 /**
@@ -106,16 +137,10 @@ function overlayPoints(overlay, rows, count, box) {
  * @param {Drawn} model
  * @param {Palette} palette
  */
-export function drawProfile(context, box, { rows, cells, scale, stops, chosen, overlays, layers }, palette) {
+export function drawProfile(context, box, { rows, cells, scale, stops, chosen, overlays }, palette) {
   drawGrid(context, box, scale, palette);
   context.lineJoin = "round";
-  for (const overlay of overlays) {
-    context.strokeStyle = overlay.colour;
-    context.lineWidth = 1.5;
-    context.setLineDash(overlay.dash);
-    strokeLine(context, overlayPoints(overlay, rows, layers, box));
-    context.setLineDash([]);
-  }
+  for (const overlay of overlays) drawOverlay(context, box, overlay, overlayPoints(overlay, rows, box));
   const own = cellsOfRows(cells, rows);
   const points = own.map((cell, i) => (cell < 0 ? null : pointOf(box.x + cell * box.width, middleOf(rows[i], box))));
   context.strokeStyle = palette.ink;

@@ -2,7 +2,9 @@
 import { css } from "./colours.js";
 import { drawing, h, prepare } from "./dom.js";
 import { formatSteps } from "./format.js";
+import { shortener } from "./names.js";
 import { drawLegend, drawProfile, profileAt } from "./profile.js";
+import { quantityOf } from "./tables.js";
 
 /** Pixels that stay free on either side. */
 const MARGIN = 10;
@@ -25,12 +27,12 @@ export function createSide() {
     const isChosen = hovered === null;
     const { cells, step, lastStep } = profileAt(model, hovered);
     const shown = {
-      ...model, rows, cells, overlays: isChosen ? model.overlays : [], layers: model.layers.length, chosen: model.row,
+      ...model, rows, cells, overlays: isChosen ? model.overlays : [], chosen: model.row,
     };
     drawProfile(context, { x: MARGIN, y: 0, width: width - 2 * MARGIN, height }, shown, palette);
     const what = model.compare ? "Difference" : "Depth profile";
     title.textContent = `${what} at ${formatSteps(step, lastStep)}`;
-    overlays.replaceChildren(...overlayChips(model));
+    overlays.replaceChildren(axisTitle(model), ...overlayChips(model));
     const under = prepare(legend);
     drawLegend(under.context, { x: MARGIN, y: 4, width: under.width - 2 * MARGIN }, model, palette);
   }
@@ -38,21 +40,39 @@ export function createSide() {
 }
 
 /**
+ * What the axis of the profile, and the colours, measure.
+ * @param {Model} model
+ */
+function axisTitle({ quantity, scale, compare }) {
+  const { label, unit, scale: kind } = quantityOf(quantity);
+  const measure = unit ? `${label} in ${unit}` : label;
+  const what = !compare ? measure : kind === "log" ? `${label}, ratio` : `${measure}, difference`;
+  const isLogarithmic = scale.kind === "log" || (compare !== null && kind === "log");
+  return h("span", { class: "axis-title", text: isLogarithmic ? `${what}, logarithmic` : what });
+}
+
+/**
  * Who is who in the profile; or, of a comparison, what the colours mean.
  * @param {Model} model
  */
 function overlayChips({ run, compare, overlays, palette, stops }) {
+  const nameOf = shortener([run.run, ...(compare ? [compare] : overlays.map(({ name }) => name))]);
   if (compare) {
     const [less, more] = [stops[1], stops[stops.length - 2]].map(css);
     return [
-      chip(run.run, `6px solid ${more}`, `more in ${run.run}`),
-      chip(compare, `6px solid ${less}`, `more in ${compare}`),
+      chip(run.run, `6px solid ${more}`, `more in ${nameOf(run.run)}`),
+      chip(compare, `6px solid ${less}`, `more in ${nameOf(compare)}`),
     ];
   }
   if (!overlays.length) return [];
   const style = (/** @type {number[]} */ dash) => (dash.length ? "dashed" : "solid");
-  const others = overlays.map(({ name, colour, dash }) => chip(name, `2px ${style(dash)} ${colour}`));
-  return [chip(run.run, `2px solid ${palette.ink}`), ...others];
+  const isOff = (/** @type {Overlay} */ { cells }) => cells.some((cell) => cell < 0 || cell > 1);
+  const others = overlays.map((overlay) => {
+    const { name, colour, dash } = overlay;
+    const short = nameOf(name);
+    return chip(name, `2px ${style(dash)} ${colour}`, isOff(overlay) ? `${short}, leaves the axis` : short);
+  });
+  return [chip(run.run, `2px solid ${palette.ink}`, nameOf(run.run)), ...others];
 }
 
 /**

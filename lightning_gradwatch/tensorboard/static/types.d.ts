@@ -318,11 +318,10 @@ interface Partner {
   quantities: string[];
 }
 
-/** The profile of another run: places on the scale, NaN for none. */
+/** The profile of another run: places on the scale, below 0 or above 1 off it, NaN for none. */
 interface Overlay {
   name: string;
   cells: number[];
-  isAligned: boolean;
   colour: string;
   dash: number[];
 }
@@ -417,6 +416,8 @@ interface WantedLine {
   label: string;
   /** None if there is no such line. */
   tag?: string;
+  /** The run that it is of, if it is another one than that which is shown. */
+  of?: RunRow;
   tags?: string[];
   range?: Interval | null;
   limit?: { label: string; tag: string };
