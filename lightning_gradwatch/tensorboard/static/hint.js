@@ -3,9 +3,9 @@ import { h } from "./dom.js";
 
 const KEY = "gradwatch.hint";
 const LINES = [
-  "Heatmap: layers from the input (top) to the loss, time to the right. Even colour is healthy, fading upwards is " +
-    "vanishing, red is NaN.",
-  "Profile: one step. Upright is healthy, a slope to the left is vanishing. Click for another step, drag to zoom.",
+  "Heatmap: layers from the input (top) to the loss, time to the right. Even colour is healthy, fading upwards is a " +
+    "lost gradient, red is NaN.",
+  "Profile: one step. Upright is healthy, a slope to the left is a lost gradient. Click for another, drag to zoom.",
 ];
 
 /** Whether it has been used in this browser; where nothing can be remembered, in this page. */
