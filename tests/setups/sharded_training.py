@@ -143,16 +143,20 @@ def train_failing(what: str, rank: str) -> dict[str, Any]:
             raise RuntimeError("on purpose")
         return real(*args, **kwargs)
 
-    logged: list[logging.LogRecord] = []
-    logging.getLogger("lightning_gradwatch").addFilter(lambda record: logged.append(record) or False)
+    logged: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        logged.append(record.getMessage())
+        return False
+
+    logging.getLogger("lightning_gradwatch").addFilter(keep)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         patch.setattr(owner, name, failing)
         trainer = train("fsdp", watch)
     logging.getLogger("lightning_gradwatch").filters.clear()
     lines = [str(w.message) for w in caught if issubclass(w.category, GradWatchWarning)]
-    lines += [record.getMessage() for record in logged]
-    return {"weights": full_weights(trainer), "said": lines, "steps": trainer.global_step}
+    return {"weights": full_weights(trainer), "said": lines + logged, "steps": trainer.global_step}
 
 
 class Failure(pl.Callback):

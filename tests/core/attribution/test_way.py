@@ -355,8 +355,8 @@ def test_branches_reach_from_their_input_ends_to_where_they_meet() -> None:
         ("first.0", "first.2", "first.4", "first.6"),
         ("second.0", "second.2", "second.4"),
     ]
-    net = chain(nn.Tanh, 3)
-    assert attribution(net, loss_of(net, torch.randn(8, 16))).branches() == [("0", "2", "4", "6")]
+    single = chain(nn.Tanh, 3)
+    assert attribution(single, loss_of(single, torch.randn(8, 16))).branches() == [("0", "2", "4", "6")]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
