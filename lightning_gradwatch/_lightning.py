@@ -18,9 +18,9 @@ from lightning_gradwatch._clipping_by_hand import before_clipping_by_hand
 from lightning_gradwatch.asking import ask, own_attributes
 from lightning_gradwatch.config import Config
 from lightning_gradwatch.console import shown_in_lines
+from lightning_gradwatch.core import engines
 from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core._guard import attempt, is_the_users
-from lightning_gradwatch.core.engines import fsdp1
 from lightning_gradwatch.core.modules import facts_of
 from lightning_gradwatch.errors import GradWatchWarning
 from lightning_gradwatch.host import RunInfo
@@ -41,8 +41,6 @@ else:
 
 T = TypeVar("T")
 
-_RIGHT = {"SingleDeviceStrategy", "DDPStrategy", "FSDPStrategy", "ModelParallelStrategy"}
-_WRONG = {"DeepSpeedStrategy", "XLAStrategy", "SingleDeviceXLAStrategy"}
 _PAST_US = (
     "Either the optimizer steps within the backward pass and takes the gradient away; or it steps behind Lightning's "
     "back, by `step()` of the torch optimizer itself; or `training_step` returned None; or nothing requires a gradient "
@@ -87,7 +85,8 @@ class LightningHost:
 
     def num_finished_steps(self) -> int:
         """Optimizer steps that have ended, those of all optimizers together; evaluations within a step do not count."""
-        return int(self._trainer().global_step)
+        driver = self._driver()
+        return int(self._trainer().global_step) if driver is None else driver.num_steps()
 
     def epoch(self) -> int:
         """The epoch, from 0."""
@@ -105,12 +104,28 @@ class LightningHost:
 
     def loss_scale(self) -> Tensor | None:
         """Factor of the loss scaler, shape ``()``, without a host sync; None without a scaler."""
-        return scaling.scale_of(ask(self._trainer().precision_plugin, "scaler"))
+        driver = self._driver()
+        if driver is None:
+            return scaling.scale_of(ask(self._trainer().precision_plugin, "scaler"))
+        scale = driver.loss_scale()
+        return None if scale is None else torch.tensor(scale, device="cpu")
+
+    def still_scaled(self, optimizer: Optimizer) -> bool:
+        """Whether gradients still carry the loss scale, if there is one, when Lightning announces the step."""
+        return self._driver() is not None or scaling.unscales_itself(optimizer)
+
+    def steps_now(self) -> bool:
+        """Whether the step that Lightning announces is one: it announces those of DeepSpeed at every micro-batch."""
+        driver = self._driver()
+        return driver is None or driver.completes_a_step()
+
+    def _driver(self) -> engines.Driver | None:
+        return engines.driver_of(self._trainer().strategy.model)
 
     def whole_model(self, model: nn.Module) -> nn.Module:
         """The model with the wrapper that FSDP1 has put around it."""
         wrapped = self._trainer().strategy.model
-        return wrapped if wrapped is not None and fsdp1.is_wrapper(wrapped) else model
+        return wrapped if wrapped is not None and engines.is_wrapper(wrapped) else model
 
     def accumulated_batches(self) -> int:
         """The number by which Lightning has divided the loss."""
@@ -263,7 +278,9 @@ class LightningHost:
 
     def own_clipping(self) -> tuple[float, bool] | None:
         """What the Trainer itself clips at, and whether by value instead of by norm; None if it does not clip."""
-        at = getattr(self._trainer(), "gradient_clip_val", None)
+        config = ask(self._trainer().strategy, "config")  # of DeepSpeed, where it goes before the Trainer's
+        given = config.get("gradient_clipping") if isinstance(config, dict) else None
+        at = getattr(self._trainer(), "gradient_clip_val", None) if given is None else given
         by = str(getattr(self._trainer(), "gradient_clip_algorithm", None) or "norm")
         return (float(at), by.lower().endswith("value")) if at else None
 
@@ -288,25 +305,17 @@ def inform(message: str) -> None:
     rank_zero_info(message)
 
 
-def refuse_unsupported(trainer: Trainer) -> None:
+def refuse_unsupported(trainer: Trainer, config: Config) -> None:
     """Refuse strategies under which gradients are hidden, or sharded in a way that cannot be added up.
 
     Raises:
-        ValueError: For any strategy but a single device, DDP, FSDP with the model's own parameters, and FSDP2 or tensor
-            parallelism (ModelParallelStrategy).
+        ValueError: If no engine serves the strategy, or its engine refuses its options; or it accumulates by itself,
+            and every backward pass is to be observed.
     """
-    strategy = type(trainer.strategy)
-    known = [base.__name__ for base in strategy.__mro__ if base.__name__ in _RIGHT | _WRONG]
-    if not known or known[0] in _WRONG:
-        raise ValueError(
-            "GradWatch: the Trainer's `strategy` must be a single device, DDP, FSDP or ModelParallelStrategy (FSDP2, "
-            f"tensor parallelism), but {strategy.__name__} came, which hides the gradients or holds shards of which "
-            'nobody knows the whole: their norms would be wrong. To cure it: strategy="ddp" or, where the model '
-            'does not fit, with strategy="fsdp", or without GradWatch.'
-        )
-    if known[0] == "FSDPStrategy":
-        options: dict[str, Any] = getattr(trainer.strategy, "kwargs", {})
-        fsdp1.refuse_flat_parameters(options.get("use_orig_params"))
+    engines.check_strategy(trainer.strategy)
+    if config.sample_at == "backward" and ask(trainer.strategy, "handles_gradient_accumulation") is True:
+        rule = '"step" where the strategy accumulates gradients by itself'
+        raise refuse("sample_at", rule, config.sample_at, 'use sample_at="step"')
 
 
 def refuse_clipping_twice(host: LightningHost, config: Config) -> None:

@@ -20,7 +20,6 @@ from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.outputs.notify import Address
 from lightning_gradwatch.run_state import RunState
-from lightning_gradwatch.scaling import unscales_itself
 from lightning_gradwatch.session import Session
 from lightning_gradwatch.showing import Showing
 
@@ -220,7 +219,7 @@ class GradWatch(Showing, Callback):  # type: ignore[misc]  # mypy compares the t
         if len(twins) > 1:
             cure = "leave the others out, in the Trainer or in `configure_callbacks`"
             raise refuse("callbacks", "a list with one GradWatch", f"{len(twins)} of them", cure)
-        _lightning.refuse_unsupported(trainer)
+        _lightning.refuse_unsupported(trainer, self.config)
         _lightning.refuse_clipping_twice(host, self.config)
         if not _lightning.builds_layers_later(pl_module):
             self.config.check_layers(pl_module)
@@ -259,8 +258,8 @@ class GradWatch(Showing, Callback):  # type: ignore[misc]  # mypy compares the t
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Observe the complete, unscaled, unclipped gradient, and clip it; clip also after the watch has failed."""
-        if self._session is not None:
-            self._session.before_step(optimizer, unscales_itself(optimizer))
+        if self._session is not None and self._host is not None and self._host.steps_now():
+            self._session.before_step(optimizer, self._host.still_scaled(optimizer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

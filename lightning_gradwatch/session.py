@@ -10,9 +10,9 @@ from torch.optim import Optimizer
 
 from lightning_gradwatch.budget import Budget
 from lightning_gradwatch.config import Config
+from lightning_gradwatch.core import engines
 from lightning_gradwatch.core._guard import attempt
 from lightning_gradwatch.core.batch import check_batch
-from lightning_gradwatch.core.engines import fsdp1
 from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.reports import Report
 from lightning_gradwatch.core.saved import State
@@ -110,7 +110,7 @@ class Session:
         """
         optimizers = self._host.optimizers()
         self._config.check_sampling(len(optimizers))
-        fsdp1.cuts(self._host.whole_model(self.model))  # which refuses flat tensors
+        engines.check_run(self._host.whole_model(self.model), optimizers)
         if not self.is_off:
             self._config.check_policies(by_name(optimizers))
         self._start()

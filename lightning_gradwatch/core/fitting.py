@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from lightning_gradwatch.core.clip import ClipPolicy
 from lightning_gradwatch.core.clip.clippers import Clippers
+from lightning_gradwatch.core.engines import Access
 from lightning_gradwatch.core.instruments import Instruments, Past, are_identical, replaced
 from lightning_gradwatch.core.layers import ParameterLayout, make_layout
 from lightning_gradwatch.core.optional import OptionalFigures
@@ -26,7 +26,7 @@ class Fitting:
 
     Args:
         model: The model, whose module paths name the layers.
-        optimizer: The optimizer.
+        access: Reaches the gradients of the optimizer.
         name: Name of the optimizer if there are several.
         settings: Which layers, and what to clip by.
         probe: Sees in which order the layers run; follows changes of the model.
@@ -39,7 +39,7 @@ class Fitting:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        access: Access,
         name: str,
         settings: Settings,
         probe: Probe,
@@ -47,7 +47,7 @@ class Fitting:
     ) -> None:
         self.instruments: Instruments | None = None
         self._model = model
-        self._optimizer = optimizer
+        self._access = access
         self._name = name
         self._settings = settings
         self._probe = probe
@@ -60,13 +60,13 @@ class Fitting:
     @property
     def may_have_changed(self) -> bool:
         """Whether the optimizer's parameters are not the very same as at the last look."""
-        return not are_identical([group["params"] for group in self._optimizer.param_groups], self._groups)
+        return not are_identical(self._access.groups, self._groups)
 
     @property
     def is_stale(self) -> bool:
         """The same, or layers have run that had not run before: asked at every step, so in one go."""
-        groups = [group["params"] for group in self._optimizer.param_groups]
-        return len(self._probe.order.names) != self._num_ran or not are_identical(groups, self._groups)
+        is_new = len(self._probe.order.names) != self._num_ran
+        return is_new or not are_identical(self._access.groups, self._groups)
 
     def look_closely(self) -> None:
         """Have instruments made anew where a parameter was cast, moved or given another shape, and is still itself."""
@@ -83,7 +83,7 @@ class Fitting:
             Names of the layers, as they ran, of which something may be known from before; empty names stand for layers
             that are others by now. And whether the rows of a checkpoint are back in the window.
         """
-        self._groups = [list(group["params"]) for group in self._optimizer.param_groups]
+        self._groups = [list(group) for group in self._access.groups]
         layout = self._make_layout()
         if self.instruments is not None:
             self._past = _outlives(self.instruments, layout)
@@ -96,7 +96,7 @@ class Fitting:
         self._ran = self._ran or tuple(self._probe.order.names)
         past, self._past = self._past, Past()
         self.instruments = Instruments(
-            layout, self._optimizer, self._policies(), self._settings, self._ran, self._optional
+            layout, self._access, self._policies(), self._settings, self._ran, self._optional
         )
         has_rows = self.instruments.restore(past)
         return self.instruments.names if past.layers is None else past.layers, has_rows
@@ -123,12 +123,13 @@ class Fitting:
             Clippers(self._policies(), layout.parameters, layout.owners, layout.cuts)
 
     def _make_layout(self) -> ParameterLayout:
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        return make_layout(self._model, parameters, self._settings.include, self._settings.exclude)
+        parameters = [p for group in self._access.groups for p in group]
+        include, exclude = self._settings.include, self._settings.exclude
+        return make_layout(self._model, parameters, include, exclude, self._access.cuts())
 
     def _policies(self) -> list[ClipPolicy]:
         """Those of this optimizer."""
-        names = (None, self._name or type(self._optimizer).__name__)
+        names = (None, self._name or type(self._access.optimizer).__name__)
         return [policy for policy in self._settings.policies if policy.optimizer in names]
 
     def state_dict(self) -> State:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lightning_gradwatch.core.clip import ClipPolicy
 from lightning_gradwatch.core.clip.clippers import NUM_FACTS, Clippers, ClippersState
+from lightning_gradwatch.core.engines import Access
 from lightning_gradwatch.core.figures import Arrangement, LayerFigures
 from lightning_gradwatch.core.layers import ParameterLayout, running_order
 from lightning_gradwatch.core.measure import NormWindow, ParameterMeter
@@ -60,7 +60,7 @@ class Instruments:
 
     Args:
         layout: The parameters, sorted into layers; at least one.
-        optimizer: Whose moments are read.
+        access: Reaches what the optimizer remembers.
         policies: What to clip by.
         settings: What to do with a step whose gradient is not finite, and with one that stands out.
         ran: Names of layers in the order in which they ran, as far as they have.
@@ -85,7 +85,7 @@ class Instruments:
     def __init__(
         self,
         layout: ParameterLayout,
-        optimizer: Optimizer,
+        access: Access,
         policies: Sequence[ClipPolicy],
         settings: Settings,
         ran: Sequence[str],
@@ -105,7 +105,7 @@ class Instruments:
         self.window = NormWindow(parameters, self.shards, len(self.clippers) * NUM_FACTS)
         self.meter = ParameterMeter(parameters, self.shards)
         owners = (layout.layer_index, len(layout.layers))
-        make = functools.partial(UpdateMeter, parameters, *owners, optimizer, self.shards)
+        make = functools.partial(UpdateMeter, parameters, *owners, access, self.shards)
         self.updates: UpdateMeter | None = optional.take("updates", None, make)
         if self.updates is None:
             optional.absent.add("moments")  # which it would have read

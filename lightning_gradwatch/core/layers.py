@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
+from lightning_gradwatch.core import engines
 from lightning_gradwatch.core._check import refuse
-from lightning_gradwatch.core.engines import fsdp1
 from lightning_gradwatch.core.modules import (
     children_of,
     facts_of,
@@ -45,7 +45,7 @@ class ParameterLayout:
     """The parameters of one optimizer, sorted into layers.
 
     Attributes:
-        parameters: The measurable parameters, each once, in the optimizer's order.
+        parameters: The measurable parameters, each once, in the optimizer's order; or what stands for them.
         layers: The layers to report, as registered.
         layer_index: For each parameter the index of its layer in ``layers``; ``len(layers)`` if it is not reported.
         fan_in: For each parameter the fan-in if it is the first matrix of a linear, convolutional or recurrent layer;
@@ -159,7 +159,11 @@ def owns_matrix(module: nn.Module, parameters: Iterable[Tensor], cuts: Mapping[i
 
 
 def make_layout(
-    model: nn.Module, parameters: Iterable[Tensor], include: Sequence[str] = (), exclude: Sequence[str] = ()
+    model: nn.Module,
+    parameters: Iterable[Tensor],
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    known: Mapping[int, Cut] = _NO_CUTS,
 ) -> ParameterLayout:
     """Sort an optimizer's parameters into the layers that own them.
 
@@ -173,11 +177,12 @@ def make_layout(
         parameters: The optimizer's parameters, in any order.
         include: Globs over layer names to report; empty for all.
         exclude: Globs over layer names not to report.
+        known: How parameters are cut of which the optimizer knows more than the model, by their ids.
 
     Returns:
         The layout. Parameters of layers that are not reported still count in the total norm.
     """
-    cuts = fsdp1.cuts(model)
+    cuts = {**engines.cuts(model), **known}
     measurable = tuple({id(p): p for p in parameters if is_measurable(p, cuts)}.values())
     wanted = {id(p) for p in measurable}
     names: dict[int, list[str]] = {}
@@ -212,13 +217,14 @@ def make_layout(
     chosen = set(select((layer.name for layer in layers), include, exclude))
     kept = [i for i, layer in enumerate(layers) if layer.name in chosen]
     place = {old: new for new, old in enumerate(kept)}
+    whole = {id(p): cuts.get(id(p)) or Cut.of(p) for p in measurable}
     return ParameterLayout(
-        parameters=measurable,
+        parameters=tuple(whole[id(p)].held(p) for p in measurable),
         layers=tuple(layers[i] for i in kept),
         layer_index=tuple(place.get(layer_of[id(p)], len(kept)) for p in measurable),
         fan_in=tuple(fan_in.get(id(p), 0.0) for p in measurable),
         owners=tuple(layers[layer_of[id(p)]].name for p in measurable),
-        cuts=tuple(cuts.get(id(p)) or Cut.of(p) for p in measurable),
+        cuts=tuple(whole.values()),
     )
 
 

@@ -32,16 +32,22 @@ class Cut:
         num_shards: Into how many parts, each held by one rank or by several replicas.
         flat: What this rank holds of all parameters that were cut together (FSDP1); None where each is cut by itself.
             A rank may hold nothing of one of them, but always some of this.
+        piece: What this rank holds of it, where that is not the parameter itself (DeepSpeed).
     """
 
     shape: torch.Size
     num_shards: int = 1
     flat: Tensor | None = None
+    piece: Tensor | None = None
 
     @classmethod
     def of(cls, tensor: Tensor) -> Cut:
         """As the tensor itself says."""
         return cls(tensor.shape, num_shards(tensor))
+
+    def held(self, parameter: Tensor) -> Tensor:
+        """What this rank holds of the parameter."""
+        return parameter if self.piece is None else self.piece
 
 
 def is_spread(tensor: Tensor) -> TypeGuard[DTensor]:

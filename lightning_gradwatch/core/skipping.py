@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_gradwatch.core.engines import Access
+
 
 class Skipper:
     """Keeps one optimizer from steps.
@@ -15,11 +17,12 @@ class Skipper:
     read one number.
 
     Args:
-        optimizer: The optimizer.
+        access: Reaches the optimizer.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._optimizer = optimizer
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._optimizer = access.optimizer
         self._waiting: Tensor | None = None
         self._hook: RemovableHandle | None = None
 
@@ -33,9 +36,7 @@ class Skipper:
         """
         if not getattr(self._optimizer, "_step_supports_amp_scaling", False):
             if bool(is_bad):
-                for group in self._optimizer.param_groups:
-                    for parameter in group["params"]:
-                        parameter.grad = None
+                self._access.drop_step()
         elif is_scaled:
             self._waiting = is_bad
             self._hook = self._hook or self._optimizer.register_step_pre_hook(self._join)

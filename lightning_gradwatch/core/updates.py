@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_gradwatch.core.devices import send
+from lightning_gradwatch.core.engines import Access
 from lightning_gradwatch.core.figures import per_layer
 from lightning_gradwatch.core.measure import alike, dense, distance, require_memory, stack
 from lightning_gradwatch.core.shards import Shards, is_spread, local
@@ -119,7 +120,7 @@ class UpdateMeter:
         parameters: Sequence[Tensor],
         layer_index: Sequence[int],
         num_layers: int,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Access,
         shards: Shards | None = None,
     ) -> None:
         device = parameters[0].device

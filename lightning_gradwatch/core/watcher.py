@@ -13,6 +13,7 @@ from lightning_gradwatch.core.alone import alone
 from lightning_gradwatch.core.architecture import Surveyor
 from lightning_gradwatch.core.assemble import Label
 from lightning_gradwatch.core.digest import Digest
+from lightning_gradwatch.core.engines import access_to, reaching
 from lightning_gradwatch.core.fitting import Fitting, Names
 from lightning_gradwatch.core.instruments import Instruments
 from lightning_gradwatch.core.intervene import intervene
@@ -68,27 +69,21 @@ class Watcher:
         tell: Callable[[str], None] | None = None,
     ) -> None:
         self.name = name
-        self._optimizer = optimizer
+        self._access = access_to(optimizer)
         self._settings = settings or Settings()
-        self._skipper = Skipper(optimizer)
+        self._skipper = Skipper(self._access)
         self._owns_probe = probe is None
         self._probe = make_probe(model) if probe is None else probe
         self._optional = OptionalFigures() if tell is None else OptionalFigures(tell)
         self.sampling = Sampling(self._settings.schedule)
         self.surveyor = Surveyor(model, self._optional)
-        self._fitting = Fitting(model, optimizer, name, self._settings, self._probe, self._optional)
+        self._fitting = Fitting(model, self._access, name, self._settings, self._probe, self._optional)
         own = OwnMeter(self._settings.quantities, self._optional)
         self._reader = Reader(self._probe, own, self._optional)
         self._transfer: Transfer[Label] = Transfer()
-        self._digest = Digest(
-            name,
-            Judge(self._settings.vanishing_threshold, name, self._optional, self._settings.rules),
-            self._probe,
-            self.sampling,
-            own,
-            self._optional,
-            SharedDoubts() if self._settings.are_complete else None,
-        )
+        judge = Judge(self._settings.vanishing_threshold, name, self._optional, self._settings.rules)
+        doubts = SharedDoubts() if self._settings.are_complete else None
+        self._digest = Digest(name, judge, self._probe, self.sampling, own, self._optional, doubts)
         self._pending = Pending()
         self._late = NOTHING
 
@@ -152,6 +147,7 @@ class Watcher:
             self._reader.note_backward(instruments)
 
     @alone
+    @reaching
     def observe(
         self,
         step: int | None = None,
@@ -217,6 +213,7 @@ class Watcher:
         self._fitting.check_clipping()
 
     @alone
+    @reaching
     def clip_only(self, *, loss_scale: Tensor | None = None, gradients_scaled: bool = False) -> bool:
         """Call instead of :meth:`observe` to clip or skip and do nothing else, as after a failure that ended the watch.
 
@@ -239,6 +236,7 @@ class Watcher:
         return self._is_spread
 
     @alone
+    @reaching
     def intervene_again(self, *, loss_scale: Tensor | None = None, gradients_scaled: bool = False) -> bool:
         """Call instead of :meth:`observe` at a further evaluation of the loss within the step observed last.
 
@@ -261,6 +259,7 @@ class Watcher:
         """Call at the end: leaves nothing on the optimizer, and nothing on the model."""
         if self._owns_probe:
             self._probe.close()
+        self._access.close()
         if "skip" in (self._settings.on_nonfinite, self._settings.on_spike):
             self._skipper.leave()
 
@@ -381,7 +380,7 @@ class Watcher:
         if publish:
             self._digest.publisher.num_publications += 1
         window, architecture = instruments.window, self.surveyor.architecture
-        label = self._pending.label(instruments, architecture, self._optimizer, publish)
+        label = self._pending.label(instruments, architecture, self._access.optimizer, publish)
         done = instruments.interventions(in_full=publish or "outputs" in due)
         tensors = {"norms": window.norms, "facts": window.facts, **done, **due}
         reductions = self._reader.reductions

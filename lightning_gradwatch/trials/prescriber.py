@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.clip import ClipPolicy, MaxNorm, MaxValue
-from lightning_gradwatch.core.engines.fsdp1 import is_piece
+from lightning_gradwatch.core.engines import is_piece
 from lightning_gradwatch.core.records import Alert, to_try
 from lightning_gradwatch.core.shards import is_spread
 from lightning_gradwatch.host import Host

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lightning_gradwatch.core.clip import make_policies
+from lightning_gradwatch.core.engines import Direct
 from lightning_gradwatch.core.fitting import Fitting
 from lightning_gradwatch.core.instruments import Instruments, are_identical
 from lightning_gradwatch.core.optional import OptionalFigures
@@ -31,7 +32,7 @@ def instruments_of(fitting: Fitting) -> Instruments | None:
 
 def fitting_of(net: nn.Module, settings: Settings | None = None) -> tuple[Fitting, torch.optim.Optimizer]:
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
-    return Fitting(net, optimizer, "", settings or Settings(), make_probe(net), OptionalFigures()), optimizer
+    return Fitting(net, Direct(optimizer), "", settings or Settings(), make_probe(net), OptionalFigures()), optimizer
 
 
 def fitted(net: nn.Module, settings: Settings | None = None) -> tuple[Fitting, torch.optim.Optimizer]:
@@ -109,7 +110,7 @@ def test_layers_that_run_for_the_first_time_get_their_place() -> None:
     net = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("a", "b", "c")})
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     probe = make_probe(net)
-    fitting = Fitting(net, optimizer, "", Settings(), probe, OptionalFigures())
+    fitting = Fitting(net, Direct(optimizer), "", Settings(), probe, OptionalFigures())
     fitting.refit(nothing)
     probe.attach()
     net["a"](net["c"](net["b"](torch.ones(1, 2))))

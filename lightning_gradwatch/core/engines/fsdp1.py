@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_gradwatch.core._check import refuse
+from lightning_gradwatch.core.engines.engine import Engine
 from lightning_gradwatch.core.modules import modules
 from lightning_gradwatch.core.shards import Cut
 
@@ -58,3 +59,16 @@ def _handles(model: nn.Module) -> list[Any]:
     """What a wrapper knows about its flat tensor; wrappers without parameters of their own have none."""
     handles = [getattr(module, "_handle", None) for module in modules(model) if is_wrapper(module)]
     return [handle for handle in handles if handle is not None]
+
+
+def _check(strategy: object) -> None:
+    """Refuse what would give the optimizer nothing but flat tensors.
+
+    Raises:
+        ValueError: If the strategy's options say so.
+    """
+    options: dict[str, Any] = getattr(strategy, "kwargs", {})
+    refuse_flat_parameters(options.get("use_orig_params"))
+
+
+FSDP1 = Engine(("FSDPStrategy",), check=_check, cuts=cuts, is_piece=is_piece, is_wrapper=is_wrapper)
