@@ -131,6 +131,13 @@ class LightningHost:
         """The number by which Lightning has divided the loss."""
         return int(self._trainer().accumulate_grad_batches)
 
+    def whole_loss(self, loss: Tensor) -> Tensor:
+        """Lightning has divided it; DeepSpeed scales it later than Lightning would."""
+        batches, driver = self.accumulated_batches(), self._driver()
+        scale = None if driver is None else driver.loss_scale()
+        factor = batches * (scale or 1.0)
+        return loss if factor == 1 else loss * factor
+
     def completes_a_step(self) -> bool:
         """Whether the present backward pass is the last one before the optimizer steps."""
         return not self._trainer().fit_loop._should_accumulate()

@@ -101,10 +101,11 @@ class GradWatch(Showing, Callback):  # type: ignore[misc]  # mypy compares the t
         ValueError: If an argument is out of its range, a rule or quantity is none or has a name that is taken, or
             ``sample_at="backward"`` is combined with ``auto_clip``, ``on_nonfinite`` or ``on_spike``. When training
             starts, if a glob of ``include`` matches no layer or no layer is left to watch; if the Trainer's strategy is
-            none of a single device, DDP, FSDP and ModelParallelStrategy (DeepSpeed and XLA, for example), or FSDP has
-            ``use_orig_params=False``; if ``auto_clip`` meets ``gradient_clip_val`` without ``compose_clipping``; if
-            ``auto_clip`` or ``on_spike`` meets LBFGS; if a policy is for an optimizer that is not there, or cannot clip
-            sharded parameters; or if there are several optimizers with ``sample_at="backward"``.
+            none of a single device, DDP, FSDP, ModelParallelStrategy and DeepSpeed (XLA, for example), FSDP has
+            ``use_orig_params=False``, or DeepSpeed has no ZeRO stage or offloads to NVMe; if ``auto_clip`` meets
+            ``gradient_clip_val`` without ``compose_clipping``; if ``auto_clip`` or ``on_spike`` meets LBFGS; if a
+            policy is for an optimizer that is not there, or cannot clip sharded parameters; or if there are several
+            optimizers with ``sample_at="backward"``.
 
     Example:
         >>> from lightning.pytorch import Trainer

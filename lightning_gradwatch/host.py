@@ -64,6 +64,13 @@ class Host(Protocol):
     def accumulated_batches(self) -> int:
         """The number by which the loop divides the loss before it differentiates it."""
 
+    def whole_loss(self, loss: Tensor) -> Tensor:
+        """The loss of a batch, given that which is announced: divided by nothing, with the loss scale if there is one.
+
+        Args:
+            loss: Detached from its graph, of any shape.
+        """
+
     def completes_a_step(self) -> bool:
         """Whether the present backward pass is the last one before the optimizer steps."""
 

@@ -212,8 +212,7 @@ class Session:
     def _take_loss(self, loss: object) -> None:
         if isinstance(loss, Tensor):
             self.watches.inspect(loss)
-            divisor = self._host.accumulated_batches()
-            self._batch.loss = loss.detach() * divisor if divisor > 1 else loss.detach()
+            self._batch.loss = self._host.whole_loss(loss.detach())
 
     @survives
     def after_backward(self) -> None:

@@ -72,11 +72,30 @@ def test_a_selection_of_nothing_stops_before_training(arguments: dict[str, Any],
 
 
 def test_sharded_strategies_are_refused_by_name() -> None:
+    from lightning.pytorch.strategies import SingleDeviceXLAStrategy
+
+    trainer = quiet_trainer()
+    trainer.strategy.__class__ = SingleDeviceXLAStrategy
+    with pytest.raises(ValueError, match=r"`strategy` must be .* but SingleDeviceXLAStrategy came.*cure"):
+        GradWatch().setup(trainer, Classifier(small_net()), "fit")
+
+
+@pytest.mark.parametrize(
+    ("zero", "came"),
+    [
+        ({}, "'stage 0' came. To cure it: strategy=\"deepspeed_stage_2\""),
+        ({"stage": 2, "offload_optimizer": {"device": "nvme"}}, "'offload_optimizer to NVMe .*ZeRO-Infinity"),
+        ({"stage": 3, "offload_param": {"device": "nvme"}}, "'offload_param to NVMe .*ZeRO-Infinity"),
+        ({"stage": 2, "zenflow": {"topk_ratio": 0.1}}, "'ZenFlow' came"),
+    ],
+)
+def test_deepspeed_is_refused_where_its_gradients_cannot_be_reached(zero: dict[str, Any], came: str) -> None:
     from lightning.pytorch.strategies import DeepSpeedStrategy
 
     trainer = quiet_trainer()
     trainer.strategy.__class__ = DeepSpeedStrategy
-    with pytest.raises(ValueError, match=r"`strategy` must be .* but DeepSpeedStrategy came.*cure"):
+    vars(trainer.strategy)["config"] = {"zero_optimization": zero}
+    with pytest.raises(ValueError, match=f"`strategy` must be .*{came}"):
         GradWatch().setup(trainer, Classifier(small_net()), "fit")
 
 

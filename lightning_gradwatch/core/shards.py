@@ -159,7 +159,7 @@ class Shards:
         payload = torch.cat([*parts, *counts])
         if not payload.numel():  # no step since the last copy, on any rank
             return dict(numbers)
-        torch.distributed.all_reduce(payload)
+        payload = _add_up_ranks(payload)
         shapes = [values.shape for values in numbers.values()]
         sizes = [shape.numel() for shape in shapes]
         totals, numbers_of_ranks = payload.split(sum(sizes))
@@ -173,6 +173,13 @@ class Shards:
     def _share(self, values: Tensor, kind: Kind) -> Tensor:
         values = values.square() if kind in ("norm", "rms") else values
         return values * self._shares if kind in ("norm", "count") else values
+
+
+def _add_up_ranks(payload: Tensor) -> Tensor:
+    """The sum over all ranks; NCCL takes nothing from the host, where offloaded gradients lie."""
+    there = payload.cuda() if payload.is_cpu and torch.distributed.get_backend() == "nccl" else payload
+    torch.distributed.all_reduce(there)
+    return there.to(payload.device)
 
 
 def _whole(total: Tensor, count: Tensor, kind: Kind) -> Tensor:

@@ -44,7 +44,7 @@ class _Place(NamedTuple):
         flat: The partition of float32 weights.
         start: The first of its elements there.
         length: How many there are; 0 for none.
-        list_index: At stage 3, which list of gradients its gradient is in, and where.
+        list_index: Which list of gradients its gradient is in, and where.
         num_shards: Into how many parts the parameter is cut.
         shape: Of the whole.
     """
@@ -136,9 +136,20 @@ class Zero:
         self._partition.grad = torch.empty(0) if self._reached else None
         try:
             yield
+            self._tell_norms()
         finally:
             for piece in (*self._pieces.values(), self._partition):
                 piece.grad = None
+
+    def _tell_norms(self) -> None:
+        """DeepSpeed clips offloaded gradients by norms that it has taken before we could clip them."""
+        known = getattr(self.optimizer, "norm_for_param_grads", None)
+        if known is None or not self.optimizer.clip_grad:
+            return
+        for key, place in self._places.items():
+            gradient = self._pieces[key].grad
+            if gradient is not None:
+                known[self.optimizer.get_param_id(place.parameter)] = gradient.float().norm()
 
     def _gradient_of(self, place: _Place) -> Tensor:
         """A view of what DeepSpeed is going to apply, as long as the piece."""
@@ -180,17 +191,27 @@ class Zero:
 
 
 def _places_of_stages_1_and_2(optimizer: Any) -> Iterator[_Place]:
-    """The parameters of a group lie end to end, and each rank has an even part of that."""
-    for group, held in enumerate(optimizer.bit16_groups):
+    """The parameters of a group lie end to end, in an order of DeepSpeed's, and each rank has an even part of that.
+
+    What it links to each parameter itself (``_hp_mapping``) is wrong under ``round_robin_gradients``.
+    """
+    for group, parameters_of_group in enumerate(optimizer.bit16_groups):
         flat, ranks = optimizer.single_partition_of_fp32_groups[group], optimizer.real_dp_process_group[group]
-        num_shards = torch.distributed.get_world_size(ranks)
-        for parameter in held:
-            mapping = parameter._hp_mapping
-            start, length = (
-                (0, 0) if mapping is None else (mapping.hp_fragment_address.start, mapping.hp_fragment_address.numel)
-            )
-            index = (group, getattr(parameter, "_index_in_param_group", 0))
-            yield _Place(parameter, group, flat, start, length, index, num_shards, parameter.shape)
+        num_shards, rank = torch.distributed.get_world_size(ranks), torch.distributed.get_rank(ranks)
+        first = optimizer.grad_start_offset[group][rank]
+        starts = optimizer.grad_partition_insertion_offset[group][rank]
+        runs: dict[int, tuple[int, int, int]] = {}
+        end = index = 0
+        for parameter in optimizer.params_in_partition[group]:
+            key = optimizer.get_param_id(parameter)
+            start = starts[key]
+            index += start > end  # the list of gradients has one of zeros where alignment leaves a gap
+            length = min(parameter.numel() - first[key], flat.numel() - start)
+            runs[id(parameter)] = (start, length, index)
+            end, index = start + length, index + 1
+        for parameter in parameters_of_group:
+            start, length, index = runs.get(id(parameter), (0, 0, 0))
+            yield _Place(parameter, group, flat, start, length, (group, index), num_shards, parameter.shape)
 
 
 def _places_of_stage_3(optimizer: Any) -> Iterator[_Place]:

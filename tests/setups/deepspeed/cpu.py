@@ -8,7 +8,7 @@ from typing import Any
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
-import deepspeed  # noqa: F401
+import deepspeed
 import lightning.pytorch.strategies.deepspeed as home
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
@@ -32,3 +32,10 @@ class CPUStrategy(home.DeepSpeedStrategy):
             super().setup_environment()
         finally:
             wanted.CUDAAccelerator, wanted._validate_device_index_selection = accelerator, check
+
+
+def pretend_float16() -> None:
+    """DeepSpeed lets no CPU of another make train in float16; torch can."""
+    accelerator = type(deepspeed.accelerator.get_accelerator())
+    accelerator.is_fp16_supported = lambda self: True
+    accelerator.supported_dtypes = lambda self: [torch.float, torch.half, torch.bfloat16]

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from lightning_gradwatch import GradWatch
-from tests.setups.deepspeed.cpu import CPUStrategy
+from lightning_gradwatch.core.clip import AdaGC, Band, MaxValue, Percentile, ZScore
+from tests.setups.deepspeed.cpu import CPUStrategy, pretend_float16
 from tests.setups.processes import tell
 from tests.setups.sharded_training import BATCH, EVERY, NUM_STEPS, make_data, make_loss, make_net
-from tests.tasks import quiet_trainer
+from tests.tasks import quiet_trainer, watchers_of
 
 STAGES = (1, 2, 3)
 WATCH: dict[str, Any] = {"max_overhead": None, "dense_steps": 4, "sample_every_n_steps": 5, "histogram_every": 1}
 ACCUMULATING: dict[str, Any] = {"accumulate_grad_batches": 4, "max_steps": 12}
+LENIENT = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
 SMALL: dict[str, Any] = {"allgather_bucket_size": 2e6, "reduce_bucket_size": 2e6}
 
 
@@ -57,6 +64,8 @@ def train(
     net: Callable[[], nn.Sequential] = lambda: make_net("fsdp"),
     make_optimizer: Callable[[Any], Any] = adam,
     strategy: dict[str, Any] | None = None,
+    zero: dict[str, Any] | None = None,
+    top: dict[str, Any] | None = None,
     data: Tensor | None = None,
     **options: Any,
 ) -> pl.Trainer:
@@ -67,6 +76,8 @@ def train(
     if stage:
         data = data[int(os.environ["RANK"]) :: num_ranks]
         how = {"stage": stage, **SMALL, **(strategy or {})}
+        if zero is not None:
+            how = {"config": {"zero_optimization": {"stage": stage, **SMALL, **zero}, **LENIENT, **(top or {})}}
         defaults.update(devices=num_ranks, strategy=CPUStrategy(process_group_backend="gloo", **how))
     trainer = quiet_trainer(*callbacks, directory=directory, **{**defaults, **options})
     samples: Any = data
@@ -75,13 +86,91 @@ def train(
     return trainer
 
 
+def sick() -> nn.Sequential:
+    """Deep, with activations that saturate."""
+    return make_net("sick")
+
+
+def frozen() -> nn.Sequential:
+    """Only the last layer is trained, of whose parameters one rank may hold nothing."""
+    net = make_net("fsdp")
+    net[:5].requires_grad_(False)
+    return net
+
+
+class _Detach(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+
+def cut_off() -> nn.Sequential:
+    """No gradient gets past the middle."""
+    net = make_net("fsdp")
+    net[2] = _Detach()
+    return net
+
+
+class _Spare(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def spare() -> nn.Sequential:
+    """One layer is not used at all, to whose gradient DeepSpeed adds zeros."""
+    net = make_net("fsdp")
+    net.append(_Spare())
+    return net
+
+
+NETS = {"sick": sick, "frozen": frozen, "cut off": cut_off}
+ALERT_STEPS = 60
+OFFLOADED: dict[str, Any] = {"offload_optimizer": {"device": "cpu"}}
+VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "1 not contiguous": (1, {"strategy": {"contiguous_gradients": False, "overlap_comm": False}}),
+    "2 round robin": (2, {"zero": {"round_robin_gradients": True}}),
+    "3 in groups": (3, {"strategy": {"sub_group_size": 20}}),
+    "3 kept": (3, {"zero": {"stage3_param_persistence_threshold": 10}}),
+    "1 offloaded": (1, {"zero": OFFLOADED}),
+    "2 offloaded": (2, {"zero": OFFLOADED}),
+    "3 offloaded": (3, {"zero": OFFLOADED}),
+}
+"""Ways to lay things out in memory that must not matter."""
+
+
+HALVES = [
+    f"{stage} {precision} {accumulate}"
+    for stage in STAGES
+    for precision, accumulate in (("bf16-mixed", 1), ("bf16-mixed", 4), ("16-mixed", 4))
+]
+"""Stage, precision and accumulated batches."""
+HALF_STEPS = 8
+
+
+class Truth(pl.Callback):
+    """The norm of every parameter's whole gradient at every step, as DeepSpeed itself gathers it."""
+
+    def __init__(self) -> None:
+        self.norms: list[list[float]] = []
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        engine: Any = trainer.strategy.model
+        if engine.is_gradient_accumulation_boundary():
+            scale = optimizer.loss_scale
+            whole = [safe_get_full_grad(p) for p in pl_module.parameters()]
+            self.norms.append([float(g.double().norm()) / scale for g in whole])
+
+
 def measure(stage: int, directory: Path, **options: Any) -> dict[str, Any]:
     """What was seen in one run; its numbers are in the directory."""
-    watch = GradWatch(**WATCH)
-    train(stage, watch, directory=directory, **options)
+    watch, truth = GradWatch(**WATCH), Truth()
+    train(stage, *([truth] if "precision" in options else []), watch, directory=directory, **options)
     alerts = [(alert.kind, alert.step, alert.layer, alert.cause) for alert in watch.alerts]
     assert watch._session is not None
-    return {"alerts": alerts, "profile": watch.profile, "is_off": watch._session.is_off}
+    return {"alerts": alerts, "profile": watch.profile, "is_off": watch._session.is_off, "truth": truth.norms}
 
 
 def measure_one(directory: Path) -> dict[str, Any]:
@@ -90,12 +179,202 @@ def measure_one(directory: Path) -> dict[str, Any]:
 
 
 def measure_all(directory: Path) -> dict[str, Any]:
-    """The other stages, and all of them where batches are accumulated."""
+    """The other stages, and all of them where batches are accumulated, or a layer is not used."""
     told = {str(stage): measure(stage, directory / str(stage)) for stage in (1, 3)}
     for stage in STAGES:
-        name = f"{stage} accumulating"
-        told[name] = measure(stage, directory / name, **ACCUMULATING)
+        told[f"{stage} accumulating"] = measure(stage, directory / f"{stage} accumulating", **ACCUMULATING)
+        told[f"{stage} spare"] = measure(stage, directory / f"{stage} spare", net=spare)
     return told
+
+
+def measure_variants(directory: Path) -> dict[str, Any]:
+    """Every way to lay things out."""
+    return {name: measure(stage, directory / name, **how) for name, (stage, how) in VARIANTS.items()}
+
+
+def measure_half(directory: Path) -> dict[str, Any]:
+    """In half precision; there is no float16 on this accelerator, says DeepSpeed, but torch has it."""
+    pretend_float16()
+    told = {}
+    for name in HALVES:
+        stage, precision, accumulate = name.split()
+        options: dict[str, Any] = {"precision": precision, "accumulate_grad_batches": int(accumulate)}
+        told[name] = measure(int(stage), directory / name, max_steps=HALF_STEPS, **options)
+    return told
+
+
+def alert_all(directory: Path) -> dict[str, Any]:
+    """What raises alerts, and what must not."""
+    told = {}
+    for stage in STAGES:
+        for name, net in NETS.items():
+            told[f"{name} {stage}"] = measure(stage, directory / f"{name} {stage}", net=net, max_steps=ALERT_STEPS)
+    return told
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    """To which the size of a gradient matters."""
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.5)
+
+
+INTERVENTIONS: dict[str, dict[str, Any]] = {
+    "norm": {"auto_clip": 1.0},
+    "percentile": {"auto_clip": Percentile(window=20, first_steps=5)},
+    "zscore": {"auto_clip": ZScore(z_threshold=0.1, alpha=0.5, warmup_steps=5)},
+    "band": {"auto_clip": Band(width=0.2, least_ratio=1.01, window=10)},
+    "adagc": {"auto_clip": AdaGC(warmup_steps=5)},
+    "value": {"auto_clip": MaxValue(0.05)},
+    "nonfinite": {"on_nonfinite": "skip"},
+    "spike": {"on_spike": "skip"},
+    "nothing": {},
+}
+CLIPPED: dict[str, tuple[int, ...]] = {
+    **{name: (2,) for name, arguments in INTERVENTIONS.items() if "auto_clip" in arguments},
+    **dict.fromkeys(("norm", "value"), STAGES),
+}
+"""Policies, and the stages at which they are tried."""
+NUM_CLIPPED_STEPS = {**dict.fromkeys(INTERVENTIONS, 30), "spike": 75}
+"""Nothing is called a spike before there have been 64 steps."""
+BAD = {"nonfinite": (20, math.nan), "spike": (70, 1e4)}
+"""The batch in which one sample, that of the last rank, is multiplied by what."""
+
+
+def clip(stage: int, name: str, directory: Path, **options: Any) -> list[Any]:
+    """The weights after a training in which gradients were clipped, or steps left out, as whole tensors."""
+    data = torch.cat([make_data(), make_data()])  # as many batches as steps, and more
+    if name in BAD:
+        batch, factor = BAD[name]
+        data[(batch + 1) * BATCH - 1] *= factor
+    watch = GradWatch(max_overhead=None, **{**INTERVENTIONS[name], **options.pop("watch", {})})
+    steps = NUM_CLIPPED_STEPS[name]
+    options = {"make_optimizer": sgd, "max_steps": steps, **options}
+    trainer = train(stage, watch, directory=directory, data=data, **options)
+    assert watch._session is not None
+    assert not watch._session.is_off
+    return full_weights(trainer)
+
+
+def full_weights(trainer: pl.Trainer) -> list[Any]:
+    """The weights of the whole model, in float32."""
+    net: Any = trainer.lightning_module.net
+    whole = [safe_get_full_fp32_param(p) for p in net.parameters()]
+    return [(p if w is None else w).detach().tolist() for p, w in zip(net.parameters(), whole, strict=True)]
+
+
+COMPOSED: dict[str, Any] = {"watch": {"compose_clipping": True}, "gradient_clip_val": 0.3}
+"""GradWatch clips first, and DeepSpeed what is left."""
+
+
+def clip_all(directory: Path) -> dict[str, Any]:
+    """Every policy at stage 2, some of them at the others, and what goes with DeepSpeed's own clipping."""
+    told: dict[str, Any] = {}
+    for name, stages in CLIPPED.items():
+        for stage in stages:
+            told[f"{name} {stage}"] = clip(stage, name, directory / f"{name} {stage}")
+    for stage in STAGES:
+        told[f"composed {stage}"] = clip(stage, "norm", directory / f"composed {stage}", **COMPOSED)
+        name = f"composed {stage} offloaded"
+        told[name] = clip(stage, "norm", directory / name, zero=OFFLOADED, **COMPOSED)
+    return told
+
+
+def skip_all(directory: Path) -> dict[str, Any]:
+    """Every way to leave out a step."""
+    told: dict[str, Any] = {}
+    for stage in STAGES:
+        for name in BAD:
+            told[f"{name} {stage}"] = clip(stage, name, directory / f"{name} {stage}")
+    told["spike 2 offloaded"] = clip(2, "spike", directory / "spike 2 offloaded", zero=OFFLOADED)
+    # in bfloat16, at stages 1 and 2, DeepSpeed itself can be asked to take a step whose gradient is not finite
+    top = {"bf16": {"enabled": True, "check_grad_overflow": False}}
+    half: dict[str, Any] = {"precision": "bf16-mixed", "zero": {}, "top": top}
+    told["half"] = clip(2, "nonfinite", directory / "half", **half)
+    told["half kept"] = clip(2, "nonfinite", directory / "half kept", watch={"on_nonfinite": "keep"}, **half)
+    return told
+
+
+def refuse_all(directory: Path) -> dict[str, Any]:
+    """What is refused."""
+    half: dict[str, Any] = {"top": {"data_types": {"grad_accum_dtype": "fp32"}}, "precision": "bf16-mixed"}
+    return {
+        "agc": refusal(2, GradWatch(auto_clip="agc")),
+        "twice": refusal(2, GradWatch(auto_clip=1.0), gradient_clip_val=1.0),
+        "twice in the configuration": refusal(2, GradWatch(auto_clip=1.0), zero={}, top={"gradient_clipping": 1.0}),
+        "backward": refusal(2, GradWatch(sample_at="backward")),
+        "nvme": refusal(3, GradWatch(), zero={"offload_optimizer": {"device": "nvme", "nvme_path": str(directory)}}),
+        "bf16": refusal(1, GradWatch(), zero={}, **half),
+        "stage 0": refusal(2, GradWatch(), zero={"stage": 0}),
+    }
+
+
+def refusal(stage: int, watch: GradWatch, **options: Any) -> str:
+    """With what words a training is refused."""
+    try:
+        train(stage, watch, **options)
+    except ValueError as refused:
+        return str(refused)
+    return "nothing"
+
+
+SAVED_AT, NUM_RESUMED_STEPS = 16, 30
+"""The end of the first epoch, with an alert open."""
+
+
+def resume_all(directory: Path) -> dict[str, Any]:
+    """Trainings without a break, and the second part of each from the checkpoint that it left."""
+    told: dict[str, Any] = {}
+    clipping: dict[str, Any] = {"watch": INTERVENTIONS["band"], "net": lambda: make_net("fsdp")}
+    alerting: dict[str, Any] = {"watch": {**WATCH, "dense_steps": NUM_RESUMED_STEPS}, "net": sick}
+    for name, stage, how in (("clipping", 2, clipping), ("clipping", 3, clipping), ("alerting", 2, alerting)):
+        here = directory / f"{name} {stage}"
+        for resume in (None, here / "saved.ckpt"):
+            saver = ModelCheckpoint(here, "saved", every_n_train_steps=SAVED_AT, save_top_k=-1)
+            watch = GradWatch(**how["watch"])
+            trainer = train(
+                stage,
+                *([watch, saver] if resume is None else [watch]),
+                directory=here,
+                resume=resume,
+                net=how["net"],
+                make_optimizer=sgd,
+                enable_checkpointing=resume is None,
+                max_steps=NUM_RESUMED_STEPS,
+                max_epochs=-1,
+                limit_train_batches=SAVED_AT,
+            )
+            alerts = [(alert.kind, alert.step, alert.cause) for alert in watch.alerts]
+            known = [watcher.sampling.num_steps for watcher in watchers_of(watch)]
+            told.setdefault(f"{name} {stage}", []).append([alerts, known, full_weights(trainer)])
+    return told
+
+
+NUM_COUNTED_STEPS = 6
+
+
+def count_all(directory: Path) -> dict[str, Any]:
+    """How often the ranks talk to each other, below everything that Python can see."""
+    lazy: dict[str, Any] = {"sample_every_n_steps": 1000}
+    watches: dict[str, Callable[[], list[Any]]] = {
+        "bare": list,
+        "watched": lambda: [GradWatch(dense_steps=2, **lazy)],
+        "clipped": lambda: [GradWatch(dense_steps=0, auto_clip=1.0, **lazy)],
+        "skipping": lambda: [GradWatch(dense_steps=0, on_nonfinite="skip", **lazy)],
+        "control": lambda: [_Talkative()],
+    }
+    told: dict[str, Any] = {}
+    for stage in STAGES:
+        for name, make in watches.items():
+            with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                where = directory / f"{name} {stage}"
+                train(stage, *make(), directory=where, make_optimizer=sgd, max_steps=NUM_COUNTED_STEPS)
+            events = [event.name for event in profiler.events() or ()]
+            told[f"{name} {stage}"] = Counter(name for name in events if name.startswith("gloo:"))
+    return told
+
+
+class _Talkative(pl.Callback):
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        torch.distributed.all_reduce(torch.ones(1))
 
 
 def run(script: Callable[[Path], Any]) -> None:
