@@ -203,13 +203,14 @@ def measure_half(directory: Path) -> dict[str, Any]:
     return told
 
 
-def alert_all(directory: Path) -> dict[str, Any]:
-    """What raises alerts, and what must not."""
-    told = {}
-    for stage in STAGES:
-        for name, net in NETS.items():
-            told[f"{name} {stage}"] = measure(stage, directory / f"{name} {stage}", net=net, max_steps=ALERT_STEPS)
-    return told
+def alert(name: str) -> Callable[[Path], dict[str, Any]]:
+    """What raises alerts, or must not, at every stage."""
+
+    def at_every_stage(directory: Path) -> dict[str, Any]:
+        options: dict[str, Any] = {"net": NETS[name], "max_steps": ALERT_STEPS}
+        return {str(stage): measure(stage, directory / str(stage), **options) for stage in STAGES}
+
+    return at_every_stage
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
@@ -351,7 +352,7 @@ def resume_all(directory: Path) -> dict[str, Any]:
 NUM_COUNTED_STEPS = 6
 
 
-def count_all(directory: Path) -> dict[str, Any]:
+def count(stage: int) -> Callable[[Path], dict[str, Any]]:
     """How often the ranks talk to each other, below everything that Python can see."""
     lazy: dict[str, Any] = {"sample_every_n_steps": 1000}
     watches: dict[str, Callable[[], list[Any]]] = {
@@ -361,15 +362,17 @@ def count_all(directory: Path) -> dict[str, Any]:
         "skipping": lambda: [GradWatch(dense_steps=0, on_nonfinite="skip", **lazy)],
         "control": lambda: [_Talkative()],
     }
-    told: dict[str, Any] = {}
-    for stage in STAGES:
+
+    def each(directory: Path) -> dict[str, Any]:
+        told: dict[str, Any] = {}
         for name, make in watches.items():
             with profile(activities=[ProfilerActivity.CPU]) as profiler:
-                where = directory / f"{name} {stage}"
-                train(stage, *make(), directory=where, make_optimizer=sgd, max_steps=NUM_COUNTED_STEPS)
+                train(stage, *make(), directory=directory / name, make_optimizer=sgd, max_steps=NUM_COUNTED_STEPS)
             events = [event.name for event in profiler.events() or ()]
-            told[f"{name} {stage}"] = Counter(name for name in events if name.startswith("gloo:"))
-    return told
+            told[name] = Counter(name for name in events if name.startswith("gloo:"))
+        return told
+
+    return each
 
 
 class _Talkative(pl.Callback):

@@ -148,17 +148,13 @@ def test_in_half_precision_norms_are_those_of_the_gradients_that_deepspeed_gathe
     assert here.get(("gradwatch/skipped_steps", HALF_STEPS - 1), 0) == num_skipped
 
 
-@pytest.fixture(scope="module")
-def alerted(tmp_path_factory: pytest.TempPathFactory) -> Told:
-    return told_by("alert_all", tmp_path_factory.mktemp("alerted"))
-
-
 @pytest.mark.parametrize("name", NETS)
-def test_alerts_are_those_of_one_process_on_every_rank(alerted: Told, tmp_path: Path, name: str) -> None:
-    expected = json.loads(json.dumps(measure(0, tmp_path, net=NETS[name], max_steps=ALERT_STEPS)))["alerts"]
+def test_alerts_are_those_of_one_process_on_every_rank(tmp_path: Path, name: str) -> None:
+    alone = measure(0, tmp_path / "alone", net=NETS[name], max_steps=ALERT_STEPS)
+    expected = json.loads(json.dumps(alone))["alerts"]
     assert bool(expected) == (name != "frozen")
-    for stage in STAGES:
-        assert [rank[f"{name} {stage}"]["alerts"] for rank in alerted[1]] == [expected] * 2
+    for rank in told_by(f"alert({name!r})", tmp_path)[1]:
+        assert {stage: told["alerts"] for stage, told in rank.items()} == {str(stage): expected for stage in STAGES}
 
 
 @pytest.fixture(scope="module")
@@ -255,20 +251,17 @@ def test_a_checkpoint_goes_on_where_it_was_taken(tmp_path: Path) -> None:
     assert [line["event"] for line in opened] == ["opened"]
 
 
-def test_ranks_talk_once_per_sample_or_publication_and_once_per_step_if_it_may_be_changed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", STAGES)
+def test_ranks_talk_once_per_sample_or_publication_and_once_per_step_if_it_may_be_changed(
+    tmp_path: Path, stage: int
+) -> None:
     num_publications = NUM_COUNTED_STEPS // EVERY + 1  # one at the end
-    for rank in told_by("count_all", tmp_path)[1]:
-        for stage in STAGES:
-            bare = Counter(rank[f"bare {stage}"])
-            more = {
-                name.removesuffix(f" {stage}"): dict(Counter(counts) - bare)
-                for name, counts in rank.items()
-                if name.endswith(f" {stage}")
-            }
-            assert more == {
-                "bare": {},
-                "control": {"gloo:all_reduce": NUM_COUNTED_STEPS},
-                "watched": {"gloo:all_reduce": 2 + num_publications},
-                "clipped": {"gloo:all_reduce": NUM_COUNTED_STEPS + num_publications},
-                "skipping": {"gloo:all_reduce": NUM_COUNTED_STEPS + num_publications},
-            }
+    for rank in told_by(f"count({stage})", tmp_path)[1]:
+        more: dict[str, Any] = {name: dict(Counter(counts) - Counter(rank["bare"])) for name, counts in rank.items()}
+        assert more == {
+            "bare": {},
+            "control": {"gloo:all_reduce": NUM_COUNTED_STEPS},
+            "watched": {"gloo:all_reduce": 2 + num_publications},
+            "clipped": {"gloo:all_reduce": NUM_COUNTED_STEPS + num_publications},
+            "skipping": {"gloo:all_reduce": NUM_COUNTED_STEPS + num_publications},
+        }
