@@ -72,7 +72,7 @@ def test_a_selection_of_nothing_stops_before_training(arguments: dict[str, Any],
 
 
 def test_sharded_strategies_are_refused_by_name() -> None:
-    from lightning.pytorch.strategies import SingleDeviceXLAStrategy
+    from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
 
     trainer = quiet_trainer()
     trainer.strategy.__class__ = SingleDeviceXLAStrategy

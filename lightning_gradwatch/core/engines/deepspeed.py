@@ -32,7 +32,7 @@ class Piece(Tensor):
     """
 
     grad: Tensor | None = None
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
 
 class _Place(NamedTuple):
