@@ -102,6 +102,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "lightning_gradwatch/notebook": ("notebooks",),
     "lightning_gradwatch/outputs/notify.py": ("notify",),
     "tests": ("test",),
+    "tests/setups/deepspeed": ("deepspeed",),
     "docs": ("benchmarks", "test"),
     "examples": ("examples",),
     "examples/gallery": ("gallery",),
