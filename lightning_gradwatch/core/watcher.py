@@ -386,7 +386,7 @@ class Watcher:
         reductions = self._reader.reductions
         if instruments.intervenes:  # the norms are those of the whole already
             reductions = {**reductions, "norms": "mean"}
-        if self._is_spread:
+        if instruments.shards.is_spread:
             tensors["resigned"] = window.norms.new_full((1,), float(self._digest.has_resigned))
         arrived = self._transfer.send(label, instruments.shards.reduce(tensors, reductions, self._optional.absent))
         self._drop_rows(instruments)

@@ -59,11 +59,12 @@ class VanishingRule(SteadyRule):
         """Judge a sample whose profile, or that of a branch, tells something."""
         if history.sample is None or history.depth.latest is None:
             return None
+        is_open = self.hysteresis.finding is not None
         worst, most, ends = history.depth, -math.inf, tuple[str, ...]()
         for depth, profile in history.parts:
             decades = depth.decades
             # an alert that is open ends when none of them loses much; else those count that lose enough to open it
-            if decades > most and (self.finding is not None or self._is_enough(depth, decades, profile, history)):
+            if decades > most and (is_open or self._is_enough(depth, decades, profile, history)):
                 worst, most, ends = depth, decades, outer_ends(profile)
         if most == -math.inf:
             return None

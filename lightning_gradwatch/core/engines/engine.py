@@ -106,6 +106,8 @@ def reaching(work: Callable[Concatenate[R, P], T]) -> Callable[Concatenate[R, P]
 
     @functools.wraps(work)
     def reached(self: R, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if type(self._access) is Direct:  # whose gradients are there: ordinary steps are counted in calls
+            return work(self, *args, **kwargs)
         with self._access.gradients():
             return work(self, *args, **kwargs)
 
