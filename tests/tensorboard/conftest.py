@@ -1,13 +1,22 @@
-"""Trainings that the tests of the tab share."""
+"""Trainings, and a browser for each module, that the tests of the tab share."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
 
+from tests.tensorboard.browser import chromium
 from tests.tensorboard.logs import STORED_RUN, write_logs
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

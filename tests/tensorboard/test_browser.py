@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, expect
 from lightning_gradwatch.core.records import Alert
 from tests.builders import attribution
 from tests.prescriptions import prescription
-from tests.tensorboard.browser import Log, Tab, alone, chromium, link, opened, tensorboard, write_run
+from tests.tensorboard.browser import Log, Tab, alone, link, opened, tensorboard, write_run
 
 LAYERS = ("encoder.0", "encoder.2", "decoder.0", "decoder.2", "head")
 STEPS = tuple(range(10, 130, 10))
@@ -49,12 +49,6 @@ OVER = Alert(
     kind="exploding", level="notice", step=50, until_step=70, layer="head", value=3.0, threshold=3.0,
     message="Gradients grow.",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

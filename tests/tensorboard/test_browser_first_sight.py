@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, expect
 
 from lightning_gradwatch.core.records import Alert
 from tests.prescriptions import prescription
-from tests.tensorboard.browser import alone, chromium, opened, tensorboard, write_run
+from tests.tensorboard.browser import alone, opened, tensorboard, write_run
 
 LAYERS = ("net.0", "net.2", "net.4")
 VANISHING = Alert(
@@ -24,12 +24,6 @@ NONFINITE = Alert(
     message="NaN or infinite values.", summary="NaN since step 1.",
 )  # fmt: skip
 NAN_COLOURS = {(213, 18, 47), (255, 143, 156)}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,6 @@ from tests.tensorboard.browser import (
     Log,
     Tab,
     alone,
-    chromium,
     free_port,
     link,
     opened,
@@ -44,12 +43,6 @@ POLL = 5000
 """Milliseconds between two looks of the tab."""
 QUIET = 500
 """Milliseconds without a request after which none is expected."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
 
 
 def norms(step: int) -> list[float]:

@@ -11,18 +11,12 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
-from tests.tensorboard.browser import Tab, alone, chromium, opened, tensorboard, write_run
+from tests.tensorboard.browser import Tab, alone, opened, tensorboard, write_run
 
 LAYERS = tuple(f"net.{i}" for i in range(0, 20, 2))
 FOREIGN = tuple(f"conv.{i}" for i in range(10))
 STEPS = range(1, 9)
 NUM_ALIKE = 12
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

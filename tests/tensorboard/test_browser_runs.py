@@ -12,7 +12,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, expect
 
 from lightning_gradwatch.core.records import Alert
-from tests.tensorboard.browser import Tab, alone, chromium, link, opened, tensorboard, write_run
+from tests.tensorboard.browser import Tab, alone, link, opened, tensorboard, write_run
 
 LAYERS = ("net.0", "net.2", "net.4")
 NUM_RUNS = 60
@@ -25,12 +25,6 @@ SICK = Alert(
 def name(place: int) -> str:
     """As a sweep calls its runs: alike at the beginning, and different at the end."""
     return f"sweep_of_the_digits_classifier_lr{place % 6:02d}_seed{place}"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, expect
 from lightning_gradwatch import GradWatch
 from lightning_gradwatch.reading import schema
 from tests.tasks import Classifier, small_net
-from tests.tensorboard.browser import Tab, alone, chromium, opened, tensorboard, write_run
+from tests.tensorboard.browser import Tab, alone, opened, tensorboard, write_run
 from tests.tensorboard.logs import train
 
 TABLE = {step: [0.1, 0.2] for step in range(1, 9)}
@@ -49,12 +49,6 @@ def write_old(directory: Path) -> None:
 
     with mock.patch("lightning_gradwatch.outputs.tensorboard.encode_alerts", without):
         write_run(directory, LAYERS, TABLE)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, expect
 
 from lightning_gradwatch.core.records import Alert
 from tests.cli.command import here
-from tests.tensorboard.browser import Tab, alone, chromium, opened, tensorboard
+from tests.tensorboard.browser import Tab, alone, opened, tensorboard
 from tests.tensorboard.record import record
 from tests.tensorboard.test_browser import MISSING_COLOURS, NONFINITE_COLOURS, distance, viridis
 
@@ -54,12 +54,6 @@ def write(directory: Path) -> None:
         run.experiment.add_scalar("train_loss", 1.5, 49)
     with record(directory / "short", LAYERS) as run:
         run.write(0, [[2e-6, 1e-3, norm] for norm in SHORT], numbers[:28])
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +23,7 @@ from lightning_gradwatch.tensorboard.plugin import GradWatchPlugin
 from tests.cli.command import alert
 from tests.damaged import NAME, middle, noise, spoil, write_healthy
 from tests.tensorboard.board import PATIENCE, Board
-from tests.tensorboard.browser import alone, chromium, opened, wait_for
+from tests.tensorboard.browser import alone, opened, wait_for
 
 LOADERS = {"Rust loader": "--load_fast=true", "Python loader": "--load_fast=false"}
 SECOND = "events.out.tfevents.2.x"
@@ -159,12 +158,6 @@ def test_of_a_remote_directory_the_tab_says_what_the_provider_does(runs: Path) -
     assert plugin._inspector is None
     found = {row["run"]: row["status"] for row in run_list.runs(Store(provider, RequestContext()))["runs"]}
     assert (found["middle"], found["sick"]) == ("healthy", "sick")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from tests.cli.command import here
 from tests.cli.test_page import opened as opened_page
 from tests.tasks import read_events
 from tests.tensorboard.board import Board
-from tests.tensorboard.browser import Log, alone, chromium, opened
+from tests.tensorboard.browser import Log, alone, opened
 
 EVIL = "<img src onerror=hacked=1>"
 OWN = Quantity("turn", f"Turn {EVIL}", "Angle to the gradient before", "linear", "first step", "degrees")
@@ -127,12 +127,6 @@ def test_a_quantity_that_nobody_knows_is_refused_with_those_there_are(logs: Path
 def test_of_a_quantity_that_a_run_does_not_hold_it_says_so(logs: Path, capsys: Any) -> None:
     _, out, _ = here(capsys, "report", logs, "--run", "plain", "--quantity", "weight_norm")
     assert "This run holds nothing of the quantity weight_norm so far." in out
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from lightning_gradwatch import GradWatch
 from lightning_gradwatch.core.clip import AdaGC, Band, MaxValue, Percentile, ZScore
 from tests.setups.deepspeed.cpu import CPUStrategy, pretend_float16
+from tests.setups.fsdp1_training import NETS
 from tests.setups.processes import tell
 from tests.setups.sharded_training import BATCH, EVERY, NUM_STEPS, make_data, make_loss, make_net
 from tests.tasks import quiet_trainer, watchers_of
@@ -86,30 +87,6 @@ def train(
     return trainer
 
 
-def sick() -> nn.Sequential:
-    """Deep, with activations that saturate."""
-    return make_net("sick")
-
-
-def frozen() -> nn.Sequential:
-    """Only the last layer is trained, of whose parameters one rank may hold nothing."""
-    net = make_net("fsdp")
-    net[:5].requires_grad_(False)
-    return net
-
-
-class _Detach(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.detach()
-
-
-def cut_off() -> nn.Sequential:
-    """No gradient gets past the middle."""
-    net = make_net("fsdp")
-    net[2] = _Detach()
-    return net
-
-
 class _Spare(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +103,6 @@ def spare() -> nn.Sequential:
     return net
 
 
-NETS = {"sick": sick, "frozen": frozen, "cut off": cut_off}
 ALERT_STEPS = 60
 OFFLOADED: dict[str, Any] = {"offload_optimizer": {"device": "cpu"}}
 VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -325,7 +301,7 @@ def resume_all(directory: Path) -> dict[str, Any]:
     """Trainings without a break, and the second part of each from the checkpoint that it left."""
     told: dict[str, Any] = {}
     clipping: dict[str, Any] = {"watch": INTERVENTIONS["band"], "net": lambda: make_net("fsdp")}
-    alerting: dict[str, Any] = {"watch": {**WATCH, "dense_steps": NUM_RESUMED_STEPS}, "net": sick}
+    alerting: dict[str, Any] = {"watch": {**WATCH, "dense_steps": NUM_RESUMED_STEPS}, "net": NETS["sick"]}
     for name, stage, how in (("clipping", 2, clipping), ("clipping", 3, clipping), ("alerting", 2, alerting)):
         here = directory / f"{name} {stage}"
         for resume in (None, here / "saved.ckpt"):

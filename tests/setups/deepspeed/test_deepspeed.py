@@ -19,7 +19,6 @@ from tests.setups.deepspeed.deepspeed_training import (
     COMPOSED,
     HALF_STEPS,
     HALVES,
-    NETS,
     NUM_COUNTED_STEPS,
     NUM_RESUMED_STEPS,
     STAGES,
@@ -28,6 +27,7 @@ from tests.setups.deepspeed.deepspeed_training import (
     measure,
     spare,
 )
+from tests.setups.fsdp1_training import NETS
 from tests.setups.processes import run_ranks
 from tests.setups.published import Numbers, numbers
 from tests.setups.sharded_training import EVERY
