@@ -171,6 +171,14 @@ class Tab:
         self.page.wait_for_timeout(150)
         self.frame.locator("main[aria-busy=false]").wait_for()
 
+    def resize(self, width: int, height: int) -> None:
+        """Give the window another size, and wait until everything is drawn in it."""
+        self.page.set_viewport_size({"width": width, "height": height})
+        self.page.wait_for_function("(width) => innerWidth === width", arg=width)
+        for _ in range(3):  # one in which sizes are observed, one that draws, one that shows it
+            self.page.evaluate("() => new Promise(requestAnimationFrame)")
+        self.settle()
+
     @property
     def frame(self) -> FrameLocator | Page:
         """The plugin's frame in TensorBoard, or the page if it stands alone."""

@@ -411,8 +411,7 @@ def test_the_tab_follows_the_theme_of_tensorboard(browser: Browser, address: str
 @pytest.mark.parametrize("width", [1000, 1900])
 def test_narrow_and_wide_windows_show_everything(browser: Browser, address: str, width: int) -> None:
     with opened(browser, alone(address)) as tab:
-        tab.page.set_viewport_size({"width": width, "height": 900})
-        tab.page.wait_for_timeout(300)
+        tab.resize(width, 900)
         root = "document.documentElement"
         assert tab.evaluate(f"{root}.scrollWidth <= {root}.clientWidth")
         box = tab.heatmap.bounding_box()

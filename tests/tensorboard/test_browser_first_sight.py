@@ -40,8 +40,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.mark.parametrize("width", [400, 900, 1400])
 def test_the_verdict_is_the_first_that_is_read(browser: Browser, address: str, width: int) -> None:
     with opened(browser, alone(address, run="sick")) as tab:
-        tab.page.set_viewport_size({"width": width, "height": 900})
-        tab.page.wait_for_timeout(300)
+        tab.resize(width, 900)
         banner = tab.frame.locator(".banner")
         title = " ".join(banner.locator("h2").inner_text().split())
         assert title == "Sick: Gradients vanish with depth since step 3 · net.0"

@@ -133,24 +133,25 @@ def test_the_keyboard_walks_through_the_list(tab: Tab) -> None:
     assert tab.evaluate("[...document.querySelectorAll('.run')].filter((one) => one.tabIndex === 0).length") == 1
 
 
-def pictures(tab: Tab) -> list[bool]:
-    """Whether the small picture of each run is there."""
-    script = """() => [...document.querySelectorAll(".run canvas")].map((one) =>
-        one.width > 0 && one.getContext("2d").getImageData(one.width / 2, one.height / 2, 1, 1).data[3] === 255)"""
-    found: list[bool] = tab.evaluate(script)
-    return found
+PICTURES = """() => [...document.querySelectorAll(".run canvas")].map((one) =>
+    one.width > 0 && one.getContext("2d").getImageData(one.width / 2, one.height / 2, 1, 1).data[3] === 255)"""
+
+
+def have_pictures(tab: Tab, first: int, end: int) -> None:
+    """Wait until these runs have their small pictures."""
+    script = f"([first, end]) => ({PICTURES})().slice(first, end).every(Boolean)"
+    tab.page.wait_for_function(script, arg=[first, end])
 
 
 def test_only_runs_that_are_seen_are_asked_for_a_picture_and_the_wheel_brings_more(tab: Tab) -> None:
-    tab.page.wait_for_timeout(600)
-    assert all(pictures(tab)[:5])
-    assert not any(pictures(tab)[20:])
+    have_pictures(tab, 0, 5)
+    tab.settle()
+    assert not any(tab.evaluate(PICTURES)[20:])
     assert len([url for url in tab.requests if "columns=80" in url]) < 20
     rows(tab).nth(2).hover()
     tab.page.mouse.wheel(0, 30 * 32)
     tab.page.wait_for_function("document.querySelector('.strip').scrollTop > 900")
-    tab.page.wait_for_timeout(600)
-    assert all(pictures(tab)[31:34])
+    have_pictures(tab, 31, 34)
 
 
 def test_the_list_opens_and_closes(tab: Tab) -> None:
@@ -199,8 +200,7 @@ def test_axe_finds_nothing_to_complain_about(browser: Browser, address: str, sch
 @pytest.mark.parametrize("width", [400, 900])
 def test_a_narrow_window_shows_list_and_verdict(browser: Browser, address: str, width: int) -> None:
     with opened(browser, alone(address)) as tab:
-        tab.page.set_viewport_size({"width": width, "height": 800})
-        tab.page.wait_for_timeout(300)
+        tab.resize(width, 800)
         root = "document.documentElement"
         assert tab.evaluate(f"{root}.scrollWidth <= {root}.clientWidth")
         box = tab.frame.locator(".banner h2").bounding_box()
