@@ -10,6 +10,7 @@ from lightning_gradwatch.cli.logs import Logs, OpenRun, Run
 from lightning_gradwatch.core.quantities import BY_NAME
 from lightning_gradwatch.paths import Place
 from lightning_gradwatch.reading import answers
+from lightning_gradwatch.reading.heatmaps import column
 from lightning_gradwatch.reading.schema import SCHEMA_VERSION, plain
 
 
@@ -56,4 +57,4 @@ def _optimizer(run: OpenRun, optimizer: answers.OptimizerContents) -> dict[str, 
 def _latest(run: OpenRun, optimizer: str, version: answers.VersionContents) -> dict[str, answers.Column]:
     series = run.quantities(optimizer, version["version"])
     names = [name for name in {**BY_NAME, **run.catalogue.own_quantities} if name in series]
-    return {name: answers.column(run.store, series[name], version["last_step"]) for name in names}
+    return {name: column(run.store, series[name], version["last_step"]) for name in names}

@@ -28,7 +28,7 @@ from lightning_gradwatch.core.modules import (
 from lightning_gradwatch.core.records import Layer
 from lightning_gradwatch.core.shards import Cut
 
-ROOT = "(root)"
+ROOT = "(model)"
 OUTSIDE = "(outside the model)"
 MAX_ROWS = 50
 MIN_ROWS = 10

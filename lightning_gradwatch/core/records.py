@@ -87,7 +87,7 @@ class Layer:
     """A module that directly owns parameters, or shares a matrix with one before it.
 
     Attributes:
-        name: Module path without wrapper prefixes such as ``_orig_mod.``; ``"(root)"`` for the model itself.
+        name: Module path without wrapper prefixes such as ``_orig_mod.``; ``"(model)"`` for the model itself.
         parameters: Names of the parameters it owns and that are watched, in the order of ``named_parameters()``. None
             where all belong to layers before it: then there are figures of its outputs alone.
         shared_with: Further names under which its parameters are registered (tied weights); of those that belong to a

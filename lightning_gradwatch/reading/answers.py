@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 
@@ -15,10 +15,11 @@ from lightning_gradwatch.core.records import BINS_PER_DECADE, LOWEST, MISSING, N
 from lightning_gradwatch.reading import lines
 from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.damage import Damage
+from lightning_gradwatch.reading.folding import MOST_ROWS, Row, fold, plain
+from lightning_gradwatch.reading.heatmaps import column, columns_of
 from lightning_gradwatch.reading.run_list import verdict_of
-from lightning_gradwatch.reading.samples import Samples, Span, Statistic
+from lightning_gradwatch.reading.samples import Samples, Span
 from lightning_gradwatch.reading.schema import (
-    Array,
     UnreadableError,
     decode_histogram,
     encode_frame,
@@ -30,6 +31,8 @@ from lightning_gradwatch.reading.trials import ShownAlert, shown
 
 DEFAULT_COLUMNS = 1000
 MAX_NAMES = 20
+_GLANCES = 16
+"""Samples, spread over the run, by which it is decided which layers are alike."""
 _NOTHING_USED = (-LOWEST * BINS_PER_DECADE, -LOWEST * BINS_PER_DECADE + 1)
 
 
@@ -37,11 +40,14 @@ class VersionContents(TypedDict):
     """What there is of one list of layers of an optimizer.
 
     Attributes:
+        rows: How layers share rows where there are many, as by :func:`~lightning_gradwatch.reading.folding.plain`;
+            empty but for the newest list.
         num_samples: Steps that were observed, of its gradient norm or else of what there is.
     """
 
     version: int
     layers: list[str]
+    rows: list[object]
     first_step: int
     last_step: int
     num_samples: int
@@ -90,14 +96,6 @@ class RunDocument(Contents):
     alerts: Sequence[AlertRecord]
     num_dropped: int
     damage: Sequence[Damage]
-
-
-class Column(TypedDict):
-    """One sample of a quantity, which may stand for several steps: a number for each layer, or several."""
-
-    step: int
-    last_step: int
-    values: list[Any]
 
 
 class TimeProfile(TypedDict):
@@ -157,28 +155,6 @@ def _view(catalogue: Catalogue, every_step: dict[str, dict[str, str]]) -> View:
     }
 
 
-def heatmap(store: Store, series: Series, span: Span, columns: int, statistic: Statistic = "high") -> bytes:
-    """A frame of a quantity with one number per layer, shape ``(columns, layers)``, float32.
-
-    Neighbours are merged if there are more samples than columns, by maximum unless another statistic is wanted; NaN is
-    larger than anything. Columns are of equally many steps, but one sample is never in two of them.
-    """
-    samples = store.samples(series).between(*span)
-    starts, header = _columns(samples, columns)
-    return encode_frame(samples.merged(starts, statistic), header)
-
-
-def column(store: Store, series: Series, step: int) -> Column:
-    """One sample of a quantity with one number per layer; of several steps the largest."""
-    samples = store.samples(series)
-    place = samples.place(step)
-    return {
-        "step": int(samples.steps[place]),
-        "last_step": int(samples.last_steps[place]),
-        "values": samples.values[place].tolist(),
-    }
-
-
 def distribution(store: Store, series: Series, layer: str, span: Span, columns: int) -> bytes:
     """A frame of the log10|g| histograms of one layer, shape ``(columns, bins)``, uint8, over the bins in use."""
     samples = store.samples(series).between(*span)
@@ -187,7 +163,7 @@ def distribution(store: Store, series: Series, layer: str, span: Span, columns: 
     np.put_along_axis(bins, first[:, None] + np.arange(HISTOGRAM_BINS), shares, axis=1)
     used = np.flatnonzero(bins.any(0))
     low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else _NOTHING_USED
-    starts, header = _columns(samples, columns)
+    starts, header = columns_of(samples, columns)
     merged = Samples(samples.steps, bins).merged(starts)
     scale = {"lowest": LOWEST + low / BINS_PER_DECADE, "bins_per_decade": BINS_PER_DECADE}
     return encode_frame(merged[:, low:high], {**header, **scale})
@@ -286,11 +262,14 @@ def row_of(series: Series, layer: str) -> int:
 
 
 def _optimizer(store: Store, catalogue: Catalogue, name: str) -> OptimizerContents:
-    versions = [_version(store, catalogue, name, version) for version in catalogue.optimizers[name]]
+    numbers = catalogue.optimizers[name]
+    versions = [_version(store, catalogue, name, version, version == numbers[-1]) for version in numbers]
     return {"name": name, "versions": [version for version in versions if version is not None]}
 
 
-def _version(store: Store, catalogue: Catalogue, optimizer: str, version: int) -> VersionContents | None:
+def _version(
+    store: Store, catalogue: Catalogue, optimizer: str, version: int, is_newest: bool
+) -> VersionContents | None:
     quantities = catalogue.of(optimizer, version)
     by_weight = sorted(quantities.values(), key=lambda series: series.description.quantity != GRAD_NORM.name)
     leading = next((series for series in by_weight if _is_readable(store, series)), None)
@@ -300,6 +279,7 @@ def _version(store: Store, catalogue: Catalogue, optimizer: str, version: int) -
     return {
         "version": version,
         "layers": list(leading.description.layers),
+        "rows": plain(_rows(catalogue, leading, samples)) if is_newest else [],
         "first_step": int(samples.steps[0]),
         "last_step": int(samples.last_steps[-1]),
         "num_samples": int(samples.counts.sum()),
@@ -308,21 +288,22 @@ def _version(store: Store, catalogue: Catalogue, optimizer: str, version: int) -
     }
 
 
+def _rows(catalogue: Catalogue, series: Series, samples: Samples) -> list[Row]:
+    """How its layers share rows. What alerts are about has rows of its own, and what was NaN or infinite."""
+    layers, optimizer = series.description.layers, series.description.optimizer
+    alerts = sorted(catalogue.document.alerts if catalogue.document else (), key=urgency)
+    sick = [alert["layer"] for alert in alerts if alert["layer"] and alert["optimizer"] in ("", optimizer)]
+    if len(layers) > MOST_ROWS:
+        sick += [layers[place] for place in np.flatnonzero(~np.isfinite(samples.values).all(0))]
+    chosen = np.unique(np.linspace(0, len(samples) - 1, _GLANCES).astype(int))
+    return fold(layers, np.median(samples.values[chosen], axis=0), sick)
+
+
 def _is_readable(store: Store, series: Series) -> bool:
     try:
         return len(store.samples(series)) > 0
     except UnreadableError:
         return False
-
-
-def _columns(samples: Samples, most: int) -> tuple[Array, dict[str, object]]:
-    """Where each column starts among the samples, the steps that it covers, and how many steps or samples it merges."""
-    starts = samples.columns(most)
-    ends = np.append(starts[1:], len(samples))[: len(starts)] - 1
-    counts = np.add.reduceat(samples.counts, starts) if len(samples) else samples.counts
-    header = {"steps": samples.steps[starts], "last_steps": samples.last_steps[ends], "counts": counts}
-    counted = "samples" if samples.bins is None else "steps"
-    return starts, {**{name: numbers.tolist() for name, numbers in header.items()}, "counted": counted}
 
 
 def _one_of(names: Iterable[object]) -> str:

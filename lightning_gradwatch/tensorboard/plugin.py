@@ -18,8 +18,10 @@ from lightning_gradwatch.core.metrics import PLUGIN
 from lightning_gradwatch.core.quantities.several import HISTOGRAM, SEVERAL
 from lightning_gradwatch.reading import answers, lines, run_list, tables
 from lightning_gradwatch.reading.cache import Cache
+from lightning_gradwatch.reading.heatmaps import Column, Rows, column, heatmap
 from lightning_gradwatch.reading.samples import Span, Statistic
 from lightning_gradwatch.reading.schema import UnreadableError, plain
+from lightning_gradwatch.reading.spans import neighbours, places_of
 from lightning_gradwatch.reading.store import Catalogue, MissingError, Series, Store
 from lightning_gradwatch.tensorboard.inspection import inspector_of
 from lightning_gradwatch.tensorboard.joining import join
@@ -79,6 +81,16 @@ class Query:
         """How many columns, or points, there may be at most."""
         return self.integer(name, low, MAX_COLUMNS) or answers.DEFAULT_COLUMNS
 
+    def rows(self, num_layers: int) -> Rows | None:
+        """Which layers share a row; None for a row for each."""
+        given, most = self._arguments.get("rows"), self.integer("most_rows", 1, MAX_COLUMNS)
+        if given is None:
+            return None if most is None or most >= num_layers else neighbours(num_layers, most)
+        try:
+            return places_of(given, num_layers)
+        except ValueError as wrong:
+            raise QueryError(f"`rows` must be rows of layers such as 0,1-4,5..8, but {wrong}.") from None
+
     def statistic(self) -> Statistic:
         """What stands for several steps."""
         given = self._arguments.get("statistic", "high")
@@ -92,12 +104,14 @@ Answer = Callable[[Store, Query], Mapping[str, object] | bytes]
 
 def _heatmap(store: Store, query: Query) -> bytes:
     span, columns, statistic = query.span(), query.limit("columns", 1), query.statistic()
-    return answers.heatmap(store, _series(store, query, query.text("quantity")), span, columns, statistic)
+    series = _series(store, query, query.text("quantity"))
+    return heatmap(store, series, span, columns, statistic, query.rows(len(series.description.layers)))
 
 
-def _column(store: Store, query: Query) -> answers.Column:
+def _column(store: Store, query: Query) -> Column:
     step = query.step()
-    return answers.column(store, _series(store, query, query.text("quantity")), step)
+    series = _series(store, query, query.text("quantity"))
+    return column(store, series, step, query.rows(len(series.description.layers)))
 
 
 def _distribution(store: Store, query: Query) -> bytes:

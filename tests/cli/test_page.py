@@ -20,6 +20,7 @@ from lightning_gradwatch.cli.logs import Logs, OpenRun
 from lightning_gradwatch.cli.page import build
 from lightning_gradwatch.core.quantities.several import SEVERAL
 from lightning_gradwatch.reading import answers, lines
+from lightning_gradwatch.reading.heatmaps import column, heatmap
 from tests.cli.command import alert, here
 from tests.prescriptions import prescription
 from tests.tensorboard.board import read_frame
@@ -125,16 +126,16 @@ class Both:
     def check_quantity(self, whose: dict[str, Any], quantity: str) -> None:
         series = self.catalogue.of(whose["optimizer"], whose["version"])[quantity]
         for part in PARTS:
-            body = answers.heatmap(self.store, series, (part.get("from"), part.get("to")), part.get("columns", 1000))
+            body = heatmap(self.store, series, (part.get("from"), part.get("to")), part.get("columns", 1000))
             self.check_frame("heatmap", {**whose, "quantity": quantity, **part}, body)
             if series.parts:
                 span, columns = (part.get("from"), part.get("to")), part.get("columns", 1000)
-                means = read_frame(answers.heatmap(self.store, series, span, columns, "mean"))[1]
+                means = read_frame(heatmap(self.store, series, span, columns, "mean"))[1]
                 found = self.ask("heatmap", {**whose, "quantity": quantity, "statistic": "mean", **part})
                 assert same(found["values"], means.ravel().tolist())
         for step in (0, 7, 10**6):
             found = self.ask("column", {**whose, "quantity": quantity, "step": step})
-            expected = answers.column(self.store, series, step)
+            expected = column(self.store, series, step)
             assert (found["step"], found["last_step"]) == (expected["step"], expected["last_step"])
             assert same(found["values"], expected["values"])
 

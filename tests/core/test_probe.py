@@ -101,7 +101,7 @@ def test_outputs_may_be_containers(wrap: Any) -> None:
         def forward(self, input: Tensor) -> Any:  # noqa: A002 - the name of the method it overrides
             return wrap(super().forward(input))
 
-    assert backward(Wrapped(3, 2), torch.randn(2, 3)).account.norm("(root)") is not None
+    assert backward(Wrapped(3, 2), torch.randn(2, 3)).account.norm("(model)") is not None
 
 
 class Lazy(Mapping[str, Tensor]):
@@ -161,7 +161,7 @@ def test_containers_are_read_once_where_they_store_and_nothing_of_theirs_runs(wr
     model(x, kept=given)
     assert torch.equal(torch.get_rng_state(), state)
     model.made.sum().backward()
-    norm = probe.account.norm("(root)")
+    norm = probe.account.norm("(model)")
     assert norm is not None
     assert norm.item() == pytest.approx(2)
     assert next(tensors_in(given)) is x

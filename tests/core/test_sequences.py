@@ -238,7 +238,7 @@ def test_code_of_the_user_receives_the_very_tensor_that_it_was_given(make: Any) 
     assert vars(layer)["given"] is x
     assert not x.requires_grad
     assert probe.sequences() == {}
-    assert probe.account.norm("(root)") is not None  # only the profile over time is lost
+    assert probe.account.norm("(model)") is not None  # only the profile over time is lost
     assert probe.failure is None
 
 

@@ -22,6 +22,7 @@ from lightning_gradwatch.outputs.memory import MAX_BYTES, MERGED_AT_ONCE, Memory
 from lightning_gradwatch.outputs.recorder import RunRecorder
 from lightning_gradwatch.reading import answers
 from lightning_gradwatch.reading.bins import Bins
+from lightning_gradwatch.reading.heatmaps import heatmap
 from lightning_gradwatch.reading.samples import Samples
 from lightning_gradwatch.reading.store import Store
 from tests.tasks import Classifier, deep_net, fit
@@ -57,8 +58,8 @@ def test_memory_tells_what_the_files_tell(tmp_path: Path) -> None:
     assert len(series) > 5
     assert set(kept) == set(series)
     for quantity in set(series) - {"log10_histogram"}:
-        expected = answers.heatmap(whole.store, series[quantity], ALL, 1000)
-        assert answers.heatmap(store, kept[quantity], ALL, 1000) == expected
+        expected = heatmap(whole.store, series[quantity], ALL, 1000)
+        assert heatmap(store, kept[quantity], ALL, 1000) == expected
     expected = answers.distribution(whole.store, series["log10_histogram"], "net.0", ALL, 1000)
     assert answers.distribution(store, kept["log10_histogram"], "net.0", ALL, 1000) == expected
     losses = [one.scalars(run, "gradwatch/steps/loss") for one, run in ((store, name), (whole.store, whole.run.name))]

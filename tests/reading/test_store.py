@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard.context import RequestContext
 from tensorboard.data.provider import DataProvider
 
-from lightning_gradwatch.reading import answers, lines, run_list, store
+from lightning_gradwatch.reading import answers, heatmaps, lines, run_list, store
 from lightning_gradwatch.reading.cache import Cache
 from lightning_gradwatch.reading.samples import Samples, latest_course
 from lightning_gradwatch.reading.schema import Description, UnreadableError
@@ -63,7 +63,7 @@ def always_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 def heatmap(found: Store, run: str, version: int | None = None) -> tuple[list[int], Any]:
     catalogue = found.catalogue(run)
     series = answers.series_of(catalogue, *answers.find(catalogue, None, version), "grad_norm")
-    header, values = read_frame(answers.heatmap(found, series, (None, None), 1000))
+    header, values = read_frame(heatmaps.heatmap(found, series, (None, None), 1000))
     return header["steps"], values
 
 
@@ -181,7 +181,7 @@ def steady(num_steps: int, *norms: float) -> Any:
 def frame(found: Store, run: str, **options: Any) -> tuple[dict[str, Any], Any]:
     catalogue = found.catalogue(run)
     series = answers.series_of(catalogue, *answers.find(catalogue, None, None), "grad_norm")
-    return read_frame(answers.heatmap(found, series, (None, None), options.pop("columns", 1000), **options))
+    return read_frame(heatmaps.heatmap(found, series, (None, None), options.pop("columns", 1000), **options))
 
 
 def test_the_norms_of_every_step_are_one_series_whatever_tags_hold_them(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_the_norms_of_every_step_are_one_series_whatever_tags_hold_them(tmp_path
     assert version["quantities"] == ["grad_norm", "weight_norm"]
     # what is said of a step is said of the bin that holds it
     series = catalogue.of("", 0)["grad_norm"]
-    told = answers.column(found, series, 200)
+    told = heatmaps.column(found, series, 200)
     assert (told["step"], told["last_step"], told["values"]) == (160, 319, values[-1].tolist())
     layer: dict[str, Any] = answers.layer(found, catalogue, "", 0, "b", 200)
     assert (layer["step"], layer["last_step"], layer["numbers"]["weight_norm"]) == (160, 319, 2)

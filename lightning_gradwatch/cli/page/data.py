@@ -13,6 +13,7 @@ from lightning_gradwatch.cli.logs import OpenRun
 from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
 from lightning_gradwatch.core.quantities.several import HISTOGRAM, NORM_RANGE
 from lightning_gradwatch.reading import answers, lines, run_list, tables
+from lightning_gradwatch.reading.heatmaps import heatmap
 from lightning_gradwatch.reading.samples import Samples, Span, Statistic
 from lightning_gradwatch.reading.schema import Array, encode_frame, plain
 from lightning_gradwatch.reading.status import state_of
@@ -92,8 +93,8 @@ def _versions(whole: OpenRun, optimizer: answers.OptimizerContents, limits: Limi
         yield {
             "optimizer": name,
             "version": version["version"],
-            "heatmaps": {q: _encode(answers.heatmap(store, s, _ALL, columns)) for q, s in series.items()},
-            "steps": {one: _encode(answers.heatmap(store, norms, _ALL, columns, one)) for one in others if norms},
+            "heatmaps": {q: _encode(heatmap(store, s, _ALL, columns)) for q, s in series.items()},
+            "steps": {one: _encode(heatmap(store, norms, _ALL, columns, one)) for one in others if norms},
             "ranges": None if others else ranges and _encode(_thinned(store.samples(ranges), columns)),
             "distributions": _distributions(whole, histograms, limits) if histograms else {},
             "sequences": {

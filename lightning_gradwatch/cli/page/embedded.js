@@ -1,7 +1,7 @@
 /** A source whose data stands in the page: the same methods and the same answers as over HTTP. */
 import { decodeFrame } from "../../tensorboard/static/frame.js";
 import { SourceError, toNumber, toNumbers } from "../../tensorboard/static/source.js";
-import { meanOf, part, placesWithin } from "./parts.js";
+import { inRows, meanOf, part, placesWithin, spreadOf } from "./parts.js";
 
 /**
  * What `page/data.py` puts into the page: frames are in base64, the samples of a sequence as the server sends them.
@@ -107,10 +107,14 @@ export function embeddedSource({ tables, runs }) {
     runs: async () => runs.map(({ row }) => row),
     run: async (query) => runOf(query).document,
     heatmap: async (query) => {
-      if (query.statistic !== "mean") return part(heatmapOf(query), query);
-      return part(frameOf(found(versionOf(query).steps.mean, "means")), query, meanOf);
+      if (query.statistic !== "mean") return inRows(part(heatmapOf(query), query), query);
+      return inRows(part(frameOf(found(versionOf(query).steps.mean, "means")), query, meanOf), query);
     },
-    column: async (query) => columnOf(heatmapOf(query), query.step),
+    column: async (query) => {
+      const whole = heatmapOf(query);
+      const column = columnOf(inRows(whole, query), query.step);
+      return query.rows ? { ...column, ...spreadOf(columnOf(whole, query.step).values, query.rows) } : column;
+    },
     distribution: async (query) => {
       const { distributions } = versionOf(query);
       return part(frameOf(found(distributions[query.layer ?? ""], "this histogram")), query);

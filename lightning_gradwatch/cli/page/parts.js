@@ -1,4 +1,5 @@
 /** Parts of a frame, with neighbours merged as the server merges them. */
+import { rowsIn } from "../../tensorboard/static/spans.js";
 
 /**
  * The places of what began by step `to` and ended no earlier than step `from`.
@@ -79,5 +80,52 @@ export function part(frame, { from, to, columns = Infinity }, merge = (values) =
     steps: starts.map((start) => begins[start]),
     lastSteps: starts.map((_, column) => ends[edges[column + 1] - 1]),
     counts: starts.map((start, column) => counts.slice(start, edges[column + 1]).reduce((a, b) => a + b)),
+  };
+}
+
+/**
+ * Which layers share a row.
+ * @param {Query} query
+ * @param {number} layers How many there are.
+ */
+function sharedBy({ rows, most_rows: most = Infinity }, layers) {
+  if (rows) return rowsIn(rows);
+  if (most >= layers) return null;
+  const edges = Array.from({ length: most + 1 }, (_, i) => Math.floor((i * layers) / most));
+  return edges.slice(1).map((end, i) => Array.from({ length: end - edges[i] }, (_, place) => edges[i] + place));
+}
+
+/**
+ * A frame in which layers share rows, by maximum.
+ * @param {Frame} frame
+ * @param {Query} query
+ * @returns {Frame}
+ */
+export function inRows(frame, query) {
+  const shared = sharedBy(query, frame.rows);
+  if (!shared) return frame;
+  const values = new Float32Array(frame.columns * shared.length);
+  for (let column = 0; column < frame.columns; column += 1) {
+    const valueOf = (/** @type {number} */ layer) => frame.values[column * frame.rows + layer];
+    shared.forEach((own, row) => (values[column * shared.length + row] = own.map(valueOf).reduce(larger)));
+  }
+  return { ...frame, values, rows: shared.length, shape: [frame.columns, shared.length] };
+}
+
+/**
+ * The smallest and the median of the layers of each row that are finite and there; -1 where there are none.
+ * @param {number[]} values
+ * @param {string} rows
+ */
+export function spreadOf(values, rows) {
+  const sorted = rowsIn(rows).map((own) => {
+    const there = own.map((layer) => values[layer]).filter((value) => value >= 0 && value < Infinity);
+    return there.sort((a, b) => a - b);
+  });
+  const middle = (/** @type {number[]} */ found) =>
+    (found[(found.length - 1) >> 1] + found[found.length >> 1]) / 2;
+  return {
+    lows: sorted.map((found) => found[0] ?? -1),
+    medians: sorted.map((found) => (found.length ? middle(found) : -1)),
   };
 }

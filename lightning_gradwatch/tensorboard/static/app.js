@@ -9,7 +9,7 @@ import { createPainter } from "./painter.js";
 import { INITIAL, LISTING, createStore } from "./state.js";
 
 /** Changes of these need no new data for the heatmap. */
-const CURSOR = /** @type {Set<keyof State>} */ (new Set(["layer", "step", "folded", "loss"]));
+const CURSOR = /** @type {Set<keyof State>} */ (new Set(["layer", "step", "loss"]));
 
 /** Changes of these concern the list of runs alone. */
 const LIST = /** @type {Set<keyof State>} */ (new Set(LISTING));

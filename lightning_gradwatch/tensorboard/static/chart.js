@@ -13,10 +13,11 @@ import { middleOf } from "./steps.js";
 /** @typedef {import("./heatplot.js").Place} Place */
 
 /**
- * Height of the heatmap: twenty pixels a row, within what the eye takes in at once; but a pixel for each.
+ * Height of the heatmap: twenty pixels a row, within what the eye takes in at once. As many rows as the server proposes
+ * at most have room for their names, and every row has a pixel.
  * @param {number} rows
  */
-const heightFor = (rows) => Math.max(Math.min(Math.max(rows * 20, 220), 460), rows);
+const heightFor = (rows) => Math.max(Math.min(Math.max(rows * 20, 220), 460), Math.min(rows * 14, 740), rows);
 
 /** @param {PageActions & {key(event: KeyboardEvent): void}} actions */
 export function createChart(actions) {

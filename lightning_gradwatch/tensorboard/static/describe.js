@@ -4,24 +4,6 @@ import { formatNumber, formatStep, formatSteps, formatValue } from "./format.js"
 import { cellWords, quantityOf } from "./tables.js";
 
 /**
- * The value that stands for a row of layers: a NaN wins, then the largest.
- * @param {Float32Array} values
- * @param {Stretch} row
- * @param {number} start
- * @returns {number}
- */
-export function valueOfRow(values, row, start) {
-  let found = NOT_COMPARED;
-  for (let layer = row.first; layer <= row.last; layer += 1) {
-    const value = values[start + layer];
-    if (Number.isNaN(value)) return value;
-    if (value === NOT_COMPARED) continue;
-    if (found === NOT_COMPARED || value > found) found = value;
-  }
-  return found;
-}
-
-/**
  * @param {number} value
  * @param {string} quantity
  */
@@ -47,15 +29,15 @@ export function isMerged({ counts = [], counted }, column) {
 /**
  * The value of a cell as text; where it stands for several steps, the largest and the mean of them.
  * @param {Model} model
- * @param {Stretch} row
+ * @param {Row} row
  * @param {number} column
  */
 function valueText({ frame, quantity, compare, means }, row, column) {
-  const value = valueOfRow(frame.values, row, column * frame.rows);
+  const value = frame.values[column * frame.rows + row.index];
   if (compare) return differenceText(value, quantity);
   const text = formatValue(value === NOT_COMPARED ? -1 : value, quantity);
   if (!isMerged(frame, column) || !(value > 0 || Number.isNaN(value))) return text;
-  const mean = means && row.first === row.last ? means[column * frame.rows + row.first] : NaN;
+  const mean = means && row.layers.length === 1 ? means[column * frame.rows + row.index] : NaN;
   return `up to ${text}${mean > 0 ? `, mean ${formatValue(mean, quantity)}` : ""}`;
 }
 
@@ -75,13 +57,13 @@ function whenText({ frame }, column) {
 /**
  * What was merged into a cell.
  * @param {Model} model
- * @param {Stretch} row
+ * @param {Row} row
  * @param {number} column
  */
 function mergedText({ frame }, row, column) {
   const samples = frame.counts?.[column] ?? (frame.steps[column] === frame.lastSteps[column] ? 1 : null);
   const parts = [];
-  if (row.last > row.first) parts.push(`${row.last - row.first + 1} layers`);
+  if (row.layers.length > 1) parts.push(`${row.layers.length} layers`);
   if (samples !== 1 && !isMerged(frame, column)) parts.push(samples ? `${samples} samples` : "several samples");
   return parts.length ? `largest of ${parts.join(", ")}` : "";
 }
@@ -95,9 +77,9 @@ export function describe(model, row, column) {
   const { frame, quantity, compare } = model;
   const notes = [mergedText(model, row, column)];
   if (compare && "here" in frame) {
-    const start = column * frame.rows;
-    const own = formatValue(valueOfRow(frame.here, row, start), quantity);
-    const other = formatValue(valueOfRow(frame.there, row, start), quantity);
+    const place = column * frame.rows + row.index;
+    const own = formatValue(frame.here[place], quantity);
+    const other = formatValue(frame.there[place], quantity);
     notes.push(`${model.run.run}: ${own}`, `${compare}: ${other}`);
   }
   return {

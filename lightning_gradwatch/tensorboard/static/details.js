@@ -10,6 +10,7 @@ import { lineTable, particular } from "./tables.js";
 const OVERLAYS = 4;
 const DASHES = [[], [6, 3], [2, 3], [8, 3, 2, 3]];
 const POINTS = 2000;
+/** Rows of a run with other layers. */
 
 /**
  * The step of the cursor, for the server; in the last column, which may stand for several samples, that of the newest.
@@ -26,7 +27,8 @@ const stepOf = ({ frame, column }) => (column === frame.columns - 1 ? frame.last
 export async function exactCells(ask, model) {
   const { frame, column, compare, scale, run, optimizer, version, quantity, rowOfRun } = model;
   if (compare || frame.steps[column] === frame.lastSteps[column]) return null;
-  const query = { run: run.run, optimizer, version: version.version, quantity, step: stepOf(model) };
+  const { rows } = model.query;
+  const query = { run: run.run, optimizer, version: version.version, quantity, step: stepOf(model), rows };
   const { step, last_step: lastStep, values } = await ask("column", query, rowOfRun.stamp);
   return { step, lastStep, cells: toCells(Float32Array.from(values), scale) };
 }
@@ -68,7 +70,8 @@ export async function overlaysOf(ask, model, others) {
   return Promise.all(
     chosen.map(async (other, i) => {
       const { run, optimizer, version, stamp } = other;
-      const { values } = await ask("column", { run, optimizer, version, quantity, step: stepOf(model) }, stamp);
+      const query = { run, optimizer, version, quantity, step: stepOf(model), rows: model.query.rows };
+      const { values } = await ask("column", query, stamp);
       return {
         name: other.run,
         cells: toPlaces(values, scale),

@@ -1,7 +1,6 @@
 /** What is seen, as a picture and as numbers. */
 import { drawSteps } from "./axis.js";
 import { NOT_COMPARED } from "./compare.js";
-import { valueOfRow } from "./describe.js";
 import { contextOf } from "./dom.js";
 import { formatSteps } from "./format.js";
 import { drawHeatmap } from "./heatmap.js";
@@ -113,7 +112,7 @@ function toCsv(model) {
   const lines = [["step", "last_step", ...rows.map(({ label }) => quoted(label + what))].join(",")];
   for (let column = 0; column < frame.columns; column += 1) {
     if (spans.right[column] <= domain[0] || spans.left[column] >= domain[1]) continue;
-    const values = rows.map((row) => write(valueOfRow(frame.values, row, column * frame.rows)));
+    const values = rows.map((_, row) => write(frame.values[column * frame.rows + row]));
     lines.push([frame.steps[column], frame.lastSteps[column], ...values].join(","));
   }
   return `${lines.join("\r\n")}\r\n`;

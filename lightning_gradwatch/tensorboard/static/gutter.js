@@ -6,7 +6,7 @@ import { rowAt, rowOf } from "./tree.js";
 /** Brackets lower than this have no room for a button. */
 const LEAST_HEIGHT = 12;
 
-/** @param {Pick<Actions, "choose" | "fold">} actions */
+/** @param {Pick<PageActions, "choose" | "fold" | "tooltip">} actions */
 export function createGutter(actions) {
   const labels = drawing("labels");
   const folds = h("div", { class: "folds" });
@@ -16,9 +16,15 @@ export function createGutter(actions) {
   /** @type {PlacedRow[]} */
   let rows = [];
 
+  element.addEventListener("pointermove", (event) => {
+    const row = rowAt(rows, event.clientY - element.getBoundingClientRect().top);
+    if (row) actions.tooltip.show(event, row.label, membersOf(row));
+    else actions.tooltip.hide();
+  });
+  element.addEventListener("pointerleave", () => actions.tooltip.hide());
   element.addEventListener("click", ({ offsetY, target }) => {
     const row = target instanceof Element && target.closest("button") ? null : rowAt(rows, offsetY);
-    if (row) actions.choose({ layer: layers[row.first] });
+    if (row) actions.choose({ layer: layers[row.layers[0]] });
   });
 
   /**
@@ -40,8 +46,9 @@ export function createGutter(actions) {
    * @param {Group[]} groups
    */
   function drawFolds(groups) {
-    const wanted = brackets(groups, rows).filter(({ height }) => height >= LEAST_HEIGHT);
-    const left = element.clientWidth - levelsOf(groups) * LEVEL;
+    const all = brackets(groups, rows);
+    const wanted = all.filter(({ height }) => height >= LEAST_HEIGHT);
+    const left = element.clientWidth - levelsOf(all) * LEVEL;
     const signature = JSON.stringify([left, wanted]);
     if (folds.dataset.signature === signature) return;
     const focused = document.activeElement?.getAttribute("data-path");
@@ -49,6 +56,15 @@ export function createGutter(actions) {
     folds.replaceChildren(...wanted.map((bracket) => foldButton(bracket, left, actions.fold)));
     const again = focused && folds.querySelector(`[data-path="${CSS.escape(focused)}"]`);
     if (again instanceof HTMLElement) again.focus();
+  }
+
+  /**
+   * The first and the last of the layers that share a row.
+   * @param {Row} row
+   */
+  function membersOf({ layers: own }) {
+    if (own.length < 2) return [];
+    return own.length < 4 ? own.map((layer) => layers[layer]) : [layers[own[0]], "…", layers[own[own.length - 1]]];
   }
 
   return { element, draw };

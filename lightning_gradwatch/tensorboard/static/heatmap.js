@@ -3,14 +3,14 @@ import { MISSING, NONFINITE, ZERO } from "./colours.js";
 import { contextOf } from "./dom.js";
 import { columnsOfPixels } from "./steps.js";
 
-/** @typedef {Stretch & {from: number, to: number}} PixelRow A row of layers, from one row of pixels to another. */
+/** @typedef {{index: number, from: number, to: number}} PixelRow A row of cells, from one row of pixels to another. */
 
 /**
  * What stands for several cells: a NaN wins, then the largest value; so no spike and no NaN is lost.
  * @param {number} a
  * @param {number} b
  */
-export function merge(a, b) {
+function merge(a, b) {
   if (a === NONFINITE || b === NONFINITE) return NONFINITE;
   if (a === MISSING) return b;
   if (b === MISSING) return a;
@@ -22,14 +22,13 @@ export function merge(a, b) {
  * @param {number} height
  * @param {number} columnFirst
  * @param {number} columnLast
- * @param {number} rowFirst
- * @param {number} rowLast
+ * @param {number} row
  */
-function mergedCell(cells, height, columnFirst, columnLast, rowFirst, rowLast) {
+function mergedCell(cells, height, columnFirst, columnLast, row) {
   if (columnFirst < 0) return MISSING;
   let cell = MISSING;
   for (let column = columnFirst; column <= columnLast; column += 1) {
-    for (let row = rowFirst; row <= rowLast; row += 1) cell = merge(cell, cells[column * height + row]);
+    cell = merge(cell, cells[column * height + row]);
   }
   return cell;
 }
@@ -97,7 +96,7 @@ function paint(pixels, width, { cells, height }, columns, rows, lookup, palette,
   const specks = /** @type {[x: number, y: number][]} */ ([]);
   for (const row of rows) {
     for (let x = 0; x < width; x += 1) {
-      line[x] = mergedCell(cells, height, columns.first[x], columns.last[x], row.first, row.last);
+      line[x] = mergedCell(cells, height, columns.first[x], columns.last[x], row.index);
     }
     specks.push(...specksOf(line, row, width));
     paintRow(pixels, width, line, row, lookup, palette, dot);
@@ -136,7 +135,7 @@ function paintRow(pixels, width, line, row, lookup, palette, dot) {
  * Draw the heatmap into a box.
  * @param {CanvasRenderingContext2D} context Scaled by `ratio`.
  * @param {Box} box In CSS pixels.
- * @param {Picture & {rows: (Stretch & Placed)[]}} model
+ * @param {Picture & {rows: ({index: number} & Placed)[]}} model
  * @param {Palette} palette
  * @param {number} ratio
  */

@@ -14,6 +14,14 @@ import { layOut, rowAt } from "./tree.js";
  * }} HeatActions
  */
 
+/**
+ * The layer that a click on a row chooses: the chosen one if it is in the row.
+ * @param {Model} model
+ * @param {Row} row
+ */
+const layerIn = ({ layers, layer }, row) =>
+  row.layers.includes(layers.indexOf(layer)) ? layer : layers[row.layers[0]];
+
 /** @param {HeatActions} actions */
 export function createHeatPlot(actions) {
   const heat = drawing("heat");
@@ -41,7 +49,7 @@ export function createHeatPlot(actions) {
       element.focus({ preventScroll: true });
       const place = placeAt(step, y);
       if (!model || !place) return;
-      actions.choose({ layer: model.layers[place.row.first], step: model.frame.steps[place.column] });
+      actions.choose({ layer: layerIn(model, place.row), step: model.frame.steps[place.column] });
     },
     zoom: actions.zoom, wheel: actions.wheel, reset: actions.reset,
   });

@@ -9,15 +9,41 @@ export const LEVEL = 16;
 export const font = (size = 11, weight = 400) => `${weight} ${size}${FONT}`;
 
 /**
- * Shorten at the front, for the end of a path says most.
+ * Shorten a path in the middle: parts without a number go first, of which the front ones tell least; then the middle
+ * of its longest part. Numbers stay, for they tell layers apart.
  * @param {CanvasRenderingContext2D} context
  * @param {string} text
  * @param {number} width
  */
 export function shorten(context, text, width) {
-  if (context.measureText(text).width <= width) return text;
+  const fits = (/** @type {string} */ found) => context.measureText(found).width <= width;
+  let parts = text.split(".");
+  let shown = text;
+  while (!fits(shown)) {
+    const place = parts.findIndex((part, i) => i < parts.length - 1 && part !== "…" && !/\d/.test(part));
+    if (place < 0) return cut(shown, fits);
+    parts = parts.with(place, "…").filter((part, i, all) => part !== "…" || all[i - 1] !== "…");
+    shown = parts.join(".").replace(/\.?…\.?/g, "…");
+  }
+  return shown;
+}
+
+/**
+ * Leave out letters around the middle of the longest run of them.
+ * @param {string} text
+ * @param {(found: string) => boolean} fits
+ */
+function cut(text, fits) {
+  const runs = [...text.matchAll(/[^\d.…]+/g)].sort((a, b) => b[0].length - a[0].length);
+  const { 0: longest = text, index = 0 } = runs[0] ?? {};
+  const [before, after] = [text.slice(0, index), text.slice(index + longest.length)];
+  for (let kept = longest.length - 1; kept > 1; kept -= 1) {
+    const front = Math.floor(kept / 2);
+    const found = `${before}${longest.slice(0, front)}…${longest.slice(front - kept)}${after}`;
+    if (fits(found)) return found;
+  }
   let start = 1;
-  while (start < text.length && context.measureText(`…${text.slice(start)}`).width > width) start += 1;
+  while (start < text.length && !fits(`…${text.slice(start)}`)) start += 1;
   return `…${text.slice(start)}`;
 }
 
@@ -25,6 +51,12 @@ export function shorten(context, text, width) {
 
 /** Rows thinner than this go by the names of their groups. */
 const THIN = 9;
+
+/**
+ * How many layers share a row stands in its tooltip.
+ * @param {Row} row
+ */
+const nameOf = ({ path, label }) => path ?? label;
 
 /** @param {Placed} place */
 const middleOf = ({ top, height }) => top + height / 2;
@@ -37,7 +69,8 @@ const middleOf = ({ top, height }) => top + height / 2;
  */
 function candidates(rows, groups) {
   const outer = rows[0].height < THIN ? brackets(groups, rows).filter(({ level }) => !level) : [];
-  if (!outer.length) return rows.map((row) => ({ label: row.label, place: middleOf(row), isFirst: Boolean(row.path) }));
+  const nameFor = (/** @type {PlacedRow} */ row) => ({ label: nameOf(row), place: middleOf(row) });
+  if (!outer.length) return rows.map((row) => ({ ...nameFor(row), isFirst: row.path !== null }));
   return outer.map((group) => ({ label: group.path, place: middleOf(group), isFirst: false }));
 }
 
@@ -51,7 +84,7 @@ function candidates(rows, groups) {
  */
 function namesOf(rows, groups, chosen, height) {
   const all = candidates(rows, groups);
-  const own = rows[chosen] ? [{ label: rows[chosen].label, place: middleOf(rows[chosen]), isChosen: true }] : [];
+  const own = rows[chosen] ? [{ label: nameOf(rows[chosen]), place: middleOf(rows[chosen]), isChosen: true }] : [];
   const names = /** @type {Name[]} */ ([]);
   const ends = [...all.slice(0, 1), ...all.slice(-1)];
   for (const name of [...own, ...all.filter(({ isFirst }) => isFirst), ...ends, ...all]) {
@@ -63,25 +96,33 @@ function namesOf(rows, groups, chosen, height) {
 
 /**
  * How many columns of brackets stand between the names and the heatmap.
- * @param {Group[]} groups
+ * @param {Bracket[]} found
  */
-export const levelsOf = (groups) => groups.reduce((most, { level }) => Math.max(most, level + 1), 0);
+export const levelsOf = (found) => found.reduce((most, { level }) => Math.max(most, level + 1), 0);
 
 /**
- * Where the brackets of open groups stand: `top`, `height`, `x`, `path`, for those with rows of their own.
+ * Where brackets stand: of groups with rows of their own, of what was opened, and of rows that can be opened.
  * @param {Group[]} groups
  * @param {PlacedRow[]} rows
  */
 export function brackets(groups, rows) {
   const found = /** @type {Bracket[]} */ ([]);
-  for (const group of groups) {
-    const own = rows.filter((row) => row.first >= group.first && row.last <= group.last);
-    if (!own.length) continue;
-    const folded = own.length === 1 && own[0].path === group.path;
-    if (own.length === 1 && !folded) continue;
-    const [{ top }, last] = [own[0], own[own.length - 1]];
-    found.push({ ...group, folded, x: group.level * LEVEL, top, height: last.top + last.height - top });
+  /** @type {(path: string, own: PlacedRow[], folded: boolean) => void} */
+  const enter = (path, own, folded) => {
+    const [{ top, first }, { top: end, height, last }] = [own[0], own[own.length - 1]];
+    const bottom = end + height;
+    const around = found.filter((other) => !other.folded && other.top <= top && other.top + other.height >= bottom);
+    const level = around.length;
+    found.push({ path, first, last, level, folded, x: level * LEVEL, top, height: bottom - top });
+  };
+  for (const { path, first, last } of groups) {
+    const own = rows.filter((row) => row.first >= first && row.last <= last);
+    if (own.length > 1) enter(path, own, false);
   }
+  for (const path of new Set(rows.flatMap(({ inside }) => inside))) {
+    enter(path, rows.filter(({ inside }) => inside.includes(path)), false);
+  }
+  for (const row of rows) if (row.path !== null) enter(row.path, [row], true);
   return found;
 }
 
@@ -94,7 +135,8 @@ export function brackets(groups, rows) {
  * @param {Palette} palette
  */
 export function drawLabels(context, box, { rows, groups, chosen, alerted }, palette) {
-  const right = box.x + box.width - levelsOf(groups) * LEVEL;
+  const found = brackets(groups, rows);
+  const right = box.x + box.width - levelsOf(found) * LEVEL;
   context.textBaseline = "middle";
   context.textAlign = "right";
   for (const { label, place, isChosen } of namesOf(rows, groups, chosen, box.height)) {
@@ -103,7 +145,7 @@ export function drawLabels(context, box, { rows, groups, chosen, alerted }, pale
     context.fillText(shorten(context, label, right - box.x - 18), right - 14, box.y + place);
   }
   for (const row of alerted) if (rows[row]) drawMark(context, right - 7, box.y + middleOf(rows[row]), palette);
-  for (const bracket of brackets(groups, rows)) drawBracket(context, { ...box, x: right }, bracket, palette);
+  for (const bracket of found) drawBracket(context, { ...box, x: right }, bracket, palette);
 }
 
 /**

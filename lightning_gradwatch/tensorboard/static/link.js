@@ -3,7 +3,7 @@ import { INITIAL } from "./state.js";
 
 const PREFIX = "p.gradwatch.";
 const NUMBERS = ["step", "zoom"];
-const LISTS = ["zoom", "folded", "verdict"];
+const LISTS = ["zoom", "folded", "opened", "verdict"];
 
 /** The window whose address the person sees and copies; the own one where the outer one is closed to us. */
 function addressed() {

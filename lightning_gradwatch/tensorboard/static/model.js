@@ -4,9 +4,11 @@ import { lookup, stopsOf } from "./colours.js";
 import { differenceFrame, isComparable, runsAlike } from "./compare.js";
 import { lanesOf } from "./lanes.js";
 import { differenceScale, scaleOf, toCells } from "./scale.js";
-import { columnAt, domainOf, nearestColumn, spansOf } from "./steps.js";
+import { rowsText } from "./spans.js";
+import { domainOf, nearestColumn, spansOf } from "./steps.js";
 import { learn, quantityOf, shown } from "./tables.js";
-import { groupsOf, rowOf, rowsOf } from "./tree.js";
+import { groupsOf, planOf, rowOf, rowsOf } from "./tree.js";
+import { around, axisOf, follow } from "./zoom.js";
 
 /** @typedef {Omit<View, "scale" | "cells" | "spans">} Loaded A view without colours. */
 
@@ -37,51 +39,6 @@ function chosenOptimizer({ optimizers, alerts }, name) {
 }
 
 /**
- * Steps to ask for so that cells at the edges of `zoom` are whole: one column more on either side.
- * @param {Interval} zoom
- * @param {Frame} overview
- * @param {Spans} spans
- */
-function around(zoom, overview, spans) {
-  const at = (/** @type {number} */ step) => {
-    const column = columnAt(spans, step);
-    return column >= 0 ? column : nearestColumn(overview, step);
-  };
-  const [first, last] = [Math.max(at(zoom[0]) - 1, 0), Math.min(at(zoom[1]) + 1, overview.columns - 1)];
-  return { from: overview.steps[first], to: overview.lastSteps[last] };
-}
-
-/**
- * `zoom` within `full`; moved along if it ended at the newest step before. Null if it shows everything.
- * @param {Interval|null} zoom
- * @param {Interval} full
- * @param {Interval|null} before
- * @returns {Interval|null}
- */
-function follow(zoom, full, before) {
-  if (!zoom) return null;
-  const wasAtEnd = before && zoom[1] >= before[1] - 1e-9;
-  const shift = wasAtEnd ? full[1] - before[1] : 0;
-  const from = Math.max(zoom[0] + shift, full[0]);
-  const to = Math.min(zoom[1] + shift, full[1]);
-  return to > from && to - from < full[1] - full[0] - 1e-9 ? [from, to] : null;
-}
-
-/**
- * The axis that shows a run. Where most of its steps are on record it goes from the first to the last of them, whatever
- * is shown: a single sample is then as narrow as the step that it is from.
- * @param {Version} version
- * @param {Frame} overview
- * @returns {Interval}
- */
-function axisOf({ first_step: first, last_step: last, num_samples: count }, overview) {
-  const [from, to] = [first - 0.5, last + 0.5];
-  if (to - from < 1.5 * count) return [from, to];
-  const [low, high] = domainOf(overview);
-  return [Math.min(low, from), Math.max(high, to)];
-}
-
-/**
  * Load what the heatmap needs.
  * @param {Ask} ask
  * @param {RunRow[]} runs
@@ -100,11 +57,14 @@ export async function loadView(ask, runs, row, state, columns, before) {
   const quantities = shown(version.quantities);
   if (!quantities.length) return { run, view: null };
   const quantity = quantities.find((name) => name === state.quantity) ?? quantities[0];
-  const query = { run: row.run, optimizer, version: version.version, quantity, columns };
+  const key = JSON.stringify([row.run, optimizer]);
+  const groups = groupsOf(version.layers);
+  const plan = planOf(version, run.alerts, before?.key === key ? before : null);
+  const rows = rowsOf(version.layers, groups, plan, state);
+  const query = { run: row.run, optimizer, version: version.version, quantity, columns, rows: rowsText(rows) };
   const overview = await ask("heatmap", query, row.stamp);
   const spans = spansOf(overview);
   const full = axisOf(version, overview);
-  const key = JSON.stringify([row.run, optimizer]);
   const zoom = follow(state.zoom, full, before?.key === key ? before.full : null);
   const part = zoom ? around(zoom, overview, spans) : {};
   const closer = { ...query, ...part };
@@ -115,7 +75,7 @@ export async function loadView(ask, runs, row, state, columns, before) {
     optimizers: run.optimizers.map(({ name }) => name),
     domain: zoom ?? full,
     layers: version.layers,
-    groups: groupsOf(version.layers),
+    groups, plan, rows,
     alerts: run.alerts.filter((alert) => !alert.optimizer || !optimizer || alert.optimizer === optimizer),
     compare: null,
   };
@@ -135,7 +95,7 @@ export async function loadView(ask, runs, row, state, columns, before) {
  */
 async function compared(ask, view, partner, part, columns) {
   const { run, optimizer, version, stamp } = partner;
-  const query = { run, optimizer, version, quantity: view.quantity, columns };
+  const query = { run, optimizer, version, quantity: view.quantity, columns, rows: view.query.rows };
   const there = await ask("heatmap", query, stamp);
   const closer = view.zoom ? await ask("heatmap", { ...query, ...part }, stamp) : there;
   return {
@@ -153,7 +113,7 @@ async function compared(ask, view, partner, part, columns) {
  */
 function coloured(view) {
   const { overview, frame, quantity, compare } = view;
-  const scale = compare ? differenceScale(quantity, overview.values) : scaleOf(quantity, overview.values);
+  const scale = compare ? differenceScale(quantity, overview.values) : scaleOf(quantity, overview);
   return { ...view, scale, cells: toCells(frame.values, scale), spans: spansOf(frame) };
 }
 
@@ -182,21 +142,20 @@ export function partnerOf(doc, row, optimizer) {
  * @returns {Omit<Model, "overlays" | "exact" | "means">}
  */
 export function toModel(view, state, palette, runs) {
-  const { frame, layers, groups, alerts, quantity, domain } = view;
-  const rows = rowsOf(layers, groups, new Set(state.folded));
+  const { frame, layers, rows, alerts, quantity, domain } = view;
   const suggested = foremost(alerts)?.layer;
   const known = (/** @type {string|null|undefined} */ name) => layers.find((layer) => layer === name);
   const layer = known(state.layer) ?? known(suggested) ?? layers[0];
   const stops = stopsOf(view.compare !== null, palette.neutral);
   const span = `the steps ${Math.ceil(domain[0])} to ${Math.floor(domain[1])}`;
   return {
-    ...view, rows, palette, stops, layer,
+    ...view, palette, stops, layer,
     lookup: lookup(stops),
     row: rowOf(rows, layers.indexOf(layer)),
     column: state.step === null ? frame.columns - 1 : nearestColumn(frame, state.step),
     lanes: lanesOf(alerts),
     isZoomed: view.zoom !== null,
-    isFolded: groups.some(({ path }) => state.folded.includes(path)),
+    isFolded: rows.length < layers.length,
     comparable: runsAlike(runs, view.rowOfRun, view.optimizer).map(({ run }) => run),
     label: `${quantityOf(quantity).label} of ${layers.length} layers over ${span}. Use the arrow keys.`,
   };
@@ -209,6 +168,6 @@ export function toModel(view, state, palette, runs) {
  * @returns {Picture}
  */
 export function thumbnailOf(frame, quantity) {
-  const cells = toCells(frame.values, scaleOf(quantity, frame.values));
+  const cells = toCells(frame.values, scaleOf(quantity, frame));
   return { frame, spans: spansOf(frame), domain: domainOf(frame), cells, lookup: lookup(stopsOf(false)) };
 }

@@ -1,4 +1,5 @@
 /** What keys and clicks do: from what is drawn and chosen to a change of the state. Nothing here has an effect. */
+import { ALL } from "./tree.js";
 
 /**
  * The row at a distance from the chosen one.
@@ -8,7 +9,7 @@
  */
 export function moveRow({ rows, row, layers }, by) {
   const wanted = rows[Math.min(Math.max(row + by, 0), rows.length - 1)];
-  return { layer: layers[wanted.first] };
+  return { layer: layers[wanted.layers[0]] };
 }
 
 /**
@@ -49,37 +50,47 @@ export function cycle({ quantities, quantity }, by) {
 }
 
 /**
- * Fold or unfold one group.
- * @param {string[]} folded
+ * Open a row of several layers, or fold a group, or undo either.
+ * @param {Model} model
+ * @param {State} state
  * @param {string} path
  * @returns {Partial<State>}
  */
-export function toggle(folded, path) {
-  return { folded: folded.includes(path) ? folded.filter((other) => other !== path) : [...folded, path] };
+export function toggle({ rows }, { folded, opened }, path) {
+  const without = (/** @type {string[]} */ paths) => paths.filter((other) => other !== path);
+  if (folded.includes(path)) return { folded: without(folded) };
+  if (opened.includes(path)) return { opened: without(opened) };
+  return rows.some((row) => row.path === path) ? { opened: [...opened, path] } : { folded: [...folded, path] };
 }
 
 /**
- * Unfold the group that the chosen layer is folded into, or fold the innermost one around it.
+ * Open the row of the chosen layer; or close again what was opened to show it; or fold the innermost group around it.
  * @param {Model} model
- * @param {string[]} folded
+ * @param {State} state
  * @returns {Partial<State>}
  */
-export function toggleHere({ layers, layer, groups }, folded) {
+export function toggleHere(model, state) {
+  const { layers, layer, groups, rows, row } = model;
   const index = layers.indexOf(layer);
   const holders = groups.filter(({ first, last }) => index >= first && index <= last);
-  const group = holders.find(({ path }) => folded.includes(path)) ?? holders.at(-1);
-  return group ? toggle(folded, group.path) : {};
+  const path = rows[row].path ?? rows[row].inside.at(-1) ?? holders.at(-1)?.path;
+  return path === undefined ? {} : toggle(model, state, path);
 }
 
 /**
- * Fold all outer groups, or unfold everything.
+ * Fold everything, as proposed where there are many layers, else all outer groups; or unfold everything.
  * @param {Model} model
  * @param {boolean} isFolded
  * @returns {Partial<State>}
  */
-export const foldAll = ({ groups }, isFolded) => ({
-  folded: isFolded ? groups.filter(({ level }) => !level).map(({ path }) => path) : [],
-});
+export function foldAll({ groups, plan }, isFolded) {
+  if (!isFolded) return { folded: [], opened: isProposed(plan) ? [ALL] : [] };
+  const outer = groups.filter(({ level }) => !level).map(({ path }) => path);
+  return { opened: [], folded: isProposed(plan) ? [] : outer };
+}
+
+/** @param {Fold[]} plan */
+const isProposed = (plan) => plan.some((fold) => typeof fold !== "number");
 
 /**
  * Go where an alert opened.
@@ -99,4 +110,4 @@ export function showAlert({ zoom }, state, { optimizer, layer, step }) {
  * @returns {Partial<State>}
  */
 export const chooseView = (patch) =>
-  "optimizer" in patch ? { ...patch, layer: null, folded: [], compare: null } : patch;
+  "optimizer" in patch ? { ...patch, layer: null, folded: [], opened: [], compare: null } : patch;

@@ -8,6 +8,7 @@ const OTHERS = 4;
 /** Small pictures that are asked for at once: the heatmap and its details keep the other connections. */
 const AT_ONCE = 3;
 const COLUMNS = 80;
+const ROWS = 64;
 
 /** @param {RunRow} row */
 const isReadable = ({ status }) => status !== "not_watched" && status !== "unreadable";
@@ -35,7 +36,7 @@ export function createOthers(source) {
   async function thumbnail(row) {
     if (!isReadable(row) || !Object.keys(row.layers).length) return null;
     const quantity = particular().default;
-    const frame = await source.heatmap({ run: row.run, quantity, columns: COLUMNS }).catch(() => null);
+    const frame = await source.heatmap({ run: row.run, quantity, columns: COLUMNS, most_rows: ROWS }).catch(() => null);
     return frame?.columns ? thumbnailOf(frame, quantity) : null;
   }
 

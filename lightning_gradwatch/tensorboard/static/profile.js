@@ -1,6 +1,5 @@
 /** The depth profile: the value of every layer at one step, sharing the rows of the heatmap. */
 import { MISSING, NONFINITE, ZERO, between, css } from "./colours.js";
-import { merge } from "./heatmap.js";
 import { font } from "./labels.js";
 
 /** @typedef {[x: number, y: number]} Point */
@@ -34,19 +33,6 @@ export function profileAt({ frame, cells, exact, column: chosen }, column = null
  * @param {Box} box
  */
 const middleOf = (row, box) => box.y + row.top + row.height / 2;
-
-/**
- * Cells of the rows, from cells of the layers.
- * @param {Float32Array} cells
- * @param {Stretch[]} rows
- */
-function cellsOfRows(cells, rows) {
-  return rows.map(({ first, last }) => {
-    let cell = MISSING;
-    for (let layer = first; layer <= last; layer += 1) cell = merge(cell, cells[layer]);
-    return cell;
-  });
-}
 
 /**
  * Where a cell lies: zeros at the left edge, NaN at the right, nothing for "no data".
@@ -84,7 +70,7 @@ const FAR = 20;
 const APART = 12;
 
 /**
- * The layers of another run with the same layers, on the rows of this one; off the axis where their values are.
+ * The rows of another run with the same layers; off the axis where their values are.
  * @param {Overlay} overlay
  * @param {PlacedRow[]} rows
  * @param {Box} box
@@ -92,10 +78,8 @@ const APART = 12;
  */
 function overlayPoints(overlay, rows, box) {
   return Array.from(overlay.cells, (cell, i) => {
-    const row = Number.isNaN(cell) ? undefined : rows.find(({ first, last }) => i >= first && i <= last);
-    if (!row) return null;
-    const inside = row.path ? 0.5 : i - row.first + 0.5;
-    return pointOf(box.x + Math.min(Math.max(cell, -FAR), FAR) * box.width, box.y + row.top + inside * row.height);
+    if (Number.isNaN(cell)) return null;
+    return pointOf(box.x + Math.min(Math.max(cell, -FAR), FAR) * box.width, middleOf(rows[i], box));
   });
 }
 
@@ -141,7 +125,7 @@ export function drawProfile(context, box, { rows, cells, scale, stops, chosen, o
   drawGrid(context, box, scale, palette);
   context.lineJoin = "round";
   for (const overlay of overlays) drawOverlay(context, box, overlay, overlayPoints(overlay, rows, box));
-  const own = cellsOfRows(cells, rows);
+  const own = [...cells];
   const points = own.map((cell, i) => (cell < 0 ? null : pointOf(box.x + cell * box.width, middleOf(rows[i], box))));
   context.strokeStyle = palette.ink;
   context.lineWidth = 2;

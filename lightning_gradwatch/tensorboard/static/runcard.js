@@ -64,7 +64,7 @@ export function createCard(run, choose) {
     if (!model || !width) return;
     const rowHeight = height / model.frame.rows;
     const rows = Array.from({ length: model.frame.rows }, (_, i) => ({
-      first: i, last: i, top: i * rowHeight, height: rowHeight,
+      index: i, top: i * rowHeight, height: rowHeight,
     }));
     drawHeatmap(context, { x: 0, y: 0, width, height }, { ...model, rows }, palette, devicePixelRatio || 1);
   }

@@ -4,8 +4,12 @@ import { NOT_COMPARED } from "./compare.js";
 import { formatDecade, formatNumber } from "./format.js";
 import { leastDecades, quantityOf } from "./tables.js";
 
-/** @param {Float32Array} values */
-function extent(values) {
+/**
+ * The smallest positive and the largest finite number: of all layers where the server tells, whatever rows they share.
+ * @param {Frame} frame
+ */
+function extentOf({ values, extent }) {
+  if (extent?.length) return extent;
   let [low, high] = [Infinity, -Infinity];
   for (const value of values) {
     if (value > 0 && value < low) low = value;
@@ -15,11 +19,10 @@ function extent(values) {
 }
 
 /**
- * @param {Float32Array} values
+ * @param {number[]} extent
  * @returns {Scale}
  */
-function logScale(values) {
-  const [low, high] = extent(values);
+function logScale([low, high]) {
   const isEmpty = !(high > 0);
   const top = isEmpty ? 0 : Math.ceil(Math.log10(high) - 1e-9);
   const bottom = Math.min(isEmpty ? top : Math.floor(Math.log10(low) + 1e-9), top - leastDecades());
@@ -45,12 +48,12 @@ function decadeTicks(bottom, top) {
 }
 
 /**
- * @param {Float32Array} values
+ * @param {number[]} extent
  * @param {boolean} isFraction
  * @returns {Scale}
  */
-function linearScale(values, isFraction) {
-  const high = isFraction ? 1 : Math.max(extent(values)[1], 1);
+function linearScale([, largest], isFraction) {
+  const high = isFraction ? 1 : Math.max(largest, 1);
   const label = (/** @type {number} */ value) => (isFraction ? `${100 * value} %` : formatNumber(value, 2));
   return {
     kind: isFraction ? "fraction" : "linear",
@@ -64,11 +67,12 @@ function linearScale(values, isFraction) {
 /**
  * The scale of a quantity over the values of a run: decades, or from 0 to the largest.
  * @param {string} quantity
- * @param {Float32Array} values
+ * @param {Frame} frame
  */
-export function scaleOf(quantity, values) {
+export function scaleOf(quantity, frame) {
   const { scale } = quantityOf(quantity);
-  return scale === "log" ? logScale(values) : linearScale(values, scale === "fraction");
+  const extent = extentOf(frame);
+  return scale === "log" ? logScale(extent) : linearScale(extent, scale === "fraction");
 }
 
 /**

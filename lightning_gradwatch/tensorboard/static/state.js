@@ -13,6 +13,7 @@ export const INITIAL = {
   step: null,
   zoom: null,
   folded: [],
+  opened: [],
   compare: null,
   loss: null,
   find: null,

@@ -1,4 +1,5 @@
 /** Layers grouped by module path, as rows that can be folded. */
+import { layersIn } from "./spans.js";
 
 /** A group bracket is drawn for at most this many levels. */
 const MAX_LEVELS = 3;
@@ -57,29 +58,106 @@ function enter(paths, first, last, depth, level, groups, isWhole) {
 }
 
 /**
- * The rows of the heatmap: a layer, or a folded group of layers.
+ * How layers share rows: as it was before, while somebody looks, as long as the same layers are sick.
+ * @param {Version} version
+ * @param {Alert[]} alerts
+ * @param {View|null} before
+ */
+export function planOf({ version, rows }, alerts, before) {
+  const sickOf = (/** @type {Alert[]} */ found) => JSON.stringify(found.map(({ layer }) => layer));
+  const isSame = before?.version.version === version && sickOf(before.run.alerts) === sickOf(alerts);
+  return isSame ? before.plan : rows;
+}
+
+/**
+ * What somebody does with the rows that the server proposes.
+ * @typedef {{folded: string[], opened: string[]}} Choices
+ */
+
+/** Opens everything. */
+export const ALL = "*";
+
+/**
+ * The rows of the heatmap: a layer, or several layers together.
  * @param {string[]} layers
  * @param {Group[]} groups
- * @param {Set<string>} folded Paths of folded groups.
+ * @param {Fold[]} plan
+ * @param {Choices} choices
+ * @returns {Row[]}
  */
-export function rowsOf(layers, groups, folded) {
-  const rows = /** @type {Row[]} */ ([]);
-  for (let i = 0; i < layers.length; i += 1) {
-    const group = groups.find(({ path, first }) => first === i && folded.has(path));
-    const last = group ? group.last : i;
-    const label = group ? `${group.path} (${last - i + 1} layers)` : layers[i];
-    rows.push({ first: i, last, label, path: group?.path ?? null });
-    i = last;
+export function rowsOf(layers, groups, plan, { folded, opened }) {
+  const isWhole = opened.includes(ALL) || !plan.length;
+  const all = layers.map((_, i) => i);
+  const planned = unfolded(layers, isWhole ? all : plan, new Set(opened), []);
+  const outer = groups.filter(({ path }) => folded.includes(path));
+  return together(planned, outer).map((row, index) => ({ ...row, index }));
+}
+
+/** @typedef {Omit<Row, "index">} Loose A row without a place. */
+
+/**
+ * @param {string[]} layers
+ * @param {number} layer
+ * @param {string[]} inside
+ * @returns {Loose}
+ */
+const rowOfLayer = (layers, layer, inside) =>
+  ({ first: layer, last: layer, layers: [layer], label: layers[layer], path: null, inside });
+
+/**
+ * @param {string} path
+ * @param {number[]} own
+ * @param {string[]} inside
+ * @returns {Loose}
+ */
+function rowOfGroup(path, own, inside) {
+  const [first, last] = [Math.min(...own), Math.max(...own)];
+  return { first, last, layers: own, label: `${path} (${own.length} layers)`, path, inside };
+}
+
+/**
+ * @param {string[]} layers
+ * @param {Fold[]} plan
+ * @param {Set<string>} opened
+ * @param {string[]} inside
+ * @returns {Loose[]}
+ */
+function unfolded(layers, plan, opened, inside) {
+  return plan.flatMap((fold) => {
+    if (typeof fold === "number") return [rowOfLayer(layers, fold, inside)];
+    const own = layersIn(fold.layers);
+    if (!opened.has(fold.path)) return [rowOfGroup(fold.path, own, inside)];
+    return unfolded(layers, fold.parts ?? own, opened, [...inside, fold.path]);
+  });
+}
+
+/**
+ * Rows with those in a folded group as one.
+ * @param {Loose[]} rows
+ * @param {Group[]} folded The outer ones first.
+ */
+function together(rows, folded) {
+  if (!folded.length) return rows;
+  const found = /** @type {Loose[]} */ ([]);
+  let group = /** @type {Group|undefined} */ (undefined);
+  for (const row of rows) {
+    const holder = folded.find(({ first, last }) => row.first >= first && row.last <= last);
+    if (!holder) found.push(row);
+    else if (holder === group) {
+      const { layers, inside } = found[found.length - 1];
+      found[found.length - 1] = rowOfGroup(holder.path, [...layers, ...row.layers], inside);
+    } else found.push(rowOfGroup(holder.path, row.layers, []));
+    group = holder;
   }
-  return rows;
+  return found;
 }
 
 /**
  * The row that shows a layer.
- * @param {Stretch[]} rows
+ * @param {Row[]} rows
  * @param {number} layer
  */
-export const rowOf = (rows, layer) => rows.findIndex(({ first, last }) => layer >= first && layer <= last);
+export const rowOf = (rows, layer) => rows.findIndex(({ layers }) => layers.includes(layer));
 
 /**
  * The laid out row at a height.
@@ -99,7 +177,7 @@ export const rowAt = (rows, y) => rows.find(({ top, height }) => y >= top && y <
 export function layOut(rows, height, least = 15) {
   const usual = height / rows.length;
   const folded = rows.filter((row) => row.path).length;
-  const tall = Math.max(usual, Math.min(least, height / Math.max(folded, 1)));
+  const tall = Math.max(usual, Math.min(least, (0.8 * height) / Math.max(folded, 1)));
   const plain = rows.length > folded ? (height - folded * tall) / (rows.length - folded) : 0;
   let top = 0;
   return rows.map((row) => {

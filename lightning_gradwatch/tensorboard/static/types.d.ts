@@ -79,6 +79,8 @@ interface RunDocument {
 interface Version {
   version: number;
   layers: string[];
+  /** How layers share rows where there are many; see `folding.py`. */
+  rows: Fold[];
   first_step: number;
   last_step: number;
   /** Steps that were observed. */
@@ -86,6 +88,9 @@ interface Version {
   quantities: string[];
   sequences: string[];
 }
+
+/** A layer by its place; or layers that share a row, which opens into its parts, or else into its layers. */
+type Fold = number | { path: string; layers: string; parts?: Fold[] };
 
 interface Alert {
   kind: string;
@@ -132,6 +137,8 @@ interface Frame<Values extends Float32Array | Uint8Array = Float32Array> {
   counts?: number[];
   /** What the counts count: of steps every one is on record, samples are single ones among them. */
   counted?: "steps" | "samples";
+  /** The smallest positive and the largest finite number of all layers, whatever rows they share; empty for none. */
+  extent?: number[];
   columns: number;
   rows: number;
   values: Values;
@@ -153,6 +160,9 @@ interface Column {
   step: number;
   last_step: number;
   values: number[];
+  /** Where layers share rows: of those that are finite and there. */
+  lows?: number[];
+  medians?: number[];
 }
 
 interface ScalarData {
@@ -190,6 +200,9 @@ interface Query {
   from?: number;
   to?: number;
   columns?: number;
+  /** Which layers share a row, as by `rowsText`; or at most how many rows there may be. */
+  rows?: string;
+  most_rows?: number;
   points?: number;
   statistic?: "low" | "mean" | "high";
 }
@@ -220,7 +233,9 @@ interface State {
   layer: string | null;
   step: number | null;
   zoom: Interval | null;
+  /** Groups that somebody has folded, and rows of several layers that somebody has opened; "*" opens all. */
   folded: string[];
+  opened: string[];
   compare: string | null;
   loss: string | null;
   /** Of the list of runs: words, verdicts, order, and whether those that TensorBoard hides are listed. */
@@ -244,10 +259,15 @@ interface Stretch {
   last: number;
 }
 
-/** Layers that share a row: one, or those of a folded group. */
+/** Layers that share a row: one, or those of a folded group. `first` and `last` are the outermost of them. */
 interface Row extends Stretch {
+  /** Its place among the rows. */
+  index: number;
+  layers: number[];
   label: string;
   path: string | null;
+  /** What was opened to show it, the outermost first. */
+  inside: string[];
 }
 
 interface Placed {
@@ -356,6 +376,9 @@ interface View {
   query: Query;
   layers: string[];
   groups: Group[];
+  /** How the layers share rows unless somebody folds or opens. */
+  plan: Fold[];
+  rows: Row[];
   alerts: Alert[];
   /** The run that this one is compared with. */
   compare: string | null;
@@ -369,7 +392,6 @@ interface Model extends View {
   palette: Palette;
   stops: Rgb[];
   lookup: Uint32Array;
-  rows: Row[];
   layer: string;
   row: number;
   column: number;
@@ -390,6 +412,9 @@ interface Profile {
   step: number;
   lastStep: number;
   cells: Float32Array;
+  /** Of the layers that share a row. */
+  lows?: Float32Array;
+  medians?: Float32Array;
 }
 
 /** What is known of all runs, what is loaded of the chosen one, and what is drawn of that. */

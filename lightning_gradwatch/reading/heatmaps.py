@@ -1,0 +1,98 @@
+"""Layers over steps as the tab, the page and the terminal show them: samples merged into columns, layers into rows."""
+
+from __future__ import annotations
+
+from typing import Any, NotRequired, TypedDict
+
+import numpy as np
+
+from lightning_gradwatch.core.records import MISSING
+from lightning_gradwatch.reading.samples import Samples, Span, Statistic
+from lightning_gradwatch.reading.schema import Array, encode_frame
+from lightning_gradwatch.reading.store import Series, Store
+
+MAX_NUMBERS, LEAST_COLUMNS = 4_000_000, 100
+"""Numbers of a heatmap at most, and columns that it has in any case: a screen has room for no more."""
+Rows = tuple[Array, Array]
+"""Places of layers, and where in them each row begins."""
+
+
+class Column(TypedDict):
+    """One sample of a quantity, which may stand for several steps: a number for each layer, or several.
+
+    Attributes:
+        values: The largest of each row, where layers share rows; else that of each layer.
+        lows: The smallest of each row that is finite and there; only where layers share rows.
+        medians: The median of these.
+    """
+
+    step: int
+    last_step: int
+    values: list[Any]
+    lows: NotRequired[list[float]]
+    medians: NotRequired[list[float]]
+
+
+def heatmap(
+    store: Store, series: Series, span: Span, columns: int, statistic: Statistic = "high", rows: Rows | None = None
+) -> bytes:
+    """A frame of a quantity with one number per layer, shape ``(columns, rows)``, float32.
+
+    Neighbours are merged if there are more samples than columns, by maximum unless another statistic is wanted; NaN is
+    larger than anything. Columns are of equally many steps, but one sample is never in two of them. There are fewer of
+    them where there are very many rows. The header tells the smallest and the largest number of all layers.
+
+    Args:
+        store: Where it is.
+        series: The quantity.
+        span: First and last step.
+        columns: At most.
+        statistic: What stands for several steps.
+        rows: Which layers share a row, of which the largest number is taken; None for a row for each.
+    """
+    samples = store.samples(series).between(*span)
+    num_rows = len(series.description.layers) if rows is None else len(rows[1])
+    starts, header = columns_of(samples, min(columns, max(MAX_NUMBERS // max(num_rows, 1), LEAST_COLUMNS)))
+    merged = samples.merged(starts, statistic)
+    return encode_frame(_in_rows(merged, rows), {**header, "extent": _extent(merged)})
+
+
+def _in_rows(values: Array, rows: Rows | None) -> Array:
+    """The largest number of each row; the last axis is that of the layers."""
+    if rows is None or not values.size:
+        return values if rows is None else np.empty((len(values), len(rows[1])), values.dtype)
+    places, starts = rows
+    return np.asarray(np.maximum.reduceat(values[..., places], starts, axis=-1))
+
+
+def _extent(values: Array) -> list[float]:
+    """The smallest positive and the largest finite number; nothing if there is none."""
+    found = values[(values > 0) & (values < np.inf)]
+    return [float(found.min()), float(found.max())] if found.size else []
+
+
+def column(store: Store, series: Series, step: int, rows: Rows | None = None) -> Column:
+    """One sample of a quantity with one number per layer; of several steps the largest."""
+    samples = store.samples(series)
+    place = samples.place(step)
+    values = samples.values[place]
+    found: Column = {
+        "step": int(samples.steps[place]),
+        "last_step": int(samples.last_steps[place]),
+        "values": _in_rows(values, rows).tolist(),
+    }
+    if rows is not None:
+        parts = [part[np.isfinite(part) & (part >= 0)] for part in np.split(values[rows[0]], rows[1][1:])]
+        found["lows"] = [float(part.min()) if part.size else MISSING for part in parts]
+        found["medians"] = [float(np.median(part)) if part.size else MISSING for part in parts]
+    return found
+
+
+def columns_of(samples: Samples, most: int) -> tuple[Array, dict[str, object]]:
+    """Where each column starts among the samples, the steps that it covers, and how many steps or samples it merges."""
+    starts = samples.columns(most)
+    ends = np.append(starts[1:], len(samples))[: len(starts)] - 1
+    counts = np.add.reduceat(samples.counts, starts) if len(samples) else samples.counts
+    header = {"steps": samples.steps[starts], "last_steps": samples.last_steps[ends], "counts": counts}
+    counted = "samples" if samples.bins is None else "steps"
+    return starts, {**{name: numbers.tolist() for name, numbers in header.items()}, "counted": counted}

@@ -1,0 +1,171 @@
+"""Many layers in a real Chromium on a real TensorBoard: rows that several share, their names, and what opens them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Response, expect
+
+from lightning_gradwatch.core.records import Alert
+from tests.tensorboard.board import read_frame
+from tests.tensorboard.browser import Tab, alone, chromium, opened, tensorboard
+from tests.tensorboard.record import record
+
+BLOCKS, STEPS = 32, 60
+ROLES = ("norm1", "attn.q_proj", "attn.k_proj", "attn.out_proj", "norm2", "mlp.up_proj", "mlp.down_proj")
+LAYERS = ("embed", *(f"model.layers.{i}.{role}" for i in range(BLOCKS) for role in ROLES), "norm", "head")
+SICK = "model.layers.5.attn.q_proj"
+QUERIES = [i for i, name in enumerate(LAYERS) if name.endswith("q_proj")]
+ALERT = Alert(
+    kind="dead", level="alert", step=30, until_step=None, layer=SICK, value=1.0, threshold=1.0, message="It is dead.",
+    summary="It is dead.",
+)  # fmt: skip
+
+
+def norms(is_sick: bool) -> np.ndarray:
+    """Norm layers have a hundredth of the others' gradient; one layer is NaN at step 40."""
+    table = np.full((STEPS, len(LAYERS)), 0.5, np.float32) * np.linspace(1, 2, STEPS, dtype=np.float32)[:, None]
+    table[:, [i for i, name in enumerate(LAYERS) if "norm" in name]] *= 0.01
+    table[:, QUERIES[20]] *= 1.25
+    if is_sick:
+        table[40, LAYERS.index("model.layers.9.mlp.up_proj")] = math.nan
+    return table
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    logs = tmp_path_factory.mktemp("logs")
+    for name, alerts in (("sick", (ALERT,)), ("calm", ())):
+        write(logs / name, norms(is_sick=bool(alerts)), *alerts)
+    with tensorboard(logs) as found:
+        yield found
+
+
+def write(directory: Path, table: np.ndarray, *alerts: Alert) -> None:
+    with record(directory, LAYERS, *alerts) as log:
+        log.write(0, table)
+
+
+@pytest.fixture
+def calm(browser: Browser, address: str) -> Iterator[Tab]:
+    with opened(browser, alone(address, run="calm")) as found:
+        yield found
+
+
+def names(tab: Tab) -> list[str]:
+    """The full names of the rows, as one points at their labels from top to bottom."""
+    box = tab.frame.locator(".gutter canvas.labels").bounding_box()
+    assert box
+    found: list[str] = []
+    for y in range(3, int(box["height"]), 5):
+        tab.page.mouse.move(box["x"] + 20, box["y"] + y)
+        name = tab.frame.locator(".tooltip strong").inner_text()
+        if name not in found[-1:]:
+            found.append(name)
+    return found
+
+
+def test_layers_that_are_alike_share_a_row(calm: Tab) -> None:
+    shared = [f"model.layers.0-31.{role} ({BLOCKS} layers)" for role in ROLES]
+    assert names(calm) == ["embed", *shared, "norm", "head"]
+    calm.page.mouse.move(calm_row(calm, 2)[0], calm_row(calm, 2)[1])
+    lines = calm.frame.locator(".tooltip").inner_text().splitlines()
+    assert lines == [shared[1], "model.layers.0.attn.q_proj", "…", "model.layers.31.attn.q_proj"]
+
+
+def calm_row(tab: Tab, row: int, rows: int = 10) -> tuple[float, float]:
+    """Where the label of a row is."""
+    box = tab.frame.locator(".gutter canvas.labels").bounding_box()
+    assert box
+    return box["x"] + 20, box["y"] + (row + 0.5) / rows * box["height"]
+
+
+def test_a_shared_row_tells_the_largest_of_its_layers(calm: Tab) -> None:
+    name, value, note = calm.hover(0.999, 2.5 / 10).splitlines()
+    assert (name, note) == (f"model.layers.0-31.attn.q_proj ({BLOCKS} layers)", f"largest of {BLOCKS} layers")
+    assert float(value.removeprefix(f"step {STEPS - 1} · gradient norm ")) == pytest.approx(1.25, rel=0.002)
+
+
+def test_the_server_sends_the_rows_that_are_shown(calm: Tab) -> None:
+    frames: list[Response] = []
+    calm.page.on("response", lambda answer: frames.append(answer) if "/heatmap?" in answer.url else None)
+    calm.page.reload()
+    calm.settle()
+    shapes = [read_frame(answer.body())[0]["shape"] for answer in frames]
+    assert [STEPS, 10] in shapes
+    assert max(rows for _, rows in shapes) < len(LAYERS)
+
+
+def test_what_is_sick_is_never_folded_away(browser: Browser, address: str) -> None:
+    with opened(browser, alone(address, run="sick")) as tab:
+        found = names(tab)
+        assert SICK in found
+        assert "model.layers.9.mlp.up_proj" in found
+        assert len(found) < 20
+        assert tab.spoken.startswith(f"{SICK}, ")
+        assert Axe().run(tab.page).violations_count == 0
+
+
+def test_a_shared_row_opens_and_closes(calm: Tab) -> None:
+    path = "model.layers.0-31.attn.q_proj"
+    before = calm.pixels(0.5, 0.5 / 10)
+    calm.frame.get_by_role("button", name=f"Unfold {path}").click()
+    calm.settle()
+    assert unquote(unquote(calm.link["opened"])) == path
+    assert [name for name in names(calm) if "q_proj" in name] == [LAYERS[i] for i in QUERIES]
+    assert calm.pixels(0.5, 0.5 / (9 + BLOCKS)) == before, "colours stay"
+    with opened(calm.page.context.browser, calm.page.url) as again:  # type: ignore[arg-type]
+        assert names(again) == names(calm)
+    calm.frame.get_by_role("button", name=f"Fold {path}").click()
+    calm.settle()
+    assert "opened" not in calm.link
+
+
+def test_the_keyboard_opens_the_row_of_the_layer_and_closes_it(calm: Tab) -> None:
+    calm.press("ArrowDown", "ArrowDown")
+    assert calm.spoken.startswith(f"model.layers.0-31.attn.q_proj ({BLOCKS} layers), ")
+    calm.press("f")
+    assert calm.spoken.startswith("model.layers.0.attn.q_proj, ")
+    calm.press("ArrowDown")
+    assert calm.spoken.startswith("model.layers.1.attn.q_proj, ")
+    calm.press("f")
+    assert calm.spoken.startswith(f"model.layers.0-31.attn.q_proj ({BLOCKS} layers), ")
+
+
+def test_everything_opens_and_folds_at_a_click(calm: Tab) -> None:
+    calm.frame.get_by_role("button", name="Unfold groups").click()
+    calm.settle()
+    assert calm.frame.locator("canvas.heat").bounding_box()["height"] >= len(LAYERS)  # type: ignore[index]
+    assert calm.hover(0.5, 2.5 / len(LAYERS)).startswith("model.layers.0.attn.q_proj\n")
+    calm.frame.get_by_role("button", name="Fold groups").click()
+    calm.settle()
+    assert len(names(calm)) == 10
+    expect(calm.frame.get_by_role("button", name="Unfold groups")).to_be_visible()
+
+
+def test_long_names_keep_their_numbers_and_both_ends(calm: Tab) -> None:
+    script = """async ([text, width]) => {
+        const { font, shorten } = await import("./static/labels.js");
+        const context = document.createElement("canvas").getContext("2d");
+        context.font = font();
+        return shorten(context, text, width);
+    }"""
+    name = "model.decoder.layers.17.cross_attention.out_proj"
+    found = [calm.evaluate(script, [name, width]) for width in (400, 180, 130, 90, 60)]
+    assert found[0] == name
+    assert found[1] in ("…layers.17.cross_attention.out_proj", "…17.cross_attention.out_proj")
+    assert found[2] in ("…17.cross_attention.out_proj", "…17…out_proj")
+    assert all("17" in text and text.endswith(("proj", "oj")) for text in found[:4])
+    assert calm.evaluate(script, ["transformer_encoder_backbone_before_residual", 120]).startswith("transf")
