@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -56,12 +56,15 @@ class Bins:
 
     @property
     def num_bytes(self) -> int:
-        """Size in memory."""
-        return sum(getattr(self, field.name).nbytes for field in fields(self))
+        """Size in memory; norms of single steps are low, mean and high at once, and there but once."""
+        return sum({id(array): array.nbytes for array in self._arrays()}.values())
+
+    def _arrays(self) -> list[Array]:
+        return [getattr(self, field.name) for field in fields(self)]
 
     def __getitem__(self, chosen: Array | slice) -> Bins:
         """Some of them, by a mask, by places or by a slice."""
-        return Bins(*(getattr(self, field.name)[chosen] for field in fields(self)))
+        return Bins.made([[array] for array in self._arrays()], lambda arrays: arrays[0][chosen])
 
     @classmethod
     def of_steps(cls, steps: Array, norms: Array, lines: Array) -> Bins:
@@ -79,7 +82,18 @@ class Bins:
     @classmethod
     def joined(cls, parts: Sequence[Bins]) -> Bins:
         """Those of several, one after the other; there must be at least one."""
-        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+        return cls.made(zip(*(part._arrays() for part in parts), strict=True), np.concatenate)
+
+    @classmethod
+    def made(cls, fields_of_parts: Iterable[Sequence[Array]], make: Callable[[Sequence[Array]], Array]) -> Bins:
+        """Each field made from that of several parts; where two fields are the same arrays, they are made once."""
+        made, found = dict[tuple[int, ...], Array](), list[Array]()
+        for arrays in fields_of_parts:
+            key = tuple(map(id, arrays))
+            if key not in made:
+                made[key] = make(arrays)
+            found.append(made[key])
+        return cls(*found)
 
     def merged(self, starts: Array) -> Bins:
         """Neighbours as one, without loss but for the mean, which takes all steps of a bin for finite.
@@ -160,7 +174,7 @@ class Bins:
         except (ValueError, struct.error, zlib.error) as failure:
             raise UnreadableError(f"A stretch of gradient norms is damaged: {failure}.") from None
         norms = _NORMS[codes]
-        low, mean, high = norms if num_planes == 3 else norms.repeat(3, 0)
+        low, mean, high = norms if num_planes == 3 else (norms[0],) * 3
         first, last, count = spans
         return cls(first, last, count, low, mean, high, ends)
 

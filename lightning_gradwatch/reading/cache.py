@@ -9,13 +9,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import TypeVar, cast
 
-from lightning_gradwatch.reading.samples import Samples
+from lightning_gradwatch.reading.samples import Samples, Shared
 from lightning_gradwatch.reading.steps import Part
 
 MAX_BYTES = 512 * 2**20
 """Enough for 10 million steps of 200 layers, in 60,000 bins: 144 MB as they were written, and as much put together."""
 MAX_AGE_SECONDS = 1.0
 Listing = TypeVar("Listing")
+Kept = Samples | Part | Shared
 
 
 class Cache:
@@ -24,11 +25,11 @@ class Cache:
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
         self._lock, self._listing = threading.Lock(), threading.Lock()
-        self._kept: OrderedDict[Hashable, tuple[Hashable, Samples | Part]] = OrderedDict()
+        self._kept: OrderedDict[Hashable, tuple[Hashable, Kept]] = OrderedDict()
         self._listings: dict[Hashable, tuple[float, object]] = {}
         self.num_bytes = 0
 
-    def get(self, key: Hashable, state: Hashable) -> Samples | Part | None:
+    def get(self, key: Hashable, state: Hashable) -> Kept | None:
         """What was kept under a key in this state."""
         with self._lock:
             kept_state, samples = self._kept.get(key, (None, None))
@@ -37,7 +38,7 @@ class Cache:
             self._kept.move_to_end(key)
             return samples
 
-    def put(self, key: Hashable, state: Hashable, samples: Samples | Part) -> None:
+    def put(self, key: Hashable, state: Hashable, samples: Kept) -> None:
         """Keep it, instead of what was kept under this key."""
         with self._lock:
             self._drop(key)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from hashlib import sha1
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
 from lightning_gradwatch.core.records import MISSING
-from lightning_gradwatch.reading.samples import Samples, Span, Statistic
+from lightning_gradwatch.reading.samples import Samples, Shared, Span, Statistic
 from lightning_gradwatch.reading.schema import Array, encode_frame
 from lightning_gradwatch.reading.store import Series, Store
 
 MAX_NUMBERS, LEAST_COLUMNS = 4_000_000, 100
 """Numbers of a heatmap at most, and columns that it has in any case: a screen has room for no more."""
+_AT_ONCE = 2**18
+"""Numbers."""
 Rows = tuple[Array, Array]
 """Places of layers, and where in them each row begins."""
 
@@ -50,25 +54,60 @@ def heatmap(
         statistic: What stands for several steps.
         rows: Which layers share a row, of which the largest number is taken; None for a row for each.
     """
-    samples = store.samples(series).between(*span)
+    shared = _shared(store, series, rows)
+    samples = shared.samples.between(*span)
     num_rows = len(series.description.layers) if rows is None else len(rows[1])
     starts, header = columns_of(samples, min(columns, max(MAX_NUMBERS // max(num_rows, 1), LEAST_COLUMNS)))
-    merged = samples.merged(starts, statistic)
-    return encode_frame(_in_rows(merged, rows), {**header, "extent": _extent(merged)})
+    return encode_frame(samples.merged(starts, statistic), {**header, "extent": shared.extent})
 
 
-def _in_rows(values: Array, rows: Rows | None) -> Array:
-    """The largest number of each row; the last axis is that of the layers."""
-    if rows is None or not values.size:
-        return values if rows is None else np.empty((len(values), len(rows[1])), values.dtype)
+def _shared(store: Store, series: Series, rows: Rows | None) -> Shared:
+    """The samples in rows, and the extent of all layers; kept, as people zoom and look around."""
+    whole = store.kept("whole", series, lambda one: _whole(store.samples(one)))
+    if rows is None:
+        return whole
+    key = sha1(b"".join(part.tobytes() for part in rows), usedforsecurity=False).hexdigest()
+    return store.kept(f"rows {key}", series, lambda _: _of_rows(whole, rows))
+
+
+def _whole(samples: Samples) -> Shared:
+    return Shared(samples, _extent(samples.values), 0)
+
+
+def _of_rows(whole: Shared, rows: Rows) -> Shared:
+    bins = whole.samples.bins
+    if bins is None:
+        samples = Samples(whole.samples.steps, _in_rows(whole.samples.values, rows))
+    else:
+        # norms of single steps are low, mean and high at once
+        norms = {id(array): array for array in (bins.low, bins.mean, bins.high)}
+        found = {key: _in_rows(array, rows) for key, array in norms.items()}
+        low, mean, high = (found[id(array)] for array in (bins.low, bins.mean, bins.high))
+        samples = Samples.of_norms(replace(bins, low=low, mean=mean, high=high))
+    return Shared(samples, whole.extent, samples.num_bytes)
+
+
+def _in_rows(values: Array, rows: Rows) -> Array:
+    """The largest number of each row; NaN is larger than anything. The last axis is that of the layers."""
     places, starts = rows
-    return np.asarray(np.maximum.reduceat(values[..., places], starts, axis=-1))
+    # a part of the samples at a time, which stays in the caches of the processor
+    parts = [np.maximum.reduceat(part[..., places], starts, axis=-1) for part in np.array_split(values, _parts(values))]
+    return np.concatenate(parts)
 
 
-def _extent(values: Array) -> list[float]:
+def _parts(values: Array) -> int:
+    return max(values.size // _AT_ONCE, 1)
+
+
+def _extent(values: Array) -> tuple[float, ...]:
     """The smallest positive and the largest finite number; nothing if there is none."""
-    found = values[(values > 0) & (values < np.inf)]
-    return [float(found.min()), float(found.max())] if found.size else []
+    lows, highs = list[float](), list[float]()
+    for part in np.array_split(values, _parts(values)):
+        known = np.isfinite(part) & (part > 0)
+        lows.append(part.min(where=known, initial=np.inf))
+        highs.append(part.max(where=known, initial=0.0))
+    low, high = float(min(lows)), float(max(highs))
+    return (low, high) if high > 0 else ()
 
 
 def column(store: Store, series: Series, step: int, rows: Rows | None = None) -> Column:
@@ -79,7 +118,7 @@ def column(store: Store, series: Series, step: int, rows: Rows | None = None) ->
     found: Column = {
         "step": int(samples.steps[place]),
         "last_step": int(samples.last_steps[place]),
-        "values": _in_rows(values, rows).tolist(),
+        "values": (values if rows is None else _in_rows(values[None], rows)[0]).tolist(),
     }
     if rows is not None:
         parts = [part[np.isfinite(part) & (part >= 0)] for part in np.split(values[rows[0]], rows[1][1:])]

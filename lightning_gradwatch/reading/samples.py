@@ -117,6 +117,21 @@ class Samples:
         return np.concatenate(parts)
 
 
+@dataclass(frozen=True)
+class Shared:
+    """Samples whose layers share rows.
+
+    Attributes:
+        samples: The samples, with the largest value of each row; of several steps it is so for low, mean and high.
+        extent: The smallest positive and the largest finite value of all layers; empty if there is none.
+        num_bytes: Size in memory, of what is here only.
+    """
+
+    samples: Samples
+    extent: tuple[float, ...]
+    num_bytes: int
+
+
 def latest_course(steps: Array) -> Array:
     """Which samples, in the order in which they were written, none with the same or an earlier step comes after.
 

@@ -107,12 +107,16 @@ def _spared(first: Array, last: Array, single: Array) -> tuple[Array, Array, Arr
 def _gathered(parts: Sequence[Part], places: Array, lines: Sequence[str]) -> Bins:
     """The bins at these places of all parts; field by field, so that no more than one of them is in memory twice."""
     is_whole = len(places) == sum(len(part.bins) for part in parts) and bool((np.diff(places) == 1).all())
-    found = []
-    for field in fields(Bins):
-        arrays = [_aligned(part, lines) if field.name == "lines" else getattr(part.bins, field.name) for part in parts]
+
+    def joined(arrays: Sequence[Array]) -> Array:
         array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-        found.append(array if is_whole else array[places])
-    return Bins(*found)
+        return array if is_whole else array[places]
+
+    return Bins.made([_field(parts, field.name, lines) for field in fields(Bins)], joined)
+
+
+def _field(parts: Sequence[Part], name: str, lines: Sequence[str]) -> list[Array]:
+    return [_aligned(part, lines) if name == "lines" else getattr(part.bins, name) for part in parts]
 
 
 def _aligned(part: Part, lines: Sequence[str]) -> Array:

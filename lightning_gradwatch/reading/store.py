@@ -19,13 +19,13 @@ from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.bins import Bins
 from lightning_gradwatch.reading.cache import Cache
 from lightning_gradwatch.reading.damage import Damage, Inspect
-from lightning_gradwatch.reading.samples import Samples, latest_course
+from lightning_gradwatch.reading.samples import Samples, Shared, latest_course
 from lightning_gradwatch.reading.schema import Array, Description, UnreadableError, decode_alerts
 from lightning_gradwatch.reading.steps import Part, put_together
 
 ALL_SAMPLES = 1_000_000
 """More than any loader keeps of one series."""
-_Kept = TypeVar("_Kept", Samples, Part)
+_Kept = TypeVar("_Kept", Samples, Part, Shared)
 _Tags = Mapping[str, Any]
 
 
@@ -222,7 +222,7 @@ class Store:
         Raises:
             UnreadableError: If none can be read.
         """
-        return self._kept("samples", series, self._put_together if series.parts else self._decode)
+        return self.kept("samples", series, self._put_together if series.parts else self._decode)
 
     def scalars(self, run: str, tag: str) -> Samples:
         """A scalar of a run, of shape ``(samples,)``; or a number that stands beside the norms of every step.
@@ -244,7 +244,7 @@ class Store:
         kept = latest_course(steps)
         return Samples(steps[kept], np.array([datum.value for datum in data])[kept])
 
-    def _kept(self, kind: str, series: Series, make: Callable[[Series], _Kept]) -> _Kept:
+    def kept(self, kind: str, series: Series, make: Callable[[Series], _Kept]) -> _Kept:
         """What was made of a series, made anew only if something was written to it since."""
         key = (self._experiment, kind, series.run, series.tag)
         kept = cast("_Kept | None", self._cache.get(key, series.state))
@@ -260,7 +260,7 @@ class Store:
         for part in series.parts:
             with contextlib.suppress(UnreadableError):
                 # the newest part is going to change: to keep it would help nobody
-                found = self._decode_part(part) if part is newest else self._kept("part", part, self._decode_part)
+                found = self._decode_part(part) if part is newest else self.kept("part", part, self._decode_part)
                 (around if part.description.quantity == STEPS_AROUND else parts).append(found)
         if not parts and not around:
             raise _unreadable(series)

@@ -1,43 +1,66 @@
 /** Which layers share which rows, in a few characters: see `spans.py`. */
 
 /**
- * The places in `3+5-9+20-80:10`.
+ * The places in `3+5-9+20-80:10+91-99:4x2`.
  * @param {string} text
  */
 export function layersIn(text) {
   return text.split("+").flatMap((span) => {
-    const [first, last = first, stride = 1] = span.split(/-|:/).map(Number);
-    return Array.from({ length: Math.floor((last - first) / stride) + 1 }, (_, i) => first + i * stride);
+    const [first, last = first, stride = 1, width = 1] = span.split(/[-:x]/).map(Number);
+    const count = (Math.floor((last - first) / stride) + 1) * width;
+    return Array.from({ length: count }, (_, i) => first + Math.floor(i / width) * stride + (i % width));
   });
 }
 
 /**
- * Evenly spaced numbers from the start of a list: how many they are, and how far apart.
- * @param {number[]} numbers
- * @param {number} start
+ * Neighbours together, as their first and their number.
+ * @param {number[]} layers Rising.
  */
-function evenFrom(numbers, start) {
-  const stride = numbers[start + 1] - numbers[start];
-  let end = start + 1;
-  while (end < numbers.length && stride > 0 && numbers[end] - numbers[end - 1] === stride) end += 1;
-  return { end, stride };
+function runsOf(layers) {
+  const runs = /** @type {{first: number, width: number}[]} */ ([]);
+  for (const layer of layers) {
+    const run = runs.at(-1);
+    if (run && layer === run.first + run.width) run.width += 1;
+    else runs.push({ first: layer, width: 1 });
+  }
+  return runs;
 }
 
 /**
- * Numbers as spans, joined by `between`, in which `to` stands between the ends.
- * @param {number[]} numbers
- * @param {string} to
- * @param {string} between
+ * Rising places in a few characters.
+ * @param {number[]} layers
  */
-function spansOf(numbers, to, between) {
+function spansOf(layers) {
+  const runs = runsOf(layers);
   const spans = [];
-  for (let start = 0; start < numbers.length;) {
-    const { end, stride } = evenFrom(numbers, start);
-    const [first, last] = [numbers[start], numbers[end - 1]];
-    spans.push(first === last ? `${first}` : `${first}${to}${last}${stride > 1 ? `:${stride}` : ""}`);
+  for (let start = 0; start < runs.length;) {
+    const { first, width } = runs[start];
+    const stride = (runs[start + 1]?.first ?? first) - first;
+    let end = start + 1;
+    while (runs[end]?.width === width && runs[end].first === first + stride * (end - start)) end += 1;
+    const last = first + stride * (end - start - 1);
+    if (last > first) spans.push(`${first}-${last}:${stride}${width > 1 ? `x${width}` : ""}`);
+    else spans.push(width > 1 ? `${first}-${first + width - 1}` : `${first}`);
     start = end;
   }
-  return spans.join(between);
+  return spans.join("+");
+}
+
+/**
+ * Single layers, each with a row of its own, in any order.
+ * @param {number[]} layers
+ */
+function aloneText(layers) {
+  const parts = [];
+  for (let start = 0; start < layers.length;) {
+    const stride = layers[start + 1] - layers[start];
+    let end = start + 1;
+    while (stride > 0 && layers[end] - layers[end - 1] === stride) end += 1;
+    const [first, last] = [layers[start], layers[end - 1]];
+    parts.push(first === last ? `${first}` : `${first}..${last}${stride > 1 ? `:${stride}` : ""}`);
+    start = end;
+  }
+  return parts.join(",");
 }
 
 /**
@@ -51,11 +74,11 @@ export function rowsText(rows) {
   const parts = [];
   let alone = /** @type {number[]} */ ([]);
   for (const { layers } of rows) {
-    if (layers.length > 1 && alone.length) parts.push(spansOf(alone, "..", ","));
-    if (layers.length > 1) parts.push(spansOf(layers, "-", "+"));
+    if (layers.length > 1 && alone.length) parts.push(aloneText(alone));
+    if (layers.length > 1) parts.push(spansOf(layers));
     alone = layers.length > 1 ? [] : [...alone, layers[0]];
   }
-  if (alone.length) parts.push(spansOf(alone, "..", ","));
+  if (alone.length) parts.push(aloneText(alone));
   return parts.join(",");
 }
 
