@@ -168,8 +168,8 @@ def runs() -> dict[str, Callable[[Path], None]]:
 
 
 @contextlib.contextmanager
-def tensorboard(directory: Path, *arguments: str) -> Iterator[str]:
-    """TensorBoard on a free port; its address."""
+def tensorboard(directory: Path, *arguments: str, word: str = "sigmoid") -> Iterator[str]:
+    """TensorBoard on a free port; its address, once it knows the run of this name."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -182,7 +182,7 @@ def tensorboard(directory: Path, *arguments: str) -> Iterator[str]:
                 contextlib.suppress(OSError),
                 urllib.request.urlopen(f"{address}/data/plugin/gradwatch/runs") as answer,
             ):
-                if b'"sigmoid"' in answer.read():
+                if f'"{word}"' in answer.read().decode():
                     break
             time.sleep(0.25)
         yield address

@@ -170,10 +170,11 @@ class Bins:
             ends = np.full((num, num_lines, 3), np.nan, np.float32)
             ends[:, :lines] = known[:, :num_lines]
             planes = np.frombuffer(packed, np.uint8, 2 * num_planes * num * layers, place)
-            codes = np.ascontiguousarray(planes.reshape(2, -1).T).view("<u2").reshape(num_planes, num, layers)
+            lower, upper = planes.reshape(2, num_planes, num, layers)
+            codes = upper.astype(np.uint16) << 8 | lower
         except (ValueError, struct.error, zlib.error) as failure:
             raise UnreadableError(f"A stretch of gradient norms is damaged: {failure}.") from None
-        norms = _NORMS[codes]
+        norms = _NORMS.take(codes)
         low, mean, high = norms if num_planes == 3 else (norms[0],) * 3
         first, last, count = spans
         return cls(first, last, count, low, mean, high, ends)

@@ -76,6 +76,7 @@ class _Chooser:
 
     def __init__(self, logs: Array) -> None:
         self._logs = logs
+        self._spreads: dict[Branch, float] = {}
 
     def opened(self, branches: list[Branch], most: int) -> list[Branch]:
         """The branches, opened until there are as many as may be."""
@@ -107,9 +108,11 @@ class _Chooser:
 
     def _spread(self, branch: Branch) -> float:
         """Sum of the squared deviations from the mean."""
-        logs = self._logs[list(branch.layers)]
-        logs = logs[~np.isnan(logs)]
-        return float(((logs - logs.mean()) ** 2).sum()) if len(logs) else 0.0
+        if branch not in self._spreads:
+            logs = self._logs[np.array(branch.layers)]
+            logs = logs[~np.isnan(logs)]
+            self._spreads[branch] = float(((logs - logs.mean()) ** 2).sum()) if len(logs) else 0.0
+        return self._spreads[branch]
 
 
 def _row(branch: Branch) -> Row:

@@ -13,7 +13,12 @@ _DEEPEST = 32
 """Names have more parts only where something is wrong."""
 
 
-@dataclass(frozen=True)
+Path = tuple[str, ...]
+Shape = tuple[Path, ...]
+Shapes = dict[Shape, Shape]
+
+
+@dataclass(frozen=True, eq=False)
 class Module:
     """Neighbouring layers that share the beginning of their names; or a single layer.
 
@@ -25,14 +30,14 @@ class Module:
         shape: What its layers are called behind that part: modules of the same shape may be repetitions of each other.
     """
 
-    name: tuple[str, ...]
+    name: Path
     depth: int
     layers: range
     children: tuple[Module, ...]
-    shape: tuple[tuple[str, ...], ...]
+    shape: Shape
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Branch:
     """A module, or modules that follow each other: numbered ones of the same shape, or any where they are very many."""
 
@@ -80,7 +85,7 @@ def tree_of(layers: tuple[str, ...]) -> tuple[Module, ...]:
     Args:
         layers: Names in running order.
     """
-    return _children([tuple(layer.split(".")) for layer in layers], range(len(layers)), 0)
+    return _children([tuple(layer.split(".")) for layer in layers], range(len(layers)), 0, {})
 
 
 def repetitions(modules: Sequence[Module]) -> list[Branch]:
@@ -94,21 +99,22 @@ def repetitions(modules: Sequence[Module]) -> list[Branch]:
     return [Branch(tuple(module for _, module in group)) for _, group in groupby(enumerate(modules), key)]
 
 
-def _children(paths: list[tuple[str, ...]], layers: range, depth: int) -> tuple[Module, ...]:
+def _children(paths: list[Path], layers: range, depth: int, known: Shapes) -> tuple[Module, ...]:
     """Neighbours that share the part of their path at this depth; a layer whose path ends before stands for itself."""
 
     def key(layer: int) -> object:
         return paths[layer][depth] if depth < min(len(paths[layer]), _DEEPEST) else layer
 
     groups = [list(group) for _, group in groupby(layers, key)]
-    return tuple(_module(paths, range(group[0], group[-1] + 1), depth) for group in groups)
+    return tuple(_module(paths, range(group[0], group[-1] + 1), depth, known) for group in groups)
 
 
-def _module(paths: list[tuple[str, ...]], layers: range, depth: int) -> Module:
+def _module(paths: list[Path], layers: range, depth: int, known: Shapes) -> Module:
     shape = tuple(paths[layer][depth + 1 :] for layer in layers)
+    shape = known.setdefault(shape, shape)  # the same object for all repetitions, which are compared often
     if len(layers) == 1:
         return Module(paths[layers[0]], depth, layers, (), shape)
-    children = _children(paths, layers, depth + 1)
+    children = _children(paths, layers, depth + 1, known)
     while len(children) == 1:  # what holds all there is says nothing and is passed through
         children = children[0].children
     return Module(paths[layers[0]][: depth + 1], depth, layers, children, shape)

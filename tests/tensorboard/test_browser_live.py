@@ -202,7 +202,7 @@ def test_500_layers_times_2000_samples_are_drawn_within_a_second(browser: Browse
     for step in range(2000):
         log.write(step, table[step].tolist())
     log.close()
-    with tensorboard(tmp_path) as address, opened(browser, alone(address)) as tab:
+    with tensorboard(tmp_path) as address, opened(browser, alone(address, opened="*")) as tab:
         times = []
         for _ in range(3):
             tab.page.reload()
