@@ -10,7 +10,6 @@ import { lineTable, particular } from "./tables.js";
 const OVERLAYS = 4;
 const DASHES = [[], [6, 3], [2, 3], [8, 3, 2, 3]];
 const POINTS = 2000;
-/** Rows of a run with other layers. */
 
 /**
  * The step of the cursor, for the server; in the last column, which may stand for several samples, that of the newest.
