@@ -50,7 +50,10 @@ def _run(logs: Logs, run: Run) -> dict[str, object]:
 
 def _optimizer(run: OpenRun, optimizer: answers.OptimizerContents) -> dict[str, object]:
     name = optimizer["name"]
-    versions = [{**version, "latest": _latest(run, name, version)} for version in optimizer["versions"]]
+    versions = []
+    for version in optimizer["versions"]:
+        told = {field: value for field, value in version.items() if field != "rows"}
+        versions.append({**told, "latest": _latest(run, name, version)})
     return {**optimizer, "versions": versions}
 
 

@@ -13,8 +13,7 @@ from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
 from lightning_gradwatch.core.quantities.output_gradient import OUTPUT_GRAD_NORM
 from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.status import urgency
-
-_TOLD_BY_OUTPUTS = frozenset({"vanishing", "exploding"})
+from lightning_gradwatch.reading.tables import KINDS
 
 
 def pictures(
@@ -51,7 +50,7 @@ def _ailing(alerts: list[AlertRecord], layers: tuple[str, ...], max_rows: int) -
 
 
 def _candidates(alerts: list[AlertRecord]) -> list[str]:
-    """The gradients at layer outputs where they are what an alert is about, the weights' gradients otherwise."""
+    """The quantity in which the alert that matters most is best seen, then gradients of weights, or of outputs."""
     foremost = min(alerts, key=urgency, default=None)
-    names = [GRAD_NORM.name, OUTPUT_GRAD_NORM.name]
-    return names[::-1] if foremost is not None and foremost["kind"] in _TOLD_BY_OUTPUTS else names
+    kind = KINDS.get(foremost["kind"]) if foremost is not None else None
+    return [*filter(None, [kind and kind.shown_by]), GRAD_NORM.name, OUTPUT_GRAD_NORM.name]

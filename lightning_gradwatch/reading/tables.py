@@ -13,6 +13,7 @@ from lightning_gradwatch.core.alerts import ALERTS
 from lightning_gradwatch.core.quantities import QUANTITIES
 from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
 from lightning_gradwatch.core.quantities.memory_horizon import MEMORY_HORIZON
+from lightning_gradwatch.core.quantities.output_gradient import OUTPUT_GRAD_NORM
 from lightning_gradwatch.core.quantities.quantity import Quantity
 from lightning_gradwatch.core.quantities.several import HISTOGRAM
 
@@ -26,10 +27,12 @@ class Kind:
     Attributes:
         title: What is wrong, as a headline.
         label: The same in a word or two, where there is little room.
+        shown_by: The quantity that a picture opens with, if it is there; ``""`` for the one that is always first.
     """
 
     title: str
     label: str
+    shown_by: str
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,12 @@ class Line:
     limits: str = ""
 
 
-KINDS = {kind.name: Kind(kind.title, kind.label) for kind in ALERTS}
+_SHOWN_BY = {
+    "vanishing": OUTPUT_GRAD_NORM.name,
+    "exploding": OUTPUT_GRAD_NORM.name,
+    "vanishing_through_time": MEMORY_HORIZON.name,
+}
+KINDS = {kind.name: Kind(kind.title, kind.label, _SHOWN_BY.get(kind.name, "")) for kind in ALERTS}
 PARTICULAR = {"default": GRAD_NORM.name, "horizon": MEMORY_HORIZON.name, "histogram": HISTOGRAM.name}
 """What a view needs by its name: what is shown first, and what has a panel of its own."""
 STATUSES: dict[Status, str] = {

@@ -26,6 +26,10 @@ ALERT = Alert(
     kind="dead", level="alert", step=30, until_step=None, layer=SICK, value=1.0, threshold=1.0, message="It is dead.",
     summary="It is dead.",
 )  # fmt: skip
+FORGETS = Alert(
+    kind="vanishing_through_time", level="alert", step=9, until_step=None, layer="rnn", value=5.0, threshold=2.0,
+    message="It forgets.", summary="It forgets.",
+)  # fmt: skip
 
 
 def norms(is_sick: bool) -> np.ndarray:
@@ -49,6 +53,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     logs = tmp_path_factory.mktemp("logs")
     for name, alerts in (("sick", (ALERT,)), ("calm", ())):
         write(logs / name, norms(is_sick=bool(alerts)), *alerts)
+    with record(logs / "forgets", ("rnn", "head"), FORGETS) as log:
+        log.write(0, np.ones((20, 2)))
+        log.write_plain("memory_horizon", 10, [5.0, -1.0])
     with tensorboard(logs) as found:
         yield found
 
@@ -169,3 +176,12 @@ def test_long_names_keep_their_numbers_and_both_ends(calm: Tab) -> None:
     assert found[2] in ("…17.cross_attention.out_proj", "…17…out_proj")
     assert all("17" in text and text.endswith(("proj", "oj")) for text in found[:4])
     assert calm.evaluate(script, ["transformer_encoder_backbone_before_residual", 120]).startswith("transf")
+
+
+def test_the_view_opens_on_the_quantity_that_the_alert_speaks_of(browser: Browser, address: str) -> None:
+    with opened(browser, alone(address, run="forgets")) as tab:
+        assert tab.frame.get_by_label("Quantity").input_value() == "memory_horizon"
+        tab.frame.get_by_label("Quantity").select_option("grad_norm")
+        tab.settle()
+        assert tab.frame.get_by_label("Quantity").input_value() == "grad_norm"
+        assert tab.link["quantity"] == "grad_norm"

@@ -6,7 +6,7 @@ import { lanesOf } from "./lanes.js";
 import { differenceScale, scaleOf, toCells } from "./scale.js";
 import { rowsText } from "./spans.js";
 import { domainOf, nearestColumn, spansOf } from "./steps.js";
-import { learn, quantityOf, shown } from "./tables.js";
+import { kindOf, learn, quantityOf, shown } from "./tables.js";
 import { groupsOf, planOf, rowOf, rowsOf } from "./tree.js";
 import { around, axisOf, follow } from "./zoom.js";
 
@@ -39,6 +39,18 @@ function chosenOptimizer({ optimizers, alerts }, name) {
 }
 
 /**
+ * The quantity that the state names, else the one in which the alert that matters most is best seen.
+ * @param {string[]} quantities
+ * @param {Alert[]} alerts
+ * @param {string|null} name
+ */
+function chosenQuantity(quantities, alerts, name) {
+  const worst = foremost(alerts);
+  const wanted = [name, worst && kindOf(worst.kind).shown_by];
+  return wanted.find((one) => one && quantities.includes(one)) ?? quantities[0];
+}
+
+/**
  * Load what the heatmap needs.
  * @param {Ask} ask
  * @param {RunRow[]} runs
@@ -56,8 +68,11 @@ export async function loadView(ask, runs, row, state, columns, before) {
   const version = newest({ versions });
   const quantities = shown(version.quantities);
   if (!quantities.length) return { run, view: null };
-  const quantity = quantities.find((name) => name === state.quantity) ?? quantities[0];
+  const ownAlerts = run.alerts.filter((alert) => !alert.optimizer || !optimizer || alert.optimizer === optimizer);
   const key = JSON.stringify([row.run, optimizer]);
+  // who looks already stays with what is shown
+  const seen = before?.key === key ? before.quantity : null;
+  const quantity = chosenQuantity(quantities, ownAlerts, state.quantity ?? seen);
   const groups = groupsOf(version.layers);
   const plan = planOf(version, run.alerts, before?.key === key ? before : null);
   const rows = rowsOf(version.layers, groups, plan, state);
@@ -76,7 +91,7 @@ export async function loadView(ask, runs, row, state, columns, before) {
     domain: zoom ?? full,
     layers: version.layers,
     groups, plan, rows,
-    alerts: run.alerts.filter((alert) => !alert.optimizer || !optimizer || alert.optimizer === optimizer),
+    alerts: ownAlerts,
     compare: null,
   };
   const other = runs.find(({ run: name }) => name === state.compare && name !== row.run);

@@ -51,7 +51,7 @@ export const particular = () => tables.particular;
  * An alert kind in words; one of a newer version has its name only.
  * @param {string} name
  */
-export const kindOf = (name) => tables.kinds[name] ?? { title: name, label: name.replaceAll("_", " ") };
+export const kindOf = (name) => tables.kinds[name] ?? { title: name, label: name.replaceAll("_", " "), shown_by: "" };
 
 /**
  * How a run is, as a word.

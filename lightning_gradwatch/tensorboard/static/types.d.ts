@@ -18,7 +18,7 @@ interface Box {
 interface Tables {
   quantities: Record<string, Quantity>;
   particular: { default: string; horizon: string; histogram: string };
-  kinds: Record<string, { title: string; label: string }>;
+  kinds: Record<string, { title: string; label: string; shown_by: string }>;
   statuses: Record<string, string>;
   cells: Record<string, string>;
   /** `limits` names the number that is drawn with a limit; "" for a line of its own. */
