@@ -10,7 +10,7 @@ from lightning_gradwatch.cli.logs import Logs, OpenRun, Run
 from lightning_gradwatch.core.quantities import BY_NAME
 from lightning_gradwatch.paths import Place
 from lightning_gradwatch.reading import answers
-from lightning_gradwatch.reading.heatmaps import column
+from lightning_gradwatch.reading.heatmaps import Column, column
 from lightning_gradwatch.reading.schema import SCHEMA_VERSION, plain
 
 
@@ -57,7 +57,7 @@ def _optimizer(run: OpenRun, optimizer: answers.OptimizerContents) -> dict[str, 
     return {**optimizer, "versions": versions}
 
 
-def _latest(run: OpenRun, optimizer: str, version: answers.VersionContents) -> dict[str, answers.Column]:
+def _latest(run: OpenRun, optimizer: str, version: answers.VersionContents) -> dict[str, Column]:
     series = run.quantities(optimizer, version["version"])
     names = [name for name in {**BY_NAME, **run.catalogue.own_quantities} if name in series]
     return {name: column(run.store, series[name], version["last_step"]) for name in names}

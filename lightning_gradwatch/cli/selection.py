@@ -52,5 +52,6 @@ def _ailing(alerts: list[AlertRecord], layers: tuple[str, ...], max_rows: int) -
 def _candidates(alerts: list[AlertRecord]) -> list[str]:
     """The quantity in which the alert that matters most is best seen, then gradients of weights, or of outputs."""
     foremost = min(alerts, key=urgency, default=None)
-    kind = KINDS.get(foremost["kind"]) if foremost is not None else None
-    return [*filter(None, [kind and kind.shown_by]), GRAD_NORM.name, OUTPUT_GRAD_NORM.name]
+    kind = None if foremost is None else KINDS.get(foremost["kind"])
+    wanted = [kind.shown_by] if kind is not None and kind.shown_by else []
+    return [*wanted, GRAD_NORM.name, OUTPUT_GRAD_NORM.name]
