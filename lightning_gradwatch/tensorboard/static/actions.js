@@ -36,6 +36,9 @@ export function actionsOf(store, scene) {
     fold: where((model, /** @type {string} */ path) => moves.toggle(model, get(), path)),
     foldHere: where((model) => moves.toggleHere(model, get())),
     foldAll: where(moves.foldAll),
+    find: where((model, /** @type {string} */ text, /** @type {number} */ by, /** @type {string[]} */ opened) =>
+      moves.find(model, get(), text, by, opened)),
+    toSickest: where((model) => moves.toSickest(model, get())),
     showAlert: where((model, /** @type {Alert} */ alert) => moves.showAlert(model, get(), alert)),
     zoom,
     wheel,

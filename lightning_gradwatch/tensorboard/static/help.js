@@ -9,6 +9,8 @@ const KEYS = [
   ["Escape", "all steps"],
   ["q", "next quantity (Shift: the one before)"],
   ["f", "fold or unfold the group of the layer"],
+  ["s", "the sickest layer, then the next one"],
+  ["/", "find a layer"],
   ["?", "this help"],
   ["drag", "zoom to these steps"],
   ["Ctrl + wheel", "zoom around the pointer"],

@@ -1,6 +1,6 @@
 /** The keys of the heatmap. */
 
-/** @typedef {"move" | "moveColumn" | "toEnd" | "zoomHere" | "reset" | "cycle" | "foldHere" | "help"} Keys */
+/** @typedef {"move" | "moveColumn" | "toEnd" | "zoomHere" | "reset" | "cycle" | "foldHere" | "help" | "search" | "toSickest"} Keys */
 
 /** @param {Pick<PageActions, Keys>} actions */
 export function keysOf(actions) {
@@ -21,6 +21,8 @@ export function keysOf(actions) {
     q: () => actions.cycle(1),
     Q: () => actions.cycle(-1),
     f: () => actions.foldHere(),
+    s: () => actions.toSickest(),
+    "/": () => actions.search(),
     "?": () => actions.help(),
   };
   return (/** @type {KeyboardEvent} */ event) => {

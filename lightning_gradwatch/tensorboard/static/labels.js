@@ -4,6 +4,8 @@ const FONT = 'px Roboto, system-ui, "Segoe UI", sans-serif';
 const LEAST_DISTANCE = 12.5;
 /** Width of one level of brackets. */
 export const LEVEL = 16;
+/** More levels would leave no room for the names. */
+const MOST_LEVELS = 3;
 
 /** Font of drawn text. */
 export const font = (size = 11, weight = 400) => `${weight} ${size}${FONT}`;
@@ -112,12 +114,15 @@ export function brackets(groups, rows) {
     const [{ top, first }, { top: end, height, last }] = [own[0], own[own.length - 1]];
     const bottom = end + height;
     const around = found.filter((other) => !other.folded && other.top <= top && other.top + other.height >= bottom);
-    const level = around.length;
+    const level = Math.min(around.length, MOST_LEVELS);
+    if (level === MOST_LEVELS && !folded) return;
     found.push({ path, first, last, level, folded, x: level * LEVEL, top, height: bottom - top });
   };
   for (const { path, first, last } of groups) {
     const own = rows.filter((row) => row.first >= first && row.last <= last);
-    if (own.length > 1) enter(path, own, false);
+    // where repetitions are together, the rows of one block lie apart
+    const isTogether = own.length > 1 && own[own.length - 1].index - own[0].index === own.length - 1;
+    if (isTogether) enter(path, own, false);
   }
   for (const path of new Set(rows.flatMap(({ inside }) => inside))) {
     enter(path, rows.filter(({ inside }) => inside.includes(path)), false);

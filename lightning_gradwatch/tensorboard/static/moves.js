@@ -1,5 +1,5 @@
 /** What keys and clicks do: from what is drawn and chosen to a change of the state. Nothing here has an effect. */
-import { ALL } from "./tree.js";
+import { ALL, holdersOf, matching } from "./tree.js";
 
 /**
  * The row at a distance from the chosen one.
@@ -102,6 +102,69 @@ const isProposed = (plan) => plan.some((fold) => typeof fold !== "number");
 export function showAlert({ zoom }, state, { optimizer, layer, step }) {
   const isSeen = zoom && step >= zoom[0] && step <= zoom[1];
   return { optimizer: optimizer || state.optimizer, layer: layer || state.layer, step, zoom: isSeen ? zoom : null };
+}
+
+/**
+ * Give a layer a row of its own: open what holds it, and unfold what somebody has folded around it.
+ * @param {Model} model
+ * @param {State} state
+ * @param {number} layer
+ * @param {string[]} opened What stays open besides.
+ * @returns {Partial<State>}
+ */
+function reveal({ groups, plan }, { folded }, layer, opened) {
+  const around = groups.filter(({ first, last }) => layer >= first && layer <= last).map(({ path }) => path);
+  const isWhole = opened.includes(ALL);
+  return {
+    opened: isWhole ? opened : [...new Set([...opened, ...holdersOf(plan, layer)])],
+    folded: folded.filter((path) => !around.includes(path)),
+  };
+}
+
+/**
+ * The next layer in whose name all words stand; with `by` 0 the chosen one if it fits, else the first.
+ * @param {Model} model
+ * @param {State} state
+ * @param {string} text
+ * @param {number} by
+ * @param {string[]} opened What was open before the search.
+ * @returns {Partial<State>}
+ */
+export function find(model, state, text, by, opened) {
+  const { layers, layer } = model;
+  const found = matching(layers, text);
+  if (!found.length) return {};
+  const chosen = layers.indexOf(layer);
+  const place = found.indexOf(chosen);
+  const start = place >= 0 ? place + by : by < 0 ? found.findLastIndex((one) => one < chosen)
+    : by > 0 ? Math.max(found.findIndex((one) => one > chosen), 0) : 0;
+  const next = found[(start + found.length) % found.length];
+  const kept = state.opened.includes(ALL) ? [ALL] : opened;
+  return { layer: layers[next], ...reveal(model, state, next, kept) };
+}
+
+/**
+ * Alerts of a layer, those that go on before those that are over, each by how much it matters.
+ * @param {Pick<Model, "alerts" | "layers">} model
+ */
+export const sickOf = ({ alerts, layers }) =>
+  alerts
+    .filter(({ layer }) => layers.includes(layer))
+    .sort((a, b) => Number(a.until_step !== null) - Number(b.until_step !== null) || a.rank - b.rank);
+
+/**
+ * Go to the sickest layer; from there to the next one.
+ * @param {Model} model
+ * @param {State} state
+ * @returns {Partial<State>}
+ */
+export function toSickest(model, state) {
+  const sick = sickOf(model);
+  if (!sick.length) return {};
+  const place = sick.findIndex(({ layer, step }) => layer === model.layer && step === state.step);
+  const alert = sick[(place + 1) % sick.length];
+  const where = showAlert(model, state, alert);
+  return { ...where, ...reveal(model, state, model.layers.indexOf(alert.layer), state.opened) };
 }
 
 /**

@@ -21,7 +21,7 @@ export function createPage(given) {
   const tooltip = createTooltip();
   const help = createHelp();
   /** @type {PageActions} */
-  const actions = { ...given, tooltip, help: help.open, hover, showAlert };
+  const actions = { ...given, tooltip, help: help.open, search: () => toolbar.search(), hover, showAlert };
   const trouble = createTrouble(actions.retry);
   const notice = h("p", { class: "unknown-run", role: "status", hidden: true });
   const strip = createRunStrip(actions, actions.seen);

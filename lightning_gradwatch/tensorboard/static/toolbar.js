@@ -1,8 +1,10 @@
 /** What to show: optimizer, quantity, comparison; and what to do with it. */
 import { h, setOptions } from "./dom.js";
+import { createFinder } from "./finder.js";
+import { sickOf } from "./moves.js";
 import { quantityOf } from "./tables.js";
 
-/** @param {Pick<PageActions, "set" | "foldAll" | "reset" | "png" | "csv" | "help">} actions */
+/** @param {Pick<PageActions, "set" | "foldAll" | "reset" | "png" | "csv" | "help" | "find" | "toSickest">} actions */
 export function createToolbar(actions) {
   const optimizer = createSelect("Optimizer", (name) => actions.set({ optimizer: name }));
   const quantity = createSelect("Quantity", (name) => actions.set({ quantity: name }));
@@ -10,6 +12,8 @@ export function createToolbar(actions) {
   const optimizerField = field("Optimizer", optimizer);
   /** @type {HTMLElement} */
   const fold = button("Fold groups", () => actions.foldAll(fold.textContent === "Fold groups"));
+  const finder = createFinder(actions);
+  const sickest = button("Sickest layer", actions.toSickest, "The layer of the alert that matters most, then the next");
   const reset = button("All steps", actions.reset, "Escape, or double click");
   const live = h("span", { class: "live" });
   const help = h("button", {
@@ -18,7 +22,7 @@ export function createToolbar(actions) {
   const element = h(
     "div",
     { class: "toolbar", role: "group", "aria-label": "View" },
-    optimizerField, field("Show", quantity), field("Compare with", compare), fold, reset,
+    optimizerField, field("Show", quantity), field("Compare with", compare), finder.element, sickest, fold, reset,
     h(
       "span", { class: "aside" },
       live, button("PNG", actions.png, "Save the picture"), button("CSV", actions.csv, "Save the numbers"), help,
@@ -37,6 +41,8 @@ export function createToolbar(actions) {
     fold.hidden = !model.groups.length;
     fold.textContent = model.isFolded ? "Unfold groups" : "Fold groups";
     reset.hidden = !model.isZoomed;
+    finder.update(model);
+    sickest.hidden = !sickOf(model).length;
   }
   /**
    * @param {string} text
@@ -46,7 +52,7 @@ export function createToolbar(actions) {
     live.textContent = text;
     live.dataset.state = state;
   }
-  return { element, update, setLive };
+  return { element, update, setLive, search: finder.focus };
 }
 
 /**

@@ -153,6 +153,30 @@ function together(rows, folded) {
 }
 
 /**
+ * Places of the layers in whose names all words stand, whatever their case.
+ * @param {string[]} layers
+ * @param {string} text
+ */
+export function matching(layers, text) {
+  const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+  return layers.flatMap((layer, i) => (words.every((word) => layer.toLowerCase().includes(word)) ? [i] : []));
+}
+
+/**
+ * What must be opened so that a layer has a row of its own, the outermost first.
+ * @param {Fold[]} plan
+ * @param {number} layer
+ * @returns {string[]}
+ */
+export function holdersOf(plan, layer) {
+  for (const fold of plan) {
+    if (typeof fold === "number" || !layersIn(fold.layers).includes(layer)) continue;
+    return [fold.path, ...holdersOf(fold.parts ?? [], layer)];
+  }
+  return [];
+}
+
+/**
  * The row that shows a layer.
  * @param {Row[]} rows
  * @param {number} layer

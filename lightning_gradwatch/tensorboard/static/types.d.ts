@@ -491,6 +491,9 @@ interface Actions {
   fold(path: string): void;
   foldHere(): void;
   foldAll(isFolded: boolean): void;
+  /** `by` rows of those that fit; 0 for the first. `opened` is what was open before the search. */
+  find(text: string, by: number, opened: string[]): void;
+  toSickest(): void;
   showAlert(alert: Alert): void;
   zoom(steps: Interval): void;
   wheel(factor: number, step: number): void;
@@ -511,6 +514,8 @@ interface Commands extends Actions {
 interface PageActions extends Commands {
   hover(step: number | null): void;
   help(): void;
+  /** Begin to type the name of a layer. */
+  search(): void;
   tooltip: Tooltip;
 }
 
