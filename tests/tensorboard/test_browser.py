@@ -133,7 +133,7 @@ def test_hover_shows_the_value_of_the_nearest_sample(tab: Tab) -> None:
     assert tab.hover(*place(6, 2)) == f"decoder.0\nstep 70 · gradient norm {norm(6, 2):.3e}".replace("e-0", "e-")
     assert tab.hover(*place(*NAN)) == "encoder.2\nstep 40 · gradient norm NaN"
     assert tab.hover(*place(*ZERO)) == "decoder.0\nstep 60 · gradient norm exactly 0"
-    assert tab.hover(*place(*MISSING)) == "decoder.2\nstep 80 · gradient norm no gradient"
+    assert tab.hover(*place(*MISSING)) == "decoder.2\nstep 80 · gradient norm no gradient of its own"
     assert "Depth profile at step 80" in tab.frame.locator(".profile-title").inner_text()
 
 

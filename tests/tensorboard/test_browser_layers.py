@@ -185,3 +185,72 @@ def test_the_view_opens_on_the_quantity_that_the_alert_speaks_of(browser: Browse
         tab.settle()
         assert tab.frame.get_by_label("Quantity").input_value() == "grad_norm"
         assert tab.link["quantity"] == "grad_norm"
+
+
+def test_a_layer_is_found_by_words_of_its_name(calm: Tab) -> None:
+    calm.press("/")
+    find = calm.frame.get_by_label("Find a layer")
+    expect(find).to_be_focused()
+    find.fill("ATTN layers.17")
+    status = calm.frame.locator(".toolbar [role=status]")
+    expect(status).to_have_text("1 of 3")
+    calm.settle()
+    assert calm.link["layer"] == "model.layers.17.attn.q_proj"
+    assert calm.spoken.startswith("model.layers.17.attn.q_proj, "), "it has a row of its own"
+    find.press("Enter")
+    expect(status).to_have_text("2 of 3")
+    find.press("Shift+Enter")
+    expect(status).to_have_text("1 of 3")
+    find.press("Shift+Enter")
+    expect(status).to_have_text("3 of 3")
+    calm.settle()
+    assert calm.spoken.startswith("model.layers.17.attn.out_proj, ")
+    assert "model.layers.17.attn.q_proj" not in names(calm), "what the search has opened closes with the next find"
+    find.fill("nowhere")
+    expect(status).to_have_text("no such layer")
+    assert Axe().run(calm.page).violations_count == 0
+
+
+def test_the_sickest_layer_is_a_click_or_a_key_away(browser: Browser, address: str) -> None:
+    with opened(browser, alone(address, run="sick", layer="head")) as tab:
+        tab.frame.get_by_role("button", name="Sickest layer").click()
+        tab.settle()
+        assert (tab.link["layer"], tab.link["step"]) == (SICK, "30")
+        tab.press("End", "ArrowDown", "s")
+        assert (tab.link["layer"], tab.link["step"]) == (SICK, "30")
+    with opened(browser, alone(address, run="calm")) as tab:
+        assert tab.frame.get_by_role("button", name="Sickest layer").is_hidden()
+
+
+def test_layers_without_such_a_number_say_why(browser: Browser, address: str) -> None:
+    with opened(browser, alone(address, run="forgets")) as tab:
+        surface = tab.pixels(0.1, 0.75)
+        assert surface == tab.pixels(0.9, 0.75) == tab.pixels(0.105, 0.752), "no hatching"
+        box = {"x": 0.45, "y": 0.7, "width": 0.1, "height": 0.1}
+        script = """(box) => {
+            const { width, height } = document.querySelector("canvas.heat");
+            const area = [box.x * width, box.y * height, box.width * width, box.height * height].map(Math.round);
+            const { data } = document.querySelector("canvas.heat").getContext("2d").getImageData(...area);
+            return new Set(new Uint32Array(data.buffer)).size;
+        }"""
+        assert tab.evaluate(script, box) > 5, "words"
+        assert "not recurrent" in tab.hover(0.5, 0.75)
+
+
+def test_the_profile_of_many_rows_is_a_line_in_a_band(calm: Tab) -> None:
+    expect(calm.frame.locator(".overlays")).to_contain_text("bar: down to its smallest")
+    calm.frame.get_by_role("button", name="Unfold groups").click()
+    calm.settle()
+    calm.resize(1400, 700)
+    script = """async () => {
+        const { thinned } = await import("./static/spread.js");
+        const rows = Array.from({ length: 1000 }, (_, i) => ({ top: i / 2, height: 0.5 }));
+        const cells = Float32Array.from(rows, (_, i) => (i === 3 ? -3 : i === 4 ? -1 : i === 5 ? -2 : (i % 8) / 10));
+        return thinned(rows, cells).map(({ top, height, low, middle, high }) => [top, height, low, middle, high]);
+    }"""
+    bands = calm.evaluate(script)
+    assert len(bands) == 125
+    assert bands[0] == pytest.approx([0, 4, 0, 0.2, 0.7], abs=1e-6), (
+        "NaN and missing have no place, zero is at the edge"
+    )
+    assert bands[1] == pytest.approx([4, 4, 0, 0.4, 0.7], abs=1e-6)

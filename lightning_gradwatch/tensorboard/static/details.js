@@ -18,18 +18,22 @@ const POINTS = 2000;
 const stepOf = ({ frame, column }) => (column === frame.columns - 1 ? frame.lastSteps : frame.steps)[column];
 
 /**
- * The exact sample at the cursor where the heatmap shows merged ones; null where it is exact already.
+ * The exact sample at the cursor where the heatmap shows merged ones, and how far layers that share a row differ; null
+ * where the heatmap says it all.
  * @param {Ask} ask
  * @param {Model} model
  * @returns {Promise<Profile|null>}
  */
 export async function exactCells(ask, model) {
   const { frame, column, compare, scale, run, optimizer, version, quantity, rowOfRun } = model;
-  if (compare || frame.steps[column] === frame.lastSteps[column]) return null;
+  const isShared = model.rows.some(({ layers }) => layers.length > 1);
+  if (compare || (!isShared && frame.steps[column] === frame.lastSteps[column])) return null;
   const { rows } = model.query;
   const query = { run: run.run, optimizer, version: version.version, quantity, step: stepOf(model), rows };
-  const { step, last_step: lastStep, values } = await ask("column", query, rowOfRun.stamp);
-  return { step, lastStep, cells: toCells(Float32Array.from(values), scale) };
+  const { step, last_step: lastStep, values, lows, medians } = await ask("column", query, rowOfRun.stamp);
+  const cellsOf = (/** @type {number[]} */ numbers) => toCells(Float32Array.from(numbers), scale);
+  const spread = lows && medians ? { lows: cellsOf(lows), medians: cellsOf(medians) } : {};
+  return { step, lastStep, cells: cellsOf(values), ...spread };
 }
 
 /**

@@ -1,4 +1,5 @@
 /** What is seen, as a picture and as numbers. */
+import { drawAbsent } from "./absent.js";
 import { drawSteps } from "./axis.js";
 import { NOT_COMPARED } from "./compare.js";
 import { contextOf } from "./dom.js";
@@ -42,7 +43,8 @@ function toCanvas(model, sizes, lines, headline) {
   const box = { x: left, y: top, width: sizes.plot, height: sizes.height };
   drawLabels(context, { ...box, x: MARGIN, width: sizes.gutter }, whole, model.palette);
   drawHeatmap(context, box, whole, model.palette, RATIO);
-  drawProfile(context, side, { ...whole, cells: profileAt(model).cells }, model.palette);
+  drawAbsent(context, box, whole, model.palette);
+  drawProfile(context, side, { ...whole, ...profileAt(model) }, model.palette);
   drawLegend(context, { ...side, y: top + sizes.height + 4 }, model, model.palette);
   drawSteps(context, { ...box, y: top + sizes.height }, model, model.palette);
   let y = top + sizes.height + 32;

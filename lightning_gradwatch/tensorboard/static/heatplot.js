@@ -1,4 +1,5 @@
 /** The heatmap that takes the focus and the pointer, with the marks over it. */
+import { drawAbsent } from "./absent.js";
 import { drawing, h, prepare } from "./dom.js";
 import { drawHeatmap } from "./heatmap.js";
 import { createCrosshair, listen } from "./plot.js";
@@ -76,7 +77,9 @@ export function createHeatPlot(actions) {
     const { context, width, height } = prepare(heat);
     if (!width) return null;
     rows = layOut(model.rows, height);
-    drawHeatmap(context, { x: 0, y: 0, width, height }, { ...model, rows }, model.palette, devicePixelRatio || 1);
+    const box = { x: 0, y: 0, width, height };
+    drawHeatmap(context, box, { ...model, rows }, model.palette, devicePixelRatio || 1);
+    drawAbsent(context, box, { ...model, rows }, model.palette);
     [heat.dataset.from, heat.dataset.to] = model.domain.map(String);
     crosshair.choose(middleOf(model.frame, model.column), model.domain, width);
     markRow(rows[model.row]);

@@ -1,6 +1,7 @@
 /** The depth profile: the value of every layer at one step, sharing the rows of the heatmap. */
 import { MISSING, NONFINITE, ZERO, between, css } from "./colours.js";
 import { font } from "./labels.js";
+import { THIN, drawSpread, shared, thinned } from "./spread.js";
 
 /** @typedef {[x: number, y: number]} Point */
 /**
@@ -8,6 +9,8 @@ import { font } from "./labels.js";
  * @typedef {Object} Drawn
  * @property {PlacedRow[]} rows
  * @property {Float32Array} cells
+ * @property {Float32Array} [lows]
+ * @property {Float32Array} [medians]
  * @property {number} chosen
  * @property {Overlay[]} overlays
  * @property {Scale} scale
@@ -118,19 +121,29 @@ function drawOverlay(context, box, { colour, dash }, points) {
  * Draw the profile into a box.
  * @param {CanvasRenderingContext2D} context
  * @param {Box} box
- * @param {Drawn} model
+ * @param {Drawn} drawn
  * @param {Palette} palette
  */
-export function drawProfile(context, box, { rows, cells, scale, stops, chosen, overlays }, palette) {
+export function drawProfile(context, box, drawn, palette) {
+  const { rows, cells, scale, stops, chosen, overlays } = drawn;
   drawGrid(context, box, scale, palette);
   context.lineJoin = "round";
   for (const overlay of overlays) drawOverlay(context, box, overlay, overlayPoints(overlay, rows, box));
+  // a point for each of thousands of rows would be a comb: the line then goes through the medians of bands
+  const isThin = rows.length > 0 && rows[0].height < THIN;
+  const bands = isThin ? thinned(rows, cells) : shared(rows, drawn);
+  drawSpread(context, box, bands, palette);
   const own = [...cells];
-  const points = own.map((cell, i) => (cell < 0 ? null : pointOf(box.x + cell * box.width, middleOf(rows[i], box))));
+  const ofRows = own.map((cell, i) => (cell < 0 ? null : pointOf(box.x + cell * box.width, middleOf(rows[i], box))));
+  const ofBands = bands.map((band) => pointOf(box.x + band.middle * box.width, middleOf(band, box)));
   context.strokeStyle = palette.ink;
   context.lineWidth = 2;
-  strokeLine(context, points);
-  own.forEach((cell, i) => drawPoint(context, box, rows[i], cell, { stops, isChosen: i === chosen }, palette));
+  strokeLine(context, isThin ? ofBands : ofRows);
+  own.forEach((cell, i) => {
+    const isChosen = i === chosen;
+    if (isThin && !isChosen && cell !== NONFINITE) return;
+    drawPoint(context, box, rows[i], cell, { stops, isChosen }, palette);
+  });
 }
 
 /**

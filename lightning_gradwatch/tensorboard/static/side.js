@@ -4,6 +4,7 @@ import { drawing, h, prepare } from "./dom.js";
 import { formatSteps } from "./format.js";
 import { shortener } from "./names.js";
 import { drawLegend, drawProfile, profileAt } from "./profile.js";
+import { THIN } from "./spread.js";
 import { quantityOf } from "./tables.js";
 
 /** Pixels that stay free on either side. */
@@ -25,14 +26,14 @@ export function createSide() {
     const { context, width, height } = prepare(profile);
     if (!width) return;
     const isChosen = hovered === null;
-    const { cells, step, lastStep } = profileAt(model, hovered);
+    const { step, lastStep, ...marks } = profileAt(model, hovered);
     const shown = {
-      ...model, rows, cells, overlays: isChosen ? model.overlays : [], chosen: model.row,
+      ...model, rows, ...marks, overlays: isChosen ? model.overlays : [], chosen: model.row,
     };
     drawProfile(context, { x: MARGIN, y: 0, width: width - 2 * MARGIN, height }, shown, palette);
     const what = model.compare ? "Difference" : "Depth profile";
     title.textContent = `${what} at ${formatSteps(step, lastStep)}`;
-    overlays.replaceChildren(axisTitle(model), ...overlayChips(model));
+    overlays.replaceChildren(axisTitle(model), ...spreadNote(model, rows), ...overlayChips(model));
     const under = prepare(legend);
     drawLegend(under.context, { x: MARGIN, y: 4, width: under.width - 2 * MARGIN }, model, palette);
   }
@@ -49,6 +50,19 @@ function axisTitle({ quantity, scale, compare }) {
   const what = !compare ? measure : kind === "log" ? `${label}, ratio` : `${measure}, difference`;
   const isLogarithmic = scale.kind === "log" || (compare !== null && kind === "log");
   return h("span", { class: "axis-title", text: isLogarithmic ? `${what}, logarithmic` : what });
+}
+
+/**
+ * What bars and bands are, where there are any.
+ * @param {Model} model
+ * @param {PlacedRow[]} rows
+ */
+function spreadNote({ compare }, rows) {
+  if (rows.length && rows[0].height < THIN) {
+    return [h("span", { class: "muted", text: "band: all layers here; line: their median" })];
+  }
+  if (compare || !rows.some(({ layers }) => layers.length > 1)) return [];
+  return [h("span", { class: "muted", text: "line: the largest of a row; bar: down to its smallest, with the median" })];
 }
 
 /**
