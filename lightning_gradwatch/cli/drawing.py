@@ -92,12 +92,6 @@ class Canvas:
         return (self.glyphs.zero, ZERO_STYLE if self.is_coloured else "") if value == 0 else None
 
 
-def row_name(first: str, last: str, glyphs: Glyphs) -> str:
-    """The name of a row: of its layer, or of the first and the last of several."""
-    first, last = safe(first), safe(last)
-    return first if first == last else f"{first} {glyphs.span} {last}"
-
-
 def draw(picture: Picture, console: Console, ailing: Collection[int] = ()) -> RenderableType:
     """A picture with its title, its axes and its key.
 
@@ -107,16 +101,21 @@ def draw(picture: Picture, console: Console, ailing: Collection[int] = ()) -> Re
         ailing: Rows with a layer of an open alert.
     """
     canvas = canvas_for(console, picture.names)
-    names = [row_name(*row, canvas.glyphs) for row in picture.names]
+    names = [row_name(name, canvas.glyphs) for name in picture.names]
     lines = [_title(picture, canvas)]
     for place, (name, values) in enumerate(zip(names, picture.values, strict=True)):
         lines.append(_row(canvas, picture, name, values.tolist(), float(picture.latest[place]), place in ailing))
     return Group(*lines, _axis(canvas, picture), _legend(canvas, picture))
 
 
-def canvas_for(console: Console, names: Iterable[tuple[str, str]]) -> Canvas:
-    """The canvas for rows of layers, by the first and the last of each."""
-    return Canvas(console, (row_name(*row, glyphs_for(console)) for row in names))
+def canvas_for(console: Console, names: Iterable[str]) -> Canvas:
+    """The canvas for rows of layers, by what they are called."""
+    return Canvas(console, (row_name(name, glyphs_for(console)) for name in names))
+
+
+def row_name(name: str, glyphs: Glyphs) -> str:
+    """What a row is called, in the signs of the terminal."""
+    return safe(name.replace("…", glyphs.span))
 
 
 def curve(values: Sequence[float], scale: Scale, console: Console) -> Text:

@@ -10,6 +10,8 @@ import numpy as np
 
 from lightning_gradwatch.core.quantities.quantity import Quantity, ScaleKind
 from lightning_gradwatch.core.records import MISSING
+from lightning_gradwatch.reading.folding import Row, places_of
+from lightning_gradwatch.reading.heatmaps import in_rows
 from lightning_gradwatch.reading.samples import Samples
 from lightning_gradwatch.reading.schema import Array
 from lightning_gradwatch.reading.tables import LEAST_DECADES
@@ -58,7 +60,7 @@ class Picture:
 
     Attributes:
         quantity: What is shown.
-        names: First and last layer of each row, the input end first.
+        names: What each row is called: its layer, or those that share it; the input end first.
         values: Largest value in each cell, NaN before anything; shape ``(rows, columns)``.
         latest: The same at the last sample, shape ``(rows,)``.
         steps: First and last step.
@@ -67,7 +69,7 @@ class Picture:
     """
 
     quantity: Quantity
-    names: tuple[tuple[str, str], ...]
+    names: tuple[str, ...]
     values: Array
     latest: Array
     steps: tuple[int, int]
@@ -75,29 +77,16 @@ class Picture:
     scale: Scale
 
 
-def rows_of(num_layers: int, max_rows: int) -> list[tuple[int, int]]:
-    """First and last layer of each row: neighbours share one if there are more layers than rows."""
-    num_rows = min(max_rows, num_layers)
-    starts = [row * num_layers // num_rows for row in range(num_rows)]
-    return list(zip(starts, [start - 1 for start in [*starts[1:], num_layers]], strict=True))
-
-
-def names_of(layers: Sequence[str], max_rows: int) -> tuple[tuple[str, str], ...]:
-    """The names of the first and the last layer of each row."""
-    return tuple((layers[first], layers[last]) for first, last in rows_of(len(layers), max_rows))
-
-
-def paint(samples: Samples, layers: Sequence[str], quantity: Quantity, max_rows: int, columns: int) -> Picture:
+def paint(samples: Samples, rows: Sequence[Row], quantity: Quantity, columns: int) -> Picture:
     """Shrink the samples of a quantity to a picture, whose columns are equally many steps wide.
 
     Args:
         samples: At least one; values of shape ``(samples, layers)``.
-        layers: Their names, at least one.
+        rows: Which layers share a row, at least one; the input end first.
         quantity: What they are.
-        max_rows: Neighbouring layers share a row if there are more of them.
         columns: Neighbouring samples share a column, or one sample fills several, as do the steps it stands for.
     """
-    by_row = np.maximum.reduceat(samples.values, [first for first, _ in rows_of(len(layers), max_rows)], axis=1)
+    by_row = in_rows(samples.values, places_of(rows))
     first, last = int(samples.steps[0]), int(samples.last_steps[-1])
     edges = np.linspace(first, last + 1, columns + 1)
     begins = np.searchsorted(samples.last_steps, edges[:-1], side="left")
@@ -105,7 +94,7 @@ def paint(samples: Samples, layers: Sequence[str], quantity: Quantity, max_rows:
     cells = [by_row[b:e].max(0) if e > b else by_row[max(b - 1, 0)] for b, e in zip(begins, ends, strict=True)]
     return Picture(
         quantity=quantity,
-        names=names_of(layers, max_rows),
+        names=tuple(row.path for row in rows),
         values=np.stack(cells, axis=1),
         latest=by_row[-1],
         steps=(first, last),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
 from lightning_gradwatch.cli.drawing import canvas_for
 from lightning_gradwatch.cli.logs import OpenRun
-from lightning_gradwatch.cli.picture import Picture, is_seen, names_of, paint, rows_of
+from lightning_gradwatch.cli.picture import Picture, is_seen, paint
 from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
 from lightning_gradwatch.core.quantities.output_gradient import OUTPUT_GRAD_NORM
 from lightning_gradwatch.reading.alert import AlertRecord
+from lightning_gradwatch.reading.answers import rows_of
+from lightning_gradwatch.reading.folding import Row
 from lightning_gradwatch.reading.status import urgency
 from lightning_gradwatch.reading.tables import KINDS
 
@@ -36,17 +38,16 @@ def pictures(
         for candidate in [quantity] if quantity else _candidates(alerts):
             shown_as = series[candidate].description.shown_as if candidate in series else None
             if shown_as is not None and is_seen((samples := run.store.samples(series[candidate])).values):
-                layers = tuple(version["layers"])
-                columns = canvas_for(console, names_of(layers, max_rows)).columns
-                picture = paint(samples, layers, shown_as, max_rows, columns)
-                yield name, picture, _ailing(alerts, layers, max_rows)
+                leading = series.get(GRAD_NORM.name, series[candidate])
+                rows = rows_of(leading, run.store.samples(leading), alerts, max_rows)
+                columns = canvas_for(console, (row.path for row in rows)).columns
+                yield name, paint(samples, rows, shown_as, columns), _ailing(alerts, version["layers"], rows)
                 break
 
 
-def _ailing(alerts: list[AlertRecord], layers: tuple[str, ...], max_rows: int) -> set[int]:
+def _ailing(alerts: Sequence[AlertRecord], layers: Sequence[str], rows: Sequence[Row]) -> set[int]:
     ill = {alert["layer"] for alert in alerts if alert["until_step"] is None}
-    rows = enumerate(rows_of(len(layers), max_rows))
-    return {row for row, (first, last) in rows if ill.intersection(layers[first : last + 1])}
+    return {place for place, row in enumerate(rows) if any(layers[layer] in ill for layer in row.layers)}
 
 
 def _candidates(alerts: list[AlertRecord]) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 from lightning_gradwatch.cli.logs import OpenRun
 from lightning_gradwatch.cli.picture import Picture, is_seen, paint
 from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
+from lightning_gradwatch.reading.answers import rows_of
 from lightning_gradwatch.reading.tables import VIRIDIS
 
 MAX_ROWS, COLUMNS = 24, 60
@@ -23,7 +24,8 @@ def thumbnail(run: OpenRun) -> str:
         for version in optimizer["versions"][-1:]:
             series = run.quantities(optimizer["name"], version["version"]).get(GRAD_NORM.name)
             if series is not None and is_seen((samples := run.store.samples(series)).values):
-                return _drawn(paint(samples, version["layers"], GRAD_NORM, MAX_ROWS, COLUMNS))
+                rows = rows_of(series, samples, run.document["alerts"], MAX_ROWS)
+                return _drawn(paint(samples, rows, GRAD_NORM, COLUMNS))
     return ""
 
 
@@ -42,8 +44,8 @@ def _drawn(picture: Picture) -> str:
     # names of the rows, as far as there is room, and the steps
     every = -(-14 // height)
     parts += [
-        f'<text x="{LEFT - 6}" y="{(row + 0.5) * height + 4}" text-anchor="end">{escape(_short(first))}</text>'
-        for row, (first, _) in enumerate(picture.names)
+        f'<text x="{LEFT - 6}" y="{(row + 0.5) * height + 4}" text-anchor="end">{escape(_short(name))}</text>'
+        for row, name in enumerate(picture.names)
         if row % every == 0
     ]
     bottom, right = num_rows * height, LEFT + num_columns * CELL_WIDTH

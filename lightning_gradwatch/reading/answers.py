@@ -16,7 +16,7 @@ from lightning_gradwatch.core.records import BINS_PER_DECADE, LOWEST, MISSING, N
 from lightning_gradwatch.reading import lines
 from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.damage import Damage
-from lightning_gradwatch.reading.folding import MOST_ALONE, MOST_ROWS, fold, plain
+from lightning_gradwatch.reading.folding import MOST_ALONE, MOST_ROWS, Row, fold, plain
 from lightning_gradwatch.reading.heatmaps import column, columns_of
 from lightning_gradwatch.reading.run_list import verdict_of
 from lightning_gradwatch.reading.samples import Samples, Span
@@ -277,10 +277,11 @@ def _version(
     if leading is None:
         return None
     samples = store.samples(leading)
+    alerts = catalogue.document.alerts if catalogue.document else ()
     return {
         "version": version,
         "layers": list(leading.description.layers),
-        "rows": _rows(catalogue, leading, samples) if is_newest else [],
+        "rows": plain(rows_of(leading, samples, alerts)) if is_newest else [],
         "first_step": int(samples.steps[0]),
         "last_step": int(samples.last_steps[-1]),
         "num_samples": int(samples.counts.sum()),
@@ -289,21 +290,29 @@ def _version(
     }
 
 
-def _rows(catalogue: Catalogue, series: Series, samples: Samples) -> list[object]:
-    """How its layers share rows. What alerts are about has rows of its own, and what was NaN or infinite."""
+def rows_of(series: Series, samples: Samples, alerts: Iterable[AlertRecord], most: int = MOST_ROWS) -> tuple[Row, ...]:
+    """How layers share rows. What alerts are about has rows of its own, and what was NaN or infinite.
+
+    Args:
+        series: The leading quantity, such as the gradient norm.
+        samples: Its samples.
+        alerts: Those of the run.
+        most: Rows at most, as by :func:`~lightning_gradwatch.reading.folding.fold`.
+    """
     layers, optimizer = series.description.layers, series.description.optimizer
-    alerts = sorted(catalogue.document.alerts if catalogue.document else (), key=urgency)
-    sick = [alert["layer"] for alert in alerts if alert["layer"] and alert["optimizer"] in ("", optimizer)]
-    if len(layers) > MOST_ROWS:
+    worst = sorted(alerts, key=urgency)
+    sick = [alert["layer"] for alert in worst if alert["layer"] and alert["optimizer"] in ("", optimizer)]
+    if len(layers) > most:
         sick += [layers[place] for place in np.flatnonzero(~np.isfinite(samples.values.max(0)))[:MOST_ALONE]]
     chosen = np.unique(np.linspace(0, len(samples) - 1, _GLANCES).astype(int))
-    return _folded(layers, np.median(samples.values[chosen], axis=0).astype(np.float64).tobytes(), tuple(sick))
+    values = np.median(samples.values[chosen], axis=0).astype(np.float64)
+    return _folded(layers, values.tobytes(), tuple(sick), most)
 
 
 @lru_cache(maxsize=32)
-def _folded(layers: tuple[str, ...], values: bytes, sick: tuple[str, ...]) -> list[object]:
-    """Rows as plain JSON, not to be changed; kept, as many ask for the same."""
-    return plain(fold(layers, np.frombuffer(values), sick))
+def _folded(layers: tuple[str, ...], values: bytes, sick: tuple[str, ...], most: int) -> tuple[Row, ...]:
+    """The same while nothing has changed, for the page asks again and again."""
+    return tuple(fold(layers, np.frombuffer(values), sick, most))
 
 
 def _is_readable(store: Store, series: Series) -> bool:

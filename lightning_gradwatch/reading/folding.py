@@ -175,6 +175,12 @@ def _isolated(branch: Branch, layer: int) -> list[Branch]:
     return [piece for part in parts for piece in _isolated(part, layer)]
 
 
+def places_of(rows: Sequence[Row]) -> tuple[Array, Array]:
+    """Places of the layers, row by row, shape ``(layers,)``; and where in them each row begins, shape ``(rows,)``."""
+    sizes = [len(row.layers) for row in rows]
+    return np.concatenate([row.layers for row in rows]), np.cumsum([0, *sizes[:-1]])
+
+
 def plain(rows: Iterable[Row]) -> list[object]:
     """Rows as plain JSON: a layer as its place; a group as its name, its layers and its parts."""
     return [row.layers[0] if len(row.layers) == 1 else _plain(row) for row in rows]

@@ -77,18 +77,18 @@ def _whole(samples: Samples) -> Shared:
 def _of_rows(whole: Shared, rows: Rows) -> Shared:
     bins = whole.samples.bins
     if bins is None:
-        samples = Samples(whole.samples.steps, _in_rows(whole.samples.values, rows))
+        samples = Samples(whole.samples.steps, in_rows(whole.samples.values, rows))
     else:
         # norms of single steps are low, mean and high at once
         norms = {id(array): array for array in (bins.low, bins.mean, bins.high)}
-        found = {key: _in_rows(array, rows) for key, array in norms.items()}
+        found = {key: in_rows(array, rows) for key, array in norms.items()}
         low, mean, high = (found[id(array)] for array in (bins.low, bins.mean, bins.high))
         samples = Samples.of_norms(replace(bins, low=low, mean=mean, high=high))
     return Shared(samples, whole.extent, samples.num_bytes)
 
 
-def _in_rows(values: Array, rows: Rows) -> Array:
-    """The largest number of each row; NaN is larger than anything. The last axis is that of the layers."""
+def in_rows(values: Array, rows: Rows) -> Array:
+    """The largest number of each row; NaN is larger than anything. The last of two axes is that of the layers."""
     places, starts = rows
     # a part of the samples at a time, which stays in the caches of the processor
     parts = [np.maximum.reduceat(part[..., places], starts, axis=-1) for part in np.array_split(values, _parts(values))]
@@ -118,7 +118,7 @@ def column(store: Store, series: Series, step: int, rows: Rows | None = None) ->
     found: Column = {
         "step": int(samples.steps[place]),
         "last_step": int(samples.last_steps[place]),
-        "values": (values if rows is None else _in_rows(values[None], rows)[0]).tolist(),
+        "values": (values if rows is None else in_rows(values[None], rows)[0]).tolist(),
     }
     if rows is not None:
         parts = [part[np.isfinite(part) & (part >= 0)] for part in np.split(values[rows[0]], rows[1][1:])]

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_gradwatch.cli.picture import Scale, is_seen, paint, rows_of
+from lightning_gradwatch.cli.picture import Scale, is_seen, paint
 from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM as NORM
 from lightning_gradwatch.reading.bins import reduce_steps
+from lightning_gradwatch.reading.folding import Row, fold
 from lightning_gradwatch.reading.samples import Samples
 
 
@@ -17,11 +18,8 @@ def samples(values: np.ndarray, every: int = 10) -> Samples:
     return Samples(np.arange(len(values)) * every, values.astype(np.float32))
 
 
-@given(num_layers=st.integers(1, 400), max_rows=st.integers(1, 50))
-def test_every_layer_is_in_one_row(num_layers: int, max_rows: int) -> None:
-    rows = rows_of(num_layers, max_rows)
-    assert [layer for first, last in rows for layer in range(first, last + 1)] == list(range(num_layers))
-    assert len(rows) == min(max_rows, num_layers)
+def rows(*names: str) -> list[Row]:
+    return fold(names, np.ones(len(names)), most=8)
 
 
 @given(
@@ -37,8 +35,10 @@ def test_no_spike_and_no_nan_is_lost(
     values = np.full((num_samples, num_layers), 0.5)
     place = data.draw(st.integers(0, num_samples - 1)), data.draw(st.integers(0, num_layers - 1))
     values[place] = bad
-    picture = paint(samples(values), [f"l{i}" for i in range(num_layers)], NORM, 8, columns)
-    row = next(i for i, (first, last) in enumerate(rows_of(num_layers, 8)) if first <= place[1] <= last)
+    shared = rows(*(f"l{i}" for i in range(num_layers)))
+    picture = paint(samples(values), shared, NORM, columns)
+    row = next(i for i, found in enumerate(shared) if place[1] in found.layers)
+    assert picture.names == tuple(found.path for found in shared)
     found = picture.values[row]
     assert (np.isnan(found) if np.isnan(bad) else found == np.float32(bad)).any()
     assert (np.delete(picture.values, row, axis=0) == 0.5).all()
@@ -46,20 +46,20 @@ def test_no_spike_and_no_nan_is_lost(
 
 def test_columns_are_equally_many_steps_wide_and_gaps_show_the_sample_before() -> None:
     sparse = Samples(np.array([0, 10, 90]), np.array([[1.0], [2.0], [3.0]], np.float32))
-    assert paint(sparse, ["a"], NORM, 8, 10).values.tolist() == [[1, 2, 2, 2, 2, 2, 2, 2, 2, 3]]
+    assert paint(sparse, rows("a"), NORM, 10).values.tolist() == [[1, 2, 2, 2, 2, 2, 2, 2, 2, 3]]
 
 
 def test_a_bin_is_as_wide_as_its_steps_and_its_spike_is_in_every_column_of_it() -> None:
     norms = np.ones((10, 1), np.float32)
     norms[7] = np.nan
     single = reduce_steps(np.arange(10), norms, norms, 1)
-    picture = paint(Samples.of_norms(single.merged(np.array([0, 1, 2, 3, 4, 6]))), ["a"], NORM, 8, 10)
+    picture = paint(Samples.of_norms(single.merged(np.array([0, 1, 2, 3, 4, 6]))), rows("a"), NORM, 10)
     np.testing.assert_array_equal(picture.values, [[1] * 6 + [np.nan] * 4])
     assert (picture.steps, picture.latest_steps) == ((0, 9), (6, 9))
 
 
 def test_one_sample_fills_the_picture() -> None:
-    picture = paint(samples(np.array([[1.0, 2.0]])), ["a", "b"], NORM, 8, 5)
+    picture = paint(samples(np.array([[1.0, 2.0]])), rows("a", "b"), NORM, 5)
     assert picture.values.tolist() == [[1] * 5, [2] * 5]
     assert picture.steps == (0, 0)
 

@@ -99,14 +99,21 @@ def test_every_quantity_of_the_tab_can_be_asked_for(logs: Path, capsys: Any) -> 
     assert "not recurrent" in out
 
 
-def test_three_hundred_layers_share_two_dozen_rows(tmp_path: Path, capsys: Any) -> None:
-    layers = [f"encoder.layers.{i}.linear" for i in range(300)]
-    write_run(tmp_path, layers, {1: [1.0] * 300, 2: [1.0] * 299 + [float("nan")]})
+def test_many_layers_share_rows_as_in_the_tab(tmp_path: Path, capsys: Any) -> None:
+    layers = [f"blocks.{i}.{role}" for i in range(100) for role in ("norm", "attn", "mlp")]
+    norms = [10 ** (-i / 50) * (0.01 if name.endswith("norm") else 1.0) for i, name in enumerate(layers)]
+    write_run(
+        tmp_path, layers, {1: norms, 2: [*norms[:200], float("nan"), *norms[201:]]}, alert(layer="blocks.40.attn")
+    )
     status, out, _ = here(capsys, "report", tmp_path)
-    assert status == 0
-    picture = out[out.index("Gradient norm") :].splitlines()
-    assert len(picture) == 1 + 24 + 2
-    assert "nan" in picture[24]
+    assert status == 1
+    start = out.index("Gradient norm")
+    rows = out[start : out.index(" steps  ", start)].splitlines()[1:-1]
+    names = [row[2:].split(maxsplit=1)[0] for row in rows]
+    assert len(names) <= 24
+    assert [name for name in names if "-" not in name] == ["blocks.40.attn", "blocks.66.mlp"], "sick layers stand alone"
+    assert " nan " in next(row for row in rows if "blocks.66.mlp" in row)
+    assert next(row for row in rows if "blocks.40.attn" in row).startswith("✖")
     assert "300 layers" in out
 
 
