@@ -10,6 +10,8 @@ export function createLoader({ source, ask, store, scene, page, painter }) {
   const listing = createListing({ store, scene, page });
   let signature = "";
   let isTaught = false;
+  /** Whether the first heatmap stands, or there is none. */
+  let isShown = false;
   /** Answers that come after the next question are dropped. */
   let turn = 0;
   /** The run whose heatmap is drawn, or is about to be. */
@@ -33,6 +35,7 @@ export function createLoader({ source, ask, store, scene, page, painter }) {
   }
 
   function fail(/** @type {Error} */ error) {
+    isShown = true;
     page.trouble.show(error.message);
     page.toolbar.setLive("not up to date", "unknown");
     signature = "";
@@ -77,6 +80,7 @@ export function createLoader({ source, ask, store, scene, page, painter }) {
   /** @param {Awaited<ReturnType<typeof loadView>>|null} next */
   function show(next) {
     scene.view = next?.view ?? null;
+    isShown = true;
     page.trouble.hide();
     if (!scene.view) {
       scene.model = null;
@@ -92,8 +96,8 @@ export function createLoader({ source, ask, store, scene, page, painter }) {
 
   const list = () => listing.update(chosen);
 
-  /** The small pictures of the runs that are seen, once the heatmap stands. */
-  const thumbnails = () => about.thumbnails(page.strip.wanting, painter.drawThumbnail);
+  /** The small pictures of the runs that are seen, once the heatmap stands: they do not compete with it. */
+  const thumbnails = () => isShown && about.thumbnails(page.strip.wanting, painter.drawThumbnail);
 
   return { look, update, list, fail, thumbnails };
 }
