@@ -100,3 +100,22 @@ def test_a_run_of_skipped_steps_is_red_and_has_its_lane(browser: Browser, addres
         lanes = tab.frame.locator("canvas.lanes").bounding_box()
         assert lanes is not None
         assert lanes["height"] > 10
+
+
+@pytest.mark.parametrize("width", [60, 92, 232, 600])
+def test_numbers_of_the_legend_do_not_overlap_and_its_ends_are_named(
+    browser: Browser, address: str, width: int
+) -> None:
+    script = """async (width) => {
+        const { labelsOf } = await import("./static/profile.js");
+        const context = document.createElement("canvas").getContext("2d");
+        const ticks = Array.from({ length: 6 }, (_, i) => [i / 5, `1e-${10 - 2 * i}`]);
+        return labelsOf(context, { x: 10, width }, { ticks }).map(({ x, width, label }) => [x, x + width, label]);
+    }"""
+    with opened(browser, alone(address, run="sick")) as tab:
+        found = sorted(tab.evaluate(script, width))
+    assert [found[0][2], found[-1][2]] == ["1e-10", "1e-0"]
+    assert found[0][0] >= 10
+    assert found[-1][1] <= 10 + width
+    assert all(left[1] < right[0] for left, right in zip(found, found[1:], strict=False))
+    assert len(found) == 6 or width < 600

@@ -1,6 +1,6 @@
 /** The one banner: what is wrong, since when, why, and what to try. All of it is text from a log, and stays text. */
 import { h, icon } from "./dom.js";
-import { formatStep } from "./format.js";
+import { capital, formatStep } from "./format.js";
 import { shapeOf } from "./status.js";
 import { lostOf } from "./lost.js";
 import { kindOf, statusWord } from "./tables.js";
@@ -18,9 +18,6 @@ export const foremost = (alerts) => [...alerts].sort((a, b) => a.rank - b.rank)[
  * @param {Alert} alert
  */
 export const whatOf = ({ summary, message }) => summary || message;
-
-/** @param {string} [text] */
-const capital = (text = "") => text.charAt(0).toUpperCase() + text.slice(1);
 
 /** @param {Alert} alert */
 const since = ({ step, until_step: until }) =>

@@ -1,4 +1,4 @@
-/** Numbers as text. */
+/** Numbers and sentences as text. */
 import { quantityOf } from "./tables.js";
 
 const DIGITS = 4;
@@ -78,3 +78,9 @@ export function formatAge(seconds) {
   const [size, unit] = AGES.find(([least]) => seconds >= least) ?? [0, ""];
   return size ? `${Math.floor(seconds / size)} ${unit} ago` : "just now";
 }
+
+/**
+ * With a large first letter.
+ * @param {string} [text]
+ */
+export const capital = (text = "") => text.charAt(0).toUpperCase() + text.slice(1);

@@ -1,6 +1,6 @@
 /** The lanes of the alerts, which the pointer can ask and click. */
 import { drawing, prepare } from "./dom.js";
-import { formatStep, formatSteps } from "./format.js";
+import { capital, formatStep, formatSteps } from "./format.js";
 import { alertAt, drawLanes } from "./lanes.js";
 
 /** @param {Pick<PageActions, "showAlert" | "tooltip">} actions */
@@ -30,7 +30,7 @@ export function createLaneBox(actions) {
     if (!alert) return actions.tooltip.hide();
     const { step, until_step: until, evidence } = alert;
     const when = until === null ? `since step ${formatStep(step)}, open` : formatSteps(step, until);
-    return actions.tooltip.show(event, alert.layer || "the run as a whole", evidence ? [when, evidence] : [when]);
+    return actions.tooltip.show(event, alert.layer || "the run as a whole", evidence ? [when, capital(evidence)] : [when]);
   }
 
   /**

@@ -2,7 +2,7 @@
 import { whatOf } from "./banner.js";
 import { drawDecades, drawDistribution, usedBins } from "./distribution.js";
 import { h, prepare } from "./dom.js";
-import { formatNumber, formatStep, formatSteps, formatValue } from "./format.js";
+import { capital, formatNumber, formatStep, formatSteps, formatValue } from "./format.js";
 import { createCrosshair, listen } from "./plot.js";
 import { createSequence } from "./sequence.js";
 import { kindOf, particular, quantityOf, shown } from "./tables.js";
@@ -111,7 +111,7 @@ function alertItem(alert) {
     { "data-level": level, "data-open": String(until === null) },
     h("strong", { text: kindOf(kind).label }), h("span", { class: "when", text: when }),
     h("p", { text: whatOf(alert) }),
-    alert.evidence ? h("p", { class: "muted", text: alert.evidence }) : null,
+    alert.evidence ? h("p", { class: "muted", text: capital(alert.evidence) }) : null,
     alert.remedies?.length ? h("p", {}, h("b", { text: "Try " }), alert.remedies.join("; ")) : null,
   );
 }

@@ -1,6 +1,6 @@
 /** One run in the list: how it is in a shape, a colour, a word and a line, with a small heatmap. */
 import { h, icon, prepare } from "./dom.js";
-import { formatAge, formatStep } from "./format.js";
+import { capital, formatAge, formatStep } from "./format.js";
 import { drawHeatmap } from "./heatmap.js";
 import { ends, titleOf } from "./names.js";
 import { shapeOf } from "./status.js";
@@ -39,8 +39,7 @@ export function createCard(run, choose) {
     if (row.status !== status) {
       status = row.status;
       element.dataset.status = status;
-      const text = statusWord(row.status);
-      word.textContent = `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
+      word.textContent = `${capital(statusWord(row.status))}.`;
       mark.replaceChildren(icon(shapeOf(row.status)));
     }
     [head.textContent, tail.textContent] = ends(name);
