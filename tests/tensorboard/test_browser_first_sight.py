@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -117,5 +118,5 @@ def test_numbers_of_the_legend_do_not_overlap_and_its_ends_are_named(
     assert [found[0][2], found[-1][2]] == ["1e-10", "1e-0"]
     assert found[0][0] >= 10
     assert found[-1][1] <= 10 + width
-    assert all(left[1] < right[0] for left, right in zip(found, found[1:], strict=False))
+    assert all(left[1] < right[0] for left, right in pairwise(found))
     assert len(found) == 6 or width < 600
