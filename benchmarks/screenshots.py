@@ -1,7 +1,8 @@
 """Make the README's pictures of the GradWatch tab, from real training runs in a real TensorBoard.
 
-Trains the quickstart's two networks and five others (a residual one with clipping, one that blows up into NaN, a
-recurrent one, a GAN and one that nobody watches), then photographs the tab with Chromium:
+Trains the quickstart's two networks and others (a residual one with clipping, one that blows up into NaN, a recurrent
+one, a GAN, a transformer, a sweep, and one that nobody watches), then photographs the tab with Chromium in ten
+situations, for the README, for the guide, and the others beside the logs, to be looked at:
 
     python -m benchmarks.screenshots [--directory screenshot_logs] [--pictures examples] [--details docs/pictures]
 
@@ -46,6 +47,23 @@ class Classifier(DeepClassifier):
     def __init__(self, net: nn.Sequential) -> None:
         super().__init__(nn.ReLU, he_init=True)
         self.net = net
+
+
+class Swept(DeepClassifier):
+    """One of a sweep.
+
+    Args:
+        kind: Its activation.
+        rate: Its learning rate.
+    """
+
+    def __init__(self, kind: type[nn.Module], rate: float) -> None:
+        super().__init__(kind, he_init=kind is nn.ReLU)
+        self._rate = rate
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam."""
+        return torch.optim.Adam(self.parameters(), lr=self._rate)
 
 
 class Jump(pl.Callback):
@@ -128,19 +146,43 @@ class GAN(pl.LightningModule):
         ]
 
 
+class Encoder(nn.Module):
+    """A transformer over the rows of a digit.
+
+    Args:
+        blocks: How deep it is.
+    """
+
+    def __init__(self, blocks: int = 12) -> None:
+        super().__init__()
+        self.embed = nn.Linear(8, 32)
+        self.place = nn.Parameter(torch.zeros(8, 32))
+        layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(layer, blocks, enable_nested_tensor=False)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """From ``(batch, 64)`` pixels to ``(batch, 10)`` logits."""
+        rows: Tensor = self.embed(pixels.unflatten(1, (8, 8))) + self.place
+        logits: Tensor = self.head(self.blocks(rows).mean(1))
+        return logits
+
+
 def residual(blocks: int = 10) -> nn.Sequential:
     """A residual network, whose layers form groups."""
     return nn.Sequential(nn.Linear(64, 64), *(Block(64) for _ in range(blocks)), nn.Linear(64, 10))
 
 
-def train(name: str, model: pl.LightningModule, directory: Path, *callbacks: pl.Callback) -> None:
+def train(
+    name: str, model: pl.LightningModule, directory: Path, *callbacks: pl.Callback, steps: int = STEPS, seed: int = 0
+) -> None:
     """Train one model; its logs go to a folder of its name."""
-    pl.seed_everything(0, verbose=False)
+    pl.seed_everything(seed, verbose=False)
     data: DataLoader[tuple[Tensor, ...]] = digits()
     trainer = pl.Trainer(
         callbacks=list(callbacks),
         logger=TensorBoardLogger(directory, name=name, version=""),
-        max_steps=2 * STEPS if isinstance(model, GAN) else STEPS,
+        max_steps=2 * steps if isinstance(model, GAN) else steps,
         log_every_n_steps=5,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -163,6 +205,7 @@ def runs() -> dict[str, Callable[[Path], None]]:
     of("residual_clipped", lambda: Classifier(residual()), lambda: GradWatch(auto_clip=True))
     of("recurrent", lambda: Classifier(nn.Sequential(Pixels(), nn.Linear(48, 10))), GradWatch)
     of("gan", GAN, GradWatch)
+    of("transformer", lambda: Classifier(nn.Sequential(Encoder())), GradWatch)
     of("without_gradwatch", lambda: DeepClassifier(nn.ReLU, he_init=True))
     return found
 
@@ -191,25 +234,53 @@ def tensorboard(directory: Path, *arguments: str, word: str = "sigmoid") -> Iter
         process.wait()
 
 
-def photograph(address: str, pictures: Path, details: Path) -> None:
-    """Take the README's pictures, and those of parts for the guide."""
+def sweep(directory: Path) -> None:
+    """Short runs that differ in depth, activation and learning rate: more than fit a row of the tab."""
+    for name, kind in (("sigmoid", nn.Sigmoid), ("tanh", nn.Tanh), ("relu", nn.ReLU)):
+        for rate in (1e-4, 1e-3, 1e-2, 1e-1):
+            for seed in range(5):
+                train(f"{name}_lr{rate:g}_seed{seed}", Swept(kind, rate), directory, GradWatch(), steps=40, seed=seed)
+
+
+def photograph(address: str, pictures: Path, details: Path, others: Path) -> None:
+    """Photograph single runs: for the README, for the guide, and all others to be looked at."""
+    sick = {"run": "sigmoid", "step": "149"}
+    with chromium() as browser:
+        shoot(browser, address, pictures / "tab_light.png", sick)
+        shoot(browser, address, pictures / "tab_dark.png", sick, color_scheme="dark")
+        shoot(browser, address, details / "transformer.png", {"run": "transformer"}, part="section.card")
+        for name in ("relu_he", "learning_rate_jump", "residual_clipped", "recurrent", "gan"):
+            shoot(browser, address, others / f"{name}.png", {"run": name})
+        shoot(browser, address, others / "compared.png", {"run": "sigmoid", "compare": "relu_he"})
+        shoot(browser, address, others / "phone.png", {"run": "sigmoid"}, width=400)
+        shoot(browser, address, details / "lost.png", {"run": "sigmoid"}, width=900, part=".banner .lost")
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Any]:
+    """The installed browser, or Playwright's own."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        for scheme in ("light", "dark"):
-            page = browser.new_page(viewport={"width": 1280, "height": 1040}, color_scheme=scheme)
-            page.goto(f"{address}/#gradwatch&p.gradwatch.run=sigmoid&p.gradwatch.step=149")
-            page.frame_locator("iframe").locator("main[aria-busy=false]").wait_for()
-            page.wait_for_timeout(500)
-            page.screenshot(path=pictures / f"tab_{scheme}.png")
-            shrink(pictures / f"tab_{scheme}.png")
-            page.close()
-        page = browser.new_page(viewport={"width": 900, "height": 1040})
-        page.goto(f"{address}/#gradwatch&p.gradwatch.run=sigmoid")
-        page.frame_locator("iframe").locator(".banner .lost").screenshot(path=details / "lost.png")
-        shrink(details / "lost.png")
+        yield browser
         browser.close()
+
+
+def shoot(
+    browser: Any, address: str, picture: Path, state: dict[str, str], width: int = 1280, part: str = "", **how: str
+) -> None:
+    """Photograph the tab, or a part of it, in a state that is written as in a link."""
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    page = browser.new_page(viewport={"width": width, "height": 1040}, **how)
+    link = "".join(f"&p.gradwatch.{name}={value}" for name, value in state.items())
+    page.goto(f"{address}/#gradwatch{link}")
+    frame = page.frame_locator("iframe")
+    frame.locator("main[aria-busy=false]").wait_for()
+    page.wait_for_timeout(500)
+    (frame.locator(part).first if part else page).screenshot(path=picture)
+    shrink(picture)
+    page.close()
 
 
 def shrink(picture: Path) -> None:
@@ -234,8 +305,14 @@ def main() -> None:
     for name, run in runs().items():
         if not (arguments.directory / name).exists():
             run(arguments.directory)
+    others = arguments.directory / "pictures"
     with tensorboard(arguments.directory) as address:
-        photograph(address, arguments.pictures, arguments.details)
+        photograph(address, arguments.pictures, arguments.details, others)
+    many = arguments.directory.with_name(f"{arguments.directory.name}_sweep")
+    if not many.exists():
+        sweep(many)
+    with tensorboard(many, word="relu_lr0.1_seed4") as address, chromium() as browser:
+        shoot(browser, address, others / "sweep.png", {})
 
 
 if __name__ == "__main__":
