@@ -207,13 +207,15 @@ def make_layout(
                 ),
                 has_matrix=has_matrix,
                 shares_matrix=has_matrix and not owns_matrix(module, own, cuts),
+                num_elements=_num_elements(own, cuts),
             )
         )
         layer_of.update((id(p), len(layers) - 1) for p in own)
     strangers = [p for p in measurable if id(p) not in layer_of]
     if strangers:
         layer_of.update((id(p), len(layers)) for p in strangers)
-        layers.append(Layer(OUTSIDE, tuple(f"parameter {i}" for i in range(len(strangers)))))
+        names_outside = tuple(f"parameter {i}" for i in range(len(strangers)))
+        layers.append(Layer(OUTSIDE, names_outside, num_elements=_num_elements(strangers, cuts)))
     chosen = set(select((layer.name for layer in layers), include, exclude))
     kept = [i for i, layer in enumerate(layers) if layer.name in chosen]
     place = {old: new for new, old in enumerate(kept)}
@@ -226,6 +228,10 @@ def make_layout(
         owners=tuple(layers[layer_of[id(p)]].name for p in measurable),
         cuts=tuple(whole.values()),
     )
+
+
+def _num_elements(parameters: Iterable[Tensor], cuts: Mapping[int, Cut]) -> int:
+    return sum(shape_of(parameter, cuts).numel() for parameter in parameters)
 
 
 def _is_called(module: nn.Module) -> bool:

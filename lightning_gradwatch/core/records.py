@@ -95,6 +95,7 @@ class Layer:
         has_matrix: Whether it takes part in the depth profile: it has a parameter with two or more dimensions, of its
             own or shared, and is not a normalisation layer.
         shares_matrix: Whether every such parameter belongs to a layer before it, and the figures of it are there.
+        num_elements: Elements of the parameters it owns and that are watched, wherever their parts lie; 0 for unknown.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Layer:
     shared_with: tuple[str, ...] = ()
     has_matrix: bool = False
     shares_matrix: bool = False
+    num_elements: int = 0
 
     @property
     def owns_matrix(self) -> bool:

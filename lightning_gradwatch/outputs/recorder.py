@@ -6,8 +6,8 @@ every single step before an alert. It knows no files: it says what is to be writ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.core import metrics
+from lightning_gradwatch.core.layers import OUTSIDE
 from lightning_gradwatch.core.quantities import QUANTITIES
 from lightning_gradwatch.core.quantities.several import HISTOGRAM, SEQUENCE, STEPS, STEPS_AROUND
-from lightning_gradwatch.core.records import Observation
+from lightning_gradwatch.core.records import Layer, Observation
 from lightning_gradwatch.core.saved import Saved, State
 from lightning_gradwatch.core.snapshot import Snapshot
 from lightning_gradwatch.outputs.step_log import BLOCK_STEPS, StepLog, lines_of, steps_of
@@ -57,8 +58,10 @@ class _Course:
 
     Attributes:
         optimizer: Its name; ``""`` if there is only one.
-        layer_lists: The lists of layers so far; a tag's version is a place in it.
-        names: The present one.
+        layer_lists: The lists of layers so far, by their names and sizes; a tag's version is a place in it.
+        names: Names of the present one.
+        elements: How many elements each of them has.
+        vectors: Places of those that are a normalisation layer, or biases by themselves.
         lines: Names of the numbers of the run that stand beside the layers.
         log: Collects their steps.
         samples: Thins out full samples that are not thorough.
@@ -66,8 +69,10 @@ class _Course:
     """
 
     optimizer: str
-    layer_lists: list[tuple[str, ...]] = field(default_factory=list)
+    layer_lists: list[tuple[tuple[str, ...], tuple[int, ...]]] = field(default_factory=list)
     names: tuple[str, ...] = ()
+    elements: tuple[int, ...] = ()
+    vectors: tuple[int, ...] = ()
     lines: tuple[str, ...] = ()
     log: StepLog = field(default_factory=lambda: StepLog(0))
     samples: Thinning = field(default_factory=Thinning)
@@ -76,7 +81,7 @@ class _Course:
     @property
     def version(self) -> int:
         """Which of the lists of layers is the present one."""
-        return self.layer_lists.index(self.names)
+        return self.layer_lists.index((self.names, self.elements))
 
     def value(self, quantity: str, values: Array, description: Description | None = None, part: int = 0) -> Value:
         """The values of all present layers."""
@@ -90,6 +95,8 @@ class _Course:
         last = int(bins.last[-1])
         part = max(last, 0) // PART_STEPS if quantity == STEPS else 0
         description = Description(quantity, self.optimizer, self.version, self.names, lines=self.lines)
+        if any(self.elements):
+            description = replace(description, elements=self.elements, vectors=self.vectors)
         value = self.value(quantity, np.frombuffer(bins.encode(), np.uint8), description, part)
         return [Event(last, (value,), is_urgent=True)]
 
@@ -140,13 +147,15 @@ class RunRecorder:
             return []
         course = self._courses.setdefault(observation.optimizer, _Course(observation.optimizer))
         names, lines = tuple(layer.name for layer in observation.layers), lines_of(observation)
+        elements = tuple(layer.num_elements for layer in observation.layers)
         events = []
-        if (names, lines) != (course.names, course.lines):
+        if (names, elements, lines) != (course.names, course.elements, course.lines):
             # what waits is of the former layers
             events = course.events(STEPS, course.log.take())
             is_first = not course.layer_lists
-            course.layer_lists += [] if names in course.layer_lists else [names]
-            course.names, course.lines = names, lines
+            course.layer_lists += [] if (names, elements) in course.layer_lists else [(names, elements)]
+            course.names, course.elements, course.lines = names, elements, lines
+            course.vectors = _vectors(observation.layers)
             course.log = StepLog(len(names), self._saved(course) if is_first else None)
         return events + course.events(STEPS, course.log.add(steps_of(observation)))
 
@@ -184,3 +193,8 @@ class RunRecorder:
         thinning = course.samples if snapshot.weight_norm is None else course.thorough
         passes = thinning.passes(snapshot.step, sum(value.values.nbytes for value in values))
         return [Event(snapshot.step, tuple(values))] if values and (passes or snapshot.histogram is not None) else []
+
+
+def _vectors(layers: Sequence[Layer]) -> tuple[int, ...]:
+    """Places of layers that own no matrix; of what is outside the model nobody knows."""
+    return tuple(place for place, layer in enumerate(layers) if not layer.has_matrix and layer.name != OUTSIDE)

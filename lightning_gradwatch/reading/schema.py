@@ -57,6 +57,8 @@ class Description:
         layers: Names of the layers in the order in which they ran, the input end first: the rows of the tensors.
         declaration: What a quantity of the user's own is, which the reader may not know; None for all others.
         lines: Names of the numbers of the run that stand beside the layers in bins of steps, such as ``loss``.
+        elements: How many elements the parameters of each layer have; empty where that was not written.
+        vectors: Places of the layers that are a normalisation layer, or biases by themselves.
     """
 
     quantity: str
@@ -65,6 +67,8 @@ class Description:
     layers: tuple[str, ...] = ()
     declaration: Quantity | None = None
     lines: tuple[str, ...] = ()
+    elements: tuple[int, ...] = ()
+    vectors: tuple[int, ...] = ()
 
     @property
     def shown_as(self) -> Quantity | None:
@@ -75,9 +79,9 @@ class Description:
         """The description as the content of a tag's metadata."""
         where = {"optimizer": self.optimizer, "version": self.version, "layers": self.layers}
         words = {} if self.declaration is None else {"declaration": self.declaration.words()}
-        lines = {"lines": self.lines} if self.lines else {}
+        further = {name: getattr(self, name) for name in ("lines", "elements", "vectors") if getattr(self, name)}
         schema = BINS_VERSION if self.quantity in IN_BINS else SCHEMA_VERSION
-        return json.dumps({"schema": schema, "quantity": self.quantity, **where, **words, **lines}).encode()
+        return json.dumps({"schema": schema, "quantity": self.quantity, **where, **words, **further}).encode()
 
     @classmethod
     @lru_cache(maxsize=256)  # the runs of a sweep have the same ones
@@ -98,7 +102,8 @@ class Description:
         if names[0] == SEQUENCE and len(names) != 3:
             raise UnreadableError("The description of a series is damaged: a sequence belongs to one layer.")
         declaration = None if names[0] in RESERVED else Quantity.from_words(names[0], found.get("declaration"))
-        return cls(names[0], names[1], version, tuple(names[2:]), declaration, lines)
+        sizes = _numbers(found.get("elements"), len(names) - 2), _numbers(found.get("vectors"))
+        return cls(names[0], names[1], version, tuple(names[2:]), declaration, lines, *sizes)
 
     def fits(self, values: Array) -> bool:
         """Whether values can be a sample of this tag."""
@@ -109,6 +114,12 @@ class Description:
         several = SEVERAL.get(self.quantity)
         shape = (len(self.layers),) if several is None else (len(self.layers), several.width)
         return values.shape == shape and values.dtype == ("float32" if several is None else several.dtype)
+
+
+def _numbers(found: object, count: int | None = None) -> tuple[int, ...]:
+    """Whole numbers of what was written; none if it is of no use: what they are for is left out then."""
+    is_fit = isinstance(found, list) and all(type(number) is int and 0 <= number < 2**53 for number in found)
+    return tuple(found) if isinstance(found, list) and is_fit and count in (None, len(found)) else ()
 
 
 def _parse(content: bytes | str, what: str, newest: int) -> dict[str, Any]:

@@ -347,7 +347,7 @@ def with_steps(series: Sequence[Series]) -> tuple[Series, ...]:
 
 
 def _joined(group: Sequence[Series]) -> Series:
-    newest = max(group, key=lambda one: (one.description.quantity in IN_BINS, one.wall_time))
+    newest = max(group, key=lambda s: (s.description.quantity in IN_BINS, any(s.description.elements), s.wall_time))
     parts = tuple(one for one in group if one.description.layers == newest.description.layers)
     lines = tuple(dict.fromkeys(name for part in parts for name in part.description.lines))
     return Series(

@@ -49,6 +49,14 @@ def test_layers_are_modules_that_own_parameters_and_share_none_twice() -> None:
     assert sum(p is model.embed.weight for p in plan.parameters) == 1
 
 
+def test_a_layer_knows_how_many_elements_it_owns() -> None:
+    model, stray = Tied(), nn.Parameter(torch.ones(3, 5))
+    plan = make_layout(model, [*model.parameters(), stray])
+    assert {layer.name: layer.num_elements for layer in plan.layers} == {
+        ROOT: 1, "embed": 28, "norm": 8, "head": 7, OUTSIDE: 15,
+    }  # fmt: skip
+
+
 def test_only_matrices_of_layers_other_than_norms_take_part_in_the_depth_profile() -> None:
     model = Tied()
     plan = make_layout(model, model.parameters())

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lightning_gradwatch.core.layers import OUTSIDE
 from lightning_gradwatch.core.quantities.several import HISTOGRAM, STEPS, STEPS_AROUND
 from lightning_gradwatch.core.records import NUM_BINS, Layer, Observation
 from lightning_gradwatch.core.sampling import YOUNG_STEPS
@@ -61,6 +62,20 @@ def test_a_new_list_of_layers_is_a_new_version_and_an_old_one_that_comes_back_is
     told = [(v.tag, v.description.version, len(v.description.layers)) for event in events for v in event.values]
     first, second = "gradwatch/layers/grad_norm_steps", "gradwatch/layers-2/grad_norm_steps"
     assert told == [(first, 0, 2), (second, 1, 3), (first, 0, 2)]
+
+
+def test_the_norms_of_every_step_say_how_large_the_layers_are() -> None:
+    matrix, norm = (
+        Layer("a", ("a.weight",), has_matrix=True, num_elements=12),
+        Layer("b", ("b.weight",), num_elements=3),
+    )
+    outside = Layer(OUTSIDE, ("parameter 0",), num_elements=4)
+    recorder = RunRecorder()
+    (event,) = recorder.take([observation(0, 1, (matrix, norm, outside))], [])
+    about = event.values[0].description
+    assert (about.elements, about.vectors) == ((12, 3, 4), (1,)), "nobody knows what is outside the model"
+    (larger,) = recorder.take([observation(1, 1, (replace(matrix, num_elements=20), norm, outside))], [])
+    assert larger.values[0].description.version == 1, "its norms cannot be compared with those before"
 
 
 def test_a_long_series_stands_in_parts_that_loaders_keep_whole() -> None:

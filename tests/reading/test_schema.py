@@ -132,6 +132,22 @@ def test_descriptions_come_back_as_they_were() -> None:
     assert Description.decode(DESCRIPTION.encode()) == DESCRIPTION
 
 
+SIZED = replace(DESCRIPTION, elements=(9_216, 10**12), vectors=(1,))
+
+
+def test_sizes_come_back_as_they_were_and_a_log_of_before_has_none() -> None:
+    assert Description.decode(SIZED.encode()) == SIZED
+    assert (b"elements" in DESCRIPTION.encode(), Description.decode(DESCRIPTION.encode()).elements) == (False, ())
+
+
+@pytest.mark.parametrize(
+    "elements", [3, "12", [1], [1, 2, 3], [1, -2], [1, 2.5], [1, 2**53], [1, None], [True, 1], {"a": 1}]
+)
+def test_sizes_that_are_of_no_use_are_left_out(elements: Any) -> None:
+    content = {**json.loads(SIZED.encode()), "elements": elements}
+    assert Description.decode(json.dumps(content).encode()) == replace(SIZED, elements=())
+
+
 GOOD = json.loads(DESCRIPTION.encode())
 
 

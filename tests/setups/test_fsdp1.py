@@ -29,6 +29,7 @@ from tests.tasks import read_events
 
 OUTPUTS = "gradwatch/layers/output_grad_norm"
 LAYERS = ["net.0", "net.1", "net.3", "net.4", "net.5"]
+ELEMENTS = [16, 144, 136, 27, 4]
 Told = tuple[Path, list[dict[str, Any]]]
 
 
@@ -76,6 +77,7 @@ def assert_same(directory: Path, alone: Numbers, num_ranks: int = 2) -> None:
 def assert_named(directory: Path) -> None:
     content = read_events(directory).SummaryMetadata("gradwatch/layers/grad_norm_steps").plugin_data.content
     assert json.loads(content)["layers"] == LAYERS
+    assert json.loads(content)["elements"] == ELEMENTS, "of the whole, wherever its parts are"
 
 
 @pytest.mark.slow

@@ -90,6 +90,8 @@ def test_norms_are_those_of_one_process(run_of: Any, oracle: dict[str, Any], kin
     events = read_events(run_of[0] / kind)
     content = json.loads(events.SummaryMetadata("gradwatch/layers/grad_norm_steps").plugin_data.content)
     assert content["layers"] == ["net.0", "net.1", "net.3", "net.4", "net.5"]
+    assert content["elements"] == [16, 144, 136, 27, 4], "of the whole, wherever its parts are"
+    assert content["vectors"] == [0]
     norms = norms_by_step(events)
     assert list(norms) == list(range(NUM_STEPS))
     for step, values in norms.items():
