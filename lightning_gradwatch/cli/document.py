@@ -48,11 +48,15 @@ def _run(logs: Logs, run: Run) -> dict[str, object]:
     return {**document, "last_step": run.last_step, "wall_time": run.wall_time}
 
 
+_OF_THE_TAB = ("rows", "norms", "num_vectors")
+"""What only a picture needs."""
+
+
 def _optimizer(run: OpenRun, optimizer: answers.OptimizerContents) -> dict[str, object]:
     name = optimizer["name"]
     versions = []
     for version in optimizer["versions"]:
-        told = {field: value for field, value in version.items() if field != "rows"}
+        told = {field: value for field, value in version.items() if field not in _OF_THE_TAB}
         versions.append({**told, "latest": _latest(run, name, version)})
     return {**optimizer, "versions": versions}
 

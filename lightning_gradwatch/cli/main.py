@@ -13,6 +13,7 @@ from importlib import import_module
 from lightning_gradwatch.cli.errors import CommandError
 from lightning_gradwatch.core.quantities import BY_NAME
 from lightning_gradwatch.paths import at
+from lightning_gradwatch.reading.norms import NORMS
 from lightning_gradwatch.remote import RemoteError
 
 ERROR = 2
@@ -139,6 +140,17 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--quantity",
         metavar="NAME",
         help=f"what the heatmap shows: {names}, or one of the run's own (default: what suits the run)",
+    )
+    parser.add_argument(
+        "--norm",
+        choices=list(NORMS),
+        help="how gradient norms are shown: per element (rms), of a whole layer (total), or relative to the layer's "
+        "median (default: rms, where the log allows it)",
+    )
+    parser.add_argument(
+        "--matrices",
+        action="store_true",
+        help="leave out normalisation layers, and biases by themselves, unless an alert is about them",
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from lightning_gradwatch.core.quantities.quantity import Quantity, ScaleKind
 from lightning_gradwatch.core.records import MISSING
+from lightning_gradwatch.reading.dividing import divided
 from lightning_gradwatch.reading.folding import Row, places_of
 from lightning_gradwatch.reading.heatmaps import in_rows
 from lightning_gradwatch.reading.samples import Samples
@@ -77,7 +78,7 @@ class Picture:
     scale: Scale
 
 
-def paint(samples: Samples, rows: Sequence[Row], quantity: Quantity, columns: int) -> Picture:
+def paint(samples: Samples, rows: Sequence[Row], quantity: Quantity, columns: int, by: Array | None = None) -> Picture:
     """Shrink the samples of a quantity to a picture, whose columns are equally many steps wide.
 
     Args:
@@ -85,8 +86,10 @@ def paint(samples: Samples, rows: Sequence[Row], quantity: Quantity, columns: in
         rows: Which layers share a row, at least one; the input end first.
         quantity: What they are.
         columns: Neighbouring samples share a column, or one sample fills several, as do the steps it stands for.
+        by: What the values of each layer are divided by, shape ``(layers,)``; None for nothing.
     """
-    by_row = in_rows(samples.values, places_of(rows))
+    values = samples.values if by is None else divided(samples.values, by)
+    by_row = in_rows(values, places_of(rows))
     first, last = int(samples.steps[0]), int(samples.last_steps[-1])
     edges = np.linspace(first, last + 1, columns + 1)
     begins = np.searchsorted(samples.last_steps, edges[:-1], side="left")
@@ -99,7 +102,7 @@ def paint(samples: Samples, rows: Sequence[Row], quantity: Quantity, columns: in
         latest=by_row[-1],
         steps=(first, last),
         latest_steps=(int(samples.steps[-1]), last),
-        scale=Scale.of(samples.values, quantity.scale),
+        scale=Scale.of(values, quantity.scale),
     )
 
 

@@ -51,7 +51,8 @@ def _show(logs: Logs, runs: Sequence[Run], options: argparse.Namespace) -> None:
     from lightning_gradwatch.cli.terminal import Scene, overview, report
 
     console = Console(highlight=False, emoji=False, markup=False)
-    scene = Scene(logs, console, options.quantity, now=time.time())
+    how = {"norm": options.norm, "hides_vectors": options.matrices}
+    scene = Scene(logs, console, options.quantity, now=time.time(), **how)
     if len(runs) > 1:
         console.print(overview(runs, scene))
         console.print()

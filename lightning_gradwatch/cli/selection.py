@@ -12,14 +12,16 @@ from lightning_gradwatch.cli.picture import Picture, is_seen, paint
 from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
 from lightning_gradwatch.core.quantities.output_gradient import OUTPUT_GRAD_NORM
 from lightning_gradwatch.reading.alert import AlertRecord
-from lightning_gradwatch.reading.answers import rows_of
+from lightning_gradwatch.reading.answers import Layout, rows_of
+from lightning_gradwatch.reading.dividing import divisors
 from lightning_gradwatch.reading.folding import Row
+from lightning_gradwatch.reading.norms import chosen
 from lightning_gradwatch.reading.status import urgency
 from lightning_gradwatch.reading.tables import KINDS
 
 
 def pictures(
-    run: OpenRun, quantity: str | None, console: Console, max_rows: int
+    run: OpenRun, quantity: str | None, console: Console, layout: Layout
 ) -> Iterator[tuple[str, Picture, set[int]]]:
     """A picture of each optimizer's newest layers: its name, the picture, and the rows with a layer of an open alert.
 
@@ -27,7 +29,7 @@ def pictures(
         run: The run.
         quantity: Which one; None for the one that shows the alert that matters most.
         console: For the number of columns.
-        max_rows: At most.
+        layout: How many rows at most, which layers share them, and how gradient norms are shown.
     """
     for optimizer in run.document["optimizers"]:
         if not optimizer["versions"]:
@@ -39,9 +41,11 @@ def pictures(
             shown_as = series[candidate].description.shown_as if candidate in series else None
             if shown_as is not None and is_seen((samples := run.store.samples(series[candidate])).values):
                 leading = series.get(GRAD_NORM.name, series[candidate])
-                rows = rows_of(leading, run.store.samples(leading), alerts, max_rows)
+                rows = rows_of(leading, run.store.samples(leading), alerts, layout)
                 columns = canvas_for(console, (row.path for row in rows)).columns
-                yield name, paint(samples, rows, shown_as, columns), _ailing(alerts, version["layers"], rows)
+                norm, about = chosen(series[candidate].description, layout.norm), series[candidate].description
+                picture = paint(samples, rows, norm.of(shown_as), columns, divisors(norm, about, samples))
+                yield name, picture, _ailing(alerts, version["layers"], rows)
                 break
 
 

@@ -45,7 +45,8 @@ def run(options: argparse.Namespace) -> int:
             "To cure it: give the directory of the logger, such as lightning_logs."
         )
     console = Console(highlight=False, emoji=False, markup=False)
-    scene = Scene(Logs(options.run_dir, normal(options.run)), console, options.quantity)
+    logs = Logs(options.run_dir, normal(options.run))
+    scene = Scene(logs, console, options.quantity, norm=options.norm, hides_vectors=options.matrices)
     runs: Sequence[Run] = ()
     with _ended_by_signals(), _screen(scene) if console.is_terminal else _lines(scene) as show:
         try:

@@ -9,7 +9,8 @@ import numpy as np
 from lightning_gradwatch.cli.logs import OpenRun
 from lightning_gradwatch.cli.picture import Picture, is_seen, paint
 from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
-from lightning_gradwatch.reading.answers import rows_of
+from lightning_gradwatch.reading.answers import Layout, rows_of
+from lightning_gradwatch.reading.norms import TOTAL
 from lightning_gradwatch.reading.tables import VIRIDIS
 
 MAX_ROWS, COLUMNS = 24, 60
@@ -24,7 +25,7 @@ def thumbnail(run: OpenRun) -> str:
         for version in optimizer["versions"][-1:]:
             series = run.quantities(optimizer["name"], version["version"]).get(GRAD_NORM.name)
             if series is not None and is_seen((samples := run.store.samples(series)).values):
-                rows = rows_of(series, samples, run.document["alerts"], MAX_ROWS)
+                rows = rows_of(series, samples, run.document["alerts"], Layout(TOTAL.name, most=MAX_ROWS))
                 return _drawn(paint(samples, rows, GRAD_NORM, COLUMNS))
     return ""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -16,8 +17,10 @@ from lightning_gradwatch.core.records import BINS_PER_DECADE, LOWEST, MISSING, N
 from lightning_gradwatch.reading import lines
 from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.damage import Damage
+from lightning_gradwatch.reading.dividing import divided, divisors
 from lightning_gradwatch.reading.folding import MOST_ALONE, MOST_ROWS, Row, fold, plain
 from lightning_gradwatch.reading.heatmaps import column, columns_of
+from lightning_gradwatch.reading.norms import chosen, norms_for
 from lightning_gradwatch.reading.run_list import verdict_of
 from lightning_gradwatch.reading.samples import Samples, Span
 from lightning_gradwatch.reading.schema import (
@@ -43,12 +46,16 @@ class VersionContents(TypedDict):
     Attributes:
         rows: How layers share rows where there are many, as by :func:`~lightning_gradwatch.reading.folding.plain`;
             empty but for the newest list.
+        norms: Ways to show a quantity, by its name, the default first; quantities with but one way are left out.
+        num_vectors: Layers that can be hidden: normalisation layers, and biases by themselves.
         num_samples: Steps that were observed, of its gradient norm or else of what there is.
     """
 
     version: int
     layers: list[str]
     rows: list[object]
+    norms: dict[str, list[str]]
+    num_vectors: int
     first_step: int
     last_step: int
     num_samples: int
@@ -117,7 +124,24 @@ NO_CONTENTS: Contents = {
 """What there is of a run without an event file."""
 
 
-def run(store: Store, run: str) -> RunDocument:
+class Layout(NamedTuple):
+    """What decides which layers share rows.
+
+    Attributes:
+        norm: How gradient norms are shown; None for the default.
+        hides_vectors: Whether normalisation layers and lone biases have a row only if an alert is about them.
+        most: Rows at most, as by :func:`~lightning_gradwatch.reading.folding.fold`.
+    """
+
+    norm: str | None = None
+    hides_vectors: bool = False
+    most: int = MOST_ROWS
+
+
+USUAL = Layout()
+
+
+def run(store: Store, run: str, layout: Layout = USUAL) -> RunDocument:
     """What there is of a run, and its alerts."""
     catalogue = store.catalogue(run)
     document = catalogue.document or Document()
@@ -133,7 +157,7 @@ def run(store: Store, run: str) -> RunDocument:
         "alerts": ranked(document.alerts),
         "num_dropped": document.num_dropped,
         "damage": list(catalogue.damage),
-        "optimizers": [_optimizer(store, catalogue, name) for name in catalogue.optimizers],
+        "optimizers": [_optimizer(store, catalogue, name, layout) for name in catalogue.optimizers],
         "scalars": sorted([*catalogue.scalars, *(tag for tags in every_step.values() for tag in tags.values())]),
         "loss_tag": losses[0] if losses else loss_tag(catalogue.scalars),
         "view": _view(catalogue, every_step),
@@ -194,7 +218,8 @@ def layer(store: Store, catalogue: Catalogue, optimizer: str, version: int, laye
     """Every number of one layer at a step or nearest before it; the steps are those of its gradient norm.
 
     ``grad_norm_range`` is the smallest, the mean and the largest gradient norm in these steps; in a log from before
-    every step was recorded, the smallest, median and largest since the point before.
+    every step was recorded, the smallest, median and largest since the point before. ``grad_norm_rms`` is the gradient
+    norm per element, None where the number of elements is not known.
     """
     numbers, columns = {}, {}
     for quantity, series in catalogue.of(optimizer, version).items():
@@ -210,7 +235,16 @@ def layer(store: Store, catalogue: Catalogue, optimizer: str, version: int, laye
         norm_range = _range(store.samples(norms), row_of(norms, layer), step)
     shown = columns.get(GRAD_NORM.name) or max(columns.values(), key=lambda found: found["step"])
     where = {"step": shown["step"], "last_step": shown["last_step"]}
-    return {**where, "numbers": numbers, NORM_RANGE.name: norm_range}
+    rms = _per_element(norms, layer, numbers.get(GRAD_NORM.name, MISSING))
+    return {**where, "numbers": numbers, NORM_RANGE.name: norm_range, "grad_norm_rms": rms}
+
+
+def _per_element(norms: Series | None, layer: str, norm: float) -> float | None:
+    """The root mean square of a layer's gradient; None if it is not known."""
+    elements = () if norms is None else norms.description.elements
+    if norms is None or not elements or norm < 0:
+        return None
+    return norm / math.sqrt(max(elements[row_of(norms, layer)], 1))
 
 
 def _range(samples: Samples, row: int, step: int) -> list[float] | None:
@@ -262,14 +296,15 @@ def row_of(series: Series, layer: str) -> int:
     return layers.index(layer)
 
 
-def _optimizer(store: Store, catalogue: Catalogue, name: str) -> OptimizerContents:
+def _optimizer(store: Store, catalogue: Catalogue, name: str, layout: Layout) -> OptimizerContents:
     numbers = catalogue.optimizers[name]
-    versions = [_version(store, catalogue, name, version, version == numbers[-1]) for version in numbers]
+    layouts = [layout if version == numbers[-1] else None for version in numbers]
+    versions = [_version(store, catalogue, name, *which) for which in zip(numbers, layouts, strict=True)]
     return {"name": name, "versions": [version for version in versions if version is not None]}
 
 
 def _version(
-    store: Store, catalogue: Catalogue, optimizer: str, version: int, is_newest: bool
+    store: Store, catalogue: Catalogue, optimizer: str, version: int, layout: Layout | None
 ) -> VersionContents | None:
     quantities = catalogue.of(optimizer, version)
     by_weight = sorted(quantities.values(), key=lambda series: series.description.quantity != GRAD_NORM.name)
@@ -281,7 +316,9 @@ def _version(
     return {
         "version": version,
         "layers": list(leading.description.layers),
-        "rows": plain(rows_of(leading, samples, alerts)) if is_newest else [],
+        "rows": [] if layout is None else plain(rows_of(leading, samples, alerts, layout)),
+        "norms": {name: ways for name, one in quantities.items() if (ways := norms_for(one.description))},
+        "num_vectors": len(leading.description.vectors),
         "first_step": int(samples.steps[0]),
         "last_step": int(samples.last_steps[-1]),
         "num_samples": int(samples.counts.sum()),
@@ -290,29 +327,36 @@ def _version(
     }
 
 
-def rows_of(series: Series, samples: Samples, alerts: Iterable[AlertRecord], most: int = MOST_ROWS) -> tuple[Row, ...]:
+def rows_of(series: Series, samples: Samples, alerts: Iterable[AlertRecord], layout: Layout = USUAL) -> tuple[Row, ...]:
     """How layers share rows. What alerts are about has rows of its own, and what was NaN or infinite.
 
     Args:
         series: The leading quantity, such as the gradient norm.
         samples: Its samples.
         alerts: Those of the run.
-        most: Rows at most, as by :func:`~lightning_gradwatch.reading.folding.fold`.
+        layout: What else decides it.
     """
-    layers, optimizer = series.description.layers, series.description.optimizer
+    about = series.description
     worst = sorted(alerts, key=urgency)
-    sick = [alert["layer"] for alert in worst if alert["layer"] and alert["optimizer"] in ("", optimizer)]
-    if len(layers) > most:
-        sick += [layers[place] for place in np.flatnonzero(~np.isfinite(samples.values.max(0)))[:MOST_ALONE]]
-    chosen = np.unique(np.linspace(0, len(samples) - 1, _GLANCES).astype(int))
-    values = np.median(samples.values[chosen], axis=0).astype(np.float64)
-    return _folded(layers, values.tobytes(), tuple(sick), most)
+    sick = [alert["layer"] for alert in worst if alert["layer"] and alert["optimizer"] in ("", about.optimizer)]
+    if len(about.layers) > layout.most or layout.hides_vectors:
+        sick += [about.layers[place] for place in np.flatnonzero(~np.isfinite(samples.values.max(0)))[:MOST_ALONE]]
+    hidden = {about.layers[place] for place in about.vectors} - set(sick) if layout.hides_vectors else set[str]()
+    seen = [place for place, name in enumerate(about.layers) if name not in hidden] or range(len(about.layers))
+    glances = np.unique(np.linspace(0, len(samples) - 1, _GLANCES).astype(int))
+    values = np.median(samples.values[glances], axis=0)
+    by = divisors(chosen(about, layout.norm), about, samples)
+    values = (values if by is None else divided(values, by)).astype(np.float64)
+    return _folded(about.layers, tuple(seen), values.tobytes(), tuple(sick), layout.most)
 
 
 @lru_cache(maxsize=32)
-def _folded(layers: tuple[str, ...], values: bytes, sick: tuple[str, ...], most: int) -> tuple[Row, ...]:
+def _folded(
+    layers: tuple[str, ...], seen: tuple[int, ...], values: bytes, sick: tuple[str, ...], most: int
+) -> tuple[Row, ...]:
     """The same while nothing has changed, for the page asks again and again."""
-    return tuple(fold(layers, np.frombuffer(values), sick, most))
+    rows = fold([layers[place] for place in seen], np.frombuffer(values)[list(seen)], sick, most)
+    return tuple(row.among(seen) for row in rows)
 
 
 def _is_readable(store: Store, series: Series) -> bool:

@@ -38,6 +38,10 @@ class Row:
     layers: tuple[int, ...]
     parts: tuple[Row, ...] = ()
 
+    def among(self, places: Sequence[int]) -> Row:
+        """The same among more layers: each layer is told by its place there."""
+        return Row(self.path, tuple(places[layer] for layer in self.layers), tuple(p.among(places) for p in self.parts))
+
 
 def fold(layers: Sequence[str], values: Array, sick: Iterable[str] = (), most: int = MOST_ROWS) -> list[Row]:
     """Rows for all layers, the input end first.

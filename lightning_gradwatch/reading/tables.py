@@ -16,6 +16,7 @@ from lightning_gradwatch.core.quantities.memory_horizon import MEMORY_HORIZON
 from lightning_gradwatch.core.quantities.output_gradient import OUTPUT_GRAD_NORM
 from lightning_gradwatch.core.quantities.quantity import Quantity
 from lightning_gradwatch.core.quantities.several import HISTOGRAM
+from lightning_gradwatch.reading.norms import NORMS
 
 Status = Literal["sick", "notice", "unreadable", "recovered", "healthy", "not_watched"]
 
@@ -97,6 +98,7 @@ def encode() -> dict[str, object]:
     """All of them as plain JSON; not to be changed by who gets it."""
     return {
         "quantities": {quantity.name: words(quantity) for quantity in QUANTITIES},
+        "norms": {name: asdict(norm) for name, norm in NORMS.items()},
         "particular": PARTICULAR,
         "kinds": {name: asdict(kind) for name, kind in KINDS.items()},
         "statuses": STATUSES,

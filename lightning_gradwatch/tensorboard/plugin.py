@@ -19,8 +19,9 @@ from lightning_gradwatch.core.quantities.several import HISTOGRAM, SEVERAL
 from lightning_gradwatch.reading import answers, lines, run_list, tables
 from lightning_gradwatch.reading.cache import Cache
 from lightning_gradwatch.reading.heatmaps import Column, Rows, column, heatmap
+from lightning_gradwatch.reading.norms import NORMS, TOTAL, Norm, norms_for
 from lightning_gradwatch.reading.samples import Span, Statistic
-from lightning_gradwatch.reading.schema import UnreadableError, plain
+from lightning_gradwatch.reading.schema import Description, UnreadableError, plain
 from lightning_gradwatch.reading.spans import neighbours, places_of
 from lightning_gradwatch.reading.store import Catalogue, MissingError, Series, Store
 from lightning_gradwatch.tensorboard.inspection import inspector_of
@@ -91,6 +92,17 @@ class Query:
         except ValueError as wrong:
             raise QueryError(f"`rows` must be rows of layers such as 0,1-4,5..8, but {wrong}.") from None
 
+    def norm(self, description: Description) -> Norm:
+        """How gradient norms are shown: as is asked for where that is known, else of the whole layer."""
+        given = self._arguments.get("norm", TOTAL.name)
+        if given not in NORMS:
+            raise QueryError(f"`norm` must be one of {', '.join(NORMS)}, but {given[:40]!r} came.")
+        return NORMS[given] if given in norms_for(description) else TOTAL
+
+    def layout(self) -> answers.Layout:
+        """What decides which layers share rows."""
+        return answers.Layout(self._arguments.get("norm"), self.integer("hide", 0, 1) == 1)
+
     def statistic(self) -> Statistic:
         """What stands for several steps."""
         given = self._arguments.get("statistic", "high")
@@ -105,13 +117,15 @@ Answer = Callable[[Store, Query], Mapping[str, object] | bytes]
 def _heatmap(store: Store, query: Query) -> bytes:
     span, columns, statistic = query.span(), query.limit("columns", 1), query.statistic()
     series = _series(store, query, query.text("quantity"))
-    return heatmap(store, series, span, columns, statistic, query.rows(len(series.description.layers)))
+    about = series.description
+    return heatmap(store, series, span, columns, statistic, query.rows(len(about.layers)), query.norm(about))
 
 
 def _column(store: Store, query: Query) -> Column:
     step = query.step()
     series = _series(store, query, query.text("quantity"))
-    return column(store, series, step, query.rows(len(series.description.layers)))
+    about = series.description
+    return column(store, series, step, query.rows(len(about.layers)), query.norm(about))
 
 
 def _distribution(store: Store, query: Query) -> bytes:
@@ -157,7 +171,7 @@ def _series(store: Store, query: Query, quantity: str) -> Series:
 ANSWERS: dict[str, Answer] = {
     "tables": lambda *_: tables.encode(),
     "runs": lambda store, _: run_list.runs(store),
-    "run": lambda store, query: answers.run(store, query.text("run")),
+    "run": lambda store, query: answers.run(store, query.text("run"), query.layout()),
     "heatmap": _heatmap,
     "column": _column,
     "distribution": _distribution,

@@ -16,6 +16,7 @@ from tests.cli.command import alert, gradwatch, here
 from tests.prescriptions import prescription
 from tests.tensorboard.browser import Log, write_run
 from tests.tensorboard.logs import SICK_LAYERS
+from tests.tensorboard.record import record
 
 TABLE = {step: [1e-9, 1e-5, 0.1] for step in range(0, 40, 2)}
 LAYERS = ["a", "b", "c"]
@@ -115,6 +116,26 @@ def test_many_layers_share_rows_as_in_the_tab(tmp_path: Path, capsys: Any) -> No
     assert " nan " in next(row for row in rows if "blocks.66.mlp" in row)
     assert next(row for row in rows if "blocks.40.attn" in row).startswith("✖")
     assert "300 layers" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "title", "shown"),
+    [
+        ((), "Gradient norm per element (RMS)", {"norm": 0.5, "linear": 0.25}),
+        (("--norm", "total"), "Gradient norm  ", {"norm": 1, "linear": 25}),
+        (("--norm", "relative"), "Gradient norm relative to the layer's median", {"norm": 1, "linear": 1}),
+        (("--matrices",), "Gradient norm per element (RMS)", {"linear": 0.25}),
+    ],
+)
+def test_norms_are_shown_per_element_unless_another_way_is_asked_for(
+    tmp_path: Path, capsys: Any, options: tuple[str, ...], title: str, shown: dict[str, float]
+) -> None:
+    with record(tmp_path / "run", ("norm", "linear"), elements=(4, 10_000), vectors=(0,)) as run:
+        run.write(0, [[1, 25]] * 3)
+    out = here(capsys, "report", tmp_path, *options)[1]
+    assert title in out
+    rows = [line.split() for line in out.splitlines() if line.startswith(("  norm ", "  linear "))]
+    assert {words[0]: float(words[2]) for words in rows} == pytest.approx(shown, rel=2e-3), out
 
 
 @pytest.mark.parametrize("columns", [20, 40, 80, 200])

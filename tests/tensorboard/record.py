@@ -32,6 +32,8 @@ class Record:
         optimizer: Name of the optimizer.
         version: That of the list of layers.
         lines: Names of the numbers of the run.
+        elements: How many elements each layer has; empty for a log from before that was written.
+        vectors: Places of the layers without a matrix.
     """
 
     def __init__(
@@ -41,9 +43,12 @@ class Record:
         optimizer: str = "",
         version: int = 0,
         lines: Sequence[str] = LINES,
+        elements: Sequence[int] = (),
+        vectors: Sequence[int] = (),
     ) -> None:
         self.experiment = SummaryWriter(str(directory))
         self.layers, self.optimizer, self.version, self.lines = tuple(layers), optimizer, version, tuple(lines)
+        self.elements, self.vectors = tuple(elements), tuple(vectors)
         self._described: set[str] = set()
         self._clock = 0.0
 
@@ -67,7 +72,8 @@ class Record:
         bins = reduce_steps(steps, norms, np.asarray(lines, np.float32), width)
         quantity = STEPS_AROUND if around else STEPS
         tag = metrics.part_tag(metrics.layers_tag(quantity, self.version, self.optimizer), part)
-        description = Description(quantity, self.optimizer, self.version, self.layers, lines=self.lines)
+        sizes = {"lines": self.lines, "elements": self.elements, "vectors": self.vectors}
+        description = Description(quantity, self.optimizer, self.version, self.layers, **sizes)  # type: ignore[arg-type]
         self.add(tag, description, np.frombuffer(bins.encode(), np.uint8), int(steps[-1]))
 
     def write_plain(self, quantity: str, step: int, values: Sequence[float]) -> None:
