@@ -21,6 +21,7 @@ from lightning_gradwatch.cli.page import build
 from lightning_gradwatch.core.quantities.several import SEVERAL
 from lightning_gradwatch.reading import answers, lines
 from lightning_gradwatch.reading.heatmaps import column, heatmap
+from lightning_gradwatch.reading.norms import NORMS, norms_for
 from tests.cli.command import alert, here
 from tests.prescriptions import prescription
 from tests.tensorboard.board import read_frame
@@ -133,6 +134,11 @@ class Both:
                 means = read_frame(heatmap(self.store, series, span, columns, "mean"))[1]
                 found = self.ask("heatmap", {**whose, "quantity": quantity, "statistic": "mean", **part})
                 assert same(found["values"], means.ravel().tolist())
+            for norm in (NORMS[name] for name in norms_for(series.description)):
+                body = heatmap(
+                    self.store, series, (part.get("from"), part.get("to")), part.get("columns", 1000), norm=norm
+                )
+                self.check_frame("heatmap", {**whose, "quantity": quantity, "norm": norm.name, **part}, body)
         for step in (0, 7, 10**6):
             found = self.ask("column", {**whose, "quantity": quantity, "step": step})
             expected = column(self.store, series, step)
@@ -152,6 +158,8 @@ class Both:
         assert set(found["numbers"]) == set(expected["numbers"])
         assert same([found["numbers"][name] for name in expected["numbers"]], list(expected["numbers"].values()))
         assert same(found["grad_norm_range"], expected["grad_norm_range"])
+        rms = [found["grad_norm_rms"], expected["grad_norm_rms"]]
+        assert rms == [None, None] or rms[0] == pytest.approx(rms[1])
 
     def check_sequence(self, whose: dict[str, Any], layer: str) -> None:
         found = self.ask("sequence", {**whose, "layer": layer, "step": 9})
@@ -170,10 +178,35 @@ def test_the_page_answers_what_tensorboard_would(browser: Browser, logs: Path, p
     check(browser, logs, page, run)
 
 
+def test_the_page_shares_rows_as_tensorboard_would(browser: Browser, tmp_path: Path) -> None:
+    layers = [f"block.{i}.{part}" for i in range(120) for part in ("norm", "linear")]
+    norms = 10 ** np.random.default_rng(0).normal(size=(3, 240))
+    sizes = {"elements": [4 ** (i * i % 13) for i in range(240)], "vectors": range(0, 240, 2)}
+    with record(tmp_path / "logs" / "run", layers, **sizes) as run:
+        run.write(0, norms)
+    reader = Logs(tmp_path / "logs")
+    page = tmp_path / "page.html"
+    page.write_text(build(reader, reader.reload()), encoding="utf-8")
+    tab = browser.new_page()
+    tab.add_init_script(KEEP)
+    tab.goto(page.as_uri())
+    tab.locator("main[aria-busy=false]").wait_for(timeout=20_000)
+    whole = reader.open(reader.reload()[0])
+    found = set()
+    for norm, hide in [(None, 0), ("total", 0), ("rms", 1), ("relative", 1)]:
+        query = {"run": "run", "hide": hide, **({"norm": norm} if norm else {})}
+        told = tab.evaluate(ASK, ["run", query])["optimizers"][0]["versions"][0]["rows"]
+        layout = answers.Layout(norm, bool(hide))
+        assert told == answers.run(whole.store, "run", layout)["optimizers"][0]["versions"][0]["rows"]
+        found.add(str(told))
+    assert len(found) == 4, "each in a way of its own"
+    tab.close()
+
+
 def test_the_page_answers_the_same_of_every_step(browser: Browser, tmp_path: Path) -> None:
     norms = np.geomspace(1e-6, 1e3, 3 * 120, dtype=np.float32).reshape(120, 3)
     norms[[70, 71, 72, 90], [0, 1, 2, 2]] = 0, math.inf, math.nan, -1
-    with record(tmp_path / "logs" / "run", ("a", "b", "c")) as run:
+    with record(tmp_path / "logs" / "run", ("a", "b", "c"), elements=(4, 9, 10_000)) as run:
         run.write(0, norms[:10])
         run.write(10, norms[10:], width=7, part=1)
         run.write_plain("weight_norm", 0, [1, 2, 3])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -56,8 +58,23 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with record(logs / "forgets", ("rnn", "head"), FORGETS) as log:
         log.write(0, np.ones((20, 2)))
         log.write_plain("memory_horizon", 10, [5.0, -1.0])
+    write_sized(logs / "sized", 1e-3, **SIZES)
+    write_sized(logs / "sized-twin", 1e-5, **SIZES)
+    write_sized(logs / "sized-old", 1e-3)
+    write_sized(logs / "sized-sick", 1e-3, replace(ALERT, layer="blocks.2.norm"), **SIZES)
     with tensorboard(logs) as found:
         yield found
+
+
+SMALL = ("embed", *(f"blocks.{i}.{part}" for i in range(4) for part in ("norm", "linear")), "head")
+SIZES = {"elements": [10_000, *[16, 10_000] * 4, 100], "vectors": range(1, 9, 2)}
+
+
+def write_sized(directory: Path, gradient: float, *alerts: Alert, **sizes: Any) -> None:
+    """Each element of a layer has the same gradient: the norms of large layers are larger."""
+    elements = np.sqrt(np.array(SIZES["elements"], float))
+    with record(directory, SMALL, *alerts, **sizes) as log:
+        log.write(0, gradient * elements[None].repeat(STEPS, 0))
 
 
 def write(directory: Path, table: np.ndarray, *alerts: Alert) -> None:
@@ -73,7 +90,9 @@ def calm(browser: Browser, address: str) -> Iterator[Tab]:
 
 def names(tab: Tab) -> list[str]:
     """The full names of the rows, as one points at their labels from top to bottom."""
-    box = tab.frame.locator(".gutter canvas.labels").bounding_box()
+    labels = tab.frame.locator(".gutter canvas.labels")
+    labels.scroll_into_view_if_needed()
+    box = labels.bounding_box()
     assert box
     found: list[str] = []
     for y in range(3, int(box["height"]), 5):
@@ -254,3 +273,70 @@ def test_the_profile_of_many_rows_is_a_line_in_a_band(calm: Tab) -> None:
         "NaN and missing have no place, zero is at the edge"
     )
     assert bands[1] == pytest.approx([4, 4, 0, 0.4, 0.7], abs=1e-6)
+
+
+def contrast(tab: Tab, rows: int) -> int:
+    """How far the colours of the rows in the middle of the run differ in red, green or blue."""
+    found = np.array([tab.pixels(0.5, (row + 0.5) / rows)[0] for row in range(rows)])
+    return int(np.ptp(found, axis=0).max())
+
+
+def test_a_healthy_network_is_of_one_colour_whatever_the_size_of_its_layers(browser: Browser, address: str) -> None:
+    with opened(browser, alone(address, run="sized")) as tab:
+        assert contrast(tab, len(SMALL)) < 8
+        assert tab.frame.locator(".axis-title").inner_text() == "Gradient norm per element (RMS), logarithmic"
+        name, value = tab.hover(0.999, 1.5 / len(SMALL)).splitlines()
+        what, number = value.rsplit(" ", 1)
+        assert (name, what) == ("blocks.0.norm", f"step {STEPS - 1} · gradient norm per element (RMS)")
+        assert float(number) == pytest.approx(1e-3, rel=2e-3)
+        assert "norm" not in tab.link
+        assert Axe().run(tab.page).violations_count == 0
+        tab.frame.get_by_label("Norm", exact=True).select_option("of the whole layer")
+        tab.settle()
+        assert tab.link["norm"] == "total"
+        assert contrast(tab, len(SMALL)) > 60, "stripes"
+        assert tab.frame.locator(".axis-title").inner_text() == "Gradient norm, logarithmic"
+        with opened(browser, tab.page.url) as again:
+            assert contrast(again, len(SMALL)) > 60
+        tab.frame.get_by_label("Quantity").press("Home")
+        numbers = tab.frame.locator(".numbers").inner_text()
+        assert "Gradient norm per element (RMS)" in numbers, "whatever is shown"
+
+
+def test_files_say_how_norms_are_shown(browser: Browser, address: str) -> None:
+    with opened(browser, alone(address, run="sized")) as tab:
+        with tab.page.expect_download() as download:
+            tab.frame.get_by_role("button", name="CSV").click()
+        assert download.value.suggested_filename == "gradwatch-sized-grad_norm-rms.csv"
+        first = Path(download.value.path()).read_text().splitlines()[1].split(",")[2:]
+        assert [float(number) for number in first] == pytest.approx([1e-3] * len(SMALL), rel=2e-3)
+
+
+def test_norm_layers_can_be_hidden_and_sick_ones_cannot(browser: Browser, address: str) -> None:
+    with opened(browser, alone(address, run="sized-sick")) as tab:
+        assert names(tab) == list(SMALL)
+        tab.frame.get_by_role("button", name="Matrices only").click()
+        tab.settle()
+        assert names(tab) == [name for name in SMALL if "norm" not in name or name == "blocks.2.norm"]
+        assert tab.link["hide"] == "vectors"
+        tab.frame.get_by_role("button", name="Matrices only").click()
+        tab.settle()
+        assert ("hide" in tab.link, names(tab)) == (False, list(SMALL))
+    with opened(browser, alone(address, run="sized", hide="vectors", layer="blocks.0.norm")) as tab:
+        assert names(tab) == [name for name in SMALL if "norm" not in name]
+        assert tab.spoken.startswith("embed, "), "what is hidden cannot be chosen"
+
+
+def test_comparison_and_overlays_are_shown_in_the_same_way(browser: Browser, address: str) -> None:
+    with opened(browser, alone(address, run="sized")) as tab:
+        asked = [url for url in tab.requests if "/column?" in url or "/heatmap?" in url]
+        assert asked
+        assert all("norm=rms" in url for url in asked)
+        assert not [url for url in asked if "run=sized-old" in url and "/column?" in url], "it knows no sizes"
+    with opened(browser, alone(address, run="sized", compare="sized-twin")) as tab:
+        assert "(+2 decades)" in tab.hover(0.5, 0.5)
+    with opened(browser, alone(address, run="sized", compare="sized-old")) as tab:
+        assert "(0 decades)" in tab.hover(0.5, 1.5 / len(SMALL)), (
+            "both of the whole layer, since one log knows no sizes"
+        )
+        assert tab.frame.get_by_label("Norm", exact=True).input_value() == "total"

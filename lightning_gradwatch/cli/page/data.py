@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from base64 import b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,11 @@ from lightning_gradwatch.cli.logs import OpenRun
 from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
 from lightning_gradwatch.core.quantities.several import HISTOGRAM, NORM_RANGE
 from lightning_gradwatch.reading import answers, lines, run_list, tables
+from lightning_gradwatch.reading.alert import AlertRecord
+from lightning_gradwatch.reading.dividing import divisors
+from lightning_gradwatch.reading.folding import plain as folded
 from lightning_gradwatch.reading.heatmaps import heatmap
+from lightning_gradwatch.reading.norms import NORMS, norms_for
 from lightning_gradwatch.reading.samples import Samples, Span, Statistic
 from lightning_gradwatch.reading.schema import Array, encode_frame, plain
 from lightning_gradwatch.reading.status import state_of
@@ -85,6 +89,7 @@ def _versions(whole: OpenRun, optimizer: answers.OptimizerContents, limits: Limi
         series = whole.quantities(*whose)
         ranges, histograms = series.pop(NORM_RANGE.name, None), series.pop(HISTOGRAM.name, None)
         norms = series.get(GRAD_NORM.name)
+        alerts = whole.document["alerts"]
         # where norms are of several steps, there is more than the largest
         others: tuple[Statistic, ...] = ("low", "mean") if norms is not None and norms.parts else ()
         columns = _within(
@@ -93,6 +98,7 @@ def _versions(whole: OpenRun, optimizer: answers.OptimizerContents, limits: Limi
         yield {
             "optimizer": name,
             "version": version["version"],
+            **_ways(whole, norms, alerts, bool(version["rows"])),
             "heatmaps": {q: _encode(heatmap(store, s, _ALL, columns)) for q, s in series.items()},
             "steps": {one: _encode(heatmap(store, norms, _ALL, columns, one)) for one in others if norms},
             "ranges": None if others else ranges and _encode(_thinned(store.samples(ranges), columns)),
@@ -102,6 +108,23 @@ def _versions(whole: OpenRun, optimizer: answers.OptimizerContents, limits: Limi
                 for layer, s in whole.sequences(*whose).items()
             },
         }
+
+
+def _ways(
+    whole: OpenRun, norms: Series | None, alerts: Sequence[AlertRecord], is_newest: bool
+) -> dict[str, dict[str, object]]:
+    """What norms of layers are divided by in each way to show them, and how layers share rows then."""
+    if norms is None:
+        return {"divisors": {}, "plans": {}}
+    samples, about = whole.store.samples(norms), norms.description
+    by = {name: divisors(NORMS[name], about, samples) for name in norms_for(about)}
+    layouts = [answers.Layout(name, hides) for name in by for hides in (False, True)] if is_newest else []
+    plans = {_key(one): folded(answers.rows_of(norms, samples, alerts, one)) for one in layouts}
+    return {"divisors": {name: found.tolist() for name, found in by.items() if found is not None}, "plans": plans}
+
+
+def _key(layout: answers.Layout) -> str:
+    return f"{layout.norm} without vectors" if layout.hides_vectors else str(layout.norm)
 
 
 def _distributions(whole: OpenRun, series: Series, limits: Limits) -> dict[str, str]:

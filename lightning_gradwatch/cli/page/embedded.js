@@ -1,7 +1,7 @@
 /** A source whose data stands in the page: the same methods and the same answers as over HTTP. */
 import { decodeFrame } from "../../tensorboard/static/frame.js";
 import { SourceError, toNumber, toNumbers } from "../../tensorboard/static/source.js";
-import { inRows, meanOf, part, placesWithin, spreadOf } from "./parts.js";
+import { dividedBy, inRows, meanOf, part, placesWithin, spreadOf } from "./parts.js";
 
 /**
  * What `page/data.py` puts into the page: frames are in base64, the samples of a sequence as the server sends them.
@@ -14,6 +14,8 @@ import { inRows, meanOf, part, placesWithin, spreadOf } from "./parts.js";
  * @typedef {Object} EmbeddedVersion
  * @property {string} optimizer
  * @property {number} version
+ * @property {Record<string, (number|string)[]>} divisors What norms of layers are divided by, by the way to show them.
+ * @property {Record<string, Fold[]>} plans How layers share rows, by that way and by whether layers are hidden.
  * @property {Record<string, string>} heatmaps By quantity.
  * @property {Record<string, string>} steps Of the norms of every step: the lowest and the mean of each column.
  * @property {string|null} ranges
@@ -91,7 +93,35 @@ export function embeddedSource({ tables, runs }) {
   /** @type {(query: Query) => Frame} */
   const heatmapOf = (query) => {
     const { heatmaps } = versionOf(query);
-    return frameOf(found(heatmaps[query.quantity ?? ""], query.quantity));
+    return shownAs(frameOf(found(heatmaps[query.quantity ?? ""], query.quantity)), query);
+  };
+  /**
+   * Gradient norms in the way that is asked for, where there are several.
+   * @param {Frame} frame
+   * @param {Query} query
+   */
+  const shownAs = (frame, query) => {
+    const isNorm = query.quantity === tables.particular.default;
+    const by = isNorm && query.norm ? versionOf(query).divisors[query.norm] : undefined;
+    return by ? dividedBy(frame, toNumbers(by)) : frame;
+  };
+  /**
+   * The document of a run, in which rows are shared as by the query.
+   * @param {Query} query
+   * @returns {RunDocument}
+   */
+  const documentOf = (query) => {
+    const { document, versions } = runOf(query);
+    const planned = (/** @type {string} */ name, /** @type {Version} */ version) => {
+      const { plans } = found(versions.find((v) => v.optimizer === name && v.version === version.version), "layers");
+      const norm = query.norm ?? version.norms[tables.particular.default]?.[0];
+      const rows = plans[query.hide ? `${norm} without vectors` : `${norm}`] ?? version.rows;
+      return { ...version, rows };
+    };
+    const optimizers = document.optimizers.map(({ name, versions: own }) => ({
+      name, versions: own.map((version) => planned(name, version)),
+    }));
+    return { ...document, optimizers };
   };
   /**
    * The lowest, the mean and the highest norm of a layer in the column of a step.
@@ -105,10 +135,11 @@ export function embeddedSource({ tables, runs }) {
   return {
     tables: async () => tables,
     runs: async () => runs.map(({ row }) => row),
-    run: async (query) => runOf(query).document,
+    run: async (query) => documentOf(query),
     heatmap: async (query) => {
       if (query.statistic !== "mean") return inRows(part(heatmapOf(query), query), query);
-      return inRows(part(frameOf(found(versionOf(query).steps.mean, "means")), query, meanOf), query);
+      const means = shownAs(frameOf(found(versionOf(query).steps.mean, "means")), query);
+      return inRows(part(means, query, meanOf), query);
     },
     column: async (query) => {
       const whole = heatmapOf(query);
@@ -132,7 +163,9 @@ export function embeddedSource({ tables, runs }) {
       });
       const { step, last_step } = columns.find(({ name }) => name === tables.particular.default) ?? columns[0];
       const numbers = Object.fromEntries(columns.map(({ name, values }) => [name, values[row]]));
-      return { step, last_step, numbers, grad_norm_range: rangeOf(version, row, query.step) };
+      const [norm, by] = [numbers[tables.particular.default], toNumber(version.divisors.rms?.[row])];
+      const rms = norm > 0 && by > 0 ? norm / by : null;
+      return { step, last_step, numbers, grad_norm_range: rangeOf(version, row, query.step), grad_norm_rms: rms };
     },
     scalars: async (query) => {
       const lists = found(runOf(query).scalars[query.tag ?? ""], query.tag);

@@ -84,6 +84,25 @@ export function part(frame, { from, to, columns = Infinity }, merge = (values) =
 }
 
 /**
+ * A frame whose positive numbers are divided by a number of their layer; what is zero, infinite, NaN or -1 stays so,
+ * and what cannot be divided is missing.
+ * @param {Frame} frame
+ * @param {number[]} by
+ * @returns {Frame}
+ */
+export function dividedBy(frame, by) {
+  const [least, most] = [2 ** -149, 3.4028234663852886e38];
+  const values = frame.values.map((value, i) => {
+    const divisor = by[i % frame.rows];
+    if (!(value > 0 && value < Infinity)) return value;
+    return Number.isNaN(divisor) ? -1 : Math.min(Math.max(value / divisor, least), most);
+  });
+  const known = values.filter((value) => value > 0 && value < Infinity);
+  const extent = known.length ? known.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, 0]) : [];
+  return { ...frame, values, extent };
+}
+
+/**
  * Which layers share a row.
  * @param {Query} query
  * @param {number} layers How many there are.

@@ -25,8 +25,8 @@ export function actionsOf(store, scene) {
     choose: set,
     chooseLoss: (loss) => set({ loss }),
     chooseRun(run) {
-      const { quantity, find, verdict, sort, all } = get();
-      set({ ...INITIAL, run, quantity, find, verdict, sort, all });
+      const { quantity, norm, hide, find, verdict, sort, all } = get();
+      set({ ...INITIAL, run, quantity, norm, hide, find, verdict, sort, all });
     },
     set: (patch) => set(moves.chooseView(patch)),
     move: where(moves.moveRow),

@@ -1,7 +1,7 @@
 /** One cell of the heatmap in words, for the tooltip, for screen readers and for the CSV. */
 import { NOT_COMPARED } from "./compare.js";
 import { formatNumber, formatStep, formatSteps, formatValue } from "./format.js";
-import { cellWords, quantityOf } from "./tables.js";
+import { cellWords, labelOf, quantityOf } from "./tables.js";
 
 /**
  * @param {number} value
@@ -75,6 +75,7 @@ function mergedText({ frame }, row, column) {
  */
 export function describe(model, row, column) {
   const { frame, quantity, compare } = model;
+  const { label } = quantityOf(quantity);
   const notes = [mergedText(model, row, column)];
   if (compare && "here" in frame) {
     const place = column * frame.rows + row.index;
@@ -85,7 +86,7 @@ export function describe(model, row, column) {
   return {
     name: row.label,
     when: whenText(model, column),
-    label: quantityOf(quantity).label.toLowerCase(),
+    label: labelOf(model).replace(label, label.toLowerCase()),
     value: valueText(model, row, column),
     notes: notes.filter(Boolean),
   };

@@ -28,8 +28,8 @@ export async function exactCells(ask, model) {
   const { frame, column, compare, scale, run, optimizer, version, quantity, rowOfRun } = model;
   const isShared = model.rows.some(({ layers }) => layers.length > 1);
   if (compare || (!isShared && frame.steps[column] === frame.lastSteps[column])) return null;
-  const { rows } = model.query;
-  const query = { run: run.run, optimizer, version: version.version, quantity, step: stepOf(model), rows };
+  const { rows, norm } = model.query;
+  const query = { run: run.run, optimizer, version: version.version, quantity, step: stepOf(model), rows, norm };
   const { step, last_step: lastStep, values, lows, medians } = await ask("column", query, rowOfRun.stamp);
   const cellsOf = (/** @type {number[]} */ numbers) => toCells(Float32Array.from(numbers), scale);
   const spread = lows && medians ? { lows: cellsOf(lows), medians: cellsOf(medians) } : {};
@@ -67,13 +67,16 @@ function toPlaces(values, scale) {
  */
 export async function overlaysOf(ask, model, others) {
   if (model.compare) return [];
-  const { quantity, scale, layers, palette } = model;
-  const alike = others.filter((other) => isComparable(layers, other.layers) && other.quantities.includes(quantity));
+  const { quantity, norm, scale, layers, palette } = model;
+  const isShown = (/** @type {Partner} */ other) =>
+    other.quantities.includes(quantity) && (!norm || other.norms[quantity]?.includes(norm));
+  const alike = others.filter((other) => isComparable(layers, other.layers) && isShown(other));
   const chosen = alike.slice(0, OVERLAYS);
   return Promise.all(
     chosen.map(async (other, i) => {
       const { run, optimizer, version, stamp } = other;
-      const query = { run, optimizer, version, quantity, step: stepOf(model), rows: model.query.rows };
+      const { rows } = model.query;
+      const query = { run, optimizer, version, quantity, step: stepOf(model), rows, norm: model.query.norm };
       const { values } = await ask("column", query, stamp);
       return {
         name: other.run,
@@ -167,6 +170,7 @@ export async function layerOf(ask, model, columns) {
     lastStep: numbers.last_step,
     numbers: numbers.numbers,
     range: numbers.grad_norm_range,
+    rms: numbers.grad_norm_rms,
     frame: distribution,
     sequence,
     alerts: alerts.filter((alert) => alert.layer === layer),

@@ -8,7 +8,7 @@ import { drawHeatmap } from "./heatmap.js";
 import { drawLabels, font, shorten } from "./labels.js";
 import { LANE, drawLanes } from "./lanes.js";
 import { drawLegend, drawProfile, profileAt } from "./profile.js";
-import { quantityOf } from "./tables.js";
+import { labelOf, normOf, quantityOf } from "./tables.js";
 import { layOut } from "./tree.js";
 
 /** @typedef {{canvas: HTMLCanvasElement, height: number, label: string}} LinePicture A line as it was drawn. */
@@ -74,7 +74,7 @@ function drawTitle(context, model, headline, width) {
   context.textAlign = "left";
   context.fillStyle = model.palette.ink;
   context.font = font(15, 600);
-  context.fillText(`${model.run.run}${compared} · ${quantityOf(model.quantity).label}`, MARGIN, MARGIN);
+  context.fillText(`${model.run.run}${compared} · ${labelOf(model)}`, MARGIN, MARGIN);
   context.font = font(12);
   context.fillStyle = model.palette.muted;
   const { step, lastStep } = profileAt(model);
@@ -157,8 +157,11 @@ function save(blob, name) {
  * @param {Model} model
  * @param {string} extension
  */
-const fileName = (model, extension) =>
-  `gradwatch-${[model.run.run, ...versus(model), model.quantity].join("-").replace(/[^\w.-]+/g, "_")}.${extension}`;
+function fileName(model, extension) {
+  const way = normOf(model.norm)?.after ? [model.norm] : [];
+  const parts = [model.run.run, ...versus(model), model.quantity, ...way];
+  return `gradwatch-${parts.join("-").replace(/[^\w.-]+/g, "_")}.${extension}`;
+}
 
 /** @param {Model} model */
 function versus({ compare, quantity }) {

@@ -1,6 +1,6 @@
 /** Finds a layer among many by words of its name. */
 import { h } from "./dom.js";
-import { matching } from "./tree.js";
+import { findable } from "./moves.js";
 
 /** Layers up to which all of them are seen at a glance. */
 const FEW = 8;
@@ -42,7 +42,7 @@ export function createFinder({ find }) {
 
   /** Which of the layers that fit is chosen. */
   function tell() {
-    const found = input.value.trim() && model ? matching(model.layers, input.value) : null;
+    const found = input.value.trim() && model ? findable(model, input.value) : null;
     const place = model && found ? found.indexOf(model.layers.indexOf(model.layer)) + 1 : 0;
     note.textContent = !found ? "" : !found.length ? "no such layer" : `${place || "–"} of ${found.length}`;
   }

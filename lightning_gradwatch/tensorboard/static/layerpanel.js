@@ -5,7 +5,7 @@ import { h, prepare } from "./dom.js";
 import { capital, formatNumber, formatStep, formatSteps, formatValue } from "./format.js";
 import { createCrosshair, listen } from "./plot.js";
 import { createSequence } from "./sequence.js";
-import { kindOf, particular, quantityOf, shown } from "./tables.js";
+import { kindOf, labelOf, particular, quantityOf, shown, usualNorm } from "./tables.js";
 
 const TITLE = "gradient elements |g|, logarithmic; a stronger colour is a larger share of them";
 const NO_HISTOGRAM = "No histogram of this layer has been logged yet (histogram_every).";
@@ -89,10 +89,14 @@ const button = (text, label, onclick) =>
   h("button", { type: "button", class: "button square", "aria-label": label, text, onclick });
 
 /** @param {LayerDetail} detail */
-function numberRows({ numbers, range, step, lastStep }) {
+function numberRows({ numbers, range, rms, step, lastStep }) {
   const rows = shown(Object.keys(numbers))
     .filter((name) => name === particular().default || !(numbers[name] < 0))
     .map((name) => [quantityOf(name).label, formatValue(numbers[name], name)]);
+  if (rms !== null && rms >= 0) {
+    const [norm, quantity] = [usualNorm(), particular().default];
+    rows.splice(1, 0, [labelOf({ quantity, norm }), formatValue(rms, quantity)]);
+  }
   if (range && range[2] >= 0 && range[0] !== range[2]) {
     const [low, middle, high] = range.map((value) => formatNumber(value, 3));
     const isOfSteps = lastStep > step;

@@ -6,8 +6,9 @@ import { lanesOf } from "./lanes.js";
 import { differenceScale, scaleOf, toCells } from "./scale.js";
 import { rowsText } from "./spans.js";
 import { domainOf, nearestColumn, spansOf } from "./steps.js";
-import { kindOf, learn, quantityOf, shown } from "./tables.js";
+import { kindOf, labelOf, learn, shown } from "./tables.js";
 import { groupsOf, planOf, rowOf, rowsOf } from "./tree.js";
+import { layoutOf, waysOf } from "./ways.js";
 import { around, axisOf, follow } from "./zoom.js";
 
 /** @typedef {Omit<View, "scale" | "cells" | "spans">} Loaded A view without colours. */
@@ -61,7 +62,8 @@ function chosenQuantity(quantities, alerts, name) {
  * @returns {Promise<{run: RunDocument, view: View|null}>} No view where there is nothing to draw.
  */
 export async function loadView(ask, runs, row, state, columns, before) {
-  const run = await ask("run", { run: row.run }, row.stamp);
+  const layout = layoutOf(state);
+  const run = await ask("run", { run: row.run, ...layout }, row.stamp);
   learn(run.view.quantities);
   if (!run.optimizers.length) return { run, view: null };
   const { name: optimizer, versions } = chosenOptimizer(run, state.optimizer);
@@ -73,10 +75,16 @@ export async function loadView(ask, runs, row, state, columns, before) {
   // who looks already stays with what is shown
   const seen = before?.key === key ? before.quantity : null;
   const quantity = chosenQuantity(quantities, ownAlerts, state.quantity ?? seen);
+  const other = runs.find(({ run: name }) => name === state.compare && name !== row.run);
+  const partner = other ? await alike(ask, other, optimizer, version.layers, quantity) : null;
+  const { norms, norm } = waysOf(version, quantity, partner, state.norm);
   const groups = groupsOf(version.layers);
-  const plan = planOf(version, run.alerts, before?.key === key ? before : null);
+  const plan = planOf(version, run.alerts, before?.key === key ? before : null, JSON.stringify(layout));
   const rows = rowsOf(version.layers, groups, plan, state);
-  const query = { run: row.run, optimizer, version: version.version, quantity, columns, rows: rowsText(rows) };
+  const way = norm ? { norm } : {};
+  const query = {
+    run: row.run, optimizer, version: version.version, quantity, columns, rows: rowsText(rows), ...way,
+  };
   const overview = await ask("heatmap", query, row.stamp);
   const spans = spansOf(overview);
   const full = axisOf(version, overview);
@@ -86,7 +94,9 @@ export async function loadView(ask, runs, row, state, columns, before) {
   const frame = zoom ? await ask("heatmap", closer, row.stamp) : overview;
   /** @type {Loaded} */
   const view = {
-    key, run, rowOfRun: row, optimizer, version, quantity, quantities, full, zoom, frame, overview, query: closer,
+    key, run, rowOfRun: row, optimizer, version, quantity, quantities, norm, norms,
+    full, zoom, frame, overview, query: closer,
+    isHiding: state.hide !== null, layout: JSON.stringify(layout),
     optimizers: run.optimizers.map(({ name }) => name),
     domain: zoom ?? full,
     layers: version.layers,
@@ -94,10 +104,20 @@ export async function loadView(ask, runs, row, state, columns, before) {
     alerts: ownAlerts,
     compare: null,
   };
-  const other = runs.find(({ run: name }) => name === state.compare && name !== row.run);
-  const partner = other && partnerOf(await ask("run", { run: other.run }, other.stamp), other, optimizer);
-  const canCompare = partner && partner.quantities.includes(quantity) && isComparable(view.layers, partner.layers);
-  return { run, view: coloured(canCompare ? await compared(ask, view, partner, part, columns) : view) };
+  return { run, view: coloured(partner ? await compared(ask, view, partner, part, columns) : view) };
+}
+
+/**
+ * A run to compare with, if it has the same layers and the quantity.
+ * @param {Ask} ask
+ * @param {RunRow} row
+ * @param {string} optimizer
+ * @param {string[]} layers
+ * @param {string} quantity
+ */
+async function alike(ask, row, optimizer, layers, quantity) {
+  const found = partnerOf(await ask("run", { run: row.run }, row.stamp), row, optimizer);
+  return found?.quantities.includes(quantity) && isComparable(layers, found.layers) ? found : null;
 }
 
 /**
@@ -110,7 +130,8 @@ export async function loadView(ask, runs, row, state, columns, before) {
  */
 async function compared(ask, view, partner, part, columns) {
   const { run, optimizer, version, stamp } = partner;
-  const query = { run, optimizer, version, quantity: view.quantity, columns, rows: view.query.rows };
+  const { quantity, rows, norm } = view.query;
+  const query = { run, optimizer, version, quantity, columns, rows, norm };
   const there = await ask("heatmap", query, stamp);
   const closer = view.zoom ? await ask("heatmap", { ...query, ...part }, stamp) : there;
   return {
@@ -144,8 +165,8 @@ export function partnerOf(doc, row, optimizer) {
   const only = doc.optimizers.length === 1 ? doc.optimizers[0] : null;
   const found = doc.optimizers.find(({ name }) => name === optimizer) ?? only;
   if (!found) return null;
-  const { version, layers, quantities } = newest(found);
-  return { run, stamp, optimizer: found.name, version, layers, quantities };
+  const { version, layers, quantities, norms } = newest(found);
+  return { run, stamp, optimizer: found.name, version, layers, quantities, norms };
 }
 
 /**
@@ -157,10 +178,13 @@ export function partnerOf(doc, row, optimizer) {
  * @returns {Omit<Model, "overlays" | "exact" | "means">}
  */
 export function toModel(view, state, palette, runs) {
-  const { frame, layers, rows, alerts, quantity, domain } = view;
+  const { frame, layers, rows, alerts, domain } = view;
   const suggested = foremost(alerts)?.layer;
-  const known = (/** @type {string|null|undefined} */ name) => layers.find((layer) => layer === name);
-  const layer = known(state.layer) ?? known(suggested) ?? layers[0];
+  const known = (/** @type {string|null|undefined} */ name) =>
+    layers.find((layer, i) => layer === name && rowOf(rows, i) >= 0);
+  const layer = known(state.layer) ?? known(suggested) ?? layers[rows[0].layers[0]];
+  const numSeen = rows.reduce((sum, row) => sum + row.layers.length, 0);
+  const seen = numSeen < layers.length ? `${numSeen} of ${layers.length}` : `${layers.length}`;
   const stops = stopsOf(view.compare !== null, palette.neutral);
   const span = `the steps ${Math.ceil(domain[0])} to ${Math.floor(domain[1])}`;
   return {
@@ -170,9 +194,9 @@ export function toModel(view, state, palette, runs) {
     column: state.step === null ? frame.columns - 1 : nearestColumn(frame, state.step),
     lanes: lanesOf(alerts),
     isZoomed: view.zoom !== null,
-    isFolded: rows.length < layers.length,
+    isFolded: rows.length < numSeen,
     comparable: runsAlike(runs, view.rowOfRun, view.optimizer).map(({ run }) => run),
-    label: `${quantityOf(quantity).label} of ${layers.length} layers over ${span}. Use the arrow keys.`,
+    label: `${labelOf(view)} of ${seen} layers over ${span}. Use the arrow keys.`,
   };
 }
 

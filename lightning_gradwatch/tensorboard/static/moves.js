@@ -1,5 +1,5 @@
 /** What keys and clicks do: from what is drawn and chosen to a change of the state. Nothing here has an effect. */
-import { ALL, holdersOf, matching } from "./tree.js";
+import { ALL, holdersOf, inPlan, matching } from "./tree.js";
 
 /**
  * The row at a distance from the chosen one.
@@ -122,6 +122,16 @@ function reveal({ groups, plan }, { folded }, layer, opened) {
 }
 
 /**
+ * Places of the layers in whose names all words stand; those that are hidden are left out.
+ * @param {Model} model
+ * @param {string} text
+ */
+export function findable({ layers, plan, isHiding }, text) {
+  const seen = new Set(isHiding ? inPlan(plan) : []);
+  return matching(layers, text).filter((layer) => !isHiding || seen.has(layer));
+}
+
+/**
  * The next layer in whose name all words stand; with `by` 0 the chosen one if it fits, else the first.
  * @param {Model} model
  * @param {State} state
@@ -132,7 +142,7 @@ function reveal({ groups, plan }, { folded }, layer, opened) {
  */
 export function find(model, state, text, by, opened) {
   const { layers, layer } = model;
-  const found = matching(layers, text);
+  const found = findable(model, text);
   if (!found.length) return {};
   const chosen = layers.indexOf(layer);
   const place = found.indexOf(chosen);

@@ -2,7 +2,7 @@
 import { runsAlike } from "./compare.js";
 import { remember } from "./data.js";
 import { partnerOf, thumbnailOf } from "./model.js";
-import { particular } from "./tables.js";
+import { particular, usualNorm } from "./tables.js";
 
 const OTHERS = 4;
 /** Small pictures that are asked for at once: the heatmap and its details keep the other connections. */
@@ -36,7 +36,8 @@ export function createOthers(source) {
   async function thumbnail(row) {
     if (!isReadable(row) || !Object.keys(row.layers).length) return null;
     const quantity = particular().default;
-    const frame = await source.heatmap({ run: row.run, quantity, columns: COLUMNS, most_rows: ROWS }).catch(() => null);
+    const query = { run: row.run, quantity, norm: usualNorm(), columns: COLUMNS, most_rows: ROWS };
+    const frame = await source.heatmap(query).catch(() => null);
     return frame?.columns ? thumbnailOf(frame, quantity) : null;
   }
 

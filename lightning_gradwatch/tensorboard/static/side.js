@@ -5,7 +5,7 @@ import { formatSteps } from "./format.js";
 import { shortener } from "./names.js";
 import { drawLegend, drawProfile, profileAt } from "./profile.js";
 import { THIN } from "./spread.js";
-import { quantityOf } from "./tables.js";
+import { labelOf, quantityOf } from "./tables.js";
 
 /** Pixels that stay free on either side. */
 const MARGIN = 10;
@@ -44,8 +44,10 @@ export function createSide() {
  * What the axis of the profile, and the colours, measure.
  * @param {Model} model
  */
-function axisTitle({ quantity, scale, compare }) {
-  const { label, unit, scale: kind } = quantityOf(quantity);
+function axisTitle(model) {
+  const { scale, compare } = model;
+  const { unit, scale: kind } = quantityOf(model.quantity);
+  const label = labelOf(model);
   const measure = unit ? `${label} in ${unit}` : label;
   const what = !compare ? measure : kind === "log" ? `${label}, ratio` : `${measure}, difference`;
   const isLogarithmic = scale.kind === "log" || (compare !== null && kind === "log");

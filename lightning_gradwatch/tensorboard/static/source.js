@@ -68,7 +68,8 @@ export function httpSource(base) {
     layer: async (query) => {
       const found = await json("layer", query);
       const numbers = Object.fromEntries(Object.entries(found.numbers).map(([name, value]) => [name, toNumber(value)]));
-      return { ...found, numbers, grad_norm_range: found.grad_norm_range && toNumbers(found.grad_norm_range) };
+      const [range, rms] = [found.grad_norm_range && toNumbers(found.grad_norm_range), toNumber(found.grad_norm_rms)];
+      return { ...found, numbers, grad_norm_range: range, grad_norm_rms: rms };
     },
   };
 }

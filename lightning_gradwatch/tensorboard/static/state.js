@@ -1,14 +1,17 @@
 /** What the person has chosen; everything else follows from it and from the data. */
 
 /**
- * `step` null: the newest. `zoom` null: all steps. `layer` and `quantity` null: what the run suggests. `sort` null: the
- * sickest first. `all` null: the runs that TensorBoard's own selection leaves.
+ * `norm` null: the usual one. `hide` null: nothing. `step` null: the newest. `zoom` null: all steps. `layer` and
+ * `quantity` null: what the run suggests. `sort` null: the sickest first. `all` null: the runs that TensorBoard's own
+ * selection leaves.
  * @type {State}
  */
 export const INITIAL = {
   run: null,
   optimizer: null,
   quantity: null,
+  norm: null,
+  hide: null,
   layer: null,
   step: null,
   zoom: null,

@@ -5,7 +5,7 @@
  * @type {Tables}
  */
 const tables = {
-  quantities: {}, particular: { default: "", horizon: "", histogram: "" },
+  quantities: {}, norms: {}, particular: { default: "", horizon: "", histogram: "" },
   kinds: {}, statuses: {}, cells: {}, lines: [], least_decades: 1, viridis: [],
 };
 
@@ -36,6 +36,23 @@ export function learn(found) {
  * @param {string} name
  */
 export const quantityOf = (name) => own[name] ?? tables.quantities[name];
+
+/**
+ * A way to show gradient norms in words; none for quantities with but one way.
+ * @param {string} name
+ * @returns {Norm|undefined}
+ */
+export const normOf = (name) => tables.norms[name];
+
+/** The way in which gradient norms are shown where a log allows it. */
+export const usualNorm = () => Object.keys(tables.norms)[0];
+
+/**
+ * What is shown, in words: the quantity, and how.
+ * @param {{quantity: string, norm: string}} shown
+ */
+export const labelOf = ({ quantity, norm }) =>
+  [quantityOf(quantity).label, normOf(norm)?.after].filter(Boolean).join(" ");
 
 /**
  * Those of a run's quantities that can be shown, in the order of the table, the run's own last.

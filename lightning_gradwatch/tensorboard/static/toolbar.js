@@ -2,14 +2,20 @@
 import { h, setOptions } from "./dom.js";
 import { createFinder } from "./finder.js";
 import { sickOf } from "./moves.js";
-import { quantityOf } from "./tables.js";
+import { normOf, quantityOf } from "./tables.js";
 
 /** @param {Pick<PageActions, "set" | "foldAll" | "reset" | "png" | "csv" | "help" | "find" | "toSickest">} actions */
 export function createToolbar(actions) {
   const optimizer = createSelect("Optimizer", (name) => actions.set({ optimizer: name }));
   const quantity = createSelect("Quantity", (name) => actions.set({ quantity: name }));
+  const norm = createSelect("Norm", (name) => actions.set({ norm: name }));
   const compare = createSelect("Compare with", (run) => actions.set({ compare: run }));
   const optimizerField = field("Optimizer", optimizer);
+  /** @type {HTMLElement} */
+  const matrices = button(
+    "Matrices only", () => actions.set({ hide: matrices.ariaPressed === "true" ? null : "vectors" }),
+    "Hide norm layers and biases, unless an alert is about them",
+  );
   /** @type {HTMLElement} */
   const fold = button("Fold groups", () => actions.foldAll(fold.textContent === "Fold groups"));
   const finder = createFinder(actions);
@@ -22,7 +28,8 @@ export function createToolbar(actions) {
   const element = h(
     "div",
     { class: "toolbar", role: "group", "aria-label": "View" },
-    optimizerField, field("Show", quantity), field("Compare with", compare), finder.element, sickest, fold, reset,
+    optimizerField, field("Show", quantity), norm, matrices, field("Compare with", compare),
+    finder.element, sickest, fold, reset,
     h(
       "span", { class: "aside" },
       live, button("PNG", actions.png, "Save the picture"), button("CSV", actions.csv, "Save the numbers"), help,
@@ -35,6 +42,11 @@ export function createToolbar(actions) {
     optimizerField.hidden = model.optimizers.length < 2;
     setOptions(quantity, model.quantities.map((name) => [name, quantityOf(name).label]), model.quantity);
     quantity.title = quantityOf(model.quantity).hint;
+    norm.hidden = model.norms.length < 2;
+    setOptions(norm, model.norms.map((name) => [name, normOf(name)?.label ?? name]), model.norm);
+    norm.title = normOf(model.norm)?.hint ?? "";
+    matrices.hidden = !model.version.num_vectors;
+    matrices.ariaPressed = String(model.isHiding);
     const none = model.comparable.length ? "nothing" : "no run with these layers";
     setOptions(compare, [["", none], ...model.comparable.map((run) => [run, run])], model.compare ?? "");
     compare.disabled = !model.comparable.length;

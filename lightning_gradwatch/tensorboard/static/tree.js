@@ -62,11 +62,12 @@ function enter(paths, first, last, depth, level, groups, isWhole) {
  * @param {Version} version
  * @param {Alert[]} alerts
  * @param {View|null} before
+ * @param {string} layout What else decides it.
  */
-export function planOf({ version, rows }, alerts, before) {
+export function planOf({ version, rows }, alerts, before, layout) {
   const sickOf = (/** @type {Alert[]} */ found) => JSON.stringify(found.map(({ layer }) => layer));
-  const isSame = before?.version.version === version && sickOf(before.run.alerts) === sickOf(alerts);
-  return isSame ? before.plan : rows;
+  const isAlike = before?.version.version === version && before.layout === layout;
+  return isAlike && sickOf(before.run.alerts) === sickOf(alerts) ? before.plan : rows;
 }
 
 /**
@@ -87,11 +88,18 @@ export const ALL = "*";
  */
 export function rowsOf(layers, groups, plan, { folded, opened }) {
   const isWhole = opened.includes(ALL) || !plan.length;
-  const all = layers.map((_, i) => i);
+  const all = plan.length ? inPlan(plan) : layers.map((_, i) => i);
   const planned = unfolded(layers, isWhole ? all : plan, new Set(opened), []);
   const outer = groups.filter(({ path }) => folded.includes(path));
   return together(planned, outer).map((row, index) => ({ ...row, index }));
 }
+
+/**
+ * Places of the layers in a plan, rising: all but those that are hidden.
+ * @param {Fold[]} plan
+ */
+export const inPlan = (plan) =>
+  plan.flatMap((fold) => (typeof fold === "number" ? [fold] : layersIn(fold.layers))).sort((a, b) => a - b);
 
 /** @typedef {Omit<Row, "index">} Loose A row without a place. */
 

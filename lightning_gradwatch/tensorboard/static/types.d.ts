@@ -17,6 +17,8 @@ interface Box {
 
 interface Tables {
   quantities: Record<string, Quantity>;
+  /** Ways to show gradient norms, the default first. */
+  norms: Record<string, Norm>;
   particular: { default: string; horizon: string; histogram: string };
   kinds: Record<string, { title: string; label: string; shown_by: string }>;
   statuses: Record<string, string>;
@@ -25,6 +27,14 @@ interface Tables {
   lines: { name: string; label: string; range: Interval | null; limits: string }[];
   least_decades: number;
   viridis: Rgb[];
+}
+
+/** A way to show gradient norms; `after` stands behind the label of the quantity. */
+interface Norm {
+  name: string;
+  label: string;
+  after: string;
+  hint: string;
 }
 
 interface Quantity {
@@ -81,6 +91,10 @@ interface Version {
   layers: string[];
   /** How layers share rows where there are many; see `folding.py`. */
   rows: Fold[];
+  /** Ways to show a quantity, by its name, the default first; none for most. */
+  norms: Record<string, string[]>;
+  /** Layers that can be hidden: norm layers, and biases by themselves. */
+  num_vectors: number;
   first_step: number;
   last_step: number;
   /** Steps that were observed. */
@@ -186,6 +200,8 @@ interface LayerNumbers {
   last_step: number;
   numbers: Record<string, number>;
   grad_norm_range: number[] | null;
+  /** The gradient norm per element; null where the number of elements is not known. */
+  grad_norm_rms: number | null;
 }
 
 /** What is asked for; each question has its own part of this. */
@@ -205,6 +221,9 @@ interface Query {
   most_rows?: number;
   points?: number;
   statistic?: "low" | "mean" | "high";
+  /** How gradient norms are shown, and whether norm layers and biases are left out. */
+  norm?: string;
+  hide?: 0 | 1;
 }
 
 /** Where the data comes from. */
@@ -230,6 +249,10 @@ interface State {
   run: string | null;
   optimizer: string | null;
   quantity: string | null;
+  /** How gradient norms are shown. */
+  norm: string | null;
+  /** "vectors": norm layers and biases are hidden. */
+  hide: string | null;
   layer: string | null;
   step: number | null;
   zoom: Interval | null;
@@ -336,6 +359,7 @@ interface Partner {
   version: number;
   layers: string[];
   quantities: string[];
+  norms: Record<string, string[]>;
 }
 
 /** The profile of another run: places on the scale, below 0 or above 1 off it, NaN for none. */
@@ -366,6 +390,12 @@ interface View {
   version: Version;
   quantity: string;
   quantities: string[];
+  /** How the quantity is shown, and how it could be; "" and none for one that has but one way. */
+  norm: string;
+  norms: string[];
+  /** Whether norm layers and biases are hidden, and what else decides which layers share rows. */
+  isHiding: boolean;
+  layout: string;
   /** All steps, those that are zoomed to, and those that are shown. */
   full: Interval;
   zoom: Interval | null;
@@ -466,6 +496,7 @@ interface LayerDetail {
   lastStep: number;
   numbers: Record<string, number>;
   range: number[] | null;
+  rms: number | null;
   frame: HistogramFrame | null;
   sequence: SequenceData | null;
   alerts: Alert[];
