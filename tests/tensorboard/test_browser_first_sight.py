@@ -108,7 +108,7 @@ def test_numbers_of_the_legend_do_not_overlap_and_its_ends_are_named(
     browser: Browser, address: str, width: int
 ) -> None:
     script = """async (width) => {
-        const { labelsOf } = await import("./static/profile.js");
+        const { labelsOf } = await import("./static/legend.js");
         const context = document.createElement("canvas").getContext("2d");
         const ticks = Array.from({ length: 6 }, (_, i) => [i / 5, `1e-${10 - 2 * i}`]);
         return labelsOf(context, { x: 10, width }, { ticks }).map(({ x, width, label }) => [x, x + width, label]);

@@ -7,7 +7,8 @@ import { formatSteps } from "./format.js";
 import { drawHeatmap } from "./heatmap.js";
 import { drawLabels, font, shorten } from "./labels.js";
 import { LANE, drawLanes } from "./lanes.js";
-import { drawLegend, drawProfile, profileAt } from "./profile.js";
+import { drawLegend } from "./legend.js";
+import { drawProfile, profileAt } from "./profile.js";
 import { labelOf, normOf, quantityOf } from "./tables.js";
 import { layOut } from "./tree.js";
 

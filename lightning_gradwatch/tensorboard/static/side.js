@@ -2,8 +2,9 @@
 import { css } from "./colours.js";
 import { drawing, h, prepare } from "./dom.js";
 import { formatSteps } from "./format.js";
+import { drawLegend } from "./legend.js";
 import { shortener } from "./names.js";
-import { drawLegend, drawProfile, profileAt } from "./profile.js";
+import { drawProfile, profileAt } from "./profile.js";
 import { THIN } from "./spread.js";
 import { labelOf, quantityOf } from "./tables.js";
 
@@ -64,7 +65,7 @@ function spreadNote({ compare }, rows) {
     return [h("span", { class: "muted", text: "band: all layers here; line: their median" })];
   }
   if (compare || !rows.some(({ layers }) => layers.length > 1)) return [];
-  return [h("span", { class: "muted", text: "line: the largest of a row; bar: down to its smallest, with the median" })];
+  return [h("span", { class: "muted", text: "line: a row's largest; bar: down to its smallest, with the median" })];
 }
 
 /**
