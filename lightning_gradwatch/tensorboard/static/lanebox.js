@@ -30,7 +30,8 @@ export function createLaneBox(actions) {
     if (!alert) return actions.tooltip.hide();
     const { step, until_step: until, evidence } = alert;
     const when = until === null ? `since step ${formatStep(step)}, open` : formatSteps(step, until);
-    return actions.tooltip.show(event, alert.layer || "the run as a whole", evidence ? [when, capital(evidence)] : [when]);
+    const notes = evidence ? [when, capital(evidence)] : [when];
+    return actions.tooltip.show(event, alert.layer || "the run as a whole", notes);
   }
 
   /**
