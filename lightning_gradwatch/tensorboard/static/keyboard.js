@@ -1,6 +1,7 @@
 /** The keys of the heatmap. */
 
-/** @typedef {"move" | "moveColumn" | "toEnd" | "zoomHere" | "reset" | "cycle" | "foldHere" | "help" | "search" | "toSickest"} Keys */
+/** @typedef {"move" | "moveColumn" | "toEnd" | "zoomHere" | "reset" | "cycle"} Moves */
+/** @typedef {Moves | "foldHere" | "help" | "search" | "toSickest"} Keys */
 
 /** @param {Pick<PageActions, Keys>} actions */
 export function keysOf(actions) {
