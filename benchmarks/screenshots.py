@@ -288,7 +288,7 @@ def shrink(picture: Path) -> None:
     from PIL import Image
 
     with Image.open(picture) as image:
-        reduced = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        reduced = image.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     reduced.save(picture, optimize=True)
 
 

@@ -3,8 +3,8 @@ import { h } from "./dom.js";
 
 const KEY = "gradwatch.hint";
 const LINES = [
-  "Heatmap: layers from the input (top) to the loss, time to the right. Much the same colour is healthy, fading upwards is a " +
-    "lost gradient, red is NaN.",
+  "Heatmap: layers from the input (top) to the loss, time to the right. Much the same colour is healthy, fading " +
+    "upwards is a lost gradient, red is NaN.",
   "Profile: one step. Upright is healthy, a slope to the left is a lost gradient. Click for another, drag to zoom.",
 ];
 
