@@ -95,7 +95,8 @@ def test_layer_tensors_hold_every_layer_and_say_what_they_hold(tmp_path: Path) -
     assert metadata.plugin_data.plugin_name == "gradwatch"
     layers = ["net.0", "net.2", "net.4"]
     about = {"schema": 2, "quantity": STEPS, "optimizer": "", "version": 0, "layers": layers}
-    assert content == {**about, "lines": ["total_norm", "loss"]}
+    sizes = {"elements": [64 * 64 + 64, 64 * 64 + 64, 64 * 10 + 10]}
+    assert content == {**about, **sizes, "lines": ["total_norm", "loss"]}
     # every step, whatever the rhythm of the loggers
     expected = {step: [oracle.layer(name)[step] for name in layers] for step in range(8)}
     assert norms_by_step(events) == {step: pytest.approx(row, rel=2e-3) for step, row in expected.items()}
