@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import shutil
 import tempfile
 import time
 import warnings
@@ -24,7 +23,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from benchmarks.screenshots import shrink, tensorboard
+from benchmarks.screenshots import chromium, shrink, tensorboard
 from examples.quickstart import DeepClassifier, digits
 from lightning_gradwatch import GradWatch
 
@@ -60,10 +59,7 @@ def train(directory: Path, seconds: float) -> None:
 
 def photograph(address: str, moments: list[float], pictures: Path, begin: float) -> None:
     """The tab at each of these moments, in seconds since ``begin``."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
         page.goto(f"{address}/#gradwatch&run=sigmoid")
         for moment in moments:
@@ -71,7 +67,6 @@ def photograph(address: str, moments: list[float], pictures: Path, begin: float)
             picture = pictures / f"first_minute_{moment:g}s.png"
             page.screenshot(path=picture)
             shrink(picture)
-        browser.close()
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import shutil
 import socket
 import statistics
 import subprocess
@@ -23,10 +22,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 from torch.utils.tensorboard import SummaryWriter
 
 from benchmarks.event_files import LOG_EVERY, Run
+from benchmarks.screenshots import chromium
 from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.outputs.cards import Cards
 from lightning_gradwatch.outputs.recorder import RunRecorder
@@ -134,8 +134,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{'runs':>6} {'list s':>8} {'heatmap s':>10} {'pictures s':>11} {'all s':>7}   (median of {TRIES})")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+    with chromium() as browser:
         for num_runs in arguments.runs:
             directory = arguments.directory / str(num_runs)
             write_sweep(directory, num_runs)
@@ -144,7 +143,6 @@ def main() -> None:
             seconds = [statistics.median(values) for values in zip(*tries, strict=True)]
             widths = (8, 10, 11, 7)
             print(f"{num_runs:>6}", *(f"{one:>{width}.2f}" for one, width in zip(seconds, widths, strict=True)))
-        browser.close()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import tempfile
 import time
 import urllib.request
@@ -21,10 +20,10 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 from torch.utils.tensorboard import SummaryWriter
 
-from benchmarks.screenshots import tensorboard
+from benchmarks.screenshots import chromium, tensorboard
 from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core.quantities.several import STEPS
 from lightning_gradwatch.outputs.cards import Cards
@@ -102,16 +101,14 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=2_000)
     parser.add_argument("--repeats", type=int, default=5)
     size = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+    with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         num_bytes = write(Path(folder) / "run", size.layers, size.columns)
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         with tensorboard(Path(folder), word="run") as address:
             loaded = wait_until_loaded(address, size.columns - 1)
             page, received = browser.new_page(viewport={"width": 1280, "height": 1000}), list[int]()
             page.on("response", lambda answer: received.append(int(answer.headers.get("content-length", 0))))
             times = measure(page, address, size.repeats)
             usage = page.context.new_cdp_session(page).send("Runtime.getHeapUsage")
-        browser.close()
     print(f"{size.layers:,} layers x {size.columns:,} columns, {num_bytes / 1e6:.0f} MB; load {os.getloadavg()[0]:.1f}")
     print(f"TensorBoard had loaded it after {loaded:.1f} s more")
     for name, found in times.items():

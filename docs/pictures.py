@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import shutil
 import subprocess
 import sys
 import warnings
@@ -22,7 +21,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
-from playwright.sync_api import Browser, FrameLocator, sync_playwright
+from playwright.sync_api import Browser, FrameLocator
 from rich.console import Console
 from rich.text import Text
 
@@ -179,15 +178,13 @@ def main() -> None:
         if (arguments.gallery / f"{row}.png").exists():
             with Image.open(arguments.gallery / f"{row}.png") as image:
                 save(image.convert("RGB"), arguments.pictures / f"gallery_{row}.png")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+    with screenshots.chromium() as browser:
         with screenshots.tensorboard(alerts) as address:
             for kind in SICK:
                 photograph_alert(browser, address, kind, arguments.pictures / f"{kind}.png")
         with screenshots.tensorboard(tab) as address:
             photograph_tab(browser, address, arguments.pictures / "tab.png")
         photograph_report(browser, tab / "sigmoid", arguments.pictures / "report.png")
-        browser.close()
 
 
 if __name__ == "__main__":

@@ -49,10 +49,10 @@ def _show(logs: Logs, runs: Sequence[Run], options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from lightning_gradwatch.cli.terminal import Scene, overview, report
+    from lightning_gradwatch.reading.answers import Layout
 
     console = Console(highlight=False, emoji=False, markup=False)
-    how = {"norm": options.norm, "hides_vectors": options.matrices}
-    scene = Scene(logs, console, options.quantity, now=time.time(), **how)
+    scene = Scene(logs, console, options.quantity, now=time.time(), layout=Layout(options.norm, options.matrices))
     if len(runs) > 1:
         console.print(overview(runs, scene))
         console.print()

@@ -38,12 +38,15 @@ def pictures(
         alerts = [alert for alert in run.document["alerts"] if alert["optimizer"] == name]
         series = run.quantities(name, version["version"])
         for candidate in [quantity] if quantity else _candidates(alerts):
-            shown_as = series[candidate].description.shown_as if candidate in series else None
-            if shown_as is not None and is_seen((samples := run.store.samples(series[candidate])).values):
+            about = series[candidate].description if candidate in series else None
+            shown_as = None if about is None else about.shown_as
+            if about is None or shown_as is None:
+                continue
+            if is_seen((samples := run.store.samples(series[candidate])).values):
                 leading = series.get(GRAD_NORM.name, series[candidate])
                 rows = rows_of(leading, run.store.samples(leading), alerts, layout)
                 columns = canvas_for(console, (row.path for row in rows)).columns
-                norm, about = chosen(series[candidate].description, layout.norm), series[candidate].description
+                norm = chosen(about, layout.norm)
                 picture = paint(samples, rows, norm.of(shown_as), columns, divisors(norm, about, samples))
                 yield name, picture, _ailing(alerts, version["layers"], rows)
                 break

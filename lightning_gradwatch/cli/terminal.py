@@ -19,7 +19,7 @@ from lightning_gradwatch.cli.lost import bars
 from lightning_gradwatch.cli.recurrence import through_time
 from lightning_gradwatch.cli.selection import pictures
 from lightning_gradwatch.reading.alert import AlertRecord
-from lightning_gradwatch.reading.answers import Layout
+from lightning_gradwatch.reading.answers import USUAL, Layout
 from lightning_gradwatch.reading.lost import lost_of
 from lightning_gradwatch.reading.status import urgency
 from lightning_gradwatch.reading.tables import STATUSES, Status
@@ -39,8 +39,7 @@ class Scene:
         quantity: What the picture shows; None for what suits the run.
         now: The present, in seconds since the epoch; None to leave out how long ago the run was written.
         has_bars: Whether bars show where the gradient of an alert is lost; the words tell it in any case.
-        norm: How gradient norms are shown; None for the default.
-        hides_vectors: Whether normalisation layers and lone biases have a row only if an alert is about them.
+        layout: How gradient norms are shown, and which layers have rows.
     """
 
     logs: Logs
@@ -48,8 +47,7 @@ class Scene:
     quantity: str | None = None
     now: float | None = None
     has_bars: bool = True
-    norm: str | None = None
-    hides_vectors: bool = False
+    layout: Layout = USUAL
 
     def name(self, run: Run) -> str:
         """What a run is called."""
@@ -85,8 +83,7 @@ def report(run: Run, scene: Scene, max_rows: int = MAX_ROWS) -> RenderableType:
     whole = scene.logs.open(run)
     parts: list[RenderableType] = [_verdict(whole, scene)]
     parts += [Padding(part, (1, 0, 0, 0)) for part in _alerts(run, scene)]
-    layout = Layout(scene.norm, scene.hides_vectors, max_rows)
-    found = list(pictures(whole, scene.quantity, scene.console, layout))
+    found = list(pictures(whole, scene.quantity, scene.console, scene.layout._replace(most=max_rows)))
     if scene.quantity is not None and not found:
         nothing = f"This run holds nothing of the quantity {words.safe(scene.quantity)} so far."
         parts.append(Padding(Text(nothing, "dim"), (1, 0, 0, 0)))

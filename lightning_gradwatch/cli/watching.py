@@ -20,6 +20,7 @@ from lightning_gradwatch.cli.errors import CommandError
 from lightning_gradwatch.cli.logs import Logs, Run
 from lightning_gradwatch.cli.terminal import Scene, overview, report
 from lightning_gradwatch.cli.words import safe, untold
+from lightning_gradwatch.reading.answers import Layout
 from lightning_gradwatch.reading.tables import STATUSES
 
 _TICK_SECONDS = 0.25
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
         )
     console = Console(highlight=False, emoji=False, markup=False)
     logs = Logs(options.run_dir, normal(options.run))
-    scene = Scene(logs, console, options.quantity, norm=options.norm, hides_vectors=options.matrices)
+    scene = Scene(logs, console, options.quantity, layout=Layout(options.norm, options.matrices))
     runs: Sequence[Run] = ()
     with _ended_by_signals(), _screen(scene) if console.is_terminal else _lines(scene) as show:
         try:

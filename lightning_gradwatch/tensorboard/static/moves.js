@@ -132,6 +132,19 @@ export function findable({ layers, plan, isHiding }, text) {
 }
 
 /**
+ * The first of rising places after the chosen one, or the last before it, and round again; with `by` 0 the chosen one
+ * itself if it is among them, else the first.
+ * @param {number[]} found
+ * @param {number} chosen
+ * @param {number} by
+ */
+function nextOf(found, chosen, by) {
+  if (by > 0) return found.find((one) => one > chosen) ?? found[0];
+  if (by < 0) return found.findLast((one) => one < chosen) ?? found[found.length - 1];
+  return found.includes(chosen) ? chosen : found[0];
+}
+
+/**
  * The next layer in whose name all words stand; with `by` 0 the chosen one if it fits, else the first.
  * @param {Model} model
  * @param {State} state
@@ -144,11 +157,7 @@ export function find(model, state, text, by, opened) {
   const { layers, layer } = model;
   const found = findable(model, text);
   if (!found.length) return {};
-  const chosen = layers.indexOf(layer);
-  const place = found.indexOf(chosen);
-  const start = place >= 0 ? place + by : by < 0 ? found.findLastIndex((one) => one < chosen)
-    : by > 0 ? Math.max(found.findIndex((one) => one > chosen), 0) : 0;
-  const next = found[(start + found.length) % found.length];
+  const next = nextOf(found, layers.indexOf(layer), by);
   const kept = state.opened.includes(ALL) ? [ALL] : opened;
   return { layer: layers[next], ...reveal(model, state, next, kept) };
 }
