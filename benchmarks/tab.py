@@ -51,7 +51,8 @@ def write(directory: Path, num_layers: int, num_steps: int) -> int:
     """A run in which every step has a column; its size in bytes."""
     layers = tuple(f"model.layers.{i // len(ROLES)}.{ROLES[i % len(ROLES)]}" for i in range(num_layers))
     offsets = np.array([-1.5 if name.endswith("norm") else 0.0 for name in layers]) + np.linspace(-2, 0, num_layers)
-    noise, about = np.random.default_rng(0), Description(STEPS, layers=layers)
+    elements = tuple(4096 if name.endswith("norm") else 4096**2 for name in layers)
+    noise, about = np.random.default_rng(0), Description(STEPS, layers=layers, elements=elements)
     with SummaryWriter(str(directory)) as experiment:
         writer, tag = Writer(experiment, Cards(0)), metrics.part_tag(metrics.layers_tag(STEPS, 0, ""), 0)
         for first in range(0, num_steps, BLOCK):
