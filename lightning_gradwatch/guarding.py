@@ -95,11 +95,16 @@ class Guard:
 
         Args:
             part: What a watch that has not failed would do.
+
+        Raises:
+            GradientAlertError: If the user has asked for it.
         """
         if self.health is not Health.ATTENDING:
             return
         try:
             part()
+        except GradientAlertError:
+            raise
         except Exception as failure:
             if is_the_users(failure):
                 raise

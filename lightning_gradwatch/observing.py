@@ -61,7 +61,7 @@ class Observer:
         once: Warns once.
 
     Attributes:
-        flight: The same; None from when nobody is to remember them any more.
+        is_done: Whether the gradient at hand has been observed.
     """
 
     def __init__(
@@ -76,7 +76,9 @@ class Observer:
         self._host = host
         self._watches = watches
         self._reporter = reporter
-        self.flight = flight
+        self.is_done = False
+        self._has_resigned = False
+        self._flight = flight
         self._once = once
         self._is_at_step = config.sample_at == "step"
         self._clips = bool(config.settings.policies)
@@ -118,9 +120,11 @@ class Observer:
         """Observe the gradients as a backward pass has left them, where each of these is to be observed."""
         for watch in self._watches:  # there is one at most
             batch.is_stepping = self._host.completes_a_step()
-            step = self._host.step()
-            publish = batch.is_stepping and self._is_log_point(watch, step)
-            self._observe(batch, watch, step, publish, still_scaled=True)
+            self._observe(batch, watch, still_scaled=True)
+
+    def resign(self) -> None:
+        """Only take part, from now on, in what the ranks do together."""
+        self._has_resigned = True
 
     def num_past_points(self) -> int:
         """How many times the loggers were due before the coming step."""
@@ -144,27 +148,42 @@ class Observer:
         What the optimizer is given last is what it applies.
         """
         if not watch.has_observed(self._host.num_finished_steps()):
-            step = self._host.step()
-            self._observe(batch, watch, step, self._is_log_point(watch, step), still_scaled)
+            self._observe(batch, watch, still_scaled)
             return
-        scale = self._host.loss_scale()
+        scale, self.is_done = self._host.loss_scale(), True
         if watch.watcher.intervene_again(loss_scale=scale, gradients_scaled=still_scaled and scale is not None):
             raise GradientAlertError([])
 
-    def _observe(self, batch: Batch, watch: OptimizerWatch, step: int, publish: bool, still_scaled: bool) -> None:
+    def _observe(self, batch: Batch, watch: OptimizerWatch, still_scaled: bool) -> None:
+        num_points = watch.num_points
+        try:
+            self._take(batch, watch, still_scaled)
+        except Exception:
+            if not self.is_done:  # what other ranks wait for is done again
+                watch.last_finished, watch.num_points = None, num_points
+            raise
+
+    def _take(self, batch: Batch, watch: OptimizerWatch, still_scaled: bool) -> None:
         batch.num_observations += 1
+        step = self._host.step()
+        publish = (self._is_at_step or batch.is_stepping) and self._is_log_point(watch, step)
         scale = self._host.loss_scale()
-        if self.flight is not None:
+        is_scaled = still_scaled and scale is not None
+        if self._has_resigned:
+            watch.watcher.attend(loss_scale=scale, gradients_scaled=is_scaled, publish=publish)
+            return
+        if self._flight is not None:
             groups, epoch = watch.optimizer.param_groups, self._host.epoch()
-            self.flight.begin_step(watch.watcher.name, step, epoch, batch.number, groups, scale)
+            self._flight.begin_step(watch.watcher.name, step, epoch, batch.number, groups, scale)
         report = watch.watcher.observe(
             step,
             batch.loss,
             inputs=batch.inputs,
             loss_scale=scale,
-            gradients_scaled=still_scaled and scale is not None,
+            gradients_scaled=is_scaled,
             publish=publish,
         )
+        self.is_done = True
         if report.has_news:
             self._reporter.handle(report)
         # a loss scaler skips such a step by itself

@@ -130,14 +130,10 @@ class Session:
             is_done = any(alert.prescription for alert in self.state.alert_log.alerts)
             self.responses.prescriber = Prescriber(config.prescribe_seconds, is_done)
         # the watchers, one for each optimizer
-        can_hook = not host.is_compiled()
-        self._build(Watches(host.whole_model(self.model), config, self.state, can_hook, self._once))
+        self._watch_all(can_hook=not host.is_compiled())
         if not self.watches.probe.can_see:
             host.inform(_COMPILED)
-        optimizers = by_name(host.optimizers())
-        sinks.open(host.loggers(), list(optimizers))
-        for name, optimizer in optimizers.items():
-            self.watches.add(optimizer, name)
+        sinks.open(host.loggers(), list(by_name(host.optimizers())))
         # who may come between us and the gradient as the backward pass left it
         if config.sample_at == "step":
             self.watches.compares = host.may_change_gradients()
@@ -148,6 +144,12 @@ class Session:
         if complaint is not None:
             host.warn(complaint)
         self._reporter.handle(Report())
+
+    def _watch_all(self, can_hook: bool) -> None:
+        host = self._host
+        self._build(Watches(host.whole_model(self.model), self._config, self.state, can_hook, self._once))
+        for name, optimizer in by_name(host.optimizers()).items():
+            self.watches.add(optimizer, name)
 
     @survives
     def before_epoch(self) -> None:
@@ -171,9 +173,6 @@ class Session:
     @survives
     def _begin_batch(self, batch: object, number: int) -> None:
         self.guard.cost.begin_step()
-        # only now the host knows where the run stands, if it was resumed
-        if not self.watches.has_counted:
-            self.watches.count_points(self._observer.num_past_points())
         inputs = self._optional.take("batch", UNSEEN, check_batch, batch)
         self._look_if_due(self._batch.next(number, inputs))
         prescriber = self.responses.prescriber
@@ -182,6 +181,9 @@ class Session:
 
     def _look_if_due(self, batch: Batch) -> None:
         """Begin a batch; it may have as many steps as the one before."""
+        # only now the host knows where the run stands, if it was resumed
+        if not self.watches.has_counted:
+            self.watches.count_points(self._observer.num_past_points())
         may_look = self._listener.hearing is not Hearing.GIVEN_UP or self.watches.num_steps > 0
         num_further, self._batch = max(self._batch.num_observations - 1, 0), batch
         self.watches.begin_batch(num_further, may_look)
@@ -214,11 +216,17 @@ class Session:
             self.watches.inspect(loss)
             self._batch.loss = self._host.whole_loss(loss.detach())
 
-    @survives
     def after_backward(self) -> None:
         """Call after the backward pass: observes, if every backward pass is to be observed."""
+        self._observer.is_done = self._config.sample_at != "backward"
+        self._end_backward()
+        if self.guard.health is Health.ATTENDING and not self._observer.is_done:
+            self.guard.attend(lambda: self._observer.after_backward(self._batch))
+
+    @survives
+    def _end_backward(self) -> None:
         self.watches.end_backward()
-        if self._config.sample_at == "backward":
+        if not self._observer.is_done:
             self._observer.after_backward(self._batch)
 
     def before_step(self, optimizer: Optimizer, still_scaled: bool = False) -> None:
@@ -231,10 +239,10 @@ class Session:
         Raises:
             GradientAlertError: If the user has asked for it.
         """
-        if self.guard.health is Health.ATTENDING:
+        self._observer.is_done, self._batch.is_stepping = False, True
+        self._observe_step(optimizer, still_scaled)
+        if self.guard.health is Health.ATTENDING and not self._observer.is_done:
             self.guard.attend(lambda: self._observer.before_step(self._batch, optimizer, still_scaled))
-        else:
-            self._observe_step(optimizer, still_scaled)
         if self.guard.health is Health.CLIPPING and self._config.intervenes:
             watch = self.watches.of(optimizer)
             if watch is not None and not intervene_alone(self._host, watch, still_scaled):
@@ -246,16 +254,15 @@ class Session:
 
     @survives
     def _observe_step(self, optimizer: Optimizer, still_scaled: bool) -> None:
-        self._batch.is_stepping = True
         self._listener.num_announced += 1
         self._observer.before_step(self._batch, optimizer, still_scaled)
 
     def before_clipping(self, optimizer: Optimizer, still_scaled: bool) -> None:
         """Call before somebody else clips a gradient in the course of a step, and :meth:`before_step` thereafter."""
-        if self.guard.health is Health.ATTENDING:
+        self._observer.is_done = False
+        self._observe_clipping(optimizer, still_scaled)
+        if self.guard.health is Health.ATTENDING and not self._observer.is_done:
             self.guard.attend(lambda: self._observer.before_clipping(self._batch, optimizer, still_scaled))
-        else:
-            self._observe_clipping(optimizer, still_scaled)
 
     @survives
     def _observe_clipping(self, optimizer: Optimizer, still_scaled: bool) -> None:
@@ -306,7 +313,9 @@ class Session:
 
     def _resign(self) -> bool:
         """After a failure: whether the other ranks need this one, which then keeps silent."""
-        self._observer.flight = None
+        if not any(True for _ in self.watches):  # it has failed before there were any
+            attempt(lambda: self._watch_all(can_hook=False))
+        self._observer.resign()
         needed = [watch.watcher.resign() for watch in self.watches]
         return any(needed)
 

@@ -24,6 +24,7 @@ from lightning_gradwatch.core.clip import NAMES, make_policies
 from lightning_gradwatch.core.detector import Detector
 from lightning_gradwatch.core.measure import Groups, norms
 from lightning_gradwatch.core.probe import Probe
+from lightning_gradwatch.core.reader import Reader
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.core.shards import local
@@ -236,13 +237,13 @@ class Timed(pl.Callback):
 
     def __init__(self, watch: GradWatch, sample_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
         self.watch, self.clock = watch, Clock()
-        take = Watcher._take_sample
+        take = Reader.sample
 
-        def slow(watcher: Watcher, *args: Any) -> Any:
+        def slow(reader: Reader, *args: Any) -> Any:
             self.clock.now += sample_s
-            return take(watcher, *args)
+            return take(reader, *args)
 
-        monkeypatch.setattr(Watcher, "_take_sample", slow)
+        monkeypatch.setattr(Reader, "sample", slow)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         session_of(self.watch).guard.cost.clock = self.clock
@@ -271,14 +272,14 @@ def test_a_real_clock_shows_a_cost_above_nothing(tmp_path: Path) -> None:
 def sampled_steps(watch: GradWatch, timed: Timed, max_steps: int, **options: Any) -> list[int]:
     """Train, and return the steps that took a full sample."""
     steps: list[int] = []
-    take = Watcher._take_sample
+    take = Reader.sample
 
-    def noted(watcher: Watcher, *args: Any) -> Any:
-        steps.append(watcher.sampling.num_steps)
-        return take(watcher, *args)
+    def noted(reader: Reader, *args: Any) -> Any:
+        steps.append(reader._sampling.num_steps)
+        return take(reader, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Watcher, "_take_sample", noted)
+        patch.setattr(Reader, "sample", noted)
         trainer = quiet_trainer(watch, timed, max_steps=max_steps, **options)
         trainer.fit(Classifier(deep_net(nn.ReLU, 4, he_init=True)), digits())
     return steps

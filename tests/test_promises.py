@@ -118,14 +118,14 @@ def test_a_sampled_or_published_step_reads_nothing_but_its_one_copy(publish: boo
     observe(net, watcher)
 
     copies: list[int] = []
-    send = watcher._transfer.send
+    send = watcher._sender._transfer.send
 
     def counted(label: Any, tensors: Any) -> Any:
         copies.append(sum(t.numel() for t in tensors.values()))
         assert not any(counter.seen[name] for name in READS)  # before the copy, that is on the device
         return send(label, tensors)
 
-    watcher._transfer.send = counted  # type: ignore[method-assign]
+    watcher._sender._transfer.send = counted  # type: ignore[method-assign]
     watcher.arm()
     net(torch.ones(4, 64)).square().mean().backward()
     with Operators() as counter:

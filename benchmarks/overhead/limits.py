@@ -144,7 +144,7 @@ def syncs(depth: int = 20) -> list[Row]:
         watcher = watcher_of(model, every=every)
         reads = _Reads()
         at_copies: list[int] = []
-        send = watcher._transfer.send
+        send = watcher._sender._transfer.send
 
         def counted(
             label: Any, tensors: Any, reads: _Reads = reads, found: list[int] = at_copies, to: Any = send
@@ -158,7 +158,7 @@ def syncs(depth: int = 20) -> list[Row]:
             model.zero_grad()
             loss.backward()
             with reads if is_counted else nullcontext():
-                watcher._transfer.send = counted if is_counted else send  # type: ignore[method-assign]
+                watcher._sender._transfer.send = counted if is_counted else send  # type: ignore[method-assign]
                 watcher.observe(loss=loss.detach(), publish=publish and is_counted)
         waits = at_copies[0] if at_copies else reads.total
         rows.append({"step": kind, "numbers read by the host": waits, "copies": len(at_copies)})

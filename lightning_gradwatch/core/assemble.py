@@ -16,8 +16,7 @@ from lightning_gradwatch.core.figures import complement, moment_figures, update_
 from lightning_gradwatch.core.instruments import Instruments
 from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.own import OwnMeter
-from lightning_gradwatch.core.reader import SEQUENCE
-from lightning_gradwatch.core.records import MISSING, Architecture, Coverage, Observation
+from lightning_gradwatch.core.records import MISSING, SEQUENCE, Architecture, Coverage, Observation
 from lightning_gradwatch.core.reports import Change
 from lightning_gradwatch.core.samples import Sample, ThoroughSample
 from lightning_gradwatch.core.saved import Saved, State

@@ -17,6 +17,7 @@ from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.probing import hookable
 from lightning_gradwatch.core.saved import Saved, State
 from lightning_gradwatch.core.settings import Settings
+from lightning_gradwatch.core.shards import Shards
 
 Names = Sequence[str]
 
@@ -56,6 +57,14 @@ class Fitting:
         self._past = Past()
         self._ran: tuple[str, ...] = ()
         self._num_ran = 0
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether ranks hold parts of the parameters; also before there are instruments."""
+        if self.instruments is not None:
+            return self.instruments.shards.is_spread
+        layout = self._make_layout()
+        return bool(layout.parameters) and Shards(layout.parameters, layout.cuts).is_spread
 
     @property
     def may_have_changed(self) -> bool:

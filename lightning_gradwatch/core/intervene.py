@@ -28,7 +28,11 @@ def intervene(
     norms = window.norms[-1]
     # policies go by the norms of the whole, of which this rank holds a part
     if instruments.shards.is_spread:
-        norms.copy_(instruments.shards.reduce({"norms": norms}, {"norms": "norm"})["norms"])
+        absent = ("norms",) if window.is_blank else ()
+        whole = instruments.shards.reduce({"norms": norms}, {"norms": "norm"}, absent)
+        if not whole:  # this rank goes through the step again
+            return False
+        norms.copy_(whole["norms"])
     is_bad = None if instruments.spikes is None else instruments.spikes.judge(norms, window.facts[-1, 0])
     if len(instruments.clippers):
         window.note(instruments.clippers.clip_(norms, scale))

@@ -212,6 +212,7 @@ class NormWindow:
     Attributes:
         known: Whether the loss of the last row was there, one real number on the parameters' device; and how much of
             the batch was looked at.
+        is_blank: Whether the last row stands for a gradient that could not be measured.
     """
 
     def __init__(self, parameters: Sequence[Tensor], shards: Shards | None = None, num_extra: int = 0) -> None:
@@ -228,6 +229,7 @@ class NormWindow:
         self._nothing = (self._unknown, self._unknown)
         self._sound = (torch.zeros_like(self._unknown),) * 2
         self.known = (False, Coverage.NOTHING)
+        self.is_blank = False
 
     def __len__(self) -> int:
         return self._length
@@ -256,6 +258,7 @@ class NormWindow:
         loss = self._entry(loss)
         ends, coverage = self._looked(inputs)
         self.known = (loss is not None, coverage)
+        self.is_blank = False
         facts = (self._unknown if loss is None else loss, *ends)
         num_norms = len(self._parameters)
         row = self._rows[self._length]
@@ -265,6 +268,12 @@ class NormWindow:
             (row[: num_norms + 1] if gradients_scaled else row[num_norms : num_norms + 1]).div_(loss_scale)
         self._length += 1
         return True
+
+    def push_blank(self) -> None:
+        """Append a row without numbers, for a gradient that could not be measured."""
+        self._rows[self._length] = MISSING
+        self._length += 1
+        self.known, self.is_blank = (False, Coverage.NOTHING), True
 
     def _write(self, row: Tensor, gradients: Sequence[Tensor], facts: Sequence[Tensor]) -> None:
         if self._groups is not None and len(gradients) == len(self._parameters):
@@ -330,6 +339,10 @@ class NormWindow:
     def drop_last(self) -> None:
         """Forget the last row."""
         self._length -= 1
+
+    def shorten(self, num_rows: int) -> None:
+        """Forget what has come after so many rows."""
+        self._length = min(self._length, num_rows)
 
     def clear(self) -> None:
         """Forget the rows; memory is kept."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Literal, ParamSpec, TypeAlias, TypeVar
+from typing import Literal, ParamSpec, TypeAlias, TypeVar, get_args
 
 from lightning_gradwatch.core._guard import is_the_users
 
@@ -72,6 +72,10 @@ class OptionalFigures:
     def __init__(self, tell: Callable[[str], None] = _warn) -> None:
         self._tell = tell
         self.absent: set[str] = set()
+
+    def leave_out_all(self) -> None:
+        """Measure nothing any more, and do not say so."""
+        self.absent.update(get_args(Figure))
 
     def take(
         self, figure: Figure | OwnFigure, instead: T, measure: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs

@@ -41,6 +41,10 @@ class Pending:
         self.steps.append(step)
         self.known.append(known)
 
+    def shorten(self, num_steps: int) -> None:
+        """Forget what has come after so many steps."""
+        self.steps, self.known = self.steps[:num_steps], self.known[:num_steps]
+
     def drop(self) -> None:
         """The window has been cleared."""
         self.steps, self.known = [], []

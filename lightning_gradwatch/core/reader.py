@@ -14,14 +14,14 @@ from lightning_gradwatch.core.instruments import Instruments
 from lightning_gradwatch.core.measure import norms
 from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.own import OwnMeter
+from lightning_gradwatch.core.pending import Pending
 from lightning_gradwatch.core.probe import Probe
-from lightning_gradwatch.core.records import NUM_BINS
+from lightning_gradwatch.core.records import NUM_BINS, SEQUENCE
+from lightning_gradwatch.core.sampling import Sampling
 from lightning_gradwatch.core.shards import Kind
 from lightning_gradwatch.core.updates import NUM_MOMENT_SUMS, NUM_SUMS
 
 NUM_INPUT_FACTS = 7
-SEQUENCE = "sequence "
-"""Before the name of a layer: its gradient norms along time steps."""
 _REDUCTIONS: dict[str, Kind] = {
     "norms": "norm",
     "facts": "mean",
@@ -49,6 +49,9 @@ class Reader:
         probe: Has seen the gradients at the layers' outputs.
         own: Measures quantities of the user's own.
         optional: Leaves out what fails.
+        sampling: Tells how thorough a sample is, and counts it.
+        pending: Is told what the sample is of.
+        histogram_every: Steps between two histograms at least; 0 for none.
 
     Attributes:
         reductions: How ranks that hold parts of what is carried to the host add it up, by name.
@@ -56,10 +59,21 @@ class Reader:
         operations: Whose norms ``"attribution"`` are, in what :meth:`thorough` read last.
     """
 
-    def __init__(self, probe: Probe, own: OwnMeter, optional: OptionalFigures) -> None:
+    def __init__(
+        self,
+        probe: Probe,
+        own: OwnMeter,
+        optional: OptionalFigures,
+        sampling: Sampling,
+        pending: Pending,
+        histogram_every: int,
+    ) -> None:
         self._probe = probe
         self._own = own
         self._take = optional.take
+        self._sampling = sampling
+        self._pending = pending
+        self._histogram_every = histogram_every
         self.reductions: dict[str, Kind] = {**_REDUCTIONS, **dict.fromkeys(own.names, "mean")}
         self.noted: Tensor | None = None
         self.operations: tuple[Operation, ...] = ()
@@ -75,6 +89,40 @@ class Reader:
         if self.noted is None:
             return {}
         return {"after_backward": (self.noted if loss_scale is None else self.noted / loss_scale).view(1)}
+
+    def due(
+        self,
+        instruments: Instruments,
+        is_sampled: bool,
+        is_first: bool,
+        loss_scale: Tensor | None,
+        scale: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """What is to be carried home with the norms; a full sample, which is counted, as thorough as it is to be.
+
+        Args:
+            instruments: Of the present parameters.
+            is_sampled: Whether there is to be a full sample.
+            is_first: Whether the host knows nothing of the weights yet.
+            loss_scale: Factor with which the loss was multiplied, shape ``()``; None without a loss scaler.
+            scale: The same if it is still in the gradients, otherwise None.
+        """
+        sample = self.after_backward(loss_scale)
+        if not is_sampled:
+            return sample
+        sampling, pending = self._sampling, self._pending
+        is_thorough, num_layers = sampling.is_thorough, len(instruments.layer_names)
+        if is_thorough or is_first:
+            sample.update(self.state(instruments, scale))
+        if is_thorough and sampling.takes_histogram(self._histogram_every, num_layers):
+            sample.update(self.histogram(instruments, sampling.num_histograms, scale))
+        sampling.num_samples += 1
+        pending.ran = frozenset(self._probe.order.ran) - instruments.frozen
+        sample.update(self.sample(instruments, loss_scale))
+        if is_thorough:
+            sample.update(self.thorough(instruments, sampling.num_steps))
+            pending.operations, pending.spare = self.operations, self._probe.order.spare
+        return sample
 
     def state(self, instruments: Instruments, scale: Tensor | None) -> dict[str, Tensor]:
         """What is measured for thorough samples alone; ``scale`` is still in the gradients."""

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 MISSING = -1.0
 """Stands for "no gradient" or "not observed" in a tensor of numbers that are never negative."""
+SEQUENCE = "sequence "
+"""Before the name of a layer, in what goes to the host: its gradient norms along time steps."""
 SMALL_SHARE = 0.01
 """Share of the squared gradient norm, which is that of what a small step of gradient descent takes off the loss, below
 which a falling loss says nothing of a layer."""

@@ -110,6 +110,8 @@ class Shards:
         shares: For each parameter what one rank contributes to a sum over all ranks: the number of its shards over the
             number of ranks; 1 where nothing is spread.
         agrees: Whether all ranks see the same numbers: there is one rank only, or numbers are reduced over all.
+        num_met: How often the ranks have exchanged numbers here so far.
+        num_to_skip: How often they did so already in a step that this rank goes through again, after a failure.
     """
 
     def __init__(self, parameters: Sequence[Tensor], cuts: Sequence[Cut] = ()) -> None:
@@ -121,6 +123,7 @@ class Shards:
         self.are_whole = not any(is_spread(p) or cut.num_shards > 1 for p, cut in zip(parameters, cuts, strict=True))
         self.agrees = self.is_spread or self.num_ranks == 1
         self.shares = [cut.num_shards / self.num_ranks if self.is_spread else 1.0 for cut in cuts]
+        self.num_met = self.num_to_skip = 0
         if self.is_spread:
             self._shares = torch.tensor(self.shares, dtype=torch.float64, device=parameters[0].device)
 
@@ -130,7 +133,18 @@ class Shards:
 
     def local_parts(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """:func:`local_parts`, at no cost where nothing is spread."""
-        return local_parts(tensors) if self.is_spread else tensors
+        if not self.is_spread:
+            return tensors
+        is_partial = any(place.is_partial() for tensor in tensors for place in getattr(tensor, "placements", ()))
+        return [local(tensor) for tensor in tensors] if is_partial and self._has_met() else local_parts(tensors)
+
+    def _has_met(self) -> bool:
+        """Whether the ranks have exchanged these numbers already, so that they do not wait for this one."""
+        if self.num_to_skip:
+            self.num_to_skip -= 1
+            return True
+        self.num_met += 1
+        return False
 
     def reduce(
         self, numbers: Mapping[str, Tensor], kinds: Mapping[str, Kind], absent: Collection[str] = ()
@@ -145,7 +159,7 @@ class Shards:
 
         Returns:
             Float32 tensors of the same shapes, alike on all ranks; ``-1`` where no rank had a number. What came, if
-            nothing is spread.
+            nothing is spread. Nothing, if the ranks have done it before this one goes through the step again.
         """
         if not self.is_spread:
             return dict(numbers)
@@ -159,6 +173,8 @@ class Shards:
         payload = torch.cat([*parts, *counts])
         if not payload.numel():  # no step since the last copy, on any rank
             return dict(numbers)
+        if self._has_met():
+            return {}
         payload = _add_up_ranks(payload)
         shapes = [values.shape for values in numbers.values()]
         sizes = [shape.numel() for shape in shapes]

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from lightning_gradwatch.core.alike import SharedDoubts
 from lightning_gradwatch.core.alone import alone
 from lightning_gradwatch.core.architecture import Surveyor
-from lightning_gradwatch.core.assemble import Label
+from lightning_gradwatch.core.attending import OpenStep, gradients_if_possible, push_anyhow
 from lightning_gradwatch.core.digest import Digest
 from lightning_gradwatch.core.engines import access_to, reaching
 from lightning_gradwatch.core.fitting import Fitting, Names
@@ -24,14 +24,14 @@ from lightning_gradwatch.core.pending import Pending
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.probing import make_probe
 from lightning_gradwatch.core.reader import Reader
-from lightning_gradwatch.core.records import Alert, BatchCheck
+from lightning_gradwatch.core.records import MISSING, Alert, BatchCheck
 from lightning_gradwatch.core.reports import NOTHING, Report, join
 from lightning_gradwatch.core.samples import Sample
 from lightning_gradwatch.core.sampling import Sampling
 from lightning_gradwatch.core.saved import Saved, State
+from lightning_gradwatch.core.sending import Sender
 from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.core.skipping import Skipper
-from lightning_gradwatch.core.transfer import Transfer
 
 __all__ = ["Report", "Settings", "Watcher"]
 
@@ -79,13 +79,16 @@ class Watcher:
         self.surveyor = Surveyor(model, self._optional)
         self._fitting = Fitting(model, self._access, name, self._settings, self._probe, self._optional)
         own = OwnMeter(self._settings.quantities, self._optional)
-        self._reader = Reader(self._probe, own, self._optional)
-        self._transfer: Transfer[Label] = Transfer()
+        self._pending = Pending()
+        self._reader = Reader(
+            self._probe, own, self._optional, self.sampling, self._pending, self._settings.histogram_every
+        )
         judge = Judge(self._settings.vanishing_threshold, name, self._optional, self._settings.rules)
         doubts = SharedDoubts() if self._settings.are_complete else None
         self._digest = Digest(name, judge, self._probe, self.sampling, own, self._optional, doubts)
-        self._pending = Pending()
-        self._late = NOTHING
+        about = (self.surveyor, self._pending, self._reader, self._digest, self._optional)
+        self._sender = Sender(optimizer, *about)
+        self._open_step = OpenStep()
 
     @property
     def instruments(self) -> Instruments | None:
@@ -172,12 +175,16 @@ class Watcher:
         Returns:
             Alerts and publications; empty on a step that is neither sampled nor published, which costs no host sync.
         """
-        sampling, probe = self.sampling, self._probe
+        sampling, probe, open_step = self.sampling, self._probe, self._open_step
+        known = self._fitting.instruments
+        if known is None or known.shards.is_spread:
+            open_step.begin(sampling, known)
         is_due = sampling.is_overdue or sampling.falls_on(sampling.num_steps)
         # 1. instruments that fit the parameters as they are now
         instruments = self._fit(is_due or publish)
         # 2. the norms of this step, in a row on the device
         if instruments is None or not instruments.window.push(loss, loss_scale, gradients_scaled, inputs):
+            open_step.is_open = False
             return self.flush(publish) if publish else NOTHING
         if loss is not None and loss.grad_fn is not None:
             self.surveyor.inspect(loss)
@@ -191,7 +198,8 @@ class Watcher:
         scale = loss_scale if gradients_scaled else None
         due: dict[str, Tensor] = {}
         if is_sampled or publish:
-            due = self._take_due(instruments, is_sampled, loss_scale, scale)
+            is_first = self._digest.assembly.latest is None
+            due = self._reader.due(instruments, is_sampled, is_first, loss_scale, scale)
         self._reader.noted = None
         sampling.num_steps += 1
         probe.account.is_read = True  # an optimizer is about to step: the next backward pass opens a new account
@@ -200,9 +208,41 @@ class Watcher:
         # 4. clip or skip, once everything has been measured
         is_urgent = instruments.intervenes and self._intervene(instruments, scale)
         # 5. one copy to the host
+        report = NOTHING
         if is_sampled or publish or is_urgent or instruments.window.is_due(sampling.steps_to_home):
-            return self._send(instruments, due, publish, is_urgent)
-        return NOTHING
+            report = self._sender.send(instruments, due, publish, is_urgent)
+        open_step.is_open = False
+        return report
+
+    @alone
+    def attend(
+        self, *, loss_scale: Tensor | None = None, gradients_scaled: bool = False, publish: bool = False
+    ) -> None:
+        """Call instead of :meth:`observe` after :meth:`resign`, also for the step that failed, until all ranks know.
+
+        Does what the ranks do together, without measuring anything, and clips if that is still possible.
+
+        Raises:
+            ResignedError: If all ranks know now.
+        """
+        sampling = self.sampling
+        if self._open_step.is_open:
+            self._open_step.begin_again(sampling, self._fitting.instruments, self._pending)
+        is_due = sampling.is_overdue or sampling.falls_on(sampling.num_steps)
+        instruments = self._fit(is_due or publish)
+        with gradients_if_possible(self._access) as are_reached:
+            if instruments is None or not push_anyhow(instruments.window, are_reached, loss_scale, gradients_scaled):
+                self._sender.late = self.flush(publish) if publish else NOTHING
+                return
+            self._pending.add(sampling.num_steps, instruments.window.known, is_scaled=loss_scale is not None)
+            scale = loss_scale if gradients_scaled else None
+            is_first = self._digest.assembly.latest is None
+            due = self._reader.due(instruments, is_due, is_first, None, None) if is_due or publish else {}
+            sampling.num_steps, sampling.is_overdue = sampling.num_steps + 1, False
+            is_urgent = instruments.intervenes and self._intervene(instruments, scale)
+            if is_due or publish or is_urgent or instruments.window.is_due(sampling.steps_to_home):
+                self._sender.send(instruments, due, publish, is_urgent)
+            instruments.shards.num_to_skip = 0
 
     def check_clipping(self) -> None:
         """Refuse policies that cannot be right on this optimizer's parameters.
@@ -213,27 +253,38 @@ class Watcher:
         self._fitting.check_clipping()
 
     @alone
-    @reaching
     def clip_only(self, *, loss_scale: Tensor | None = None, gradients_scaled: bool = False) -> bool:
         """Call instead of :meth:`observe` to clip or skip and do nothing else, as after a failure that ended the watch.
 
         Returns:
             Whether the gradient is not finite where that is to be raised.
+
+        Raises:
+            RuntimeError: If the norms of the whole are not known, on all ranks alike.
         """
         if self._fitting.may_have_changed:
             self._refit()
         instruments, is_fatal = self._fitting.instruments, False
         self._pending.is_scaled = loss_scale is not None
-        if instruments is not None and instruments.window.push(None, loss_scale, gradients_scaled):
-            scale = loss_scale if gradients_scaled else None
-            is_fatal = instruments.intervenes and self._intervene(instruments, scale)
-            self._drop_rows(instruments)
+        if instruments is None:
+            return False
+        window = instruments.window
+        with gradients_if_possible(self._access) as are_reached:
+            if push_anyhow(window, are_reached, loss_scale, gradients_scaled):
+                is_fatal = instruments.intervenes and self._intervene(
+                    instruments, loss_scale if gradients_scaled else None
+                )
+                is_blank = window.is_blank or (self._is_spread and bool((window.norms[-1] == MISSING).all()))
+                self._sender.drop_rows(instruments)
+                if is_blank:
+                    raise RuntimeError("the norms of the gradients cannot be measured")
         return is_fatal
 
     def resign(self) -> bool:
         """Do only what other ranks need from now on, until all know of a failure; whether they need anything."""
-        self._late, self._digest.has_resigned = NOTHING, self._is_spread
-        return self._is_spread
+        self._sender.late, self._digest.has_resigned = NOTHING, self._fitting.is_spread
+        self._optional.leave_out_all()
+        return self._digest.has_resigned
 
     @alone
     @reaching
@@ -276,10 +327,10 @@ class Watcher:
         if instruments is None:
             return NOTHING
         if not together and self._is_spread:
-            self._drop_rows(instruments)
-            return self._digest.take(self._transfer.receive())
-        sent = self._send(instruments, {}, publish)
-        return join(sent, self._digest.take(self._transfer.receive()))
+            self._sender.drop_rows(instruments)
+            return self._sender.receive()
+        sent = self._sender.send(instruments, {}, publish)
+        return join(sent, self._sender.receive())
 
     @alone
     def state_dict(self) -> State:
@@ -287,7 +338,7 @@ class Watcher:
 
         Steps since the last sample whose numbers are still spread over ranks are not in it.
         """
-        self._late = join(self._late, self._digest.take(self._transfer.receive()))
+        self._sender.late = join(self._sender.late, self._sender.receive())
         return {
             **self.sampling.state_dict(),
             **self._fitting.state_dict(),
@@ -295,7 +346,7 @@ class Watcher:
             **self._pending.state_dict(is_whole=not self._is_spread),
             "strong": sorted(self._probe.strong),
             "repeated": sorted(self._probe.repeated),
-            "late": [asdict(alert) for alert in self._late.alerts],
+            "late": [asdict(alert) for alert in self._sender.late.alerts],
         }
 
     @alone
@@ -312,7 +363,7 @@ class Watcher:
         self._probe.strong.update(saved.take("strong", list[str], []))
         self._probe.repeated.update(saved.take("repeated", list[str], []))
         alerts = saved.take_each("late", Alert)
-        self._late = Report(tuple(alerts), has_news=bool(alerts))
+        self._sender.late = Report(tuple(alerts), has_news=bool(alerts))
 
     def _fit(self, looks_closely: bool) -> Instruments | None:
         """Instruments for the parameters as they are now; None while the optimizer has none that can be measured."""
@@ -333,7 +384,7 @@ class Watcher:
         self._keep(before)
 
     def _bring_home(self) -> None:
-        self._late = self.flush(publish=False)
+        self._sender.late = self.flush(publish=False)
 
     def _keep(self, before: Names) -> None:
         """Keep what was measured of the layers, which ran in this order so far."""
@@ -341,58 +392,7 @@ class Watcher:
         if instruments is not None and instruments.names != before:
             self._digest.keep(instruments.names, before)
 
-    def _take_due(
-        self, instruments: Instruments, is_sampled: bool, loss_scale: Tensor | None, scale: Tensor | None
-    ) -> dict[str, Tensor]:
-        """What is to be carried home with the norms; ``scale`` is still in the gradients."""
-        sampling = self.sampling
-        due = self._reader.after_backward(loss_scale)
-        if not is_sampled:
-            return due
-        is_thorough, num_layers = sampling.is_thorough, len(instruments.layer_names)
-        if is_thorough or self._digest.assembly.latest is None:
-            due.update(self._reader.state(instruments, scale))
-        if is_thorough and sampling.takes_histogram(self._settings.histogram_every, num_layers):
-            due.update(self._reader.histogram(instruments, sampling.num_histograms, scale))
-        due.update(self._take_sample(instruments, loss_scale, is_thorough))
-        return due
-
-    def _take_sample(self, instruments: Instruments, loss_scale: Tensor | None, is_thorough: bool) -> dict[str, Tensor]:
-        self.sampling.num_samples += 1
-        self._pending.ran = frozenset(self._probe.order.ran) - instruments.frozen
-        sample = self._reader.sample(instruments, loss_scale)
-        if is_thorough:
-            sample.update(self._reader.thorough(instruments, self.sampling.num_steps))
-            self._pending.operations, self._pending.spare = self._reader.operations, self._probe.order.spare
-        return sample
-
     def _intervene(self, instruments: Instruments, scale: Tensor | None) -> bool:
         """Clip or skip the step that was pushed last; whether it must be reported at once."""
         is_scaled = self._pending.is_scaled
         return intervene(instruments, self._skipper, self._settings.on_nonfinite, scale, is_scaled)
-
-    def _drop_rows(self, instruments: Instruments) -> None:
-        instruments.window.clear()
-        self._pending.drop()
-
-    def _send(self, instruments: Instruments, due: dict[str, Tensor], publish: bool, is_urgent: bool = False) -> Report:
-        """Start the copy to the host, and digest what has arrived by now."""
-        if publish:
-            self._digest.publisher.num_publications += 1
-        window, architecture = instruments.window, self.surveyor.architecture
-        label = self._pending.label(instruments, architecture, self._access.optimizer, publish)
-        done = instruments.interventions(in_full=publish or "outputs" in due)
-        tensors = {"norms": window.norms, "facts": window.facts, **done, **due}
-        reductions = self._reader.reductions
-        if instruments.intervenes:  # the norms are those of the whole already
-            reductions = {**reductions, "norms": "mean"}
-        if instruments.shards.is_spread:
-            tensors["resigned"] = window.norms.new_full((1,), float(self._digest.has_resigned))
-        arrived = self._transfer.send(label, instruments.shards.reduce(tensors, reductions, self._optional.absent))
-        self._drop_rows(instruments)
-        if publish:
-            instruments.clippers.forget()
-        if is_urgent:
-            arrived += self._transfer.receive()
-        late, self._late = self._late, NOTHING
-        return join(late, self._digest.take(arrived))

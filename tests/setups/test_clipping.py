@@ -15,7 +15,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from lightning_gradwatch import AGC, AdaGC, GradientAlertError, GradWatch, GradWatchWarning, MaxNorm, Percentile, ZScore
-from lightning_gradwatch.core.watcher import Watcher
+from lightning_gradwatch.core.reader import Reader
 from tests.tasks import (
     Classifier,
     Poison,
@@ -293,7 +293,7 @@ def test_clipping_goes_on_when_the_watch_fails(monkeypatch: pytest.MonkeyPatch) 
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("on purpose")
 
-    monkeypatch.setattr(Watcher, "_take_sample", broken)
+    monkeypatch.setattr(Reader, "sample", broken)
     watch = GradWatch(auto_clip=LIMIT)
     with pytest.warns(GradWatchWarning, match="has switched itself off"):
         model, after = clipped(watch)
@@ -308,7 +308,7 @@ def test_steps_that_are_not_finite_are_kept_away_when_the_watch_fails(
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("on purpose")
 
-    monkeypatch.setattr(Watcher, "_take_sample", broken)
+    monkeypatch.setattr(Reader, "sample", broken)
     model = Classifier(small_net())
     trainer = quiet_trainer(Poison(4), GradWatch(on_nonfinite=on_nonfinite))
     error = pytest.raises(GradientAlertError, match="not finite") if on_nonfinite == "raise" else nullcontext()

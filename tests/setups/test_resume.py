@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradwatch import GradWatch, GradWatchWarning
-from lightning_gradwatch.core import watcher
+from lightning_gradwatch.core import sending
 from lightning_gradwatch.core.quantities.several import STEPS as RECORDED
 from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.core.transfer import Transfer
@@ -245,7 +245,7 @@ class Late(Transfer[Any]):
 def test_an_alert_that_is_under_way_to_the_host_is_not_lost(
     tmp_path: Path, whole: Run, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    monkeypatch.setattr(watcher, "Transfer", Late)
+    monkeypatch.setattr(sending, "Transfer", Late)
     first = train(tmp_path / "first", GradWatch(log_every_n_steps=EVERY), steps=at)
     run = resume(tmp_path / "second", first.checkpoint(at))
     assert run.alerts == whole.alerts
