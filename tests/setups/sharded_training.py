@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
 import warnings
@@ -22,13 +21,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
-from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning
+from lightning_gradwatch import GradWatch, _lightning
 from lightning_gradwatch.core import reader
-from lightning_gradwatch.core.judge import Judge
 from lightning_gradwatch.core.measure import ParameterMeter
-from lightning_gradwatch.core.publishing import Publisher
-from lightning_gradwatch.reporting import Reporter
-from lightning_gradwatch.watches import Watches
 from tests.setups.processes import tell
 from tests.tasks import quiet_trainer, watchers_of
 
@@ -118,47 +113,6 @@ class Calls:
         return call
 
 
-BEFORE = "before the forward pass, once"
-FAILURES: dict[str, tuple[type, str, dict[str, Any]]] = {
-    "judging": (Judge, "judge", {}),
-    "publishing": (Publisher, "publish", {}),
-    "reporting": (Reporter, "handle", {}),
-    "judging, clipped": (Judge, "judge", {"auto_clip": MAX_NORM}),
-    BEFORE: (Watches, "begin_batch", {}),
-    "after the step": (Watches, "end_batch", {}),
-}
-"""What fails on one rank from step 8 on, and the arguments."""
-
-
-def train_failing(what: str, rank: str) -> dict[str, Any]:
-    """A training in which GradWatch fails on one rank; all ranks must come to its end."""
-    owner, name, arguments = FAILURES[what]
-    watch, real = GradWatch(dense_steps=4, sample_every_n_steps=4, **arguments), getattr(owner, name)
-    failed: list[int] = []
-
-    def failing(*args: Any, **kwargs: Any) -> Any:
-        step = watch._session.watches.num_steps if watch._session is not None else 0
-        if os.environ["RANK"] == rank and step >= 8 and not (failed and what == BEFORE):
-            failed.append(step)
-            raise RuntimeError("on purpose")
-        return real(*args, **kwargs)
-
-    logged: list[str] = []
-
-    def keep(record: logging.LogRecord) -> bool:
-        logged.append(record.getMessage())
-        return False
-
-    logging.getLogger("lightning_gradwatch").addFilter(keep)
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        patch.setattr(owner, name, failing)
-        trainer = train("fsdp", watch)
-    logging.getLogger("lightning_gradwatch").filters.clear()
-    lines = [str(w.message) for w in caught if issubclass(w.category, GradWatchWarning)]
-    return {"weights": full_weights(trainer), "said": lines + logged, "steps": trainer.global_step}
-
-
 class Failure(pl.Callback):
     """Raises between two samples."""
 
@@ -237,7 +191,6 @@ def main(directory: Path) -> dict[str, Any]:
             watch = GradWatch(dense_steps=4, sample_every_n_steps=1000, histogram_every=1)
             train(kind, watch, directory=directory / f"{kind} without")
             told[f"{kind} without"] = [watcher.sampling.num_steps for watcher in watchers_of(watch)]
-    told["failing"] = {f"{rank} {what}": train_failing(what, rank) for rank in "01" for what in FAILURES}
     watch = GradWatch(dense_steps=4, sample_every_n_steps=1000)
     with contextlib.suppress(RuntimeError):
         train("fsdp", watch, Failure(calls), log_every_n_steps=1000)

@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from lightning_gradwatch import GradWatch
 from lightning_gradwatch.core.clip import AdaGC, Band, MaxValue, Percentile, ZScore
 from tests.setups.deepspeed.cpu import CPUStrategy, pretend_float16
+from tests.setups.failing import FAILURES, REACHING, train_all
 from tests.setups.fsdp1_training import NETS
 from tests.setups.processes import tell
 from tests.setups.sharded_training import BATCH, EVERY, NUM_STEPS, make_data, make_loss, make_net
@@ -291,6 +292,16 @@ def refusal(stage: int, watch: GradWatch, **options: Any) -> str:
     except ValueError as refused:
         return str(refused)
     return "nothing"
+
+
+def fail_all(directory: Path) -> dict[str, Any]:
+    """The watch fails on one rank, everywhere at stage 2, and where gradients are reached at stage 3, too."""
+
+    def train_at(stage: int) -> Callable[[GradWatch], pl.Trainer]:
+        return lambda watch: train(stage, watch, make_optimizer=sgd)
+
+    told = train_all({**FAILURES, **REACHING}, train_at(2), full_weights)
+    return {"2": told, "3": train_all(REACHING, train_at(3), full_weights)}
 
 
 SAVED_AT, NUM_RESUMED_STEPS = 16, 30

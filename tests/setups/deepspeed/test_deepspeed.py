@@ -27,6 +27,7 @@ from tests.setups.deepspeed.deepspeed_training import (
     measure,
     spare,
 )
+from tests.setups.failing import FAILURES, REACHING, assert_survived
 from tests.setups.fsdp1_training import NETS
 from tests.setups.processes import run_ranks
 from tests.setups.published import Numbers, numbers
@@ -235,6 +236,21 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> Told:
 def test_what_cannot_be_right_is_refused_with_the_cure(refused: Told, what: str, words: str) -> None:
     for rank in refused[1]:
         assert re.search(words, rank[what])
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    return told_by("fail_all", tmp_path_factory.mktemp("failed"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "what"), [*((2, what) for what in (*FAILURES, *REACHING)), *((3, w) for w in REACHING)]
+)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_watch_that_fails_on_one_rank_ends_on_all_and_the_training_goes_on(
+    failed: Told, rank: int, stage: int, what: str
+) -> None:
+    assert_survived([told[str(stage)] for told in failed[1]], rank, what, {**FAILURES, **REACHING}[what])
 
 
 def test_a_checkpoint_goes_on_where_it_was_taken(tmp_path: Path) -> None:
