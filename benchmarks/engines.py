@@ -33,7 +33,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from lightning_gradwatch import GradWatch
-from tests.setups.fsdp1_training import CPUStrategy
+from tests.setups.fsdp1_cpu import CPUStrategy
 from tests.setups.processes import run_ranks, tell
 
 ENGINES = ("ddp", "fsdp1", "fsdp2")

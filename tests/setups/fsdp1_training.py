@@ -15,15 +15,15 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.distributed import fsdp
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp.wrap import wrap
 from torch.profiler import ProfilerActivity, profile
 
 from lightning_gradwatch import GradWatch
 from lightning_gradwatch.core.clip import AdaGC, Band, MaxValue, Percentile, ZScore
+from tests.setups.acting import act
+from tests.setups.fsdp1_cpu import CPUStrategy, gather_without_offload, pretend_pinned_memory
 from tests.setups.processes import tell
 from tests.setups.sharded_training import BATCH, EVERY, NUM_STEPS, make_data, make_loss, make_net
 from tests.tasks import quiet_trainer, watchers_of
@@ -37,37 +37,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "shard_grad_op": {**POLICY, "sharding_strategy": "SHARD_GRAD_OP"},
     "no_shard": {**POLICY, "sharding_strategy": "NO_SHARD"},
     "checkpointed": {**POLICY, "activation_checkpointing_policy": {nn.Linear}},
+    "offloaded": {**POLICY, "cpu_offload": True},
 }
 """Ways to wrap and to shard, and the strategy's arguments for each."""
 HYBRID: dict[str, Any] = {**POLICY, "sharding_strategy": "HYBRID_SHARD", "device_mesh": (2, 2)}
 """Two replicas, each in two parts."""
-
-
-class CPUStrategy(FSDPStrategy):
-    """FSDP1 without a GPU: Lightning asks for one only of the class itself, and torch for a device that is named."""
-
-    def setup_environment(self) -> None:
-        sizes = self.kwargs.pop("device_mesh", None)
-        super().setup_environment()
-        if sizes is not None:  # of which Lightning makes a mesh of GPUs
-            self.kwargs["device_mesh"] = init_device_mesh("cpu", sizes)
-
-    def _setup_model(self, model: nn.Module) -> nn.Module:
-        return _on_cpu(lambda: super(CPUStrategy, self)._setup_model(model))
-
-
-def _on_cpu(make: Callable[[], nn.Module]) -> nn.Module:
-    original = fsdp.FullyShardedDataParallel
-
-    class Named(original):  # type: ignore[misc, valid-type]
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **{**options, "device_id": torch.device("cpu")})
-
-    fsdp.FullyShardedDataParallel = Named  # type: ignore[misc]
-    try:
-        return make()
-    finally:
-        fsdp.FullyShardedDataParallel = original  # type: ignore[misc]
 
 
 class Regression(pl.LightningModule):
@@ -100,6 +74,25 @@ class Regression(pl.LightningModule):
         return self.make_optimizer((self if self.use_orig_params else self.trainer.model).parameters())
 
 
+class Two(Regression):
+    """Two networks, each with an optimizer of its own, of which the second steps at every other batch."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.automatic_optimization = False
+        self.other = make_net("fsdp")
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:  # type: ignore[override]
+        first, second = self.optimizers()  # type: ignore[misc]
+        for net, optimizer in [(self.net, first), (self.other, second)][: 2 - batch_idx % 2]:
+            optimizer.zero_grad()
+            self.manual_backward(make_loss(net, batch))
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return [self.make_optimizer(self.net.parameters()), self.make_optimizer(self.other.parameters())]
+
+
 def adam(parameters: Any) -> torch.optim.Optimizer:
     """Its ``eps`` is large, so that rounding moves no weight by much."""
     return torch.optim.Adam(parameters, lr=1e-2, eps=1e-2)
@@ -116,6 +109,7 @@ def train(
     num_ranks: int = 2,
     data: Tensor | None = None,
     use_orig_params: bool = True,
+    model: type[Regression] = Regression,
     **options: Any,
 ) -> pl.Trainer:
     """Train on this rank's half of every batch; of ``kind`` "alone" on the whole of it, in one process."""
@@ -129,7 +123,7 @@ def train(
     trainer = quiet_trainer(*callbacks, directory=directory, **{**defaults, **options})
     samples: Any = data
     loader: Any = torch.utils.data.DataLoader(samples, batch_size=BATCH // num_ranks)
-    trainer.fit(Regression(kind, net, make_optimizer, use_orig_params), loader, ckpt_path=resume)
+    trainer.fit(model(kind, net, make_optimizer, use_orig_params), loader, ckpt_path=resume)
     return trainer
 
 
@@ -161,13 +155,56 @@ NETS = {"sick": sick, "frozen": frozen, "cut off": cut_off}
 ALERT_STEPS = 60
 
 
+PRECISIONS = ("bf16-mixed", "16-mixed", "bf16-true")
+HALF_STEPS = 10
+
+
+class Truth(pl.Callback):
+    """The norm of every parameter's whole gradient at every step, as torch itself gathers it."""
+
+    def __init__(self) -> None:
+        self.norms: list[list[float]] = []
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        model: Any = trainer.strategy.model
+        with fsdp.FullyShardedDataParallel.summon_full_params(model, with_grads=True):
+            self.norms.append([float(p.grad.double().norm()) for p in pl_module.parameters() if p.grad is not None])
+
+
 def measure(kind: str, directory: Path, **options: Any) -> dict[str, Any]:
     """What was seen in one run; its numbers are in the directory."""
-    watch = GradWatch(**WATCH)
-    train(kind, watch, directory=directory, **options)
+    watch, truth = GradWatch(**WATCH), Truth()
+    train(kind, *([truth] if "precision" in options else []), watch, directory=directory, **options)
     alerts = [(alert.kind, alert.step, alert.layer, alert.cause) for alert in watch.alerts]
     assert watch._session is not None
-    return {"alerts": alerts, "profile": watch.profile, "is_off": watch._session.is_off}
+    return {"alerts": alerts, "profile": watch.profile, "is_off": watch._session.is_off, "truth": truth.norms}
+
+
+class Given(pl.Callback):
+    """The total norm of what each optimizer is given, by its name and the batch; the ranks hold parts of it."""
+
+    def __init__(self) -> None:
+        self.norms: dict[str, dict[int, float]] = {"Adam": {}, "Adam-1": {}}
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        parts = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        squares = torch.stack([part.double().square().sum() for part in parts]).sum()
+        torch.distributed.all_reduce(squares)
+        name = next(name for name, one in zip(self.norms, trainer.optimizers, strict=True) if one is optimizer)
+        self.norms[name][trainer.fit_loop.epoch_loop.batch_idx] = squares.sqrt().item()
+
+
+def measure_two(directory: Path) -> dict[str, Any]:
+    """Two optimizers in manual optimization.
+
+    Where `training_step` differentiates, torch wants every parameter in a wrapper of its own, and `zero_grad` leaves
+    gradients where they are, also without GradWatch: so the truth is what the optimizers are given.
+    """
+    watch, given = GradWatch(**WATCH), Given()
+    strategy = {"auto_wrap_policy": {nn.Linear, nn.LayerNorm}}
+    train("policy", given, watch, directory=directory, model=Two, strategy=strategy)
+    assert watch._session is not None
+    return {"given": given.norms, "is_off": watch._session.is_off}
 
 
 def measure_one(directory: Path) -> dict[str, Any]:
@@ -182,7 +219,12 @@ def measure_hybrid(directory: Path) -> dict[str, Any]:
 
 def measure_all(directory: Path) -> dict[str, Any]:
     """Every other kind, and what raises alerts."""
+    pretend_pinned_memory()
     told = {kind: measure(kind, directory / kind) for kind in KINDS if kind != "policy"}
+    told["two"] = measure_two(directory / "two")
+    for precision in PRECISIONS:
+        options: dict[str, Any] = {"precision": precision, "max_steps": HALF_STEPS}
+        told[precision] = measure("policy", directory / precision, **options)
     for name, net in NETS.items():
         for kind in ("policy", "not wrapped"):
             told[f"{name} {kind}"] = measure(kind, directory / f"{name} {kind}", net=net, max_steps=ALERT_STEPS)
@@ -268,14 +310,16 @@ SAVED_AT, NUM_RESUMED_STEPS = 16, 30
 
 
 def resume_all(directory: Path) -> dict[str, Any]:
-    """Trainings without a break, and the second part of each from the sharded checkpoint that it left.
-
-    Checkpoints in one file are not tried: torch itself crashes as it gathers them on a CPU.
-    """
+    """Trainings without a break, and the second part of each from the checkpoint that it left: sharded, or one file."""
+    gather_without_offload()
     told: dict[str, Any] = {}
     clipping: dict[str, Any] = {"watch": INTERVENTIONS["band"], "net": lambda: make_net("fsdp")}
     alerting: dict[str, Any] = {"watch": {**WATCH, "dense_steps": NUM_RESUMED_STEPS}, "net": sick}
-    for name, how in (("clipping", clipping), ("alerting", alerting)):
+    for name, how, kind in (
+        ("clipping", clipping, "sharded"),
+        ("alerting", alerting, "sharded"),
+        ("clipping, one file", clipping, "full"),
+    ):
         here = directory / name
         for resume in (None, here / "saved.ckpt"):
             saver = ModelCheckpoint(here, "saved", every_n_train_steps=SAVED_AT, save_top_k=-1)
@@ -287,7 +331,7 @@ def resume_all(directory: Path) -> dict[str, Any]:
                 resume=resume,
                 net=how["net"],
                 make_optimizer=sgd,
-                strategy={"state_dict_type": "sharded"},
+                strategy={"state_dict_type": kind},
                 enable_checkpointing=resume is None,
                 max_steps=NUM_RESUMED_STEPS,
                 max_epochs=-1,
@@ -297,6 +341,15 @@ def resume_all(directory: Path) -> dict[str, Any]:
             known = [watcher.sampling.num_steps for watcher in watchers_of(watch)]
             told.setdefault(name, []).append([alerts, known, full_weights(trainer)])
     return told
+
+
+def act_all(directory: Path) -> dict[str, Any]:
+    """What is done about an alert."""
+
+    def train_sick(watch: GradWatch, **options: Any) -> pl.Trainer:
+        return train("policy", watch, net=sick, strategy={"state_dict_type": "sharded"}, **options)
+
+    return act(train_sick, directory)
 
 
 NUM_COUNTED_STEPS = 6

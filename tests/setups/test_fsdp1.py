@@ -11,21 +11,24 @@ from typing import Any
 import pytest
 import torch
 
+from tests.setups.acting import assert_acted_alike
 from tests.setups.fsdp1_training import (
     ALERT_STEPS,
     CLIPPING,
+    HALF_STEPS,
     INTERVENTIONS,
     KINDS,
     NETS,
     NUM_COUNTED_STEPS,
     NUM_RESUMED_STEPS,
+    PRECISIONS,
     clip,
     measure,
 )
 from tests.setups.processes import run_ranks
 from tests.setups.published import Numbers, numbers
 from tests.setups.sharded_training import EVERY
-from tests.tasks import read_events
+from tests.tasks import read_events, scalars
 
 OUTPUTS = "gradwatch/layers/output_grad_norm"
 LAYERS = ["net.0", "net.1", "net.3", "net.4", "net.5"]
@@ -102,6 +105,39 @@ def test_however_it_is_wrapped_and_sharded_the_numbers_are_those_of_one_process(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["Adam", "Adam-1"])
+def test_each_of_two_optimizers_is_watched_by_itself(measured: Told, name: str) -> None:
+    directory, ranks = measured
+    told = ranks[0]["two"]
+    assert told == ranks[1]["two"]
+    assert not told["is_off"]
+    shown = scalars(read_events(directory / "two"), f"gradwatch/{name}/total_norm")
+    assert len(shown) >= 4
+    given = {int(batch): norm for batch, norm in told["given"][name].items()}
+    for step, norm in shown.items():
+        latest = max(batch for batch in given if batch <= step)
+        assert norm == pytest.approx(given[latest], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_in_half_precision_norms_are_those_of_the_gradients_that_torch_gathers(measured: Told, precision: str) -> None:
+    directory, ranks = measured
+    assert not ranks[0][precision]["is_off"]
+    truth = torch.tensor(ranks[0][precision]["truth"], dtype=torch.float64)
+    expected = truth.view(HALF_STEPS, len(LAYERS), 2).square().sum(-1).sqrt()  # a weight and a bias each
+    here = numbers(directory / precision)
+    for step in (EVERY - 1, HALF_STEPS - 1):
+        found = torch.tensor([here[f"grad_norm/{layer}", step] for layer in LAYERS], dtype=torch.float64)
+        torch.testing.assert_close(found, expected[step], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_all_ranks_act_on_an_alert_at_the_same_step(tmp_path: Path) -> None:
+    assert_acted_alike(told_by("act_all", tmp_path)[1])
+
+
+@pytest.mark.slow
 def test_replicas_of_shards_count_once(alone: Numbers, tmp_path: Path) -> None:
     directory, ranks = told_by("measure_hybrid", tmp_path, num_ranks=4)
     assert_same(directory / "hybrid", alone, num_ranks=4)
@@ -170,12 +206,13 @@ def test_what_cannot_be_right_is_refused_with_the_cure(skipped: Told) -> None:
 
 
 @pytest.mark.slow
-def test_a_sharded_checkpoint_goes_on_where_it_was_taken(tmp_path: Path) -> None:
+def test_a_checkpoint_goes_on_where_it_was_taken(tmp_path: Path) -> None:
     directory, ranks = told_by("resume_all", tmp_path)
     assert ranks[0] == ranks[1]
-    (_, steps, whole), (_, resumed_steps, resumed) = ranks[0]["clipping"]
-    assert steps == resumed_steps == [NUM_RESUMED_STEPS]
-    assert is_close(resumed, whole)
+    for name in ("clipping", "clipping, one file"):
+        (_, steps, whole), (_, resumed_steps, resumed) = ranks[0][name]
+        assert steps == resumed_steps == [NUM_RESUMED_STEPS]
+        assert is_close(resumed, whole)
     (alerts, *_), (after, *_) = ranks[0]["alerting"]
     assert [kind for kind, *_ in alerts] == ["vanishing"]
     assert after == alerts

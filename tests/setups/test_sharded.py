@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from tests.setups import sharded_training
+from tests.setups.acting import assert_acted_alike
 from tests.setups.processes import run_ranks
 from tests.setups.sharded_training import (
     BATCH,
@@ -191,3 +192,16 @@ def test_no_remedy_is_tried_where_each_rank_holds_only_a_part(run: Any) -> None:
     assert second == []
     assert treated
     assert not any(treated)
+
+
+ACTING = """
+from tests.setups import sharded_training as training
+from tests.setups.acting import act
+from tests.setups.fsdp1_training import run
+
+run(lambda directory: act(lambda watch, **options: training.train("sick", watch, **options), directory))
+"""
+
+
+def test_all_ranks_act_on_an_alert_at_the_same_step(tmp_path: Path) -> None:
+    assert_acted_alike(run_ranks(ACTING, tmp_path))
