@@ -48,10 +48,10 @@ def pretend_pinned_memory() -> None:
 
 def gather_without_offload() -> None:
     """Torch (2.13) crashes as it copies from the CPU to the CPU what it has gathered for a checkpoint in one file."""
-    full = fsdp.FullStateDictConfig, fsdp.FullOptimStateDictConfig
 
     def whole(module: nn.Module, world_size: int, rank0_only: bool = True) -> Any:
-        state, optimizer = (config(offload_to_cpu=False, rank0_only=rank0_only) for config in full)
+        options = {"offload_to_cpu": False, "rank0_only": rank0_only}
+        state, optimizer = fsdp.FullStateDictConfig(**options), fsdp.FullOptimStateDictConfig(**options)
         which = fsdp.StateDictType.FULL_STATE_DICT
         return fsdp.FullyShardedDataParallel.state_dict_type(module, which, state, optimizer)
 

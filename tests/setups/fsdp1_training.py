@@ -83,7 +83,7 @@ class Two(Regression):
         self.other = make_net("fsdp")
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:  # type: ignore[override]
-        first, second = self.optimizers()  # type: ignore[misc]
+        first, second = self.optimizers()  # type: ignore[misc, attr-defined]
         for net, optimizer in [(self.net, first), (self.other, second)][: 2 - batch_idx % 2]:
             optimizer.zero_grad()
             self.manual_backward(make_loss(net, batch))
