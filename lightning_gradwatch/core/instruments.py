@@ -140,9 +140,9 @@ class Instruments:
 
     def local_gradients(self) -> list[Tensor | None]:
         """This rank's part of each gradient. All ranks must call this together, also one that leaves a figure out."""
-        gradients = [p.grad for p in self.layout.parameters]
-        parts = iter(self.shards.local_parts([gradient for gradient in gradients if gradient is not None]))
-        return [None if gradient is None else next(parts) for gradient in gradients]
+        pairs = [(p, gradient) for p in self.layout.parameters if (gradient := p.grad) is not None]
+        parts = iter(self.shards.local_parts([gradient for _, gradient in pairs], [p for p, _ in pairs]))
+        return [None if p.grad is None else next(parts) for p in self.layout.parameters]
 
     def unknown(self, *shape: int) -> Tensor:
         """What stands in a copy for a figure that is left out."""

@@ -252,7 +252,8 @@ class NormWindow:
         Returns:
             Whether there was a gradient at all, on this rank or another; without one nothing is appended.
         """
-        present = [gradient for p in self._parameters if (gradient := p.grad) is not None]
+        reached = [p for p in self._parameters if p.grad is not None]
+        present = [gradient for p in reached if (gradient := p.grad) is not None]
         if not present and not self._shards.have_gradients():
             return False
         loss = self._entry(loss)
@@ -263,7 +264,7 @@ class NormWindow:
         num_norms = len(self._parameters)
         row = self._rows[self._length]
         row = row if row.shape[0] == num_norms + _NUM_FACTS else row[: num_norms + _NUM_FACTS]
-        self._write(row, self._shards.local_parts(present), facts)
+        self._write(row, self._shards.local_parts(present, reached), facts)
         if loss_scale is not None:
             (row[: num_norms + 1] if gradients_scaled else row[num_norms : num_norms + 1]).div_(loss_scale)
         self._length += 1
@@ -377,7 +378,7 @@ class ParameterMeter:
             ValueError: If somebody has freed the memory of one.
         """
         with torch.no_grad():
-            parts = self._shards.local_parts(self._parameters)
+            parts = self._shards.local_parts(self._parameters, self._parameters)
             require_memory(parts)
             if self._groups is not None:
                 try:

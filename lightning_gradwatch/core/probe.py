@@ -24,7 +24,7 @@ from lightning_gradwatch.core.modules import facts_of
 from lightning_gradwatch.core.recurrent import readable
 from lightning_gradwatch.core.run_order import RunOrder
 from lightning_gradwatch.core.safe_norms import norm_of, norms_over_time
-from lightning_gradwatch.core.shards import local, num_shards
+from lightning_gradwatch.core.shards import is_spread, local, num_gradient_shards, num_shards, refuse_partial_sums
 from lightning_gradwatch.core.tensors import is_plain, tensors_in
 
 MAX_CALLS = 512
@@ -74,7 +74,7 @@ def _never_fails(figure: _Seen) -> Callable[[Callable[..., object]], Callable[..
 class _Call:
     """One call of a layer; itself the hook on its outputs, that notes their gradients until somebody has read them."""
 
-    __slots__ = ("is_strong", "name", "norms", "page", "probe", "session")
+    __slots__ = ("is_strong", "name", "norms", "num_shards", "page", "probe", "session")
     __torch_unserializable__ = True  # a tensor is saved without its hooks, and torch need not warn of this one
 
     def __init__(self, probe: Probe, name: str, session: int, is_strong: bool) -> None:
@@ -84,6 +84,7 @@ class _Call:
         self.session = session
         self.page = -1
         self.norms: list[Tensor] = []
+        self.num_shards = 1
 
     def __call__(self, gradient: Tensor | None) -> None:
         if gradient is not None:  # autograd has None where a node passes nothing on
@@ -284,6 +285,7 @@ class Probe:
             order.follow(name, outputs)
         for tensor in outputs:
             if tensor.requires_grad:
+                call.num_shards = num_gradient_shards(tensor)
                 handle = tensor.register_hook(call)
                 if tensor.is_leaf:  # a parameter that is returned would keep its hook; a graph takes it along
                     self._tensor_handles.append(handle)
@@ -318,10 +320,13 @@ class Probe:
         if gradient.layout is not torch.strided or gradient.is_nested:
             raise TypeError("the gradient at its output is sparse or nested")
         # its norm
-        part = gradient if type(gradient) is Tensor else local(gradient)
+        part, parts = gradient, call.num_shards
+        if is_spread(gradient):
+            refuse_partial_sums(gradient.placements)
+            part, parts = local(gradient), num_shards(gradient)
         norm = norm_of(part, call.is_strong)
-        if part is not gradient:
-            norm = norm * num_shards(gradient) ** 0.5
+        if parts > 1:  # the ranks' norms are averaged
+            norm = norm * parts**0.5
         # into the account, call by call
         if call.page != account.page:
             calls = account.calls.setdefault(call.name, [])

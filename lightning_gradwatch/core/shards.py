@@ -62,10 +62,42 @@ def local(tensor: Tensor) -> Tensor:
 
 def num_shards(tensor: Tensor) -> int:
     """Into how many parts a tensor is cut, each held by one rank or by several replicas."""
-    if not is_spread(tensor):
+    return _num_shards(tensor.device_mesh, tensor.placements) if is_spread(tensor) else 1
+
+
+def _num_shards(mesh: DeviceMesh, placements: Sequence[Placement]) -> int:
+    cuts = (dim for dim, place in enumerate(placements) if not (place.is_replicate() or place.is_partial()))
+    return math.prod(mesh.size(dim) for dim in cuts)
+
+
+def num_gradient_shards(output: Tensor) -> int:
+    """Into how many parts tensor parallelism has cut a plain tensor, of which this is one; its gradient is cut alike.
+
+    A parallel layer makes a ``DTensor`` and hands on what ``to_local`` takes out of it, whose node in autograd's graph
+    knows. A ``DTensor`` has a gradient that says it itself.
+
+    Raises:
+        TypeError: If the ranks will each have a part of a sum for a gradient.
+    """
+    node = output.grad_fn
+    spec = getattr(node, "dtensor_spec", None)
+    if spec is None:
         return 1
-    mesh, placements = tensor.device_mesh, enumerate(tensor.placements)
-    return math.prod(mesh.size(dim) for dim, place in placements if not (place.is_replicate() or place.is_partial()))
+    placements = getattr(node, "grad_placements", None)
+    if placements is None:  # that of a sum that has not been added up is the same on all ranks
+        return _num_shards(spec.mesh, spec.placements)
+    refuse_partial_sums(placements)
+    return _num_shards(spec.mesh, placements)
+
+
+def refuse_partial_sums(placements: Sequence[Placement]) -> None:
+    """Refuse what is only a part of a sum on each rank, so that no rank knows a norm.
+
+    Raises:
+        TypeError: If it is.
+    """
+    if any(place.is_partial() for place in placements):
+        raise TypeError("its gradient is a sum that the ranks have not added up")
 
 
 def local_parts(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -77,7 +109,7 @@ def local_parts(tensors: Sequence[Tensor]) -> list[Tensor]:
     parts = [local(tensor) for tensor in tensors]
     partial: dict[tuple[DeviceMesh, tuple[Placement, ...], torch.dtype], list[int]] = {}
     for i, tensor in enumerate(tensors):
-        placements = getattr(tensor, "placements", ())
+        placements = _placements(tensor)
         if any(place.is_partial() for place in placements):
             mesh = tensor.device_mesh  # type: ignore[attr-defined]
             partial.setdefault((mesh, placements, tensor.dtype), []).append(i)
@@ -94,6 +126,22 @@ def _add_up(flat: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -> 
     here = [place if place.is_partial() else Replicate() for place in placements]
     spread = DTensor.from_local(flat, mesh, here, run_check=False)
     return spread.redistribute(placements=[Replicate()] * mesh.ndim).to_local()
+
+
+def _placements(tensor: Tensor) -> tuple[Placement, ...]:
+    return tensor.placements if is_spread(tensor) else ()
+
+
+def _cut_alike(part: Tensor, tensor: Tensor, parameter: Tensor) -> Tensor:
+    """What of a tensor belongs to this rank's part of a parameter, given this rank's part without partial sums."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    if not is_spread(tensor) or not is_spread(parameter):
+        return part
+    here = [Replicate() if place.is_partial() else place for place in tensor.placements]
+    size = {"shape": tensor.shape, "stride": tensor.stride()}
+    spread = DTensor.from_local(part, tensor.device_mesh, here, run_check=False, **size)
+    return spread.redistribute(placements=parameter.placements).to_local()
 
 
 class Shards:
@@ -131,12 +179,24 @@ class Shards:
         """Whether there are gradients of which this rank holds nothing."""
         return any(flat.grad is not None for flat in self._flats)
 
-    def local_parts(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """:func:`local_parts`, at no cost where nothing is spread."""
+    def local_parts(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> Sequence[Tensor]:
+        """This rank's part of each tensor, cut as the parameter that it belongs to. No cost where nothing is spread.
+
+        The gradient of a parameter that is cut may be a whole that has not been added up. All ranks must call this
+        together if there are such.
+        """
         if not self.is_spread:
             return tensors
-        is_partial = any(place.is_partial() for tensor in tensors for place in getattr(tensor, "placements", ()))
-        return [local(tensor) for tensor in tensors] if is_partial and self._has_met() else local_parts(tensors)
+        pairs = [
+            (_placements(tensor), _placements(parameter)) for tensor, parameter in zip(tensors, parameters, strict=True)
+        ]
+        others = [i for i, (here, wanted) in enumerate(pairs) if here != wanted]
+        if not others or self._has_met():
+            return [local(tensor) for tensor in tensors]
+        parts = local_parts(tensors)
+        for i in others:
+            parts[i] = _cut_alike(parts[i], tensors[i], parameters[i])
+        return parts
 
     def _has_met(self) -> bool:
         """Whether the ranks have exchanged these numbers already, so that they do not wait for this one."""

@@ -94,6 +94,13 @@ def _is_beside(moment: object, parameter: Tensor) -> bool:
     )
 
 
+def _lies_beside(gradient: Tensor, parameter: Tensor) -> bool:
+    """Whether a gradient has an element on this rank for each one of its parameter."""
+    return gradient.layout is torch.strided and (
+        not is_spread(gradient) or local(gradient).shape == local(parameter).shape
+    )
+
+
 def _nothing(parameter: Tensor) -> Tensor:
     """Zeros of its shape, that take no memory."""
     return torch.zeros_like(parameter) if is_spread(parameter) else parameter.new_zeros(()).expand_as(parameter)
@@ -181,7 +188,7 @@ class UpdateMeter:
     def _pushes(self) -> list[Tensor]:
         """Gradients where they lie element by element beside the weights, and otherwise nothing."""
         gradients = [(p, p.grad) for p in self._parameters]
-        return [_nothing(p) if g is None or g.layout is not torch.strided else g for p, g in gradients]
+        return [_nothing(p) if g is None or not _lies_beside(g, p) else g for p, g in gradients]
 
     def compare(self) -> None:
         """Call at the step after :meth:`remember`: sets :attr:`sums`, unless that step was not taken."""

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
-from lightning_gradwatch import GradWatch, _lightning
+from lightning_gradwatch import GradWatch, GradWatchWarning, _lightning
 from lightning_gradwatch.core import reader
 from lightning_gradwatch.core.measure import ParameterMeter
 from tests.setups.processes import tell
@@ -29,9 +29,28 @@ from tests.tasks import quiet_trainer, watchers_of
 
 NUM_STEPS, EVERY, BATCH, LR = 26, 5, 8, 0.05
 SEQUENCE = 4
-TENSOR_PARALLEL = ("tensor", "sequence", "grid")
 FOR_FOUR = ("hybrid", "grid")
 """Replicas of shards (HSDP), and shards of what tensor parallelism has cut: for four ranks."""
+PLAN: dict[str, Any] = {"1": ColwiseParallel(), "3": RowwiseParallel()}
+TENSOR_PARALLEL: dict[str, dict[str, Any]] = {
+    "tensor": PLAN,
+    "grid": PLAN,
+    "sequence": {
+        "0": SequenceParallel(),
+        "1": ColwiseParallel(input_layouts=Shard(1)),
+        "3": RowwiseParallel(output_layouts=Replicate()),
+    },
+    "kept": {"1": ColwiseParallel(use_local_output=False), "3": RowwiseParallel()},
+    "gathered": {"1": ColwiseParallel(output_layouts=Replicate()), "3": RowwiseParallel(input_layouts=Replicate())},
+    "summed": {
+        "3": RowwiseParallel(input_layouts=Replicate(), use_local_output=False),
+        "4": ColwiseParallel(output_layouts=Replicate()),
+    },
+}
+"""Plans for the layers: outputs stay in parts, also as a ``DTensor``, or each rank gets the whole of them. In the last
+one the ranks have not yet added up what each has of the gradient at the output of layer 3."""
+OUTPUTS = ("kept", "gathered", "summed")
+"""Those that are there for the gradients at the layers' outputs."""
 MAX_NORM = 1.0
 NUM_RANKS = int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -72,14 +91,7 @@ class Regression(pl.LightningModule):
         if self.kind not in TENSOR_PARALLEL:
             self.shard(mesh)
             return
-        plan: dict[str, Any] = {"1": ColwiseParallel(), "3": RowwiseParallel()}
-        if self.kind == "sequence":
-            plan = {
-                "0": SequenceParallel(),
-                "1": ColwiseParallel(input_layouts=Shard(1)),
-                "3": RowwiseParallel(output_layouts=Replicate()),
-            }
-        parallelize_module(self.net, self.device_mesh["tensor_parallel"], plan)
+        parallelize_module(self.net, self.device_mesh["tensor_parallel"], TENSOR_PARALLEL[self.kind])
         if self.kind == "grid":
             self.shard(mesh)
 
@@ -178,6 +190,12 @@ def main(directory: Path) -> dict[str, Any]:
         told[f"{kind} clipped"] = {"calls": more, "weights": full_weights(trainer)}
     if are_four:
         return told
+    for kind in OUTPUTS:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            watch = GradWatch(dense_steps=4, sample_every_n_steps=1000, histogram_every=1)
+            train(kind, watch, directory=directory / kind)
+        told[f"{kind} said"] = [str(w.message) for w in caught if issubclass(w.category, GradWatchWarning)]
     try:
         train("fsdp", GradWatch(auto_clip="agc"))
     except ValueError as refusal:

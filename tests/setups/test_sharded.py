@@ -24,6 +24,7 @@ from tests.setups.sharded_training import (
     LR,
     MAX_NORM,
     NUM_STEPS,
+    OUTPUTS,
     make_data,
     make_loss,
     make_net,
@@ -64,11 +65,18 @@ def train_by_hand(max_norm: float = math.inf, num_clipped_steps: int = NUM_STEPS
     """The same training in a hand-written loop on one process: norms, weights and zeros by torch's own functions."""
     net = make_net("fsdp")
     optimizer = torch.optim.SGD(net.parameters(), lr=LR, momentum=0.5)
-    seen: dict[str, Any] = {"total": [], "layers": [], "weights": [], "zeros": [], "gradients": []}
+    seen: dict[str, Any] = {"total": [], "layers": [], "weights": [], "zeros": [], "gradients": [], "outputs": []}
     layers = [layer for layer in net if not isinstance(layer, nn.ReLU)]
+    outputs: list[torch.Tensor] = []
+    for layer in net:
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(lambda _, __, output: outputs.append(output))
     for step, x in enumerate(make_data().split(BATCH)[:NUM_STEPS]):
         optimizer.zero_grad()
-        make_loss(net, x).backward()
+        outputs.clear()
+        loss = make_loss(net, x)
+        seen["outputs"].append([g.norm().item() for g in torch.autograd.grad(loss, outputs, retain_graph=True)])
+        loss.backward()
         gradients = [[p.grad.clone() for p in layer.parameters() if p.grad is not None] for layer in layers]
         seen["gradients"].append(gradients)
         seen["layers"].append([torch.nn.utils.get_total_norm(g).item() for g in gradients])
@@ -86,7 +94,7 @@ def layer_values(events: EventAccumulator, quantity: str) -> dict[int, list[floa
     return tensors(events, f"gradwatch/layers/{quantity}")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *OUTPUTS])
 def test_norms_are_those_of_one_process(run_of: Any, oracle: dict[str, Any], kind: str) -> None:
     events = read_events(run_of[0] / kind)
     content = json.loads(events.SummaryMetadata("gradwatch/layers/grad_norm_steps").plugin_data.content)
@@ -106,7 +114,28 @@ def test_norms_are_those_of_one_process(run_of: Any, oracle: dict[str, Any], kin
             assert totals[step] == pytest.approx(pick(window) if pick else window[-1], rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *OUTPUTS])
+def test_gradients_at_outputs_are_those_of_one_process(run_of: Any, oracle: dict[str, Any], kind: str) -> None:
+    num_batches = {"fsdp": 2, "hybrid": 4, "grid": 2}.get(kind, 1)
+    shown = layer_values(read_events(run_of[0] / kind), "output_grad_norm")
+    assert list(shown) == [0, 1, 2, 3]
+    for step, norms in shown.items():
+        # the loss of one process is the mean over its batches, of which each rank differentiates its own
+        truth = [norm * num_batches**0.5 for norm in oracle["outputs"][step]]
+        if kind == "summed":
+            truth[1] = -1.0
+        assert norms == pytest.approx([-1.0, *truth], rel=1e-5)
+
+
+def test_a_gradient_that_ranks_have_not_added_up_is_left_out_with_a_word(run: Any) -> None:
+    said = [run[1][0][f"{kind} said"] for kind in OUTPUTS]
+    assert said[:2] == [[], []]
+    assert [line.split(" (")[0] for line in said[2]] == [
+        "GradWatch leaves out the outputs of layer net.3 from now on, and goes on with the rest"
+    ]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *OUTPUTS])
 def test_weights_zeros_and_histograms_are_those_of_one_process(run_of: Any, oracle: dict[str, Any], kind: str) -> None:
     events = read_events(run_of[0] / kind)
     at = 0

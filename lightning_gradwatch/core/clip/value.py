@@ -73,7 +73,8 @@ class _Transform(Transform):
         # Only what was clamped is measured again (and what is spread, whose other parts may have been). What is missing
         # is filled with minus the loss scale, which the division makes the -1 that `reduce` expects.
         present = [g for g in clamped if g is not None]
-        found = fill_missing(norms(self._shards.local_parts(present)), clamped, -step.loss_scale)
+        owners = [p for p, g in zip(self.parameters, clamped, strict=True) if g is not None]
+        found = fill_missing(norms(self._shards.local_parts(present, owners)), clamped, -step.loss_scale)
         after = self._shards.reduce({"after": torch.stack(found) / step.loss_scale}, {"after": "norm"})["after"]
         is_changed = (step.total < torch.inf) & (step.norms > 0) & (after >= 0)
         return Outcome(threshold, (after / step.norms).clamp(max=1).masked_fill(~is_changed, 1.0))
