@@ -6,6 +6,10 @@ times are compared.
 
 Use: `python -m benchmarks.engines [--only ddp fsdp1 fsdp2] [--steps 10] [--rounds 2] [--layers 12]`. It needs
 `pip install -c constraints.txt -e '.[test,benchmarks]'`, 12 GB of memory, and ten minutes on two cores.
+
+`--only deepspeed1 deepspeed2 deepspeed3` for the stages of DeepSpeed's ZeRO. These run only if asked for, in the
+environment of their tests: `pip install -c constraints.txt -e '.[test]'` first, since DeepSpeed looks for torch while it
+is built, and then `DS_BUILD_OPS=0 pip install -c constraints.txt -e '.[deepspeed]'`.
 """
 
 from __future__ import annotations
@@ -37,6 +41,10 @@ from tests.setups.fsdp1_cpu import CPUStrategy
 from tests.setups.processes import run_ranks, tell
 
 ENGINES = ("ddp", "fsdp1", "fsdp2")
+ZERO = {"deepspeed1": 1, "deepspeed2": 2, "deepspeed3": 3}
+"""The stages of DeepSpeed, which is imported only for them."""
+BUCKETS = {"reduce_bucket_size": 5e7, "allgather_bucket_size": 5e7}
+"""Lightning's, of 800 MB each, are meant for a GPU."""
 TOKENS, ROWS = 32, 2
 WARM_UP_STEPS = 2
 CHOICES = "GRADWATCH_BENCHMARK"
@@ -92,6 +100,10 @@ def strategy_of(engine: str) -> Any:
         return DDPStrategy(process_group_backend="gloo")
     if engine == "fsdp1":
         return CPUStrategy(process_group_backend="gloo", auto_wrap_policy={GPT2Block})
+    if engine in ZERO:
+        from tests.setups.deepspeed import cpu
+
+        return cpu.CPUStrategy(process_group_backend="gloo", stage=ZERO[engine], **BUCKETS)
     return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
 
 
@@ -148,7 +160,7 @@ def _be_quiet() -> None:
 def main() -> None:
     """Print a row for each engine."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=ENGINES, default=ENGINES)
+    parser.add_argument("--only", nargs="+", choices=(*ENGINES, *ZERO), default=ENGINES)
     parser.add_argument("--steps", type=int, default=10, help="steps of each fit")
     parser.add_argument("--rounds", type=int, default=2, help="fits of each kind")
     parser.add_argument("--layers", type=int, default=12, help="blocks of the network; GPT-2 small has 12")

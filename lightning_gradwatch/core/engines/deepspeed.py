@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core.engines.engine import Engine
-from lightning_gradwatch.core.modules import parameters
+from lightning_gradwatch.core.modules import facts_of, modules, parameters
 from lightning_gradwatch.core.shards import Cut
 
 _STAGES_1_AND_2, _STAGE_3 = "DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3"
@@ -285,7 +285,17 @@ def _is_piece(parameter: Tensor) -> bool:
 
 
 def _cuts(model: nn.Module) -> dict[int, Cut]:
-    """The shapes of parameters that are empty outside of their layer's forward and backward pass (stage 3)."""
+    """The shapes of parameters that are empty outside of their layer's forward and backward pass (stage 3).
+
+    Raises:
+        ValueError: If ranks hold other layers than their neighbours do.
+    """
+    for module in modules(model):
+        num_stages = facts_of(module).get("num_stages", 1) if _is_of_deepspeed(module) else 1
+        if num_stages > 1:
+            came = f"{type(module).__name__} in {num_stages} stages"
+            cure = f"num_stages=1, or torch's nn.Sequential with {_CURE}"
+            raise refuse("model", "one of which every rank runs all layers", came, cure)
     there = [parameter for parameter in parameters(model) if hasattr(parameter, "ds_shape")]
     return {id(parameter): Cut(parameter.ds_shape) for parameter in there}
 

@@ -40,7 +40,7 @@ class Regression(pl.LightningModule):
     Under DeepSpeed both Lightning and the engine divide the loss by the number of accumulated batches.
     """
 
-    def __init__(self, net: Callable[[], nn.Sequential], make_optimizer: Callable[[Any], Any], divisor: int) -> None:
+    def __init__(self, net: Callable[[], nn.Module], make_optimizer: Callable[[Any], Any], divisor: int) -> None:
         super().__init__()
         self.net = net()
         self.make_optimizer = make_optimizer
@@ -63,8 +63,9 @@ def train(
     *callbacks: Any,
     directory: Path | None = None,
     resume: Any = None,
-    net: Callable[[], nn.Sequential] = lambda: make_net("fsdp"),
+    net: Callable[[], nn.Module] = lambda: make_net("fsdp"),
     make_optimizer: Callable[[Any], Any] = adam,
+    model: type[Regression] = Regression,
     strategy: dict[str, Any] | None = None,
     zero: dict[str, Any] | None = None,
     top: dict[str, Any] | None = None,
@@ -84,7 +85,7 @@ def train(
     trainer = quiet_trainer(*callbacks, directory=directory, **{**defaults, **options})
     samples: Any = data
     loader: Any = torch.utils.data.DataLoader(samples, batch_size=BATCH // num_ranks)
-    trainer.fit(Regression(net, make_optimizer, divisor), loader, ckpt_path=resume)
+    trainer.fit(model(net, make_optimizer, divisor), loader, ckpt_path=resume)
     return trainer
 
 
