@@ -7,9 +7,9 @@ times are compared.
 Use: `python -m benchmarks.engines [--only ddp fsdp1 fsdp2] [--steps 10] [--rounds 2] [--layers 12]`. It needs
 `pip install -c constraints.txt -e '.[test,benchmarks]'`, 12 GB of memory, and ten minutes on two cores.
 
-`--only deepspeed1 deepspeed2 deepspeed3` for the stages of DeepSpeed's ZeRO. These run only if asked for, in the
-environment of their tests: `pip install -c constraints.txt -e '.[test]'` first, since DeepSpeed looks for torch while it
-is built, and then `DS_BUILD_OPS=0 pip install -c constraints.txt -e '.[deepspeed]'`.
+`--only deepspeed1 deepspeed2 deepspeed3` for the stages of DeepSpeed's ZeRO. These run only if asked for, and in the
+environment of their tests: `pip install -c constraints.txt -e '.[test]'` first, since DeepSpeed needs torch to be
+built, then `DS_BUILD_OPS=0 pip install -c constraints.txt -e '.[deepspeed]'`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tests.setups.processes import run_ranks, tell
 ENGINES = ("ddp", "fsdp1", "fsdp2")
 ZERO = {"deepspeed1": 1, "deepspeed2": 2, "deepspeed3": 3}
 """The stages of DeepSpeed, which is imported only for them."""
-BUCKETS = {"reduce_bucket_size": 5e7, "allgather_bucket_size": 5e7}
+BUCKETS: dict[str, Any] = {"reduce_bucket_size": 5e7, "allgather_bucket_size": 5e7}
 """Lightning's, of 800 MB each, are meant for a GPU."""
 TOKENS, ROWS = 32, 2
 WARM_UP_STEPS = 2

@@ -139,8 +139,9 @@ def _cut_alike(part: Tensor, tensor: Tensor, parameter: Tensor) -> Tensor:
     if not is_spread(tensor) or not is_spread(parameter):
         return part
     here = [Replicate() if place.is_partial() else place for place in tensor.placements]
-    size = {"shape": tensor.shape, "stride": tensor.stride()}
-    spread = DTensor.from_local(part, tensor.device_mesh, here, run_check=False, **size)
+    spread = DTensor.from_local(
+        part, tensor.device_mesh, here, run_check=False, shape=tensor.shape, stride=tensor.stride()
+    )
     return spread.redistribute(placements=parameter.placements).to_local()
 
 

@@ -45,7 +45,7 @@ def spread(mesh: DeviceMesh, *placements: Any) -> Any:
 def test_where_nothing_is_spread_nothing_is_done() -> None:
     shards = Shards(PLAIN)
     assert (shards.is_spread, shards.agrees, shards.shares) == (False, True, [1.0, 1.0])
-    assert shards.local_parts(PLAIN) is PLAIN
+    assert shards.local_parts(PLAIN, PLAIN) is PLAIN
     assert shards.reduce(NUMBERS, KINDS) == NUMBERS
     assert not any(map(is_spread, PLAIN))
     assert local(PLAIN[0]) is PLAIN[0]

@@ -65,7 +65,7 @@ class Pipeline(Regression):
 
     def configure_model(self) -> None:
         if not isinstance(self.net, PipelineModule):
-            self.net = PipelineModule(list(self.net), num_stages=self.num_stages, partition_method="uniform")
+            self.net = PipelineModule([*self.net.children()], num_stages=self.num_stages, partition_method="uniform")
 
 
 class OneStage(Pipeline):

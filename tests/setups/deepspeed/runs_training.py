@@ -9,12 +9,12 @@ import torch
 
 from lightning_gradwatch import GradWatch
 from tests.setups.acting import act
+from tests.setups.deepspeed.cpu import pretend_float16
 from tests.setups.deepspeed.deepspeed_training import (
     STAGES,
     WATCH,
     Regression,
     full_weights,
-    pretend_float16,
     refusal,
     sgd,
     train,
