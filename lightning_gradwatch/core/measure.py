@@ -252,8 +252,7 @@ class NormWindow:
         Returns:
             Whether there was a gradient at all, on this rank or another; without one nothing is appended.
         """
-        reached = [p for p in self._parameters if p.grad is not None]
-        present = [gradient for p in reached if (gradient := p.grad) is not None]
+        present: Sequence[Tensor] = [gradient for p in self._parameters if (gradient := p.grad) is not None]
         if not present and not self._shards.have_gradients():
             return False
         loss = self._entry(loss)
@@ -264,7 +263,9 @@ class NormWindow:
         num_norms = len(self._parameters)
         row = self._rows[self._length]
         row = row if row.shape[0] == num_norms + _NUM_FACTS else row[: num_norms + _NUM_FACTS]
-        self._write(row, self._shards.local_parts(present, reached), facts)
+        if self._shards.is_spread:
+            present = self._shards.local_parts(present, [p for p in self._parameters if p.grad is not None])
+        self._write(row, present, facts)
         if loss_scale is not None:
             (row[: num_norms + 1] if gradients_scaled else row[num_norms : num_norms + 1]).div_(loss_scale)
         self._length += 1

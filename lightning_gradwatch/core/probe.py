@@ -268,6 +268,7 @@ class Probe:
     @_never_fails("outputs")
     def _see_output(self, name: str, module: nn.Module, *seen: object) -> None:
         *given, output = seen  # the arguments, positional and by keyword, stand before it
+        # the order in which layers run
         order = self.order
         order.ran.add(name)
         if name not in order.placed:
@@ -275,17 +276,21 @@ class Probe:
         order.previous = name
         if name not in self._profiled:
             return
+        # what goes in
         if self._is_thorough and "inputs" not in self._failures:
             self._see_input(name, module, given)
+        # what comes out, and which layer it reaches
         call = _Call(self, name, self._session, name in self.strong)
         outputs = (output,) if is_plain(output) else [t for t in tensors_in(output) if t.requires_grad][:MAX_OUTPUTS]
         if order.enclosed:
             order.leave(name)
         if self._is_thorough and name not in order.reached:
             order.follow(name, outputs)
+        # to be called with the gradient
         for tensor in outputs:
             if tensor.requires_grad:
-                call.num_shards = num_gradient_shards(tensor)
+                if getattr(tensor.grad_fn, "dtensor_spec", None) is not None:
+                    call.num_shards = num_gradient_shards(tensor)
                 handle = tensor.register_hook(call)
                 if tensor.is_leaf:  # a parameter that is returned would keep its hook; a graph takes it along
                     self._tensor_handles.append(handle)
@@ -321,7 +326,7 @@ class Probe:
             raise TypeError("the gradient at its output is sparse or nested")
         # its norm
         part, parts = gradient, call.num_shards
-        if is_spread(gradient):
+        if type(gradient) is not Tensor and is_spread(gradient):
             refuse_partial_sums(gradient.placements)
             part, parts = local(gradient), num_shards(gradient)
         norm = norm_of(part, call.is_strong)

@@ -96,9 +96,7 @@ def _is_beside(moment: object, parameter: Tensor) -> bool:
 
 def _lies_beside(gradient: Tensor, parameter: Tensor) -> bool:
     """Whether a gradient has an element on this rank for each one of its parameter."""
-    return gradient.layout is torch.strided and (
-        not is_spread(gradient) or local(gradient).shape == local(parameter).shape
-    )
+    return not is_spread(gradient) or local(gradient).shape == local(parameter).shape
 
 
 def _nothing(parameter: Tensor) -> Tensor:
@@ -187,8 +185,9 @@ class UpdateMeter:
 
     def _pushes(self) -> list[Tensor]:
         """Gradients where they lie element by element beside the weights, and otherwise nothing."""
-        gradients = [(p, p.grad) for p in self._parameters]
-        return [_nothing(p) if g is None or not _lies_beside(g, p) else g for p, g in gradients]
+        dense = [None if p.grad is None or p.grad.layout is not torch.strided else p.grad for p in self._parameters]
+        gradients = zip(self._parameters, dense, strict=True)
+        return [g if g is not None and (type(g) is Tensor or _lies_beside(g, p)) else _nothing(p) for p, g in gradients]
 
     def compare(self) -> None:
         """Call at the step after :meth:`remember`: sets :attr:`sums`, unless that step was not taken."""
