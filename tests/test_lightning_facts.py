@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from tests.tasks import Classifier, digits, quiet_trainer, read_events, scalars, small_net
 
@@ -145,3 +146,9 @@ def test_teardown_is_not_called_when_fit_raises() -> None:
     with pytest.raises(RuntimeError, match="stop here"):
         quiet_trainer(Failing()).fit(Classifier(small_net()), digits())
     assert calls == ["on_exception"]
+
+
+def test_fsdp2_has_no_loss_scaler() -> None:
+    strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)
+    with pytest.raises(ValueError, match="does not support"):
+        pl.Trainer(strategy=strategy, accelerator="cpu", precision="16-mixed", logger=False)

@@ -13,7 +13,7 @@ from typing import Any
 from tests.servers import free_port
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 200
+TIMEOUT_S = 500
 
 
 def run_ranks(script: str, directory: Path, num_ranks: int = 2, timeout_s: int = TIMEOUT_S) -> list[Any]:

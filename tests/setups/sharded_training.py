@@ -98,6 +98,8 @@ class Regression(pl.LightningModule):
     def shard(self, mesh: DeviceMesh) -> None:
         for layer in self.net:
             if isinstance(layer, nn.Linear):
+                if self.kind == "compiled":
+                    layer.compile(backend="aot_eager")
                 fully_shard(layer, mesh=mesh)
         fully_shard(self.net, mesh=mesh)
 
@@ -168,7 +170,7 @@ def main(directory: Path) -> dict[str, Any]:
     told: dict[str, Any] = {}
     calls = Calls()
     are_four = NUM_RANKS == 4
-    for kind in FOR_FOUR if are_four else ("fsdp", "tensor", "sequence", "sick"):
+    for kind in FOR_FOUR if are_four else ("fsdp", "compiled", "tensor", "sequence", "sick"):
         calls.counts.clear()
         train(kind)
         bare = Counter(calls.counts)
@@ -182,7 +184,7 @@ def main(directory: Path) -> dict[str, Any]:
             "profile": watch.profile,
             "scores": {n: v.item() for n, v in trainer.callback_metrics.items() if n.startswith("gradwatch/")},
         }
-    for kind in FOR_FOUR if are_four else ("fsdp", "tensor", "sequence"):
+    for kind in FOR_FOUR if are_four else ("fsdp", "compiled", "tensor", "sequence"):
         calls.counts.clear()
         watch = GradWatch(auto_clip=MAX_NORM, dense_steps=0, sample_every_n_steps=1000)
         trainer = train(kind, watch, directory=directory / f"{kind} clipped")
