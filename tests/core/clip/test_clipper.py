@@ -351,7 +351,7 @@ for policy, kinds in [
     steps = []
     for step in range(RANK_STEPS):
         give(parameters, kinds, step)
-        measured = torch.stack(norms(shards.local_parts([p.grad for p in parameters])))
+        measured = torch.stack(norms(shards.local_parts([p.grad for p in parameters], parameters)))
         clipping = clipper.clip_(shards.reduce({"norms": measured}, {"norms": "norm"})["norms"])
         told_now = [whole(p.grad).flatten().tolist() for p in parameters]
         steps.append({"gradients": told_now, "clipping": [t.nan_to_num(-1).tolist() for t in clipping]})
