@@ -29,11 +29,6 @@ from lightning_gradwatch.signals import SignalWatch
 from lightning_gradwatch.trials.prescriber import Prescriber
 from lightning_gradwatch.watches import Watches, by_name
 
-_COMPILED = (
-    "GradWatch judges the gradients of the weights in this model: the layers' outputs cannot be observed inside "
-    "torch.compile or TorchScript."
-)
-
 
 class Session:
     """Watches one run of a training loop.
@@ -131,8 +126,8 @@ class Session:
             self.responses.prescriber = Prescriber(config.prescribe_seconds, is_done)
         # the watchers, one for each optimizer
         self._watch_all(can_hook=not host.is_compiled())
-        if not self.watches.probe.can_see:
-            host.inform(_COMPILED)
+        for limit in self.watches.limits():
+            host.inform(limit)
         sinks.open(host.loggers(), list(by_name(host.optimizers())))
         # who may come between us and the gradient as the backward pass left it
         if config.sample_at == "step":

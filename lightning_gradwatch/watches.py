@@ -19,6 +19,14 @@ from lightning_gradwatch.core.saved import State
 from lightning_gradwatch.core.watcher import Watcher
 from lightning_gradwatch.run_state import RunState
 
+_COMPILED = (
+    "GradWatch judges the gradients of the weights in this model: the layers' outputs cannot be observed inside "
+    "torch.compile or TorchScript."
+)
+_NOT_ALONG_TIME = (
+    "GradWatch does not watch gradients along the time steps of recurrent layers here, where ranks hold parts of the "
+    "gradients: what is lost over a long sequence is not seen. To cure it: train for a while on one device or with DDP."
+)
 _BLIND = (
     "GradWatch cannot look at the layers' outputs in this model and goes on with the gradients of the weights alone. "
     "What went wrong:\n"
@@ -100,6 +108,14 @@ class Watches:
         watcher.sampling.thinning = max(watcher.sampling.thinning, self.thinning)
         self._by_optimizer[id(optimizer)] = watch = OptimizerWatch(optimizer, watcher)
         return watch
+
+    def limits(self) -> Iterator[str]:
+        """What cannot be seen in this model, in sentences for the user; known before the first step."""
+        if not self.probe.can_see:
+            yield _COMPILED
+        is_recurrent = any(isinstance(module, nn.RNNBase) for module in self._model.modules())
+        if is_recurrent and any(watch.watcher.is_spread for watch in self):
+            yield _NOT_ALONG_TIME
 
     def of(self, optimizer: Optimizer) -> OptimizerWatch | None:
         """The watch over an optimizer; None if there is none."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from lightning_gradwatch.config import configure
 from lightning_gradwatch.run_state import RunState
@@ -37,6 +40,24 @@ def test_an_optimizer_that_comes_later_starts_with_the_points_that_are_past() ->
     assert (first.num_points, second.num_points) == (3, 4)
     assert first.passes_log_point(4)
     assert not second.passes_log_point(4)
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.Linear])
+def test_it_says_that_time_is_not_watched_where_ranks_hold_parts(
+    kind: type[nn.Module], is_cut: bool, tmp_path: Path
+) -> None:
+    net = kind(2, 2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        if is_cut:
+            fully_shard(net, mesh=init_device_mesh("cpu", (1,)))
+        watches = Watches(net, configure(), RunState(), can_hook=True, tell=print)
+        watches.add(torch.optim.SGD(net.parameters()), "")
+        said = [line for line in watches.limits() if "time steps of recurrent layers" in line]
+    finally:
+        torch.distributed.destroy_process_group()
+    assert bool(said) == (is_cut and kind is nn.LSTM)
 
 
 def test_a_step_that_was_looked_at_ahead_and_never_taken_is_forgotten_with_its_batch() -> None:

@@ -96,8 +96,9 @@ class Watcher:
         return self._fitting.instruments
 
     @property
-    def _is_spread(self) -> bool:
-        return self.instruments is not None and self.instruments.shards.is_spread
+    def is_spread(self) -> bool:
+        """Whether ranks hold parts of what is watched; also before the first step."""
+        return self._fitting.is_spread
 
     @property
     def latest(self) -> Sample | None:
@@ -274,7 +275,7 @@ class Watcher:
                 is_fatal = instruments.intervenes and self._intervene(
                     instruments, loss_scale if gradients_scaled else None
                 )
-                is_blank = window.is_blank or (self._is_spread and bool((window.norms[-1] == MISSING).all()))
+                is_blank = window.is_blank or (self.is_spread and bool((window.norms[-1] == MISSING).all()))
                 self._sender.drop_rows(instruments)
                 if is_blank:
                     raise RuntimeError("the norms of the gradients cannot be measured")
@@ -282,7 +283,7 @@ class Watcher:
 
     def resign(self) -> bool:
         """Do only what other ranks need from now on, until all know of a failure; whether they need anything."""
-        self._sender.late, self._digest.has_resigned = NOTHING, self._fitting.is_spread
+        self._sender.late, self._digest.has_resigned = NOTHING, self.is_spread
         self._optional.leave_out_all()
         return self._digest.has_resigned
 
@@ -326,7 +327,7 @@ class Watcher:
         instruments = self._fitting.instruments
         if instruments is None:
             return NOTHING
-        if not together and self._is_spread:
+        if not together and self.is_spread:
             self._sender.drop_rows(instruments)
             return self._sender.receive()
         sent = self._sender.send(instruments, {}, publish)
@@ -343,7 +344,7 @@ class Watcher:
             **self.sampling.state_dict(),
             **self._fitting.state_dict(),
             **self._digest.state_dict(),
-            **self._pending.state_dict(is_whole=not self._is_spread),
+            **self._pending.state_dict(is_whole=self.instruments is None or not self.is_spread),
             "strong": sorted(self._probe.strong),
             "repeated": sorted(self._probe.repeated),
             "late": [asdict(alert) for alert in self._sender.late.alerts],
