@@ -35,10 +35,12 @@ from lightning_gradwatch.notebook.history import History as Recordings
 from lightning_gradwatch.notebook.report import Report as RunReport
 from lightning_gradwatch.outputs.tensorboard import Writer
 from lightning_gradwatch.showing import Showing
+from lightning_gradwatch.watched import WatchedRun
 
 REFERENCE = Path(__file__).parent / "api.md"
 WITHOUT_LIGHTNING = (
     WatchedLoop,
+    WatchedRun,
     configure,
     Watcher,
     Settings,

@@ -31,22 +31,22 @@ def make_net(depth: int = 20) -> nn.Sequential:
 
 
 def train(net: nn.Module, directory: Path) -> list[Alert]:
-    """Train under watch, which takes four lines; the alerts that were raised."""
+    """Train under watch, which takes three lines; the alerts that were raised."""
     data = load_digits()
     pixels = torch.tensor(data.data, dtype=torch.float32) / 16
     loader = DataLoader(TensorDataset(pixels, torch.tensor(data.target)), batch_size=32, shuffle=True)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     batches = (batch for _ in range(STEPS) for batch in loader)
 
-    with watch(net, optimizer, directory, log_every_n_steps=LOG_EVERY) as session:
-        for inputs, targets in islice(batches, STEPS):
-            session.before_forward()
-            loss = nn.functional.cross_entropy(net(inputs), targets)
-            optimizer.zero_grad()
-            loss.backward()
-            session.after_backward(loss)  # before the optimizer's step
-            optimizer.step()
-    return session.alerts
+    watched = watch(net, optimizer, directory, log_every_n_steps=LOG_EVERY)
+    for inputs, targets in islice(batches, STEPS):
+        loss = nn.functional.cross_entropy(net(inputs), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        watched.step(loss)  # before the optimizer's step
+        optimizer.step()
+    watched.close()
+    return watched.alerts
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import PurePath
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypedDict
 
 from torch import nn
 from torch.optim import LBFGS, Optimizer
@@ -101,6 +101,18 @@ class Config:
             came = f"backward with {num_optimizers} optimizers"
             raise refuse("sample_at", '"step" where there are several optimizers', came, "leave the argument out")
 
+    def check_in_a_loop(self) -> None:
+        """Refuse what cannot be served where the loop is the user's own.
+
+        Raises:
+            ValueError: If every backward pass is to be observed, or remedies are to be tried.
+        """
+        if self.sample_at != "step":
+            raise refuse("sample_at", '"step" in a hand-written loop', self.sample_at, "leave it out")
+        if self.prescribe_seconds:
+            cure = "call lightning_gradwatch.prescribe yourself"
+            raise refuse("prescribe", "False in a hand-written loop", True, cure)
+
     def check_policies(self, optimizers: Mapping[str, Optimizer]) -> None:
         """Refuse policies for optimizers that are not there, and optimizers that cannot be clipped or held back.
 
@@ -122,6 +134,35 @@ class Config:
         if self.settings.on_spike != "keep":
             cure = "leave on_spike out; LBFGS finds the length of its steps by itself"
             raise refuse("on_spike", '"keep" with LBFGS, whose steps evaluate the loss several times', "skip", cure)
+
+
+class Arguments(TypedDict, total=False):
+    """Those of :func:`configure`, for loops that take them by name."""
+
+    sample_at: SampleAt
+    dense_steps: int
+    sample_every_n_steps: int
+    log_every_n_steps: int | None
+    histogram_every: int
+    include: str | Sequence[str] | None
+    exclude: str | Sequence[str] | None
+    group_by: int | None
+    layer_cards: int | None
+    auto_clip: AutoClip
+    compose_clipping: bool
+    on_nonfinite: OnNonfinite
+    on_spike: OnSpike
+    vanishing_threshold: float
+    notify: Sequence[Address] | Address | None
+    tensorboard_url: str | None
+    on_alert: OnAlert
+    flight_steps: int
+    progress_bar: bool
+    max_overhead: float | None
+    prescribe: bool | float
+    rules: Sequence[Rule]
+    quantities: Sequence[LayerQuantity]
+    record: str | PathLike[str] | bool | None
 
 
 def configure(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,8 +15,10 @@ from torch.optim import Optimizer
 import lightning_gradwatch
 from lightning_gradwatch import scaling
 from lightning_gradwatch.console import shown_in_lines
+from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.errors import GradWatchWarning
+from lightning_gradwatch.given import Given
 from lightning_gradwatch.host import RunInfo
 from lightning_gradwatch.paths import at, writing
 
@@ -29,10 +31,9 @@ class LoopHost:
     """A hand-written loop as the host of a session: one process, or the ranks of a process group.
 
     Args:
-        model: The model.
+        given: The model.
         optimizers: Those that step.
         log_dir: Where our files go, a directory or a URL; None for no files.
-        log_every_n_steps: Steps between two publications.
         scaler: The loss scaler; None for none.
 
     Attributes:
@@ -43,19 +44,17 @@ class LoopHost:
 
     def __init__(
         self,
-        model: nn.Module,
+        given: Given,
         optimizers: Sequence[Optimizer],
         log_dir: str | Path | None = None,
-        log_every_n_steps: int = 50,
-        scaler: torch.amp.GradScaler | None = None,
+        scaler: object = None,
     ) -> None:
         self.num_steps = 0
         self.should_stop = False
         self.metrics: dict[str, float] = {}
-        self._model = model
+        self._given = given
         self._optimizers = list(optimizers)
         self._log_dir = None if log_dir is None else str(log_dir)
-        self._log_every_n_steps = log_every_n_steps
         self._scaler = scaler
 
     def step(self) -> int:
@@ -71,8 +70,8 @@ class LoopHost:
         return 0
 
     def log_every_n_steps(self) -> int:
-        """As given."""
-        return self._log_every_n_steps
+        """Every 50th, unless an argument of the watch says otherwise."""
+        return 50
 
     def optimizers(self) -> Sequence[Optimizer]:
         """As given."""
@@ -107,12 +106,12 @@ class LoopHost:
         return False
 
     def whole_model(self, model: nn.Module) -> nn.Module:
-        """As given."""
-        return model
+        """The model with the wrapper that FSDP1 has put around it."""
+        return self._given.whole
 
     def is_compiled(self) -> bool:
-        """Parts that are compiled are found one by one."""
-        return False
+        """Whether all of it is; parts that are compiled are found one by one."""
+        return self._given.is_compiled
 
     def may_change_gradients(self) -> bool:
         """The loop is looked at once, where it announces the step."""
@@ -125,7 +124,7 @@ class LoopHost:
         """How gradients may get past us in a loop, and what to try then."""
         return (
             "Either the optimizer steps within the backward pass and takes the gradient away, or nothing requires a "
-            "gradient in the optimizers that `watch` was given. Try: call `after_backward` between `backward()` and "
+            "gradient in the optimizers that `watch` was given. Try: call `step` of the watch between `backward()` and "
             "`step()`, before `zero_grad()`."
         )
 
@@ -174,7 +173,9 @@ class LoopHost:
         if self.is_global_zero():
             states = [optimizer.state_dict() for optimizer in self._optimizers]
             with writing(at(path)) as file:
-                torch.save({"model": self._model.state_dict(), "optimizers": states, "step": self.num_steps}, file)
+                torch.save(
+                    {"model": self._given.model.state_dict(), "optimizers": states, "step": self.num_steps}, file
+                )
 
     def set_metrics(self, metrics: Mapping[str, float]) -> None:
         """Keep the scores for whoever decides by them."""
@@ -217,6 +218,20 @@ class LoopHost:
     def own_clipping(self) -> tuple[float, bool] | None:
         """Not known."""
         return None
+
+
+def require_optimizers(given: object) -> list[Optimizer]:
+    """The optimizers of a loop, as a list.
+
+    Raises:
+        ValueError: If there is none, or one of them is no torch optimizer.
+    """
+    optimizers = [given] if isinstance(given, Optimizer) else list(given) if isinstance(given, Iterable) else []
+    if not optimizers or not all(isinstance(each, Optimizer) for each in optimizers):
+        raise refuse(
+            "optimizer", "a torch optimizer, or a list of them", given, "pass torch.optim.Adam(...) and the like"
+        )
+    return optimizers
 
 
 def _is_distributed() -> bool:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_gradwatch import GradWatch
 from lightning_gradwatch.core.watcher import Watcher
+from lightning_gradwatch.given import Given
 from lightning_gradwatch.loop_host import LoopHost
 from lightning_gradwatch.reading.bins import Bins
 from lightning_gradwatch.reading.schema import Description, UnreadableError
@@ -175,7 +176,7 @@ class Sponge(pl.Callback):
 
 def loop_host(directory: Path | None = None) -> LoopHost:
     """A host without a training."""
-    return LoopHost(nn.Linear(1, 1), [], directory)
+    return LoopHost(Given(nn.Linear(1, 1)), [], directory)
 
 
 def session_of(watch: GradWatch) -> Session:

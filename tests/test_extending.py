@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_gradwatch import GradWatch, GradWatchWarning, watch
-from lightning_gradwatch.config import configure
 from tests.cli.command import here
 from tests.cli.test_page import opened as opened_page
 from tests.tasks import Classifier, deep_net, digits, quiet_trainer
@@ -152,16 +151,16 @@ def test_an_alert_of_ones_own_can_end_the_training(tmp_path: Path) -> None:
 def test_a_hand_written_loop_takes_them_too(tmp_path: Path) -> None:
     names, net = example(), deep_net(nn.Sigmoid, 8)
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
-    config = configure(rules=[names["OneLayerTakesAll"]()], quantities=[names["PeakOverMean"]()])
+    rules, quantities = [names["OneLayerTakesAll"]()], [names["PeakOverMean"]()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with watch(net, optimizer, log_dir=tmp_path, config=config) as loop:
+        with watch(net, optimizer, log_dir=tmp_path, rules=rules, quantities=quantities) as loop:
             for _, (pixels, digit) in zip(range(15), digits(), strict=False):
                 loop.before_forward()
                 loss = nn.functional.cross_entropy(net(pixels), digit)
                 optimizer.zero_grad()
                 loss.backward()
-                loop.after_backward(loss)
+                loop.step(loss)
                 optimizer.step()
     assert of_kind(loop.alerts)
 

@@ -21,7 +21,6 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
 from lightning_gradwatch import GradWatch, GradWatchWarning, watch
-from lightning_gradwatch.config import configure
 from lightning_gradwatch.core.metrics import ALERT_DOCUMENT
 from lightning_gradwatch.outputs import flight, record
 from tests.cli.command import here
@@ -170,8 +169,7 @@ def test_a_run_without_a_directory_of_its_own_is_kept_below_that_of_the_trainer(
 def test_a_loop_of_one_s_own_keeps_its_run_at_a_url(capsys: pytest.CaptureFixture[str]) -> None:
     model = deep_net(nn.Sigmoid, 8)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    chosen = configure(on_alert="checkpoint")
-    session = watch(model, optimizer, "objects://bucket/loop", log_every_n_steps=4, config=chosen)
+    session = watch(model, optimizer, "objects://bucket/loop", log_every_n_steps=4, on_alert="checkpoint")
     with warnings.catch_warnings(), session:
         warnings.simplefilter("ignore", GradWatchWarning)
         for _, (inputs, targets) in zip(range(12), digits(), strict=False):
@@ -179,7 +177,7 @@ def test_a_loop_of_one_s_own_keeps_its_run_at_a_url(capsys: pytest.CaptureFixtur
             loss = nn.functional.cross_entropy(model(inputs), targets)
             optimizer.zero_grad()
             loss.backward()
-            session.after_backward(loss)
+            session.step(loss)
             optimizer.step()
     check_files("objects://bucket/loop")
     (run,) = reported("objects://bucket/loop", capsys)

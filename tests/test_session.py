@@ -15,6 +15,7 @@ from lightning_gradwatch import GradientAlertError, GradWatchWarning
 from lightning_gradwatch.config import configure
 from lightning_gradwatch.core.clip.clippers import Clippers
 from lightning_gradwatch.core.watcher import Watcher
+from lightning_gradwatch.given import Given
 from lightning_gradwatch.guarding import Health, Once
 from lightning_gradwatch.loop_host import LoopHost
 from lightning_gradwatch.run_state import RunState
@@ -30,7 +31,7 @@ class Loop:
     def __init__(self, net: nn.Module, state: RunState | None = None, **arguments: Any) -> None:
         self.net = net
         self.optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-        self.host = LoopHost(net, [self.optimizer])
+        self.host = LoopHost(Given(net), [self.optimizer])
         self.session = Session(configure(**arguments), self.host, net, state or RunState())
         self.batches = list(digits())
         self.norms: list[float] = []

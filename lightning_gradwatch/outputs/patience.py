@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from lightning_gradwatch.core._guard import attempt
 
@@ -22,7 +22,8 @@ def explained(say: Callable[[str], None], why: str) -> Iterator[None]:
     """
     timer = threading.Timer(PATIENCE_S, attempt, [lambda: say(why)])
     timer.daemon = True  # it keeps no process alive
-    timer.start()
+    with suppress(RuntimeError):  # no thread can be started while the interpreter shuts down
+        timer.start()
     try:
         yield
     finally:

@@ -260,7 +260,7 @@ def test_a_hand_written_loop_shows_the_same() -> None:
             loss = nn.functional.cross_entropy(net(inputs), targets)
             optimizer.zero_grad()
             loss.backward()
-            session.after_backward(loss)
+            session.step(loss)
             optimizer.step()
     assert "HEALTHY" in repr(session)
     assert session.history.layers == ("0", "2", "4")

@@ -257,7 +257,7 @@ def test_a_hand_written_loop_may_announce_its_loss(is_announced: bool) -> None:
             if is_announced:
                 session.before_backward(loss)
             loss.backward()
-            session.after_backward(loss)
+            session.step(loss)
             optimizer.step()
         (alert,) = session.alerts
     assert alert.cause == "saturating_activation"
