@@ -29,6 +29,7 @@ from lightning_gradwatch.core.sampling import Sampling
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.core.watcher import Watcher
+from lightning_gradwatch.fabric import GradWatch as FabricGradWatch
 from lightning_gradwatch.loop import WatchedLoop
 from lightning_gradwatch.notebook.history import Distributions, Recorded
 from lightning_gradwatch.notebook.history import History as Recordings
@@ -80,6 +81,8 @@ def reference() -> str:
     told = "What `GradWatch`, and what `watch(...)` returns, show of their run: see [the recipe](guide.md#notebooks)."
     parts.append(f"## In notebooks and scripts\n\n{told}\n")
     parts += all_of(OF_NOTEBOOKS)
+    parts.append("## In Fabric\n\nSee [the recipe](guide.md#fabric).\n")
+    parts += all_of((FabricGradWatch,))
     parts.append("## Without Lightning\n\nThese know torch only.\n")
     parts += all_of(WITHOUT_LIGHTNING)
     told = "What they implement, and what they are given: [how to extend](extending.md)."

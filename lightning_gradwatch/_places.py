@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
@@ -27,9 +28,12 @@ def log_dir(trainer: Trainer) -> str | None:
 
     TensorBoard's leads, so that all of ours lies in one place; else the first one does.
     """
-    if not trainer.loggers or is_dev_run(trainer):
-        return None
-    return _place(next(filter(_is_of_tensorboard, trainer.loggers), trainer.loggers[0]))
+    return None if is_dev_run(trainer) else place_of(trainer.loggers)
+
+
+def place_of(loggers: Sequence[object]) -> str | None:
+    """The same, for whoever has these loggers."""
+    return _place(next(filter(_is_of_tensorboard, loggers), loggers[0])) if loggers else None
 
 
 def _is_of_tensorboard(logger: object) -> bool:

@@ -13,7 +13,7 @@ from lightning_gradwatch.core import engines
 from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core.hooks import ModuleHooks
 
-_WRAPPERS = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module", "_FabricModule": "_original_module"}
+_WRAPPERS = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module", "_FabricModule": "_forward_module"}
 """What is put around a model by class, with the attribute that holds the model."""
 
 
@@ -85,5 +85,4 @@ def _inner(model: nn.Module) -> nn.Module | None:
 def _is_compiled(around: Sequence[nn.Module]) -> bool:
     """Whether all of a model is compiled; torch.compile itself need not have been imported."""
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
-    forwards = [ask(each, "_forward_module", each) for each in around]
-    return dynamo is not None and any(isinstance(each, dynamo.OptimizedModule) for each in forwards)
+    return dynamo is not None and any(isinstance(each, dynamo.OptimizedModule) for each in around)

@@ -26,8 +26,12 @@ ALLOWED = (
     | {(room, "shards") for room in ("clip", "layers", "measure", "probe", "updates")}
     | {("clip", "measure"), ("clip", "layers"), ("probe", "inputs")}
 )  # helpers of the same duty
-OF_LIGHTNING = {"_lightning", "_clipping_by_hand", "_places", "_namespaces", "_factory", "callback", "guest"}
+OF_LIGHTNING = {
+    *("_lightning", "_clipping_by_hand", "_places", "_namespaces", "_factory", "callback", "guest"),
+    *("fabric", "_fabric_host"),
+}
 """Rooms that know Lightning's Trainers; nothing else does."""
+_LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
 _OF_TRAINING = ("core.watcher", "core.measure", "core.probe", "core.clip", "outputs.sinks", "outputs.tensorboard")
 
 
@@ -70,8 +74,8 @@ def violations(path: str, source: str) -> list[str]:
             found.append(f"{room} imports {name}: nothing imports the command but what shows the same in a notebook")
         if room.startswith(("cli.", "notebook.")) and (name.split(".")[0] == "torch" or own.startswith(_OF_TRAINING)):
             found.append(f"{room} imports {name}: the command reads, and needs nothing of a training")
-        if room != "_lightning" and name.split(".")[0] in ("lightning", "pytorch_lightning"):
-            found.append(f"{room} imports {name}: only _lightning speaks to Lightning")
+        if room not in ("_lightning", "_fabric_host") and name.split(".")[0] in _LIGHTNING:
+            found.append(f"{room} imports {name}: only _lightning and _fabric_host speak to Lightning")
     return found
 
 

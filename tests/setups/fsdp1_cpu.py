@@ -23,10 +23,10 @@ class CPUStrategy(FSDPStrategy):
             self.kwargs["device_mesh"] = init_device_mesh("cpu", sizes)
 
     def _setup_model(self, model: nn.Module) -> nn.Module:
-        return _on_cpu(lambda: super(CPUStrategy, self)._setup_model(model))
+        return on_cpu(lambda: super(CPUStrategy, self)._setup_model(model))
 
 
-def _on_cpu(make: Callable[[], nn.Module]) -> nn.Module:
+def on_cpu(make: Callable[[], nn.Module]) -> nn.Module:
     original = fsdp.FullyShardedDataParallel
 
     class Named(original):  # type: ignore[misc, valid-type]

@@ -67,7 +67,7 @@ def _check(strategy: object) -> None:
     Raises:
         ValueError: If the strategy's options say so.
     """
-    options: dict[str, Any] = getattr(strategy, "kwargs", {})
+    options: dict[str, Any] = getattr(strategy, "kwargs", None) or getattr(strategy, "_fsdp_kwargs", {})  # of Fabric
     refuse_flat_parameters(options.get("use_orig_params"))
 
 
