@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.tasks import read_events, scalars
 
@@ -77,3 +78,20 @@ def test_a_hand_written_loop_sees_what_the_trainer_sees(tmp_path: Path) -> None:
     assert list(scalars(events, "gradwatch/total_norm")) == list(range(9, 60, 10))
     documents = [event.tensor_proto.string_val[0] for event in events.Tensors("gradwatch/alert_document")]
     assert b'"kind": "vanishing"' in documents[-1]
+
+
+def test_the_small_gpt_learns_alike_in_fabric_and_in_a_plain_loop(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "small_gpt.py"), "--directory", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    told = [line.partition(": the loss fell from ") for line in result.stdout.splitlines() if "the loss fell" in line]
+    (_, _, by_fabric), (_, _, by_hand) = told
+    first, last = map(float, by_fabric.split(" to "))
+    assert by_fabric == by_hand
+    assert last < first - 2
+    norms = [scalars(read_events(tmp_path / name), "gradwatch/total_norm") for name in ("fabric", "plain")]
+    assert list(norms[0]) == [9, 19, 29, 39, 49, 59]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    assert "GradWatch" not in result.stderr  # it is healthy
+    for name in ("fabric", "plain"):
+        assert torch.load(tmp_path / f"{name}.ckpt", weights_only=True)["watch"]["num_steps"] == 31
