@@ -1,6 +1,6 @@
 """A small GPT that learns to write like this very file, under watch: with Lightning Fabric, or in a plain torch loop.
 
-Both loops accumulate gradients, clip them, and save a checkpoint, as public training scripts do (half a minute on a
+Both loops accumulate gradients, clip them, and save a checkpoint, as public training scripts do (about a minute on a
 CPU):
 
     python examples/small_gpt.py [--loop fabric|plain|both] [--directory small_gpt_logs]
