@@ -11,8 +11,10 @@ from torch.optim import Optimizer
 
 from lightning_gradwatch import _places
 from lightning_gradwatch.asking import ask
+from lightning_gradwatch.core import engines
 from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core._guard import is_the_users
+from lightning_gradwatch.core.shards import is_spread
 from lightning_gradwatch.given import Given
 from lightning_gradwatch.host import RunInfo
 from lightning_gradwatch.loop_host import LoopHost, require_optimizers
@@ -52,11 +54,17 @@ class FabricHost(LoopHost):
     def whole_loss(self, loss: Tensor) -> Tensor:
         """The sum of those of a step, with the loss scale: an accumulating loop divides each by their number."""
         scale = self.loss_scale()
-        whole = loss if scale is None else loss * scale
-        if self._summed is not None and self._summed[0] == self.num_steps:
+        mean = loss if loss.numel() == 1 else loss.mean()
+        whole = mean if scale is None else mean * scale
+        if self._summed is not None and self._summed[0] == self.num_steps and not self._starts_afresh():
             whole = self._summed[1] + whole
         self._summed = (self.num_steps, whole)
         return whole
+
+    def _starts_afresh(self) -> bool:
+        """Whether the loop has dropped what it had accumulated; where ranks hold parts, nobody knows."""
+        firsts = [optimizer.param_groups[0]["params"][0] for optimizer in self.optimizers()]
+        return all(each.grad is None and not is_spread(each) and not engines.is_piece(each) for each in firsts)
 
     def ways_past_us(self) -> str:
         """How gradients may get past us in Fabric, and what to try then."""

@@ -76,7 +76,8 @@ class GradWatch(WatchedRun):
         self._undo = [hear(fabric.strategy, name, around) for name, around in heard.items()]
 
     def _around_backward(self, plain: Plain, loss: object, *args: object, **kwargs: object) -> object:
-        if self._stage is not Stage.OPEN:
+        # what another network has made is none of ours
+        if self._stage is not Stage.OPEN or not (self._has_run or self._is_told):
             return plain(loss, *args, **kwargs)
         self._session.before_backward(loss)
         told = plain(loss, *args, **kwargs)
@@ -106,12 +107,13 @@ class GradWatch(WatchedRun):
 
             kwargs["closure"] = watched
         told = plain(optimizer, **kwargs)
-        self._stepped.append(optimizer)
+        self._count_step(optimizer)
         self._host.num_steps += 1
         return told
 
     def _before_step(self, optimizer: Optimizer) -> None:
         self._open()
+        self._say_if_blind()
         self._session.before_step(optimizer, self._host.still_scaled(optimizer))
 
     def _is_ours(self, optimizer: Optimizer) -> bool:

@@ -37,7 +37,7 @@ class Given:
         if not named or not all(isinstance(each, nn.Module) for each in named.values()):
             raise refuse("model", "a torch module, or a dict of them by name", model, "pass what the loop calls")
         layers = {name: _layers_around(each) for name, each in named.items()}
-        self._called = [each for around in layers.values() for each in (around[0], around[-1])]
+        self._called = [around[0] for around in layers.values()]
         self.is_compiled = all(_is_compiled(around) for around in layers.values())
         own = {name: around[-1] for name, around in layers.items()}
         whole = {name: next(filter(engines.is_wrapper, around), around[-1]) for name, around in layers.items()}
@@ -46,19 +46,21 @@ class Given:
         self._hooks = ModuleHooks()
 
     def before_forward(self, call: Callable[[object], None]) -> None:
-        """Call back whenever a forward pass of training begins, with what the model is given.
+        """Call back whenever a forward pass with gradients begins, with what the model is given.
+
+        The hook is on what the loop calls alone: torch (2.13) fails on any hook on a model within Fabric's wrapper
+        where that is compiled in place.
 
         Args:
             call: It may raise what the user asked for.
         """
 
-        def begins(module: nn.Module, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
+        def begins(_: nn.Module, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
             # within compiled code this must come to nothing; without a gradient it is no training
-            if torch.compiler.is_compiling() or not module.training or not torch.is_grad_enabled():
-                return
-            call([*args, *kwargs.values()])
+            if not torch.compiler.is_compiling() and torch.is_grad_enabled():
+                call([*args, *kwargs.values()])
 
-        self._hooks.hang(((each, begins) for each in dict.fromkeys(self._called)), before=True)
+        self._hooks.hang(((each, begins) for each in self._called), before=True)
 
     def close(self) -> None:
         """Leave nothing on the model."""

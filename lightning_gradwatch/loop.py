@@ -21,17 +21,10 @@ from lightning_gradwatch.watched import WatchedRun
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_NOT_ARMED = (
-    "GradWatch cannot see the gradients at the layers' outputs in this loop, and so hardly when they vanish: the model "
-    "that `watch` was given is not what the loop calls, or it is compiled. To cure it: give `watch` the model that is "
-    "called, or call `before_forward` before each forward pass."
-)
-
 
 class WatchedLoop(WatchedRun):
     """A training loop under watch; made by :func:`~lightning_gradwatch.watch`."""
 
-    _is_told = False
     _is_announced = False
 
     def before_backward(self, loss: Tensor) -> None:
@@ -68,15 +61,13 @@ class WatchedLoop(WatchedRun):
         if optimizer is not None and not any(each is optimizer for each in known):
             cure = "give `watch` all optimizers of the loop, as a list"
             raise refuse("optimizer", "one of those that `watch` was given", type(optimizer).__name__, cure)
-        if not self._num_batches and not self._is_told:
-            self._is_told = True
-            self._host.warn(_NOT_ARMED)
+        self._say_if_blind()
         if self._is_announced:
             self._session.after_backward()
         self._session.note_loss(loss)
         for each in known if optimizer is None else [optimizer]:
             self._session.before_step(each, self._host.still_scaled(each))
-            self._stepped.append(each)
+            self._count_step(each)
         self._host.num_steps += 1
 
 

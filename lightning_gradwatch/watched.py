@@ -57,6 +57,8 @@ class WatchedRun(Showing):
         self._pid = os.getpid()
         self._num_batches = 0
         self._is_in_batch = False
+        self._has_run = False  # forward, since the last step
+        self._is_told = False
         self._stepped: list[Optimizer] = []  # in the present batch
         given.before_forward(self._see_forward)
         _RUNS.add(self)
@@ -84,6 +86,7 @@ class WatchedRun(Showing):
             ValueError: If the run is over.
         """
         self._open()
+        self._has_run = True
         self._begin_batch(_UNKNOWN if batch is None else batch)
 
     def close(self) -> None:
@@ -167,10 +170,21 @@ class WatchedRun(Showing):
         if self._stage is Stage.CLOSED:
             return
         self._open()
+        self._has_run = True
         num_different = len({id(optimizer) for optimizer in self._stepped})
         is_over = num_different == len(self._host.optimizers()) or num_different < len(self._stepped)
         if is_over or not self._is_in_batch:
             self._begin_batch(inputs)
+
+    def _count_step(self, optimizer: Optimizer) -> None:
+        self._stepped.append(optimizer)
+        self._has_run = False
+
+    def _say_if_blind(self) -> None:
+        """Warn, once, where no forward pass has been noticed."""
+        if not self._num_batches and not self._is_told:
+            self._is_told = True
+            self._host.warn(_NOT_ARMED)
 
     def _begin_batch(self, batch: object) -> None:
         self._end_batch()
@@ -199,6 +213,11 @@ class WatchedRun(Showing):
         self._session.close()
 
 
+_NOT_ARMED = (
+    "GradWatch cannot see the gradients at the layers' outputs in this loop, and so hardly when they vanish: the model "
+    "that it was given is not what the loop calls, or it is compiled. To cure it: give it the model that is called, or "
+    "call its `before_forward` before each forward pass."
+)
 _UNKNOWN = object()
 """A batch in which there is nothing to look at."""
 _RUNS: weakref.WeakSet[WatchedRun] = weakref.WeakSet()

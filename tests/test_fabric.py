@@ -154,6 +154,49 @@ def test_networks_whose_optimizers_take_turns_are_watched_apart() -> None:
     assert layers == {"generator", "critic"}
 
 
+def test_the_loss_is_that_of_ones_own_network_and_step() -> None:
+    fabric = Fabric(accelerator="cpu", devices=1)
+    first, second = small_net(), small_net()
+    model, optimizer = fabric.setup(first, torch.optim.SGD(first.parameters(), lr=0.1))
+    other, others = fabric.setup(second, torch.optim.SGD(second.parameters(), lr=0.1))
+    watch, losses = GradWatch(fabric, model, optimizer), []
+    for place, (inputs, targets) in enumerate(islice(digits(), 10)):
+        loss = nn.functional.cross_entropy(model(inputs), targets, reduction="none" if place % 2 else "mean")
+        if place == 4:  # a step that the loop itself leaves out
+            fabric.backward(loss * torch.nan)
+            optimizer.zero_grad()
+            continue
+        fabric.backward(loss, gradient=torch.full_like(loss, 1 / loss.numel()))
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach().mean()))
+        fabric.backward(other(inputs).sum() * torch.nan)
+        others.step()
+    watch.close()
+    assert watch.alerts == []
+    assert watch.history.numbers["loss"].values == pytest.approx(losses, rel=1e-5)
+
+
+def test_a_model_that_is_trained_in_eval_mode_is_watched() -> None:
+    run = Run(small_net())
+    run.model.eval()
+    assert finished(run, 3).profile
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_a_model_that_is_compiled_in_place_is_trained_as_ever(place: str) -> None:
+    torch.compiler.reset()
+    net = small_net()
+    if place == "before":
+        net.compile(backend="eager")
+    run = Run(net)
+    if place == "after":
+        run.model.compile(backend="eager")
+    finished(run, 3)
+    assert len(run.norms) == 3
+    torch.compiler.reset()
+
+
 def test_a_step_with_a_closure_is_seen_after_it() -> None:
     run = Run(small_net())
     inputs, targets = next(iter(digits()))

@@ -252,7 +252,7 @@ def test_a_loop_that_does_not_call_its_model_is_told_once_how_to_say_when_a_batc
             net.forward(torch.ones(2, 64)).sum().backward()
             loop.step()
         loop.close()
-    assert len([w for w in caught if "call `before_forward` before each forward pass" in str(w.message)]) == 1
+    assert len([w for w in caught if "call its `before_forward` before each forward pass" in str(w.message)]) == 1
 
 
 def accumulate(net: nn.Module, num_batches: int, every: int = 1, **arguments: Any) -> WatchedLoop:
