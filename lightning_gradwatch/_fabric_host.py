@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_gradwatch import _places
+from lightning_gradwatch import _places, scaling
 from lightning_gradwatch.asking import ask
 from lightning_gradwatch.core import engines
 from lightning_gradwatch.core._check import refuse
@@ -37,6 +38,7 @@ class FabricHost(LoopHost):
         given: The model.
         model: The same, as Fabric has set it up: what checkpoints are made of.
         optimizers: Those that step, without Fabric's wrappers.
+        loss_fn: How a copy of the model computes the loss of a batch; None if nothing is to be tried on copies.
     """
 
     def __init__(
@@ -45,8 +47,9 @@ class FabricHost(LoopHost):
         given: Given,
         model: nn.Module | Mapping[str, nn.Module],
         optimizers: Sequence[Optimizer],
+        loss_fn: Callable[..., Tensor] | None = None,
     ) -> None:
-        super().__init__(given, optimizers, scaler=ask(fabric.strategy.precision, "scaler"))
+        super().__init__(given, optimizers, scaler=ask(fabric.strategy.precision, "scaler"), loss_fn=loss_fn)
         self._fabric = fabric
         self._models = {"model": model} if isinstance(model, nn.Module) else dict(model)
         self._summed: tuple[int, Tensor] | None = None
@@ -116,6 +119,10 @@ class FabricHost(LoopHost):
     def tag_prefix(self, logger: object) -> str:
         """What a logger puts before the tags of its metrics."""
         return _places.tag_prefix(logger)
+
+    def mixed_precision(self) -> torch.dtype | None:
+        """The dtype under autocast; None for no mixed precision."""
+        return scaling.mixed_precision(self._fabric.strategy.precision)
 
 
 def unwrapped(optimizer: object) -> list[Optimizer]:

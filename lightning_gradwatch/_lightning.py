@@ -278,10 +278,12 @@ class LightningHost:
 
     # --- for trials of remedies
 
+    def loss_fn(self) -> None:
+        """The model's own ``training_step``."""
+
     def mixed_precision(self) -> torch.dtype | None:
         """The dtype under autocast; None for no mixed precision."""
-        names = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-        return names.get(str(ask(self._trainer().precision_plugin, "precision")))
+        return scaling.mixed_precision(self._trainer().precision_plugin)
 
     def own_clipping(self) -> tuple[float, bool] | None:
         """What the Trainer itself clips at, and whether by value instead of by norm; None if it does not clip."""

@@ -101,17 +101,23 @@ class Config:
             came = f"backward with {num_optimizers} optimizers"
             raise refuse("sample_at", '"step" where there are several optimizers', came, "leave the argument out")
 
-    def check_in_a_loop(self) -> None:
+    def check_in_a_loop(self, loss_fn: object) -> None:
         """Refuse what cannot be served where the loop is the user's own.
 
+        Args:
+            loss_fn: How a copy of the model computes the loss of a batch; None if nobody has said.
+
         Raises:
-            ValueError: If every backward pass is to be observed, or remedies are to be tried.
+            ValueError: If every backward pass is to be observed, or remedies are to be tried without a ``loss_fn``.
         """
         if self.sample_at != "step":
             raise refuse("sample_at", '"step" in a hand-written loop', self.sample_at, "leave it out")
-        if self.prescribe_seconds:
-            cure = "call lightning_gradwatch.prescribe yourself"
-            raise refuse("prescribe", "False in a hand-written loop", True, cure)
+        rule, cure = "a function that computes the loss of a batch", "for example loss_fn=nn.CrossEntropyLoss()"
+        if loss_fn is not None and not callable(loss_fn):
+            raise refuse("loss_fn", rule, loss_fn, cure)
+        if self.prescribe_seconds and loss_fn is None:
+            cure = f"{cure}, and call `before_forward(batch)` before each forward pass"
+            raise refuse("loss_fn", f"{rule}, where remedies are to be tried in a loop", None, cure)
 
     def check_policies(self, optimizers: Mapping[str, Optimizer]) -> None:
         """Refuse policies for optimizers that are not there, and optimizers that cannot be clipped or held back.

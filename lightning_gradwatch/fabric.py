@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_gradwatch._fabric_host import FabricHost, unwrapped
@@ -36,13 +36,16 @@ class GradWatch(WatchedRun):
         fabric: The Fabric, whose loggers get the numbers.
         model: What ``fabric.setup`` or ``fabric.setup_module`` returned; a dict of several by name.
         optimizer: What ``fabric.setup`` or ``fabric.setup_optimizers`` returned; a list of several.
+        loss_fn: How a copy of the model, as it was before ``fabric.setup``, computes the loss of a batch, for
+            ``prescribe=True``; see :func:`lightning_gradwatch.watch`.
         **arguments: Those of :class:`lightning_gradwatch.GradWatch`, such as ``auto_clip=True``;
             ``log_every_n_steps`` is 50 if it is not given. Without a logger, ``record`` names a directory for files.
 
     Raises:
         ValueError: If an argument is out of its range, or cannot be served here: ``sample_at="backward"``,
-            ``prescribe``; if the optimizer was not set up; if the strategy is none of a single device, DDP, FSDP and
-            ModelParallelStrategy. At the first forward pass if ``auto_clip`` does not fit the optimizers.
+            or ``prescribe`` without ``loss_fn``; if the optimizer was not set up; if the strategy is none of a single
+            device, DDP, FSDP and ModelParallelStrategy. At the first forward pass if ``auto_clip`` does not fit the
+            optimizers.
 
     Example:
         >>> model, optimizer = fabric.setup(model, optimizer)
@@ -55,17 +58,19 @@ class GradWatch(WatchedRun):
         fabric: Fabric,
         model: nn.Module | Mapping[str, nn.Module],
         optimizer: Optimizer | list[Optimizer],
+        *,
+        loss_fn: Callable[..., Tensor] | None = None,
         **arguments: Unpack[Arguments],
     ) -> None:
         config = configure(**arguments)
-        config.check_in_a_loop()
+        config.check_in_a_loop(loss_fn)
         engines.check_strategy(fabric.strategy)
         if any(base.__name__ == "DeepSpeedStrategy" for base in type(fabric.strategy).__mro__):
             cure = 'train with Fabric(strategy="fsdp"), or with DeepSpeed in a Trainer'
             raise refuse("strategy", "a single device, DDP, FSDP or ModelParallelStrategy", "DeepSpeedStrategy", cure)
         optimizers, given = unwrapped(optimizer), Given(model)
         config.check_layers(given.model)
-        host = FabricHost(fabric, given, model, optimizers)
+        host = FabricHost(fabric, given, model, optimizers, loss_fn)
         super().__init__(Session(config, host, given.model, RunState()), host, given)
         heard: dict[str, Plain] = {
             "backward": self._around_backward,

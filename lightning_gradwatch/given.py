@@ -11,6 +11,7 @@ from torch import nn
 from lightning_gradwatch.asking import ask
 from lightning_gradwatch.core import engines
 from lightning_gradwatch.core._check import refuse
+from lightning_gradwatch.core.batch import Inputs
 from lightning_gradwatch.core.hooks import ModuleHooks
 
 _WRAPPERS = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module", "_FabricModule": "_forward_module"}
@@ -58,7 +59,7 @@ class Given:
         def begins(_: nn.Module, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
             # within compiled code this must come to nothing; without a gradient it is no training
             if not torch.compiler.is_compiling() and torch.is_grad_enabled():
-                call([*args, *kwargs.values()])
+                call(Inputs([*args, *kwargs.values()]))
 
         self._hooks.hang(((each, begins) for each in self._called), before=True)
 

@@ -154,7 +154,10 @@ class Host(Protocol):
     def tag_prefix(self, logger: object) -> str:
         """What a logger puts before the tags of its metrics."""
 
-    # --- for trials of remedies
+    # --- for trials on copies
+
+    def loss_fn(self) -> Callable[..., Tensor] | None:
+        """How a copy of the model computes the loss of a batch, as for ``prescribe``; None if the model knows."""
 
     def mixed_precision(self) -> torch.dtype | None:
         """The dtype under autocast; None for no mixed precision."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +77,7 @@ def watch(
     log_dir: str | Path | None = None,
     *,
     scaler: torch.amp.GradScaler | None = None,
+    loss_fn: Callable[..., Tensor] | None = None,
     **arguments: Unpack[Arguments],
 ) -> WatchedLoop:
     """Watch the gradients of a training loop that you have written yourself; no Lightning is needed.
@@ -88,13 +89,16 @@ def watch(
         log_dir: Directory of the run, or the URL of one: event files for TensorBoard, ``alerts.jsonl``, the flight
             record. None for no files.
         scaler: The loss scaler of the loop; None for none.
+        loss_fn: How a copy of the model computes the loss of a batch, for ``prescribe=True``:
+            ``loss_fn(model(inputs), targets)`` for a pair, otherwise ``loss_fn(model, batch)``. The batch is what
+            ``before_forward`` is given. None if nothing is to be tried on copies.
         **arguments: Those of :class:`~lightning_gradwatch.GradWatch`, such as ``auto_clip=True``;
             ``log_every_n_steps`` is 50 if it is not given.
 
     Raises:
         ValueError: If an argument is out of its range, or cannot be served in a hand-written loop:
-            ``sample_at="backward"``, ``prescribe``. At the first forward pass, or in the ``with`` statement, if
-            ``auto_clip`` does not fit the optimizers.
+            ``sample_at="backward"``, or ``prescribe`` without ``loss_fn``. At the first forward pass, or in the
+            ``with`` statement, if ``auto_clip`` does not fit the optimizers.
 
     Example:
         >>> watch = lightning_gradwatch.watch(model, optimizer, "logs")
@@ -108,8 +112,8 @@ def watch(
     """
     config = configure(**arguments)
     optimizers = require_optimizers(optimizer)
-    config.check_in_a_loop()
+    config.check_in_a_loop(loss_fn)
     given = Given(model)
     config.check_layers(given.model)
-    host = LoopHost(given, optimizers, log_dir, scaler)
+    host = LoopHost(given, optimizers, log_dir, scaler, loss_fn)
     return WatchedLoop(Session(config, host, given.model, RunState()), host, given)

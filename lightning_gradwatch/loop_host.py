@@ -35,6 +35,7 @@ class LoopHost:
         optimizers: Those that step.
         log_dir: Where our files go, a directory or a URL; None for no files.
         scaler: The loss scaler; None for none.
+        loss_fn: How a copy of the model computes the loss of a batch; None if nothing is to be tried on copies.
 
     Attributes:
         num_steps: Optimizer steps that have ended.
@@ -48,6 +49,7 @@ class LoopHost:
         optimizers: Sequence[Optimizer],
         log_dir: str | Path | None = None,
         scaler: object = None,
+        loss_fn: Callable[..., Tensor] | None = None,
     ) -> None:
         self.num_steps = 0
         self.should_stop = False
@@ -56,6 +58,8 @@ class LoopHost:
         self._optimizers = list(optimizers)
         self._log_dir = None if log_dir is None else str(log_dir)
         self._scaler = scaler
+        self._loss_fn = loss_fn
+        self._precision: torch.dtype | None = None
 
     def step(self) -> int:
         """The coming step, from 0."""
@@ -211,9 +215,19 @@ class LoopHost:
         """None."""
         return ""
 
+    def loss_fn(self) -> Callable[..., Tensor] | None:
+        """As given."""
+        return self._loss_fn
+
+    def note_precision(self) -> None:
+        """Call where a forward pass begins: autocast is on around it, if it is used at all."""
+        parameter = next(self._given.model.parameters(), None)
+        kind = "cpu" if parameter is None else parameter.device.type
+        self._precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
     def mixed_precision(self) -> torch.dtype | None:
-        """Not known."""
-        return None
+        """The dtype under autocast in the latest forward pass; None for no mixed precision."""
+        return self._precision
 
     def own_clipping(self) -> tuple[float, bool] | None:
         """Not known."""

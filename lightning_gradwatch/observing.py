@@ -21,8 +21,8 @@ from lightning_gradwatch.watches import OptimizerWatch, Watches, num_log_points,
 
 UNSEEN = BatchCheck(None, Coverage.NOTHING)
 _CLIPPED_TWICE = (
-    "GradWatch: `auto_clip` clips each gradient before `self.clip_gradients(...)` of the model clips it once more. To "
-    "cure it: leave one of them out."
+    "GradWatch: `auto_clip` clips each gradient before the `clip_gradients(...)` of your own code clips it "
+    "once more. To cure it: leave one of them out."
 )
 
 

@@ -1,4 +1,4 @@
-"""What a loss scaler says of itself: torch's own, or one that somebody has written in its place."""
+"""What loss scalers and precision plugins say of themselves: torch's own, Lightning's, or somebody's in their place."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ def still_scaled(scaler: object, optimizer: Optimizer) -> bool:
     state = states.get(id(optimizer)) if isinstance(states, dict) else None
     stage = state.get("stage") if isinstance(state, dict) else None
     return bool(ask(stage, "name", "READY") == "READY")
+
+
+def mixed_precision(plugin: object) -> torch.dtype | None:
+    """The dtype under autocast by a precision plugin of Lightning or Fabric; None for no mixed precision."""
+    return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(ask(plugin, "precision")))
 
 
 def unscales_itself(optimizer: Optimizer) -> bool:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from torch.optim import Optimizer
 
-from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core._guard import attempt
 from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.core.saved import Saved, State
@@ -59,6 +58,7 @@ class WatchedRun(Showing):
         self._is_in_batch = False
         self._has_run = False  # forward, since the last step
         self._is_told = False
+        self._num_waiting = 0  # forward passes before the first step
         self._stepped: list[Optimizer] = []  # in the present batch
         given.before_forward(self._see_forward)
         _RUNS.add(self)
@@ -79,7 +79,8 @@ class WatchedRun(Showing):
         """Say that a batch begins, where the forward pass does not: it goes past the model's own ``__call__``.
 
         Args:
-            batch: The batch, to tell bad data from bad weights; None if it is not to be looked at.
+            batch: The batch, to tell bad data from bad weights, and for trials on copies; None if it is not to be
+                looked at.
 
         Raises:
             GradientAlertError: If ``on_alert`` or ``on_nonfinite`` asks for it.
@@ -100,6 +101,7 @@ class WatchedRun(Showing):
         with contextlib.ExitStack() as closing:
             closing.callback(self._close)
             if self._stage is Stage.OPEN:
+                self._say_if_no_step_comes(is_last=True)
                 self._end_batch()
                 self._session.finish()
 
@@ -156,7 +158,7 @@ class WatchedRun(Showing):
         if self._stage is Stage.OPEN:
             return
         if self._stage is Stage.CLOSED:
-            raise refuse("watch", "a run that is not over", "one that was closed", "make a new one for each training")
+            raise ValueError("GradWatch: this run is over. To cure it: make a new watch for each run.")
         with contextlib.ExitStack() as refused:
             refused.callback(self._close)
             self._session.note_random_state()
@@ -170,7 +172,11 @@ class WatchedRun(Showing):
         if self._stage is Stage.CLOSED:
             return
         self._open()
+        self._host.note_precision()
         self._has_run = True
+        if self._num_waiting >= 0:
+            self._num_waiting += 1
+            self._say_if_no_step_comes()
         num_different = len({id(optimizer) for optimizer in self._stepped})
         is_over = num_different == len(self._host.optimizers()) or num_different < len(self._stepped)
         if is_over or not self._is_in_batch:
@@ -179,6 +185,16 @@ class WatchedRun(Showing):
     def _count_step(self, optimizer: Optimizer) -> None:
         self._stepped.append(optimizer)
         self._has_run = False
+        self._num_waiting = -1
+
+    def _say_if_no_step_comes(self, is_last: bool = False) -> None:
+        """Warn, once, where forward passes come and no step ever does."""
+        if self._num_waiting >= (_FEW if is_last else _MANY):
+            count, self._num_waiting = self._num_waiting, -1
+            self._host.warn(
+                f"GradWatch has seen no optimizer step in {count} forward passes, so it says nothing about this run. "
+                f"{self._host.ways_past_us()}"
+            )
 
     def _say_if_blind(self) -> None:
         """Warn, once, where no forward pass has been noticed."""
@@ -218,6 +234,8 @@ _NOT_ARMED = (
     "that it was given is not what the loop calls, or it is compiled. To cure it: give it the model that is called, or "
     "call its `before_forward` before each forward pass."
 )
+_FEW, _MANY = 20, 2000
+"""Forward passes without any step, after which that is said: when the run ends, and while it lasts."""
 _UNKNOWN = object()
 """A batch in which there is nothing to look at."""
 _RUNS: weakref.WeakSet[WatchedRun] = weakref.WeakSet()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import warnings
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -242,7 +243,7 @@ def test_the_strategy_can_be_pickled_meanwhile() -> None:
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        ({"prescribe": True}, "`prescribe` must be False"),
+        ({"prescribe": True}, "`loss_fn` must be a function"),
         ({"sample_at": "backward"}, "`sample_at` must be"),
         ({"include": "nothing"}, "`include` must be globs"),
         ({"log_every_n_steps": 0}, "`log_every_n_steps` must be"),
@@ -251,6 +252,23 @@ def test_the_strategy_can_be_pickled_meanwhile() -> None:
 def test_what_it_cannot_serve_is_refused(arguments: Any, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         Run(small_net(), arguments=arguments)
+
+
+def test_steps_that_go_past_fabric_are_missed_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_gradwatch.watched._MANY", 30)
+    fabric, net = Fabric(accelerator="cpu", devices=1), small_net()
+    raw = torch.optim.SGD(net.parameters(), lr=0.1)
+    model, optimizer = fabric.setup(net, raw)
+    with GradWatch(fabric, model, optimizer), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for inputs, targets in islice(cycle(digits(32)), 70):
+            fabric.backward(nn.functional.cross_entropy(model(inputs), targets))
+            raw.step()
+            raw.zero_grad()
+    said = [str(each.message) for each in caught if "no optimizer step" in str(each.message)]
+    assert len(said) == 1
+    assert "in 30 forward passes" in said[0]
+    assert "`step()` of what `fabric.setup` returns" in said[0]
 
 
 def test_an_optimizer_that_was_not_set_up_is_refused_with_the_cure() -> None:

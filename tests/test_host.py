@@ -194,7 +194,7 @@ def test_several_optimizers_step_together() -> None:
     assert [one.watcher.sampling.num_steps for one in session._session.watches] == [3, 3]
 
 
-@pytest.mark.parametrize("arguments", [{"sample_at": "backward"}, {"prescribe": True}])
+@pytest.mark.parametrize("arguments", [{"sample_at": "backward"}])
 def test_what_a_loop_cannot_serve_is_refused(arguments: dict[str, Any]) -> None:
     net = small_net()
     with pytest.raises(ValueError, match=f"`{next(iter(arguments))}` must be .* in a hand-written loop.* To cure it"):
@@ -236,7 +236,7 @@ def test_a_run_that_is_over_takes_no_more_steps_and_leaves_nothing_behind() -> N
     with loop:
         loop.before_forward()
     for call in (loop.before_forward, loop.step, loop.__enter__):
-        with pytest.raises(ValueError, match=r"`watch` must be a run that is not over.* To cure it: make a new one"):
+        with pytest.raises(ValueError, match=r"this run is over.* To cure it: make a new watch"):
             call()
     loop.close()  # once more, to no effect
     net(torch.ones(2, 64)).sum().backward()
@@ -253,6 +253,15 @@ def test_a_loop_that_does_not_call_its_model_is_told_once_how_to_say_when_a_batc
             loop.step()
         loop.close()
     assert len([w for w in caught if "call its `before_forward` before each forward pass" in str(w.message)]) == 1
+
+
+def test_a_loop_that_announces_no_step_is_told_so_when_it_ends() -> None:
+    net = deep_net(nn.ReLU, 3)
+    loop = loop_of(net)
+    for _ in range(20):
+        net(torch.ones(2, 64)).sum().backward()
+    with pytest.warns(GradWatchWarning, match="no optimizer step in 20 forward passes.* Try: call `step` of the watch"):
+        loop.close()
 
 
 def accumulate(net: nn.Module, num_batches: int, every: int = 1, **arguments: Any) -> WatchedLoop:

@@ -37,6 +37,10 @@ _READ: dict[type, Callable[[Any], Iterable[object]]] = {
 _END = object()
 
 
+class Inputs(list[object]):
+    """What a model was called with, where the batch itself is not known: it may lack the targets."""
+
+
 @alone
 def check_batch(batch: object) -> BatchCheck:
     """Look at every floating-point number in a batch, within a bound. No host sync.

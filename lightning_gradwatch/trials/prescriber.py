@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core._guard import is_the_users
+from lightning_gradwatch.core.batch import Inputs
 from lightning_gradwatch.core.clip import ClipPolicy, MaxNorm, MaxValue
 from lightning_gradwatch.core.engines import is_piece
 from lightning_gradwatch.core.records import Alert, to_try
@@ -109,6 +110,12 @@ class Prescriber:
         if any(is_spread(parameter) or is_piece(parameter) for parameter in model.parameters()):
             host.inform("GradWatch tries no remedies: each rank holds only a part of the model.")
             return None
+        if isinstance(self.batch, Inputs):
+            host.warn(
+                "GradWatch tries no remedies, as it does not know the batch. To cure it: call `before_forward(batch)` "
+                "before each forward pass."
+            )
+            return None
         num_ranks = host.num_ranks()
         seconds = min(self._max_seconds, MAX_SECONDS_TOGETHER) if num_ranks > 1 else self._max_seconds
         host.inform(f"GradWatch tries remedies on a copy of the model; training waits, {seconds:g} s at most.")
@@ -124,6 +131,7 @@ class Prescriber:
             prescription = prescribe(
                 model,
                 batch,
+                host.loss_fn(),
                 optimizer=optimizer,
                 steps=STEPS,
                 max_seconds=seconds,

@@ -263,5 +263,5 @@ def test_a_hand_written_loop_may_announce_its_loss(is_announced: bool) -> None:
     assert alert.cause == "saturating_activation"
     assert (alert.attribution is not None) == is_announced
     assert list(session.profile) == [str(2 * i) for i in range(12)]
-    with pytest.raises(ValueError, match="a run that is not over"):
+    with pytest.raises(ValueError, match="this run is over"):
         session.before_backward(torch.tensor(1.0))
