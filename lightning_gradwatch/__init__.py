@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # `as` exports a name to type checkers
+    from lightning_gradwatch.births.records import Birth as Birth
+    from lightning_gradwatch.births.replay import find_birth as find_birth
     from lightning_gradwatch.callback import GradWatch as GradWatch
     from lightning_gradwatch.core.clip import AGC as AGC
     from lightning_gradwatch.core.clip import AdaGC as AdaGC
@@ -28,10 +30,12 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
 
 _HOMES = {
     "Alert": "lightning_gradwatch.core.records",
+    "Birth": "lightning_gradwatch.births.records",
     "GradWatch": "lightning_gradwatch.callback",
     "GradWatchWarning": "lightning_gradwatch.errors",
     "GradientAlertError": "lightning_gradwatch.errors",
     "Prescription": "lightning_gradwatch.trials.records",
+    "find_birth": "lightning_gradwatch.births.replay",
     "prescribe": "lightning_gradwatch.trials.prescribe",
     "watch": "lightning_gradwatch.loop",
     **dict.fromkeys(

@@ -49,13 +49,13 @@ def _computed(model: nn.Module, batch: Any, loss_fn: Any) -> Any:
         is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2
         return loss_fn(model(batch[0]), batch[1]) if is_pair else loss_fn(model, batch)
     if is_lightning(model):
-        return model.training_step(*_arguments(model, batch))  # type: ignore[operator]
+        return model.training_step(*arguments_of(model, batch))  # type: ignore[operator]
     if isinstance(batch, Mapping):
         return getattr(model(**batch), "loss", None)
     raise refuse("loss_fn", "given for a model without a `training_step`", loss_fn, "for example nn.CrossEntropyLoss()")
 
 
-def _arguments(model: nn.Module, batch: Any) -> tuple[Any, ...]:
+def arguments_of(model: nn.Module, batch: Any) -> tuple[Any, ...]:
     """The batch, the index of the batch and that of the loader, as many as the training step takes."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(model.training_step).parameters.values()  # type: ignore[arg-type]
