@@ -43,11 +43,16 @@ class AlertLog:
         return "ended" if is_over else "escalated", self.alerts[place]
 
     def amend(self, alert: Alert) -> Alert:
-        """Enter what was found out about an alert since: its remedies; returns it as it now stands in the log."""
+        """Enter what was found out about an alert since; returns it as it now stands in the log."""
         for place, known in enumerate(self.alerts):
             if _is_same(known, alert):
                 alert = self.alerts[place] = replace(
-                    known, message=alert.message, remedies=alert.remedies, prescription=alert.prescription
+                    known,
+                    message=alert.message,
+                    evidence=alert.evidence,
+                    remedies=alert.remedies,
+                    prescription=alert.prescription,
+                    birth=alert.birth,
                 )
         return alert
 

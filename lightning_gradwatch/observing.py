@@ -151,7 +151,8 @@ class Observer:
             self._observe(batch, watch, still_scaled)
             return
         scale, self.is_done = self._host.loss_scale(), True
-        if watch.watcher.intervene_again(loss_scale=scale, gradients_scaled=still_scaled and scale is not None):
+        is_bad = watch.watcher.intervene_again(loss_scale=scale, gradients_scaled=still_scaled and scale is not None)
+        if is_bad and self._raises:
             raise GradientAlertError([])
 
     def _observe(self, batch: Batch, watch: OptimizerWatch, still_scaled: bool) -> None:
@@ -196,8 +197,14 @@ class Observer:
         return watch.passes_log_point(num_log_points(step + 1, self._log_every_n_steps()))
 
 
-def intervene_alone(host: Host, watch: OptimizerWatch, still_scaled: bool) -> bool:
+def intervene_alone(host: Host, watch: OptimizerWatch, still_scaled: bool, raises: bool) -> bool:
     """Clip or skip though the watch has failed.
+
+    Args:
+        host: The training loop.
+        watch: Of the optimizer that is about to step.
+        still_scaled: Whether its gradients still carry the loss scale, if there is one.
+        raises: Whether a gradient that is not finite is to be raised.
 
     Returns:
         Whether that is still possible.
@@ -212,6 +219,6 @@ def intervene_alone(host: Host, watch: OptimizerWatch, still_scaled: bool) -> bo
             raise
         host.warn(f"GradWatch can no longer clip the gradients.\n{traceback.format_exc()}")
         return False
-    if is_fatal:
+    if is_fatal and raises:
         raise GradientAlertError([])
     return True

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
 from lightning_gradwatch.actions import Actions
 from lightning_gradwatch.alert_log import AlertLog
+from lightning_gradwatch.births.tracer import tracer_for
 from lightning_gradwatch.config import Config
 from lightning_gradwatch.core._guard import is_the_users
 from lightning_gradwatch.core.records import Alert
+from lightning_gradwatch.errors import GradientAlertError
 from lightning_gradwatch.host import Host
 from lightning_gradwatch.outputs.sinks import Sinks
 from lightning_gradwatch.trials.prescriber import Prescriber
 from lightning_gradwatch.watches import Watches
+
+_LOG = logging.getLogger("lightning_gradwatch")
 
 
 class Responses:
@@ -29,6 +35,7 @@ class Responses:
     Attributes:
         actions: Acts on alerts, together with the other ranks; None where warnings are enough.
         prescriber: Tries remedies on this rank; None for no trials.
+        tracer: Finds out on this rank where NaN was born; None where it cannot.
     """
 
     def __init__(self, config: Config, host: Host, model: nn.Module, alert_log: AlertLog) -> None:
@@ -38,6 +45,7 @@ class Responses:
         self._alert_log = alert_log
         self.actions = Actions(config.on_alert, config.settings.schedule, host) if config.acts else None
         self.prescriber: Prescriber | None = None
+        self.tracer = tracer_for(host, model, config.settings.on_nonfinite)
 
     def note(self, opened: Iterable[Alert]) -> None:
         """Remember alerts that have opened, or risen from a notice."""
@@ -46,6 +54,8 @@ class Responses:
             self.actions.note(opened)
         if self.prescriber is not None:
             self.prescriber.note(opened)
+        if self.tracer is not None:
+            self.tracer.note(opened)
 
     def act(self, is_before_step: bool) -> None:
         """Act where all ranks come by equally often, also those on which the watch has failed.
@@ -77,6 +87,42 @@ class Responses:
         if self.actions is not None:
             self.actions.decide(is_last=True)
             self.actions.save()
+
+    @contextmanager
+    def traced(self, sinks: Sinks) -> Iterator[None]:
+        """Observe a step, and find out where its NaN was born before it is taken, or before an error ends the run.
+
+        Raises:
+            GradientAlertError: What came, with what was found.
+        """
+        try:
+            yield
+        except GradientAlertError as error:
+            told = self._trace(sinks)
+            raise GradientAlertError([told] if told is not None else error.alerts) from None
+        self._trace(sinks)
+
+    def _trace(self, sinks: Sinks) -> Alert | None:
+        """Trace an alert if one asks for it; a failure costs a line."""
+        alert = None if self.tracer is None else self.tracer.due()
+        if self.tracer is None or alert is None:
+            return None
+        try:
+            traced = self.tracer.trace(alert)
+            if traced is None:
+                return None
+            traced = self._alert_log.amend(traced)
+            sinks.tell("traced", traced)
+            sinks.write_alerts(self._host.loggers(), self._alert_log.alerts, self._alert_log.num_alerts)
+            self._host.warn(f"GradWatch: the NaN or infinite values of step {alert.step} were {traced.evidence}.")
+            if not self._host.is_global_zero():
+                _LOG.warning("GradWatch, on this rank: %s", traced.evidence)
+        except Exception as failure:
+            if is_the_users(failure):
+                raise
+            self._host.inform(f"GradWatch could not find where the NaN was born ({failure!r}); training goes on.")
+            return None
+        return traced
 
     def prescribe(self, watches: Watches, sinks: Sinks, is_before_step: bool) -> bool:
         """Try remedies if an alert asks for it; whether it took time. A failure costs a warning, and nothing else."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ from lightning_gradwatch.run_state import RunState
 from lightning_gradwatch.signals import SignalWatch
 from lightning_gradwatch.trials.prescriber import Prescriber
 from lightning_gradwatch.watches import Watches, by_name
+
+_UNTRACED = nullcontext()
 
 
 class Session:
@@ -169,9 +172,10 @@ class Session:
     def _begin_batch(self, batch: object, number: int) -> None:
         self.guard.cost.begin_step()
         inputs = self._optional.take("batch", UNSEEN, check_batch, batch)
+        if self.responses.tracer is not None:
+            self._optional.take("birth", None, self.responses.tracer.begin_batch, batch, self._batch.is_stepping)
         self._look_if_due(self._batch.next(number, inputs))
-        prescriber = self.responses.prescriber
-        if prescriber is not None:
+        if (prescriber := self.responses.prescriber) is not None:
             self._optional.take("remedies", None, prescriber.begin_batch, self._host.step(), self.model, batch)
 
     def _look_if_due(self, batch: Batch) -> None:
@@ -235,12 +239,14 @@ class Session:
             GradientAlertError: If the user has asked for it.
         """
         self._observer.is_done, self._batch.is_stepping = False, True
-        self._observe_step(optimizer, still_scaled)
+        with self.responses.traced(self.sinks) if self.responses.tracer is not None else _UNTRACED:
+            self._observe_step(optimizer, still_scaled)
         if self.guard.health is Health.ATTENDING and not self._observer.is_done:
             self.guard.attend(lambda: self._observer.before_step(self._batch, optimizer, still_scaled))
         if self.guard.health is Health.CLIPPING and self._config.intervenes:
             watch = self.watches.of(optimizer)
-            if watch is not None and not intervene_alone(self._host, watch, still_scaled):
+            raises = self._config.settings.on_nonfinite == "raise"
+            if watch and not intervene_alone(self._host, watch, still_scaled, raises):
                 self.guard.health = Health.SILENT
         if self.responses.actions is not None:
             self.responses.act(is_before_step=True)
@@ -370,7 +376,7 @@ class Session:
         with self.guard.survives("close"):
             try:
                 attempt(self.watches.probe.close)
-                self.responses.prescriber = None
+                self.responses.prescriber = self.responses.tracer = None
             finally:
                 self.guard.leave()
             self.sinks.close()

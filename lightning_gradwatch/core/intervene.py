@@ -22,7 +22,8 @@ def intervene(
         is_scaled: Whether a loss scaler is at work, which skips such steps by itself.
 
     Returns:
-        Whether the step must be reported at once: its gradient is not finite, and that is to be raised.
+        Whether the step must be reported at once: its gradient is not finite, and that is to be raised, or has made the
+        host leave out the step.
     """
     window = instruments.window
     norms = window.norms[-1]
@@ -39,8 +40,9 @@ def intervene(
     if on_nonfinite == "skip" and not is_scaled:
         is_nonfinite = ~norms.isfinite().all()
         is_bad = is_nonfinite if is_bad is None else is_bad | is_nonfinite
+    is_urgent = on_nonfinite == "raise" and not is_scaled
     if is_bad is not None:
-        skipper.skip(is_bad, is_scaled)
+        is_urgent |= skipper.skip(is_bad, is_scaled) and on_nonfinite == "skip" and not is_scaled
         if instruments.updates is not None:
             instruments.updates.note_skip(is_bad)
-    return on_nonfinite == "raise" and not is_scaled and not bool(norms.isfinite().all())
+    return is_urgent and not bool(norms.isfinite().all())

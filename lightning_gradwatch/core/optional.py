@@ -28,6 +28,7 @@ Figure: TypeAlias = Literal[
     "evidence",
     "causes",
     "remedies",
+    "birth",
 ]
 _WORDS: dict[str, str] = {
     "batch": "whether the batch is finite",
@@ -46,6 +47,7 @@ _WORDS: dict[str, str] = {
     "evidence": "what tells the causes of alerts",
     "causes": "the causes of alerts",
     "remedies": "trials of remedies",
+    "birth": "where NaN is born",
 }
 
 

@@ -134,6 +134,7 @@ class Alert:
         prescription: What was tried on a copy of the model, as ``Prescription.as_dict`` has it; None where nothing was.
         attribution: Where on its way back the gradient is lost: ``layer``, ``lost`` (decades), ``shares`` by kind of
             operation, ``stages`` from the loss on. None where that was not measured.
+        birth: Where NaN or infinite values were born, as ``Birth.as_dict`` has it; None where that is not known.
         summary: What is wrong, in a sentence, for a place that shows kind, step, evidence and remedies by themselves;
             ``""`` in the logs of older versions.
     """
@@ -153,6 +154,7 @@ class Alert:
     prescription: Mapping[str, Any] | None = field(default=None, hash=False)
     summary: str = ""
     attribution: Mapping[str, Any] | None = field(default=None, hash=False)
+    birth: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __str__(self) -> str:
         """What, Why, Try, in lines; ``repr`` has every field, for debugging."""

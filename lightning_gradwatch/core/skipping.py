@@ -26,23 +26,28 @@ class Skipper:
         self._waiting: Tensor | None = None
         self._hook: RemovableHandle | None = None
 
-    def skip(self, is_bad: Tensor, is_scaled: bool) -> None:
+    def skip(self, is_bad: Tensor, is_scaled: bool) -> bool:
         """Keep the optimizer from its next step where that is bad.
 
         Args:
             is_bad: Whether it is, shape ``()``, bool.
             is_scaled: Whether a loss scaler takes the step. It sets the flag of fused optimizers itself, right before
                 the step, and must not take this for a gradient that is not finite: then it would lower its scale.
+
+        Returns:
+            Whether the host knows that the step is left out.
         """
         if not getattr(self._optimizer, "_step_supports_amp_scaling", False):
             if bool(is_bad):
                 self._access.drop_step()
+                return True
         elif is_scaled:
             self._waiting = is_bad
             self._hook = self._hook or self._optimizer.register_step_pre_hook(self._join)
         else:
             self._optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
             self._optimizer.grad_scale = None  # type: ignore[attr-defined]
+        return False
 
     def _join(self, optimizer: Optimizer, *_: object) -> None:
         """Add our word to that of the scaler, which is about to take the step."""

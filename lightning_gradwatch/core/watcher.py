@@ -258,7 +258,7 @@ class Watcher:
         """Call instead of :meth:`observe` to clip or skip and do nothing else, as after a failure that ended the watch.
 
         Returns:
-            Whether the gradient is not finite where that is to be raised.
+            Whether the gradient is not finite where that is to be raised, or the step left out.
 
         Raises:
             RuntimeError: If the norms of the whole are not known, on all ranks alike.
@@ -295,7 +295,7 @@ class Watcher:
         Clips or skips as there. Nothing is counted, and no policy remembers it: it is one step.
 
         Returns:
-            Whether the gradient is not finite where that is to be raised.
+            Whether the gradient is not finite where that is to be raised, or the step left out.
         """
         instruments = self._fitting.instruments
         if instruments is None or not instruments.intervenes:

@@ -35,9 +35,9 @@ ASK_S = 10.0
 """How long the beginning of a run waits for what a file at a URL holds already."""
 
 
-Event = Literal["opened", "escalated", "ended", "continued", "prescribed"]
+Event = Literal["opened", "escalated", "ended", "continued", "prescribed", "traced"]
 """What has become of an incident; ``continued`` repeats one that is still open at the head of a new file,
-``prescribed`` says what remedies did to a copy of the model."""
+``prescribed`` says what remedies did to a copy of the model, ``traced`` where NaN was born."""
 Entry = tuple[Event, str, int, str]
 
 

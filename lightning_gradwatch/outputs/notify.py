@@ -226,7 +226,7 @@ class Notifier:
             self._troubles.put(f"at least {lost} messages could not be sent in time")
 
     def _send(self, level: str, event: str, alert: Alert, *sentences: str) -> None:
-        what = "remedies tried" if event == "prescribed" else event
+        what = {"prescribed": "remedies tried", "traced": "found where it was born"}.get(event, event)
         title = f"GradWatch: {alert.kind} {what} in {self._run} (step {alert.step})"
         place = f"Run {self._run} on {socket.gethostname()}, step {alert.step}."
         self._put(level, title, "\n\n".join(filter(None, (*sentences, place, self._link(alert)))))

@@ -28,3 +28,4 @@ class AlertRecord(_CheckedAlert, total=False):
     prescription: object
     summary: object
     attribution: object
+    birth: object

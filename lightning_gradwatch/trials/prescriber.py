@@ -124,7 +124,7 @@ class Prescriber:
         from lightning_gradwatch.trials.state import undisturbed
 
         batch = self.batch
-        with undisturbed(model), _Alone() if num_ranks > 1 else nullcontext():  # type: ignore[no-untyped-call]
+        with undisturbed(model), Alone() if num_ranks > 1 else nullcontext():  # type: ignore[no-untyped-call]
             if self._first_values:
                 model, optimizer, batch = copy_of(model, optimizer, batch)
                 _set_back(model, optimizer, self._first_values)
@@ -144,7 +144,7 @@ class Prescriber:
         return with_figures(alert, prescription)
 
 
-class _Alone(TorchDispatchMode):
+class Alone(TorchDispatchMode):
     """Refuses collectives: the other ranks would not take part, and this one would wait for them."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
