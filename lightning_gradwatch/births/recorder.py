@@ -144,7 +144,7 @@ class Recorder(TorchDispatchMode):
             inputs.append(kept)
             ends = _ends(kept)
             if ends is not None and not _are_finite(ends):
-                parents.append(event or self._events.get(_place(tensor)) or _constant(kept))
+                parents.append(event or self._events.get(_place(tensor)) or _unknown(kept, where))
         scalars = [part for part in given if isinstance(part, (int, float)) and not isinstance(part, bool)]
         bad = ~out.detach().isfinite()
         what = explain(name, inputs, scalars, out, bool(parents))
@@ -187,12 +187,16 @@ def origin(event: Event) -> Event:
     return event
 
 
-def _constant(tensor: Tensor) -> Event:
-    """What nobody has computed in this step: a constant of the code, or a closed-over tensor."""
+def _unknown(tensor: Tensor, where: Where) -> Event:
+    """What came in here, and no operation of this step has made."""
     has_nan = bool(tensor.detach().isnan().any())
     bad = int((~tensor.detach().isfinite()).sum())
-    what = f"a constant holds {'NaN' if has_nan else 'infinite values'}"
-    return Event(-1, "forward", "", None, "", what, has_nan, bad, tensor.numel(), is_meant=not has_nan)
+    what = (
+        f"{'NaN' if has_nan else 'infinite values'} came in that no operation of this step has made: a constant of the "
+        "code, or a part of the batch that cannot be looked at"
+    )
+    stage, module, line = where.stage, where.module, where.line
+    return Event(-1, stage, module, line, "", what, has_nan, bad, tensor.numel(), is_meant=not has_nan)
 
 
 def _tensors(parts: object) -> Iterator[Tensor]:

@@ -28,7 +28,7 @@ class Birth:
         file: Your file, or that of a library which is neither torch nor Lightning; ``""`` if it is not known.
         line: Line in that file, from 1; of a backward operation the line of its forward one. 0 if it is not known.
         code: The text of that line.
-        operation: Name of the operation in torch, such as ``"div"``.
+        operation: Name of the operation in torch, such as ``"div"``; ``""`` where it came in from elsewhere.
         what: What happened there, in words.
         num_bad: Elements of its result that are not finite.
         num_elements: Elements of its result.

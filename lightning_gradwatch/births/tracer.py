@@ -101,6 +101,8 @@ def tracer_for(host: Host, model: nn.Module, on_nonfinite: str) -> Tracer | None
 def with_birth(alert: Alert, birth: Birth) -> Alert:
     """The alert with the place, which is a better reason than what was known without it."""
     said = str(birth)
+    if not birth.operation and birth.stage not in ("input", "weights"):  # where it came in, and not from where
+        said = f"{alert.evidence}; {said}"
     why, tells = _sentence(alert.evidence), _sentence(said)
     message = alert.message.replace(why, tells, 1) if why in alert.message else f"{alert.message} {tells}."
     return replace(alert, message=message, evidence=said, birth=birth.as_dict())

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.births.cases import BATCH, SIZE
 from lightning_gradwatch import GradientAlertError, GradWatch, watch
 from lightning_gradwatch.outputs import alerts_file
-from tests.births.births import BATCH, SIZE
 from tests.tasks import Classifier, quiet_trainer
 
 BAD = 30

@@ -11,25 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.births import cases as births
+from benchmarks.births.cases import CASES
 from lightning_gradwatch import find_birth
-from tests.births import births
-from tests.births.births import CASES, Case
 
 SOURCE = Path(births.__file__).read_text().splitlines()
-
-
-def options(case: Case, model: nn.Module, is_sick: bool) -> dict[str, Any]:
-    given = case.options(model)
-    if "optimizer" in given and not is_sick:
-        return births.adam(1e-8)(model)
-    return given if is_sick else {}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_found_where_it_is(name: str) -> None:
     case = CASES[name]
     model, batch, loss_fn = case.sick()
-    birth = find_birth(model, batch, loss_fn, **options(case, model, is_sick=True))
+    birth = find_birth(model, batch, loss_fn, **case.given(model, is_sick=True))
     assert birth is not None
     assert birth.stage == case.stage, birth
     assert case.what in str(birth), birth
@@ -38,14 +31,14 @@ def test_it_is_found_where_it_is(name: str) -> None:
     assert birth.is_compiled == case.is_compiled
     if case.module == "1" or name in ("loss_head", "recurrent") or name.startswith("checkpointed"):
         assert "born" in SOURCE[birth.line - 1] or "lambda" in birth.code, birth
-        assert birth.file == "births.py"
+        assert birth.file == "cases.py"
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_healthy_twin_has_none(name: str) -> None:
     case = CASES[name]
     model, batch, loss_fn = case.healthy()
-    assert find_birth(model, batch, loss_fn, **options(case, model, is_sick=False)) is None
+    assert find_birth(model, batch, loss_fn, **case.given(model, is_sick=False)) is None
 
 
 def test_what_matters_to_nobody_is_left_out() -> None:
@@ -56,7 +49,7 @@ def test_what_matters_to_nobody_is_left_out() -> None:
 def test_model_optimizer_and_random_numbers_are_as_before(name: str) -> None:
     case = CASES[name]
     model, batch, loss_fn = case.sick()
-    given = options(case, model, is_sick=True)
+    given = case.given(model, is_sick=True)
     weights, random = deepcopy(model.state_dict()), torch.get_rng_state()
     state = deepcopy(given["optimizer"].state_dict()) if "optimizer" in given else None
     find_birth(model, batch, loss_fn, **given)
@@ -118,6 +111,16 @@ def test_weights_that_are_bad_already_are_named() -> None:
     birth = find_birth(model, (births.inputs(), births.labels()), nn.CrossEntropyLoss())
     assert birth is not None
     assert (birth.stage, birth.module) == ("weights", "2.bias")
+
+
+def test_nan_from_elsewhere_is_shown_where_it_comes_in() -> None:
+    constant = torch.tensor(torch.nan)
+    model = births.net(lambda x: x + constant)
+    birth = find_birth(model, (births.inputs(), births.labels()), nn.CrossEntropyLoss())
+    assert birth is not None
+    assert (birth.stage, birth.module, birth.operation) == ("forward", "1", "")
+    assert "no operation of this step has made" in birth.what
+    assert "constant" in birth.code
 
 
 def test_it_is_refused_before_memory_or_time_run_out() -> None:

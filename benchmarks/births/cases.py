@@ -43,6 +43,11 @@ class Case:
     is_compiled: bool = False
     options: Callable[[nn.Module], dict[str, Any]] = field(default=lambda _: {})
 
+    def given(self, model: nn.Module, is_sick: bool) -> dict[str, Any]:
+        """The further arguments; those of a twin without any are none."""
+        given = self.options(model)
+        return given if is_sick else {"optimizer": torch.optim.Adam(model.parameters())} if "optimizer" in given else {}
+
 
 def of(function: Function, batch: Any = None, loss_fn: Any = None) -> Callable[[], tuple[Any, ...]]:
     def made() -> tuple[Any, ...]:
@@ -112,12 +117,12 @@ class Custom(torch.autograd.Function):
     """A backward pass of the user's own."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, divisor: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, divisor: float) -> Tensor:
         ctx.divisor = torch.tensor(divisor)
         return x * 1
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         return grad / ctx.divisor, None  # born
 
 
