@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -29,7 +30,8 @@ class Event:
     """An operation whose result is not finite, or something that was so from the beginning.
 
     Attributes:
-        number: Of all operations, in the order in which they ran; -1 for what was there before.
+        number: Of all operations, in the order in which they ran; -1 for what was there before, and the largest of all
+            for buffers.
         stage: Part of the step.
         module: Path of the module.
         line: Line of the user's code.
@@ -86,8 +88,15 @@ class Recorder(TorchDispatchMode):
         self._events: dict[int, Event] = {}
         self._number = 0
 
-    def begin_with(self, name: str, stage: Stage, tensor: Tensor) -> None:
-        """Remember something that is there before the step: an input, a parameter, a buffer."""
+    def begin_with(self, name: str, stage: Stage, tensor: Tensor, is_last: bool = False) -> None:
+        """Remember something that is there before the step: an input, a parameter, a buffer.
+
+        Args:
+            name: Its name.
+            stage: Part of the step.
+            tensor: What it holds.
+            is_last: Whether it is blamed only where nothing else can be: the step itself may have spoilt a buffer.
+        """
         if (ends := _ends(tensor)) is None or _are_finite(ends):
             return
         bad = ~tensor.detach().isfinite()
@@ -95,8 +104,9 @@ class Recorder(TorchDispatchMode):
         what = f"{'NaN' if has_nan else 'infinite values'} in {int(bad.sum())} of {tensor.numel()} elements"
         # masks hold minus infinity, and mean it
         is_meant = not has_nan and (stage == "weights" or ends[1] < math.inf)
+        number, num_bad, rows = sys.maxsize if is_last else -1, int(bad.sum()), self._rows(bad)
         self._events[_place(tensor)] = Event(
-            -1, stage, name, None, "", what, has_nan, int(bad.sum()), tensor.numel(), self._rows(bad), [], is_meant
+            number, stage, name, None, "", what, has_nan, num_bad, tensor.numel(), rows, [], is_meant
         )
 
     def event_of(self, tensor: Tensor) -> Event | None:
@@ -178,9 +188,11 @@ def origin(event: Event) -> Event:
     seen: set[int] = set()
     while event.parents and id(event) not in seen:
         seen.add(id(event))
-        parents = [parent for parent in event.parents if parent.has_nan] if event.has_nan else event.parents
+        # a buffer is blamed where nothing else can be
+        known = [parent for parent in event.parents if parent.number < sys.maxsize] or event.parents
+        parents = [parent for parent in known if parent.has_nan] if event.has_nan else known
         if not parents:  # NaN, out of infinities
-            parents = [parent for parent in event.parents if not origin(parent).is_meant]
+            parents = [parent for parent in known if not origin(parent).is_meant]
             if not parents:
                 return event
         event = min(parents, key=lambda parent: parent.number)

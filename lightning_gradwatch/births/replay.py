@@ -137,8 +137,10 @@ class _Step:
         recorder = Recorder(tracker.where, num_samples, deadline)
         for name, tensor in tensors:
             recorder.begin_with(name, "input", tensor)
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        for name, tensor in model.named_parameters():
             recorder.begin_with(name, "weights", tensor)
+        for name, tensor in model.named_buffers():
+            recorder.begin_with(name, "weights", tensor, is_last=True)
         if is_lightning(model) and not getattr(model, "automatic_optimization", True):
             return by_hand(model, self._batch, recorder, tracker, self._autocast)
         with recorder:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_gradwatch.births.records import Birth
 from lightning_gradwatch.core.batch import Inputs
 from lightning_gradwatch.core.engines import is_piece
-from lightning_gradwatch.core.records import Alert
+from lightning_gradwatch.core.records import Alert, to_try
 from lightning_gradwatch.core.shards import is_spread
 from lightning_gradwatch.host import Host
 from lightning_gradwatch.trials.loss import is_lightning
@@ -103,9 +103,13 @@ def with_birth(alert: Alert, birth: Birth) -> Alert:
     said = str(birth)
     if not birth.operation and birth.stage not in ("input", "weights"):  # where it came in, and not from where
         said = f"{alert.evidence}; {said}"
+    # who knows the operation needs no tool that names one
+    remedies = tuple(one for one in alert.remedies if "set_detect_anomaly" not in one) or alert.remedies
+    message = alert.message.removesuffix(to_try(alert.remedies))
     why, tells = _sentence(alert.evidence), _sentence(said)
-    message = alert.message.replace(why, tells, 1) if why in alert.message else f"{alert.message} {tells}."
-    return replace(alert, message=message, evidence=said, birth=birth.as_dict())
+    message = message.replace(why, tells, 1) if why in message else f"{message} {tells}."
+    message += to_try(remedies) if remedies else ""
+    return replace(alert, message=message, evidence=said, remedies=remedies, birth=birth.as_dict())
 
 
 def _sentence(words: str) -> str:

@@ -62,6 +62,8 @@ def check(alert: Any) -> None:
     assert alert.birth["samples"] == [2]
     assert "the logarithm of 0 in 1 of 8 elements" in alert.evidence
     assert alert.evidence[1:] in alert.message
+    assert "set_detect_anomaly" not in alert.message
+    assert alert.remedies
 
 
 def test_skipped_steps_are_traced_at_once_wherever_they_come(tmp_path: Path) -> None:

@@ -113,6 +113,16 @@ def test_weights_that_are_bad_already_are_named() -> None:
     assert (birth.stage, birth.module) == ("weights", "2.bias")
 
 
+def test_running_statistics_that_the_step_has_spoilt_are_not_blamed() -> None:
+    model = nn.Sequential(births.Layer(births.log_zero), nn.BatchNorm1d(births.SIZE), nn.Linear(births.SIZE, 3))
+    batch = (births.inputs(), births.labels())
+    model(batch[0])  # the step itself, which leaves NaN in them
+    assert not bool(model[1].running_mean.isfinite().any())  # type: ignore[union-attr, operator]
+    birth = find_birth(model, batch, nn.CrossEntropyLoss())
+    assert birth is not None
+    assert (birth.stage, birth.module) == ("forward", "0")
+
+
 def test_nan_from_elsewhere_is_shown_where_it_comes_in() -> None:
     constant = torch.tensor(torch.nan)
     model = births.net(lambda x: x + constant)
