@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_gradwatch.births.recorder import Event, Recorder, origin
+from lightning_gradwatch.births.recorder import Event, Recorder
 from lightning_gradwatch.births.tracking import Tracker
 from lightning_gradwatch.trials.loss import arguments_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 class _FoundError(Exception):
@@ -62,9 +59,8 @@ def by_hand(
         tracker.begin("backward")
         loss.backward(*args, **kwargs)
         tracker.begin("loss")
-        found = list(_bad_gradients(recorder, model))
-        if found:
-            raise _FoundError(min(found, key=lambda event: origin(event).number))
+        if (event := recorder.first_gradient(model.parameters())) is not None:
+            raise _FoundError(event)
 
     made: Any = model.configure_optimizers()  # type: ignore[operator]
     optimizers = [_Idle(each) for each in _flat(made)]
@@ -84,13 +80,6 @@ def by_hand(
     except _FoundError as found:
         return found.event
     return None
-
-
-def _bad_gradients(recorder: Recorder, model: nn.Module) -> Iterator[Event]:
-    for parameter in model.parameters():
-        event = None if parameter.grad is None else recorder.event_of(parameter.grad)
-        if event is not None:
-            yield event
 
 
 def _flat(made: Any) -> list[Any]:

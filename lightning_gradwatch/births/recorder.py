@@ -114,6 +114,12 @@ class Recorder(TorchDispatchMode):
         ends = _ends(tensor)
         return None if ends is None or _are_finite(ends) else self._events.get(_place(tensor))
 
+    def first_gradient(self, parameters: Iterable[Tensor]) -> Event | None:
+        """Of the gradients that are not finite, that whose trouble began first; None if all are finite."""
+        grads = (p.grad for p in parameters if p.grad is not None)
+        found = [event for event in map(self.event_of, grads) if event is not None]
+        return min(found, key=lambda event: origin(event).number, default=None)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.split("::")[-1]

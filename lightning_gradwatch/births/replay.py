@@ -152,7 +152,7 @@ class _Step:
             tracker.begin("backward")
             scaled = loss * self._loss_scale if self._loss_scale != 1 else loss
             scaled.backward()
-        return first_gradient(recorder, model.parameters()) or self._stepped(recorder, tracker)
+        return recorder.first_gradient(model.parameters()) or self._stepped(recorder, tracker)
 
     def _loss(self) -> Tensor:
         given = (self._model, self._batch, self._loss_fn)
@@ -188,13 +188,6 @@ class _Step:
                 found.module = name
                 return found
         return None
-
-
-def first_gradient(recorder: Recorder, parameters: Iterator[nn.Parameter]) -> Event | None:
-    """Of the gradients that are not finite, that whose trouble began first."""
-    grads = (p.grad for p in parameters if p.grad is not None)
-    found = [event for event in map(recorder.event_of, grads) if event is not None]
-    return min(found, key=lambda event: origin(event).number, default=None)
 
 
 def _room(model: nn.Module, device: torch.device, max_memory: float | None) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,6 @@ from lightning_gradwatch.trials.loss import is_lightning
 
 MAX_BATCHES = 8
 """Batches of a step that are kept until its end, the first ones."""
-MAX_SECONDS = 60.0
 
 
 class Tracer:
@@ -61,10 +60,11 @@ class Tracer:
         """Replay the batches of the step; the alert with the place, None if none was found."""
         if any(is_spread(parameter) or is_piece(parameter) for parameter in self._model.parameters()):
             return None
-        from lightning_gradwatch.births.replay import find_birth
+        from lightning_gradwatch.births.replay import MAX_SECONDS, find_birth
+        from lightning_gradwatch.trials.prescriber import Alone
 
         host, scale = self._host, self._host.loss_scale()
-        with _alone(host.num_ranks() > 1):
+        with Alone() if host.num_ranks() > 1 else nullcontext():  # type: ignore[no-untyped-call]
             for batch, state in self._batches:
                 birth = find_birth(
                     self._model,
@@ -78,18 +78,6 @@ class Tracer:
                 if birth is not None:
                     return with_birth(alert, birth)
         return None
-
-
-@contextmanager
-def _alone(has_others: bool) -> Iterator[None]:
-    """Refuse collectives where other ranks would not take part."""
-    if not has_others:
-        yield
-        return
-    from lightning_gradwatch.trials.prescriber import Alone
-
-    with Alone():  # type: ignore[no-untyped-call]
-        yield
 
 
 def tracer_for(host: Host, model: nn.Module, on_nonfinite: str) -> Tracer | None:
