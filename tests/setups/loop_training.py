@@ -78,4 +78,3 @@ def run() -> None:
         clipped = train(kind, directory / f"{kind}-clipped", auto_clip=1e-3)
         told[kind] = {"plain": plain, "clipped": clipped["probe"]}
     tell(told)
-    distributed.destroy_process_group()

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch import distributed
+
 from tests.servers import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -39,8 +41,13 @@ def run_ranks(script: str, directory: Path, num_ranks: int = 2, timeout_s: int =
 
 
 def tell(what: Any) -> None:
-    """Call in the script: leave something that JSON can hold to the process that started the ranks."""
+    """Call last in the script: leave something that JSON can hold to the process that started the ranks.
+
+    It ends the process group, too. Its threads may abort a process that ends while they are at work.
+    """
     _told(Path(sys.argv[1]), int(os.environ["RANK"])).write_text(json.dumps(what))
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _told(directory: Path, rank: int) -> Path:

@@ -373,4 +373,3 @@ def run(script: Callable[[Path], Any]) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     tell(script(Path(sys.argv[1])))
-    torch.distributed.destroy_process_group()  # a process that ends with its threads at work may be aborted
