@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
@@ -20,8 +19,8 @@ from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core.batch import members_of
 from lightning_gradwatch.trials.copying import copy_of, unwrapped
 from lightning_gradwatch.trials.loss import is_lightning, loss_of, on_device
-from lightning_gradwatch.trials.memory import SHARE, free_bytes, limited, size
-from lightning_gradwatch.trials.state import undisturbed
+from lightning_gradwatch.trials.memory import computed_within, room_beside, size
+from lightning_gradwatch.trials.state import RandomStates, set_random_states, undisturbed
 
 MAX_SECONDS = 60.0
 _MAX_PARTS = 512
@@ -35,7 +34,7 @@ def find_birth(
     optimizer: Optimizer | None = None,
     precision: torch.dtype | None = None,
     loss_scale: float = 1.0,
-    random_state: Tensor | None = None,
+    random_state: Tensor | RandomStates | None = None,
     max_seconds: float = MAX_SECONDS,
     max_memory: float | None = None,
 ) -> Birth | None:
@@ -55,7 +54,8 @@ def find_birth(
         optimizer: The run's own; None to leave out its step.
         precision: Dtype of mixed precision; None for that of the model.
         loss_scale: What the loss is multiplied by, as a loss scaler does.
-        random_state: Of torch's generator on the CPU at the beginning of the step; None for the present one.
+        random_state: Of torch's generator on the CPU at the beginning of the step, or those of several devices by their
+            names; None for the present ones.
         max_seconds: What it may take.
         max_memory: Bytes that it may take; None for nine tenths of what is free on the model's device.
 
@@ -74,12 +74,13 @@ def find_birth(
         raise refuse("max_seconds", "a number above 0", max_seconds, "leave it out for a minute")
     model = unwrapped(model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    room = _room(model, device, max_memory)
+    need = 3 * size(model.parameters()) + size(model.buffers())  # beside it a copy and its gradients
+    room = room_beside(need, device, max_memory, "a copy of the model")
     compiled = _compiled(model)
     with undisturbed(model):
         copied, of_copy, loss_fn, batch = copy_of(model, optimizer, loss_fn, batch)
         if random_state is not None:
-            torch.set_rng_state(random_state)
+            set_random_states(random_state if isinstance(random_state, Mapping) else {"cpu": random_state})
         step = _Step(copied, of_copy, loss_fn, on_device(batch, device), precision, loss_scale, room)
         try:
             event = step.run(perf_counter() + max_seconds)
@@ -145,7 +146,9 @@ class _Step:
             return by_hand(model, self._batch, recorder, tracker, self._autocast)
         with recorder:
             with self._autocast():
-                loss = self._loss()
+                loss = computed_within(
+                    self._room, model.parameters(), lambda: loss_of(model, self._batch, self._loss_fn)
+                )
             event = recorder.event_of(loss)
             if event is not None:
                 return event
@@ -153,18 +156,6 @@ class _Step:
             scaled = loss * self._loss_scale if self._loss_scale != 1 else loss
             scaled.backward()
         return recorder.first_gradient(model.parameters()) or self._stepped(recorder, tracker)
-
-    def _loss(self) -> Tensor:
-        given = (self._model, self._batch, self._loss_fn)
-        if math.isinf(self._room):
-            return loss_of(*given)
-        try:
-            with limited(self._room, self._model.parameters()):
-                return loss_of(*given)
-        except RuntimeError as failure:
-            if "saved tensor hooks" not in str(failure):
-                raise
-        return loss_of(*given)  # inside torch.func nothing can be counted
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._precision is None else torch.autocast(self._device.type, self._precision)
@@ -188,22 +179,6 @@ class _Step:
                 found.module = name
                 return found
         return None
-
-
-def _room(model: nn.Module, device: torch.device, max_memory: float | None) -> float:
-    """Bytes left for activations beside a copy and its gradients.
-
-    Raises:
-        RuntimeError: If there is no room for these.
-    """
-    total = SHARE * free_bytes(device) if max_memory is None else float(max_memory)
-    need = 3 * size(model.parameters()) + size(model.buffers())
-    if need >= total:
-        raise RuntimeError(
-            f"GradWatch: a copy of the model takes {need / 2**20:.0f} MiB, and the replay may take "
-            f"{total / 2**20:.0f} MiB. To cure it: free memory, or give another `max_memory`."
-        )
-    return total - need
 
 
 def _compiled(model: nn.Module) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -78,3 +78,41 @@ def limited(limit: float, parameters: Iterable[Tensor]) -> Iterator[None]:
 
     with saved_tensors_hooks(count, lambda tensor: tensor):
         yield
+
+
+def computed_within(limit: float, parameters: Iterable[Tensor], compute: Callable[[], Tensor]) -> Tensor:
+    """A loss whose forward pass may keep so many bytes; inside ``torch.func`` nothing can be counted.
+
+    Raises:
+        TooLargeError: If it keeps more.
+    """
+    if math.isinf(limit):
+        return compute()
+    try:
+        with limited(limit, parameters):
+            return compute()
+    except RuntimeError as failure:
+        if "saved tensor hooks" not in str(failure):
+            raise
+    return compute()
+
+
+def room_beside(need: float, device: torch.device, max_memory: float | None, what: str) -> float:
+    """Bytes that are left for activations beside what is needed anyway.
+
+    Args:
+        need: Bytes of that.
+        device: Where.
+        max_memory: Bytes that everything may take; None for nine tenths of what is free.
+        what: What needs them, in words.
+
+    Raises:
+        RuntimeError: If nothing is left.
+    """
+    total = SHARE * free_bytes(device) if max_memory is None else float(max_memory)
+    if need >= total:
+        raise RuntimeError(
+            f"GradWatch: {what} needs {need / 2**20:.0f} MiB, and may take {total / 2**20:.0f} MiB. To cure it: free "
+            "memory, or give another `max_memory`."
+        )
+    return total - need

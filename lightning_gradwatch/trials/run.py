@@ -16,7 +16,7 @@ from lightning_gradwatch.core.clip import make_policies
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.core.watcher import Watcher
-from lightning_gradwatch.trials.memory import limited
+from lightning_gradwatch.trials.memory import computed_within
 from lightning_gradwatch.trials.model import TrialModel
 from lightning_gradwatch.trials.seen import NUM_SAMPLES, Seen
 from lightning_gradwatch.trials.state import seed_everything
@@ -115,17 +115,9 @@ class TrialRun:
     def _loss(self, batch: Any) -> Tensor:
         model, loss = self.trial_model.model, self.trial_model.loss
         assert loss is not None
+        room = math.inf if self._num_steps else self._room  # all steps take the same
         with self._precision():
-            if self._num_steps or math.isinf(self._room):
-                return loss(model, batch)
-            try:
-                with limited(self._room, model.parameters()):
-                    return loss(model, batch)
-            except RuntimeError as failure:
-                if "saved tensor hooks" not in str(failure):
-                    raise
-            self._room = math.inf  # inside torch.func nothing can be counted
-            return loss(model, batch)
+            return computed_within(room, model.parameters(), lambda: loss(model, batch))
 
     def _precision(self) -> AbstractContextManager[Any]:
         dtype = self.trial_model.autocast

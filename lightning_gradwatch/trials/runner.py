@@ -18,7 +18,7 @@ from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.trials import optimizers
 from lightning_gradwatch.trials.copying import copy_of
 from lightning_gradwatch.trials.loss import is_lightning, loss_of, on_device
-from lightning_gradwatch.trials.memory import SHARE, free_bytes, size
+from lightning_gradwatch.trials.memory import room_beside, size
 from lightning_gradwatch.trials.model import Remedy, TrialModel
 from lightning_gradwatch.trials.run import TrialRun
 from lightning_gradwatch.trials.state import seed_everything
@@ -94,19 +94,12 @@ class TrialRunner:
 
     def _leave_room(self) -> float:
         """Bytes that are left for activations beside a copy, its gradients and its optimizer's state."""
-        limit = self._conditions.max_memory
-        total = SHARE * free_bytes(self._device) if limit is None else float(limit)
         trainable = size(p for p in self._model.parameters() if p.requires_grad)
         state = 2 * trainable
         if self._is_given:
             state = size(t for entry in self._optimizer.state.values() for t in entry.values() if isinstance(t, Tensor))
         need = self.num_bytes + size(self._model.buffers()) + trainable + state
-        if need >= total:
-            raise RuntimeError(
-                f"GradWatch: a copy of the model in training needs {need / 2**20:.0f} MiB, and a trial may take "
-                f"{total / 2**20:.0f} MiB. To cure it: free memory, or give another `max_memory`."
-            )
-        return total - need
+        return room_beside(need, self._device, self._conditions.max_memory, "a copy of the model in training")
 
     def admit(self, remedies: Sequence[Remedy], schedule: Schedule | None = None) -> TrialRun:
         """A copy of the model, treated and ready to be trained."""

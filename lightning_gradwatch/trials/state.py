@@ -5,12 +5,32 @@ from __future__ import annotations
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+RandomStates: TypeAlias = Mapping[str, Tensor]
+"""States of torch's generators, by the names of their devices."""
+
+
+def random_states(device: torch.device) -> RandomStates:
+    """Those from which a training step draws on the CPU and on a device."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type in ("cuda", "xpu"):
+        states[str(device)] = getattr(torch, device.type).get_rng_state(device)
+    return states
+
+
+def set_random_states(states: RandomStates) -> None:
+    """Draw again from there."""
+    for name, state in states.items():
+        if name == "cpu":
+            torch.set_rng_state(state)
+        else:
+            getattr(torch, torch.device(name).type).set_rng_state(state, torch.device(name))
 
 
 def seed_everything(seed: int) -> None:

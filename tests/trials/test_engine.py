@@ -346,7 +346,7 @@ def test_no_steps_mean_a_single_backward_pass() -> None:
         (small_net, {"optimizer": torch.optim.LBFGS}, "`optimizer` must be an optimizer that steps with one gradient"),
         (lambda: "a net", {}, "`model` must be a torch module"),
         (lambda: nn.Sequential(nn.LazyLinear(10)), {}, "lazy layers"),
-        (small_net, {"max_memory": 1000}, "a trial may take 0 MiB"),
+        (small_net, {"max_memory": 1000}, "and may take 0 MiB"),
         (small_net, {"max_memory": 700_000, "batch": [p.repeat(64, *[1] * (p.ndim - 1)) for p in BATCH]}, "needs more"),
         (lambda: nn.Linear(5, 5), {}, "the untreated model fails on a copy: .*shapes"),
     ],
