@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -205,6 +205,32 @@ def frozen_out(x: Tensor) -> Tensor:
     return x * 0
 
 
+def under_autocast(scale: float) -> Callable[[], tuple[Any, ...]]:
+    """A linear layer whose outputs leave the range of half precision where they are large."""
+
+    def made() -> tuple[Any, ...]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(SIZE, SIZE), nn.Linear(SIZE, SIZE), nn.Linear(SIZE, 3))
+        nn.init.constant_(cast(Tensor, model[1].weight), scale)
+        return model, (inputs().abs() * 100, labels()), nn.CrossEntropyLoss()
+
+    return made
+
+
+def after_a_slip(rate: float) -> Callable[[], tuple[Any, ...]]:
+    """Weights after a step at a rate that has slipped, still finite."""
+
+    def made() -> tuple[Any, ...]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(SIZE, SIZE), Layer(torch.relu), nn.Linear(SIZE, 3))
+        optimizer, loss_fn = torch.optim.Adam(model.parameters(), lr=rate), nn.CrossEntropyLoss()
+        loss_fn(model(inputs()), labels()).backward()
+        optimizer.step()
+        return model, (inputs(), labels()), loss_fn
+
+    return made
+
+
 CASES: dict[str, Case] = {
     "log_of_zero": Case(of(log_zero), of(log_safe), "forward", "the logarithm of 0"),
     "root_of_squares": Case(of(root_of_squares), of(root_safe), "backward", "derivative of sqrt, a division by 0"),
@@ -257,6 +283,13 @@ CASES: dict[str, Case] = {
         lambda: checkpointed(bad_branch), lambda: checkpointed(good_branch), "backward", "of log", "inner.1"
     ),
     "compiled": Case(lambda: compiled(log_zero), lambda: compiled(log_safe), "forward", "0", "1", is_compiled=True),
+    "autocast": Case(
+        under_autocast(1e4), under_autocast(0.1), "forward", "exceeds the largest number of float16",
+        samples=(0, 1, 2, 4, 5, 6, 7), options=lambda _: {"precision": torch.float16},
+    ),
+    "slip_of_rate": Case(
+        after_a_slip(1e20), after_a_slip(1e-3), "forward", "exceeds the largest number", "2", (0, 1, 2, 3, 5, 6)
+    ),
     "mean_of_nothing": Case(
         of(lambda x: mean_of_nothing(x, 1e9)), of(lambda x: mean_of_nothing(x, -1e9)), "forward", "a mean over nothing"
     ),

@@ -14,6 +14,7 @@ _EXPS = ("exp", "exp_", "exp2", "expm1", "cosh", "sinh")
 _SOFTMAXES = ("_softmax", "_log_softmax", "_safe_softmax")
 _ARCS = ("acos", "asin", "atanh", "acosh", "erfinv")
 _CASTS = ("_to_copy", "to", "copy_")
+_SUMS = ("addmm", "mm", "bmm", "baddbmm", "addmv", "mv", "dot", "convolution", "linear")
 _DIVISIONS = ("div", "div_", "true_divide", "addcdiv", "addcdiv_", "fmod", "remainder")
 
 
@@ -32,7 +33,7 @@ def explain(name: str, inputs: Sequence[Tensor], scalars: Sequence[float], out: 
     num_bad = int((~out.detach().isfinite()).sum())
     count = f"in {num_bad:,} of {out.numel():,} element{'s' if out.numel() != 1 else ''}"
     said = next((say(numbers, scalars, out) for names, say in _SAYINGS if name in names), "")
-    said = said or _in_general(name.strip("_"), out)
+    said = said or _in_general(name.strip("_"), out, came_in)
     return f"{said} {count}{_range(floats, came_in)}"
 
 
@@ -110,8 +111,9 @@ def _cast(floats: Sequence[Tensor], _: Sequence[float], out: Tensor) -> str:
     )
 
 
-def _in_general(name: str, out: Tensor) -> str:
-    if bool(out.isnan().any()):
+def _in_general(name: str, out: Tensor, came_in: bool) -> str:
+    is_overflow = name in _SUMS and not came_in  # of both signs, which makes NaN
+    if bool(out.isnan().any()) and not is_overflow:
         return f"NaN by {name}"
     return f"{name} exceeds the largest number of {_plain(out.dtype)}, {_largest(out.dtype)},"
 
