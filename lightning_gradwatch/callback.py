@@ -63,8 +63,10 @@ class GradWatch(Showing, Callback):  # type: ignore[misc]  # mypy compares the t
             by the first that wants it). None for no clipping.
         compose_clipping: Whether ``auto_clip`` may work before the Trainer's own ``gradient_clip_val``.
         on_nonfinite: What to do with a step whose gradient is NaN or infinite, where no loss scaler skips it anyway:
-            ``"keep"``, ``"skip"`` (weights and optimizer state stay as they are; but for fused optimizers the host then
-            reads one number per step) or ``"raise"``, a :class:`GradientAlertError` (the same price).
+            ``"keep"``; ``"trace"`` (the step is taken, but before that the alert says where the NaN was born; the host
+            reads one number per step for it); ``"skip"`` (weights and optimizer state stay as they are; the same price
+            but for fused optimizers, and the alert says where) or ``"raise"``, a :class:`GradientAlertError` that says
+            where.
         on_spike: What to do with a step whose gradient norm or loss stands out of the last 128, more than six robust
             standard deviations above their median: ``"keep"``, or ``"skip"`` (as for ``on_nonfinite``, at the same
             price). With several ranks that each have batches of their own, by the norm alone.
@@ -125,7 +127,7 @@ class GradWatch(Showing, Callback):  # type: ignore[misc]  # mypy compares the t
         layer_cards: int | None = 8,
         auto_clip: AutoClip = None,
         compose_clipping: bool = False,
-        on_nonfinite: Literal["keep", "skip", "raise"] = "keep",
+        on_nonfinite: Literal["keep", "trace", "skip", "raise"] = "keep",
         on_spike: Literal["keep", "skip"] = "keep",
         vanishing_threshold: float = 0.5,
         notify: Sequence[Address] | Address | None = None,

@@ -73,7 +73,7 @@ class Config:
     def intervenes(self) -> bool:
         """Whether gradients are clipped, or steps skipped or refused."""
         settings = self.settings
-        return bool(settings.policies) or settings.on_nonfinite != "keep" or settings.on_spike != "keep"
+        return bool(settings.policies) or settings.on_nonfinite in ("skip", "raise") or settings.on_spike != "keep"
 
     @property
     def acts(self) -> bool:
@@ -216,8 +216,10 @@ def configure(
     if max_overhead is not None:
         require_fraction("max_overhead", max_overhead, "0.01 is 1 % of the time of a step; None is no budget")
     # what to do with a step: it must be a whole one
-    if on_nonfinite not in ("keep", "skip", "raise"):
-        raise refuse("on_nonfinite", '"keep", "skip" or "raise"', on_nonfinite, "leave it out to keep the step")
+    if on_nonfinite not in ("keep", "trace", "skip", "raise"):
+        raise refuse(
+            "on_nonfinite", '"keep", "trace", "skip" or "raise"', on_nonfinite, "leave it out to keep the step"
+        )
     if on_spike not in ("keep", "skip"):
         raise refuse("on_spike", '"keep" or "skip"', on_spike, "leave it out to keep the step")
     if sample_at == "backward" and (auto_clip or on_nonfinite != "keep" or on_spike != "keep"):

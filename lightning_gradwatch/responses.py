@@ -21,6 +21,14 @@ from lightning_gradwatch.trials.prescriber import Prescriber
 from lightning_gradwatch.watches import Watches
 
 _LOG = logging.getLogger("lightning_gradwatch")
+_UNTRACED = (
+    'GradWatch: on_nonfinite="trace" computes a step again, and the loss of this model is not known. To cure it: '
+    "pass `loss_fn=`, and call `before_forward(batch)`."
+)
+_ELSEWHERE = (
+    "GradWatch: replayed on this rank, the step is finite. The batch of another rank carries the NaN, and the log of "
+    "that rank says where it was born."
+)
 
 
 class Responses:
@@ -46,6 +54,8 @@ class Responses:
         self.actions = Actions(config.on_alert, config.settings.schedule, host) if config.acts else None
         self.prescriber: Prescriber | None = None
         self.tracer = tracer_for(host, model, config.settings.on_nonfinite)
+        if config.settings.on_nonfinite == "trace" and self.tracer is None:
+            host.warn(_UNTRACED)
 
     def note(self, opened: Iterable[Alert]) -> None:
         """Remember alerts that have opened, or risen from a notice."""
@@ -109,14 +119,17 @@ class Responses:
             return None
         try:
             traced = self.tracer.trace(alert)
-            if traced is None:
+            if traced is None or traced.birth is None:
+                if self._host.num_ranks() > 1:
+                    self._host.inform(_ELSEWHERE)
                 return None
+            text = traced.birth["text"]
             traced = self._alert_log.amend(traced)
             sinks.tell("traced", traced)
             sinks.write_alerts(self._host.loggers(), self._alert_log.alerts, self._alert_log.num_alerts)
-            self._host.warn(f"GradWatch: the NaN or infinite values of step {alert.step} were {traced.evidence}.")
+            self._host.warn(f"GradWatch: the NaN or infinite values of step {alert.step} were {text}.")
             if not self._host.is_global_zero():
-                _LOG.warning("GradWatch, on this rank: %s", traced.evidence)
+                _LOG.warning("GradWatch, on this rank: %s", text)
         except Exception as failure:
             if is_the_users(failure):
                 raise

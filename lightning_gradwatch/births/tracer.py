@@ -8,15 +8,18 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_gradwatch.births.records import Birth
+from lightning_gradwatch.births.remedies import remedy_for
+from lightning_gradwatch.core.alerts.nonfinite import IF_UNKNOWN
 from lightning_gradwatch.core.batch import Inputs
 from lightning_gradwatch.core.engines import is_piece
 from lightning_gradwatch.core.records import Alert, to_try
 from lightning_gradwatch.core.shards import is_spread
 from lightning_gradwatch.host import Host
 from lightning_gradwatch.trials.loss import is_lightning
+from lightning_gradwatch.trials.state import RandomStates, random_states
 
 MAX_BATCHES = 8
 """Batches of a step that are kept until its end, the first ones."""
@@ -32,7 +35,8 @@ class Tracer:
 
     def __init__(self, host: Host, model: nn.Module) -> None:
         self._host, self._model = host, model
-        self._batches: list[tuple[Any, Tensor]] = []
+        self._batches: list[tuple[Any, RandomStates]] = []
+        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._alert: Alert | None = None
 
     def begin_batch(self, batch: object, is_first: bool) -> None:
@@ -45,7 +49,7 @@ class Tracer:
         if is_first:
             self._batches.clear()
         if len(self._batches) < MAX_BATCHES and not isinstance(batch, Inputs):
-            self._batches.append((batch, torch.get_rng_state()))
+            self._batches.append((batch, random_states(self._device)))
 
     def note(self, opened: Iterable[Alert]) -> None:
         """Remember an alert that asks for it."""
@@ -57,9 +61,13 @@ class Tracer:
         return alert
 
     def trace(self, alert: Alert) -> Alert | None:
-        """Replay the batches of the step; the alert with the place, None if none was found."""
+        """Replay the batches of the step; the alert with the place, None if none was found.
+
+        Raises:
+            RuntimeError: If that cannot be done.
+        """
         if any(is_spread(parameter) or is_piece(parameter) for parameter in self._model.parameters()):
-            return None
+            raise RuntimeError("this rank holds only a part of the model")
         from lightning_gradwatch.births.replay import MAX_SECONDS, find_birth
         from lightning_gradwatch.trials.prescriber import Alone
 
@@ -91,8 +99,10 @@ def with_birth(alert: Alert, birth: Birth) -> Alert:
     said = str(birth)
     if not birth.operation and birth.stage not in ("input", "weights"):  # where it came in, and not from where
         said = f"{alert.evidence}; {said}"
-    # who knows the operation needs no tool that names one
-    remedies = tuple(one for one in alert.remedies if "set_detect_anomaly" not in one) or alert.remedies
+    # who knows the operation needs neither a tool that names one nor a choice of several
+    remedy = remedy_for(birth.as_dict())
+    others = [one for one in alert.remedies if one not in IF_UNKNOWN]
+    remedies = tuple(([remedy] if remedy else []) + others) or alert.remedies
     message = alert.message.removesuffix(to_try(alert.remedies))
     why, tells = _sentence(alert.evidence), _sentence(said)
     message = message.replace(why, tells, 1) if why in message else f"{message} {tells}."

@@ -22,8 +22,8 @@ def intervene(
         is_scaled: Whether a loss scaler is at work, which skips such steps by itself.
 
     Returns:
-        Whether the step must be reported at once: its gradient is not finite, and that is to be raised, or has made the
-        host leave out the step.
+        Whether the step must be reported at once: its gradient is not finite, and that is to be raised or traced, or
+        has made the host leave out the step.
     """
     window = instruments.window
     norms = window.norms[-1]
@@ -40,7 +40,7 @@ def intervene(
     if on_nonfinite == "skip" and not is_scaled:
         is_nonfinite = ~norms.isfinite().all()
         is_bad = is_nonfinite if is_bad is None else is_bad | is_nonfinite
-    is_urgent = on_nonfinite == "raise" and not is_scaled
+    is_urgent = on_nonfinite in ("raise", "trace") and not is_scaled
     if is_bad is not None:
         is_urgent |= skipper.skip(is_bad, is_scaled) and on_nonfinite == "skip" and not is_scaled
         if instruments.updates is not None:

@@ -10,7 +10,7 @@ from lightning_gradwatch.core.clip import ClipPolicy
 from lightning_gradwatch.core.quantities.quantity import LayerQuantity
 from lightning_gradwatch.core.schedule import Schedule
 
-OnNonfinite: TypeAlias = Literal["keep", "skip", "raise"]
+OnNonfinite: TypeAlias = Literal["keep", "trace", "skip", "raise"]
 OnSpike: TypeAlias = Literal["keep", "skip"]
 
 
@@ -27,8 +27,9 @@ class Settings:
         vanishing_threshold: Score in (0, 1] at which ``vanishing`` opens.
         policies: What to clip by; empty for no clipping. A gradient is clipped by the first policy that is for it.
         on_nonfinite: What to do with a step whose gradient is not finite, where no loss scaler skips it anyway:
-            ``"keep"`` it, ``"skip"`` it (weights and the optimizer's state stay as they are) or ``"raise"``, which is
-            left to the caller: the alert is in the report of that step.
+            ``"keep"`` it, ``"trace"`` (the same, but the report of that step tells of it, before it is taken),
+            ``"skip"`` it (weights and the optimizer's state stay as they are) or ``"raise"``, which is left to the
+            caller, as for ``"trace"``.
         on_spike: What to do with a step whose norm or loss stands out of the last 128: ``"keep"`` or ``"skip"`` it.
         quantities: What to measure of every layer besides, on thorough samples.
         rules: Rules of the user, which raise alerts of kinds of their own.
@@ -42,7 +43,7 @@ class Settings:
     exclude: tuple[str, ...] = ()
     vanishing_threshold: float = 0.5
     policies: tuple[ClipPolicy, ...] = ()
-    on_nonfinite: Literal["keep", "skip", "raise"] = "keep"
+    on_nonfinite: OnNonfinite = "keep"
     on_spike: Literal["keep", "skip"] = "keep"
     quantities: tuple[LayerQuantity, ...] = ()
     rules: tuple[Rule, ...] = ()

@@ -26,6 +26,12 @@ SKIPS_IN_A_ROW = 3
 SKIPS_AT_THE_START = 20
 """Unless it is still looking for its level: from its usual 2**16 it halves sixteen times down to 1."""
 
+IF_UNKNOWN = (
+    "an operation that is safe at the edge: log(x + eps), sqrt(x + eps), a fused loss on logits",
+    'GradWatch(on_nonfinite="trace") for one run, which names the line of code and the samples',
+)
+"""Remedies against an operation of which nobody knows which one it is."""
+
 
 class NonfiniteRule:
     """At once, or under a loss scaler after three steps in a row.
@@ -152,10 +158,7 @@ def _unstable(finding: Finding, evidence: Evidence) -> Diagnosis:
     return Diagnosis(
         "unstable_op",
         where,
-        (
-            "an operation that is safe at the edge: log(x + eps), sqrt(x + eps), a fused loss on logits",
-            "torch.autograd.set_detect_anomaly(True) for one run, which names the operation",
-        ),
+        IF_UNKNOWN,
     )
 
 
