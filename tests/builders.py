@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from lightning_gradwatch.births.records import Birth
 from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.reading.alert import AlertRecord
 
@@ -38,6 +39,14 @@ def attribution(label: str = "2 sigmoids", layer: str = "net.0") -> dict[str, An
             {"layer": "net.2", "lost": {"sigmoid": 1.0, "weights": 0.4, "normalisation": -0.2}},
         ],
     }
+
+
+def birth() -> dict[str, Any]:
+    """Where NaN was born, as an alert holds it."""
+    born = Birth(
+        "forward", "net.spread", "mynet.py", 6, "return x / y", "div", "0 / 0 in 16 of 256 elements", 16, 256, (27,)
+    )
+    return born.as_dict()
 
 
 def as_logged(alert: Alert, **changes: Any) -> AlertRecord:

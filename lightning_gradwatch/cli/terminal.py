@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_gradwatch.cli import words
+from lightning_gradwatch.cli.born import birth
 from lightning_gradwatch.cli.drawing import MAX_ROWS, draw, shorten
 from lightning_gradwatch.cli.glyphs import STYLES, glyphs_for
 from lightning_gradwatch.cli.logs import Logs, OpenRun, Run
@@ -20,6 +21,7 @@ from lightning_gradwatch.cli.recurrence import through_time
 from lightning_gradwatch.cli.selection import pictures
 from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.answers import USUAL, Layout
+from lightning_gradwatch.reading.born import born_of
 from lightning_gradwatch.reading.lost import lost_of
 from lightning_gradwatch.reading.status import urgency
 from lightning_gradwatch.reading.tables import STATUSES, Status
@@ -148,6 +150,8 @@ def _in_full(alert: AlertRecord, scene: Scene) -> RenderableType:
         table.add_row("Why", Text(reason))
     if scene.has_bars and (where := lost_of(alert)) is not None:
         table.add_row("Where", bars(where, scene.console))
+    if (born := born_of(alert)) is not None:
+        table.add_row("Born", birth(born, scene.console))
     for place, remedy in enumerate(words.remedies(alert)):
         table.add_row("" if place else "Try", Text(f"{place + 1}. {remedy}"))
     trials = [Padding(part, (0, 0, 0, 2)) for part in _tried(alert)]

@@ -8,6 +8,7 @@ from typing import TypedDict, TypeGuard, cast
 
 from lightning_gradwatch.core.records import CLEAR_TIME
 from lightning_gradwatch.reading.alert import AlertRecord
+from lightning_gradwatch.reading.born import Born, born_of
 from lightning_gradwatch.reading.lost import Lost, lost_of
 
 HEADER = ("remedy", "effect", "decades lost", "loss", "parameters", "time")
@@ -32,16 +33,20 @@ class ShownAlert(AlertRecord, total=False):
 
     tried: Tried
     where: Lost
+    born: Born
     rank: int
 
 
 def shown(alert: AlertRecord) -> ShownAlert:
-    """An alert as it is shown: what was tried is text under ``tried``, where the gradient is lost under ``where``."""
+    """An alert as it is shown: with ``tried``, ``where`` and ``born`` for what a log has in more detail."""
     rest = cast(ShownAlert, dict(alert))  # what it has more is not there yet, and need not be
     prescription = rest.pop("prescription", None)
     rest.pop("attribution", None)
+    rest.pop("birth", None)
     if (where := lost_of(alert)) is not None:
         rest["where"] = where
+    if (born := born_of(alert)) is not None:
+        rest["born"] = born
     if isinstance(prescription, Mapping):
         rest["tried"] = {
             "title": summary(prescription),

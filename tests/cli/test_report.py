@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lightning_gradwatch.outputs import alerts_file
-from tests.builders import attribution
+from tests.builders import attribution, birth
 from tests.cli.command import alert, gradwatch, here
 from tests.prescriptions import prescription
 from tests.tensorboard.browser import Log, write_run
@@ -170,6 +170,20 @@ def test_bars_show_where_the_gradient_is_lost(tmp_path: Path, capsys: Any) -> No
     assert lines[start + 1 : start + 4] == [
         "2 layers' weights 1.0 " + "█" * 10, "1 softmax 0.0", "other operations -0.5",
     ]  # fmt: skip
+    assert "\x1b" not in out
+
+
+def test_the_birth_of_nan_is_shown_with_the_line_of_code(tmp_path: Path, capsys: Any) -> None:
+    evil = {**birth(), "module": "[red]net[/]\x1b[2J"}
+    write_run(tmp_path, LAYERS, TABLE, alert(birth=evil))
+    _, out, _ = here(capsys, "report", tmp_path)
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    (start,) = [place for place, line in enumerate(lines) if line.startswith("Born ")]
+    assert lines[start : start + 3] == [
+        "Born batch > weights > ✕ forward pass > loss > backward pass > optimizer",
+        "mynet.py · line 6 · [red]net[/]�[2J · sample 27",
+        "return x / y",
+    ]
     assert "\x1b" not in out
 
 

@@ -1,4 +1,5 @@
 /** The one banner: what is wrong, since when, why, and what to try. All of it is text from a log, and stays text. */
+import { bornOf } from "./born.js";
 import { h, icon } from "./dom.js";
 import { capital, formatStep } from "./format.js";
 import { shapeOf } from "./status.js";
@@ -120,6 +121,7 @@ function alertParts(alert, alerts, showAlert) {
       h("p", { class: "message", text: whatOf(alert) }),
       h("dl", {}, ...parts),
       lostOf(alert),
+      bornOf(alert),
       trialsOf(alert),
     ),
     h(

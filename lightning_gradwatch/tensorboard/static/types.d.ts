@@ -121,6 +121,20 @@ interface Alert {
   remedies?: string[];
   tried?: Trials;
   where?: Lost;
+  born?: Born;
+}
+
+/** Where NaN or infinity was born: `at` is the place among the stages of a step. */
+interface Born {
+  title: string;
+  stages: string[];
+  at: number;
+  module: string;
+  file: string;
+  /** 0 where it is not known. */
+  line: number;
+  code: string;
+  samples: string;
 }
 
 /** Where on its way back to a layer a gradient is lost, in orders of magnitude; the loss end first. */
