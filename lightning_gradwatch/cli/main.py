@@ -67,11 +67,13 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("bash", "zsh", "fish", "tcsh", "powershell"),
         help="print a script that completes this command in your shell, and exit",
     )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="{report,watch,alerts,snapshot,versions}")
+    names = "{report,watch,alerts,snapshot,replay,versions}"
+    commands = parser.add_subparsers(title="commands", required=True, metavar=names)
     _add_report(commands)
     _add_watch(commands)
     _add_alerts(commands)
     _add_snapshot(commands)
+    _add_replay(commands)
     _add_versions(commands)
     return parser
 
@@ -115,6 +117,21 @@ def _add_snapshot(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     _add_json(parser)
     parser.add_argument("--step", type=_step, metavar="STEP", help="around which step (default: the last one)")
     parser.set_defaults(module="lightning_gradwatch.cli.snapshot")
+
+
+def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "Replay the step of a flight record that was not finite, and say where the NaN was born."
+    epilog = "Exit status: 1 if the place was found, 0 if the step is finite, 2 if that cannot be told."
+    parser = commands.add_parser("replay", help="find where NaN was born", description=text, epilog=epilog)
+    parser.add_argument("flight", type=at, metavar="FLIGHT", help="a flight-<step>.jsonl.gz, from beside the logs")
+    text = "one from before that step, with whole weights"
+    parser.add_argument("--checkpoint", required=True, metavar="FILE", help=text)
+    text = "your function that returns the model and its loader, then loss function and optimizer if there are any"
+    parser.add_argument("--entry", required=True, metavar="MODULE:FUNCTION", help=text)
+    text = "which step (default: the first one from the checkpoint on that is not finite)"
+    parser.add_argument("--step", type=_step, metavar="STEP", help=text)
+    _add_json(parser)
+    parser.set_defaults(module="lightning_gradwatch.cli.replaying")
 
 
 def _add_versions(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -190,9 +207,10 @@ class _PrintCompletion(argparse.Action):
         import shtab
 
         commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+        files = dict.fromkeys(("html", "flight", "checkpoint"), shtab.FILE)
         for command in commands.choices.values():
             for action in command._actions:
-                kind = {"run_dir": shtab.DIRECTORY, "html": shtab.FILE}.get(action.dest)
+                kind = {"run_dir": shtab.DIRECTORY, **files}.get(action.dest)
                 if kind is not None:
                     action.complete = kind
                 if action.dest == "quantity":  # a run may have more of them, so they are no rule of the parser

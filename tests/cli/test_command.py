@@ -17,7 +17,7 @@ import lightning_gradwatch
 from lightning_gradwatch.cli import versions
 from tests.cli.command import COMMAND, environment, gradwatch, here
 
-COMMANDS = ("report", "watch", "alerts", "snapshot", "versions")
+COMMANDS = ("report", "watch", "alerts", "snapshot", "replay", "versions")
 BLOCK = """
 import sys
 class Block:
@@ -106,7 +106,7 @@ complete_words() {
     $(complete -p gradwatch | sed 's/.*-F \\([^ ]*\\).*/\\1/') gradwatch "${@: -1}" "${@: -2:1}"
     echo "${COMPREPLY[@]}"
 }
-complete_words gradwatch re
+complete_words gradwatch repo
 complete_words gradwatch report --js
 complete_words gradwatch report light
 """
@@ -168,7 +168,7 @@ def test_wrong_arguments_are_refused_with_two(arguments: list[str]) -> None:
 
 def test_arguments_and_data_are_told_without_drawing() -> None:
     """What needs rich is apart from what does not."""
-    needs_rich = {"terminal", "drawing", "glyphs", "watching", "recurrence", "selection", "lost"}
+    needs_rich = {"terminal", "born", "drawing", "glyphs", "watching", "recurrence", "selection", "lost"}
     for path in Path(lightning_gradwatch.__file__).parent.joinpath("cli").rglob("*.py"):
         top = ast.parse(path.read_text()).body
         imported = {n.module.split(".")[0] for n in top if isinstance(n, ast.ImportFrom) and n.module}
