@@ -47,6 +47,8 @@ STEPS = {"vanishing_through_time": {"step": 24}}
 """The step at which the tab stands, where it is not the last one."""
 NUMBERED = (".strip", ".banner", ".toolbar", ".grid", ".side", ".lanes-box", ".lines", ".card.layer")
 """What the picture of the whole tab puts numbers on, in the order of the guide."""
+EXAMPLE = "born"
+"""The picture of `examples/nan_birth.py`."""
 GALLERY = ("mlp", "rnn", "gan")
 """Rows of the gallery whose pictures are taken from a run of `python examples/gallery`."""
 COLOURS = 64
@@ -79,6 +81,14 @@ def train(kind: str, directory: Path) -> None:
         enable_progress_bar=False,
         **task.trainer,
     ).fit(task.module, task.data)
+
+
+def train_example(directory: Path) -> None:
+    """Run the example whose NaN is traced; the logs go to a folder of that name."""
+    directory.mkdir(parents=True)
+    example = Path(__file__).parents[1] / "examples" / "nan_birth.py"
+    subprocess.run([sys.executable, example, "--epochs", "2"], cwd=directory, check=True, capture_output=True)
+    (directory / "lightning_logs" / "version_0").rename(directory / EXAMPLE)
 
 
 def open_tab(browser: Browser, address: str, run: str, width: int, height: int, **state: Any) -> tuple[Any, Any]:
@@ -170,6 +180,9 @@ def main() -> None:
     for kind in SICK:
         if not (alerts / kind).exists():
             train(kind, alerts)
+    if not (alerts / EXAMPLE).exists():
+        train_example(arguments.directory / "example")
+        (arguments.directory / "example" / EXAMPLE).rename(alerts / EXAMPLE)
     for name, run in screenshots.runs().items():
         if not (tab / name).exists():
             run(tab)
@@ -180,7 +193,7 @@ def main() -> None:
                 save(image.convert("RGB"), arguments.pictures / f"gallery_{row}.png")
     with screenshots.chromium() as browser:
         with screenshots.tensorboard(alerts) as address:
-            for kind in SICK:
+            for kind in (*SICK, EXAMPLE):
                 photograph_alert(browser, address, kind, arguments.pictures / f"{kind}.png")
         with screenshots.tensorboard(tab) as address:
             photograph_tab(browser, address, arguments.pictures / "tab.png")
