@@ -85,9 +85,9 @@ def train(kind: str, directory: Path) -> None:
 
 def train_example(directory: Path) -> None:
     """Run the example whose NaN is traced; the logs go to a folder of that name."""
-    directory.mkdir(parents=True)
     example = Path(__file__).parents[1] / "examples" / "nan_birth.py"
-    subprocess.run([sys.executable, example, "--epochs", "2"], cwd=directory, check=True, capture_output=True)
+    command = [sys.executable, str(example), "--epochs", "2", "--directory", str(directory)]
+    subprocess.run(command, check=True, capture_output=True)
     (directory / "lightning_logs" / "version_0").rename(directory / EXAMPLE)
 
 

@@ -1,6 +1,6 @@
 """One image of 1,797 makes the loss NaN; GradWatch names the line of code and the image.
 
-    python examples/nan_birth.py
+    python examples/nan_birth.py [--directory nan_logs]
 
 The network standardises each image by itself, which is 0 / 0 for a blank one.
 """
@@ -53,14 +53,18 @@ def main() -> None:
     """Train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=5, help="passes over the images (default: 5)")
-    epochs = parser.parse_args().epochs
+    parser.add_argument("--directory", default="nan_logs", help="where logs go (default: nan_logs)")
+    arguments = parser.parse_args()
     seed_everything(0)
     images, digits = load_digits(return_X_y=True)
     images = torch.tensor(images, dtype=torch.float32) / 16
     images[BLANK] = 0.0
     loader = DataLoader(TensorDataset(images, torch.tensor(digits)), batch_size=64, shuffle=True)
     # the step that went wrong is left out, so that the weights stay whole, and is then looked at on a copy
-    trainer = Trainer(max_epochs=epochs, log_every_n_steps=5, callbacks=[watch := GradWatch(on_nonfinite="skip")])
+    watch = GradWatch(on_nonfinite="skip")
+    trainer = Trainer(
+        default_root_dir=arguments.directory, max_epochs=arguments.epochs, log_every_n_steps=5, callbacks=[watch]
+    )
     trainer.fit(Digits(), loader)
     for alert in watch.alerts:
         print(f"\nstep {alert.step}: {alert.message}")
