@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from pytorch_lightning import LightningModule, Trainer, seed_everything
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
