@@ -197,7 +197,7 @@ def for_type_checkers() -> Iterator[str]:
 def test_public_names_are_the_announced_ones() -> None:
     policies = {policy.__name__ for policy in POLICIES}
     others = {"Alert", "GradWatch", "GradWatchWarning", "GradientAlertError", "Prescription", "prescribe", "watch"}
-    others |= {"Birth", "find_birth"}
+    others |= {"Birth", "Headroom", "find_birth", "lr_headroom"}
     assert lightning_gradwatch.__all__ == sorted(policies | others)
     assert set(for_type_checkers()) == policies | others | {"__version__"}
     assert all(hasattr(lightning_gradwatch, name) for name in lightning_gradwatch.__all__)

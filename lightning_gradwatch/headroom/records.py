@@ -1,0 +1,68 @@
+"""What was measured of the learning rate's headroom."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_gradwatch.headroom.critical import MAX_MULTIPLE, MIN_MULTIPLE
+
+
+@dataclass(frozen=True)
+class Headroom:
+    """By which multiple of the present update the loss on the batch stops falling.
+
+    2.5 says that the rate could be 2.5 times as high on this batch, 0.8 that the step leads past the edge. Single
+    measurements scatter, so the median of several is what counts.
+
+    Attributes:
+        multiples: One for each batch, in their order: infinity beyond 16, 0 where the update does not lead downhill,
+            NaN where it cannot be told.
+        rates: Learning rates of the optimizer's groups.
+    """
+
+    multiples: tuple[float, ...]
+    rates: tuple[float, ...] = ()
+
+    @property
+    def known(self) -> tuple[float, ...]:
+        """The multiples that could be told, in ascending order."""
+        return tuple(sorted(m for m in self.multiples if not math.isnan(m)))
+
+    @property
+    def median(self) -> float:
+        """Of the multiples that could be told; NaN if there are none."""
+        return statistics.median_low(self.known) if self.known else math.nan
+
+    @property
+    def num_uphill(self) -> int:
+        """Measurements whose update does not lead downhill."""
+        return sum(m == 0 for m in self.multiples)
+
+    def __str__(self) -> str:
+        """A sentence or two."""
+        count = len(self.multiples)
+        if not self.known:
+            return "The headroom of the learning rate cannot be told: the loss is not finite, or does not move."
+        if 2 * self.num_uphill > len(self.known):
+            return (
+                f"The update does not lead downhill on {self.num_uphill} of {count} batches, not even a "
+                f"{1 / MIN_MULTIPLE:.0f}th of it: that is the direction, and not the learning rate."
+            )
+        spread = f" ({_plain(self.known[0])} to {_plain(self.known[-1])} on {count} batches)" if count > 1 else ""
+        told = f"Headroom of the learning rate {_plain(self.median)}{spread}"
+        if self.median < 1:
+            return f"{told}: past the edge, a step makes the loss on its own batch rise."
+        multiple = f"{'more than ' if math.isinf(self.median) else ''}{min(self.median, MAX_MULTIPLE):.2g}"
+        return f"{told}: at {multiple} times the rate the loss on a batch would stop falling."
+
+    def as_dict(self) -> dict[str, Any]:
+        """Numbers, texts and lists, for JSON: infinity is the text ``"Infinity"``, and NaN null."""
+        multiples = [None if math.isnan(m) else "Infinity" if math.isinf(m) else m for m in self.multiples]
+        return {"multiples": multiples, "rates": list(self.rates), "text": str(self)}
+
+
+def _plain(multiple: float) -> str:
+    return f">{MAX_MULTIPLE:.0f}" if math.isinf(multiple) else f"{multiple:.2g}"
