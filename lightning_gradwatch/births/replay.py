@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from time import perf_counter
 from typing import Any
 
@@ -18,7 +18,7 @@ from lightning_gradwatch.births.tracking import Tracker, as_line
 from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core.batch import members_of
 from lightning_gradwatch.trials.copying import copy_of, unwrapped
-from lightning_gradwatch.trials.loss import is_lightning, loss_of, on_device
+from lightning_gradwatch.trials.loss import device_of, in_precision, is_manual, loss_of, on_device
 from lightning_gradwatch.trials.memory import computed_within, room_beside, size
 from lightning_gradwatch.trials.state import RandomStates, set_random_states, undisturbed
 
@@ -73,7 +73,7 @@ def find_birth(
     if isinstance(max_seconds, bool) or not isinstance(max_seconds, (int, float)) or not max_seconds > 0:
         raise refuse("max_seconds", "a number above 0", max_seconds, "leave it out for a minute")
     model = unwrapped(model)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     need = 3 * size(model.parameters()) + size(model.buffers())  # beside it a copy and its gradients
     room = room_beside(need, device, max_memory, "a copy of the model")
     compiled = _compiled(model)
@@ -125,7 +125,7 @@ class _Step:
         self._model, self._optimizer, self._loss_fn, self._batch = model, optimizer, loss_fn, batch
         self._precision, self._loss_scale, self._room = precision, loss_scale, room
         self.optimizer_name = type(optimizer).__name__ if optimizer is not None else ""
-        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._device = device_of(model)
 
     def run(self, deadline: float) -> Event | None:
         """The first symptom: a loss, a gradient or a weight that is not finite; None if there is none."""
@@ -142,7 +142,7 @@ class _Step:
             recorder.begin_with(name, "weights", tensor)
         for name, tensor in model.named_buffers():
             recorder.begin_with(name, "weights", tensor, is_last=True)
-        if is_lightning(model) and not getattr(model, "automatic_optimization", True):
+        if is_manual(model):
             return by_hand(model, self._batch, recorder, tracker, self._autocast)
         with recorder:
             with self._autocast():
@@ -158,7 +158,7 @@ class _Step:
         return recorder.first_gradient(model.parameters()) or self._stepped(recorder, tracker)
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._precision is None else torch.autocast(self._device.type, self._precision)
+        return in_precision(self._device, self._precision)
 
     def _stepped(self, recorder: Recorder, tracker: Tracker) -> Event | None:
         """The step of the optimizer, its loss scale taken away, one parameter at a time."""

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from lightning_gradwatch.births.records import Birth
 from lightning_gradwatch.births.replay import MAX_SECONDS, find_birth
 from lightning_gradwatch.core._check import refuse
-from lightning_gradwatch.trials.loss import is_lightning, loss_of, on_device
+from lightning_gradwatch.trials.loss import device_of, is_lightning, is_manual, loss_of, on_device
 from lightning_gradwatch.trials.optimizers import make
 
 Line = Mapping[str, Any]
@@ -66,7 +66,7 @@ def load_entry(name: str) -> Entry:
         came = f"a function that returns {type(made).__name__} of {len(parts)}"
         raise refuse("--entry", "model and loader, then loss function and optimizer", came, cure)
     entry = Entry(*parts)
-    if entry.optimizer is None and is_lightning(entry.model) and getattr(entry.model, "automatic_optimization", True):
+    if entry.optimizer is None and is_lightning(entry.model) and not is_manual(entry.model):
         entry.optimizer, _ = make(entry.model, None)
     return entry
 
@@ -165,7 +165,7 @@ def _take_step(entry: Entry, line: Line, batches: Sequence[Any]) -> None:
     for group, rate in zip(entry.optimizer.param_groups, line["lr"] or (), strict=False):
         group["lr"] = group["lr"] if rate is None else float(rate)
     entry.optimizer.zero_grad()
-    device = next((p.device for p in entry.model.parameters()), torch.device("cpu"))
+    device = device_of(entry.model)
     for batch in batches:
         (loss_of(entry.model, on_device(batch, device), entry.loss_fn) / len(batches)).backward()
     entry.optimizer.step()

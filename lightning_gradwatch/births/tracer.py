@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from lightning_gradwatch.births.records import Birth
@@ -18,7 +17,7 @@ from lightning_gradwatch.core.engines import is_piece
 from lightning_gradwatch.core.records import Alert, to_try
 from lightning_gradwatch.core.shards import is_spread
 from lightning_gradwatch.host import Host
-from lightning_gradwatch.trials.loss import is_lightning
+from lightning_gradwatch.trials.loss import device_of, is_lightning
 from lightning_gradwatch.trials.state import RandomStates, random_states
 
 MAX_BATCHES = 8
@@ -36,7 +35,7 @@ class Tracer:
     def __init__(self, host: Host, model: nn.Module) -> None:
         self._host, self._model = host, model
         self._batches: list[tuple[Any, RandomStates]] = []
-        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._device = device_of(model)
         self._alert: Alert | None = None
 
     def begin_batch(self, batch: object, is_first: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from lightning_gradwatch.headroom.critical import critical_multiple
 from lightning_gradwatch.headroom.records import Headroom
 from lightning_gradwatch.trials import optimizers
 from lightning_gradwatch.trials.copying import copy_of, unwrapped
-from lightning_gradwatch.trials.loss import loss_of, on_device
+from lightning_gradwatch.trials.loss import device_of, in_precision, loss_of, on_device
 from lightning_gradwatch.trials.memory import computed_within, room_beside, size
 from lightning_gradwatch.trials.state import RandomStates, random_states, set_random_states, undisturbed
 
@@ -87,7 +86,7 @@ def _measured(
     max_memory: float | None,
 ) -> float:
     """The multiple for one batch."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     state = [t for entry in optimizer.state.values() for t in entry.values() if isinstance(t, Tensor)]
     # a copy, its gradients, the weights before the step, and the update
     need = 4 * size(model.parameters()) + 2 * size(model.buffers()) + size(state)
@@ -111,7 +110,7 @@ class _Line:
 
     def __init__(self, model: nn.Module, loss_fn: Any, batch: Any, precision: torch.dtype | None, room: float) -> None:
         self._model, self._loss_fn, self._batch, self._precision, self._room = model, loss_fn, batch, precision, room
-        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._device = device_of(model)
         self._random: RandomStates = random_states(self._device)
         self._buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
         self._starts: Sequence[Tensor] = ()
@@ -148,8 +147,5 @@ class _Line:
 
     def _loss(self) -> Tensor:
         set_random_states(self._random)
-        with self._autocast():
+        with in_precision(self._device, self._precision):
             return loss_of(self._model, self._batch, self._loss_fn)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._precision is None else torch.autocast(self._device.type, self._precision)

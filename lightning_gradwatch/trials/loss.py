@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from typing import Any
 
@@ -16,6 +17,23 @@ from lightning_gradwatch.core._check import refuse
 def is_lightning(model: nn.Module) -> bool:
     """Whether the model brings its own training step and optimizer."""
     return callable(getattr(model, "training_step", None)) and callable(getattr(model, "configure_optimizers", None))
+
+
+def is_manual(model: nn.Module) -> bool:
+    """Whether the model is a LightningModule that optimizes itself."""
+    return is_lightning(model) and not getattr(model, "automatic_optimization", True)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where its first parameter is; the CPU for a model without any."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def in_precision(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Autocast to a dtype of mixed precision; None for that of the model, and float32 to switch autocast off."""
+    if dtype is None:
+        return nullcontext()
+    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
 
 
 def loss_of(model: nn.Module, batch: Any, loss_fn: Any = None) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter, process_time
 from typing import Any
 
@@ -16,6 +15,7 @@ from lightning_gradwatch.core.clip import make_policies
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.core.watcher import Watcher
+from lightning_gradwatch.trials.loss import device_of, in_precision
 from lightning_gradwatch.trials.memory import computed_within
 from lightning_gradwatch.trials.model import TrialModel
 from lightning_gradwatch.trials.seen import NUM_SAMPLES, Seen
@@ -63,7 +63,7 @@ class TrialRun:
         self.trial_model = trial_model
         self._optimizer, self._schedules = optimizer, schedules
         self._batches, self._seed, self._room = batches, seed, room
-        self._device = next((p.device for p in trial_model.model.parameters()), torch.device("cpu"))
+        self._device = device_of(trial_model.model)
         self._clock = process_time if self._device.type == "cpu" else perf_counter  # others' work does not count
         settings = Settings(schedule or Schedule(NUM_SAMPLES, 10**9), policies=make_policies(trial_model.clip))
         self._watcher = Watcher(trial_model.model, optimizer, settings, tell=self.seen.left_out.append)
@@ -116,14 +116,8 @@ class TrialRun:
         model, loss = self.trial_model.model, self.trial_model.loss
         assert loss is not None
         room = math.inf if self._num_steps else self._room  # all steps take the same
-        with self._precision():
+        with in_precision(self._device, self.trial_model.autocast):
             return computed_within(room, model.parameters(), lambda: loss(model, batch))
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        dtype = self.trial_model.autocast
-        if dtype is None:
-            return nullcontext()
-        return torch.autocast(self._device.type, dtype, enabled=dtype is not torch.float32)
 
     def _scale(self) -> Tensor | None:
         return None if self._scaler is None else torch.tensor(self._scaler.get_scale(), device=self._device)

@@ -17,7 +17,7 @@ from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.trials import optimizers
 from lightning_gradwatch.trials.copying import copy_of
-from lightning_gradwatch.trials.loss import is_lightning, loss_of, on_device
+from lightning_gradwatch.trials.loss import device_of, is_manual, loss_of, on_device
 from lightning_gradwatch.trials.memory import room_beside, size
 from lightning_gradwatch.trials.model import Remedy, TrialModel
 from lightning_gradwatch.trials.run import TrialRun
@@ -56,14 +56,14 @@ class TrialRunner:
     def __init__(self, model: nn.Module, batch: Any, conditions: Conditions) -> None:
         self._start = perf_counter()
         self._model, self._conditions = model, conditions
-        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._device = device_of(model)
         self._values = dict(model.named_parameters())
         self._example: tuple[Any, ...] | None = None
         self._num_time_steps = 0
         chosen = conditions.optimizer
         self._is_given = chosen is not None and not callable(chosen)
         self._optimizer: Any = optimizers.check(chosen) if self._is_given else chosen
-        if conditions.loss_fn is None and is_lightning(model) and not getattr(model, "automatic_optimization", True):
+        if conditions.loss_fn is None and is_manual(model):
             cure = "give `loss_fn` and `optimizer` for the part that is in trouble"
             raise refuse("model", "one that Lightning itself optimizes", "manual optimization", cure)
         if self._is_given and not {id(p) for p in self._values.values()} & optimizers.parameters_of(self._optimizer):
