@@ -44,13 +44,6 @@ def normalised() -> nn.Module:
     return nn.Sequential(*block, nn.Linear(64, 10))
 
 
-def convolutional() -> nn.Module:
-    """Two convolutions."""
-    image = nn.Unflatten(1, (1, 8, 8))
-    return nn.Sequential(image, nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(),
-                         nn.Linear(256, 10))  # fmt: skip
-
-
 class Attending(nn.Module):
     """A transformer over the eight rows of an image."""
 

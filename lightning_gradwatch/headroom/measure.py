@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from lightning_gradwatch.trials import optimizers
 from lightning_gradwatch.trials.copying import copy_of, unwrapped
 from lightning_gradwatch.trials.loss import device_of, in_precision, loss_of, on_device
 from lightning_gradwatch.trials.memory import computed_within, room_beside, size
-from lightning_gradwatch.trials.state import RandomStates, random_states, set_random_states, undisturbed
+from lightning_gradwatch.trials.state import random_states, set_random_states, undisturbed
 
 NUM_BATCHES = 5
 """Batches of a loader that are measured, one after the other."""
@@ -39,10 +39,9 @@ def lr_headroom(
     """Measure by which multiple of the present update the loss on the batch stops falling (critical sharpness).
 
     The update is what the optimizer does on a copy of the model, with its momentum, weight decay, learning rates and
-    clipping as they are now. Each measurement costs a forward and a backward pass, a step, and six forward passes at
-    most. All of them draw the same random numbers, so that dropout drops the same elements; batch normalisation uses
-    the statistics of the batch, as in training. Model, optimizer and random numbers are afterwards as they were, bit
-    for bit.
+    clipping as they are now. Each measurement costs six forward passes at most, a backward pass and a step. All of
+    them draw the same random numbers, so that dropout drops the same elements; batch normalisation uses the statistics
+    of the batch, as in training. Model, optimizer and random numbers are afterwards as they were, bit for bit.
 
     On a quadratic and with plain gradient descent it is ``2 g.g / (rate * g.Hg)``.
 
@@ -92,8 +91,7 @@ def _measured(
     need = 4 * size(model.parameters()) + 2 * size(model.buffers()) + size(state)
     room = room_beside(need, device, max_memory, "a copy of the model in training")
     copied, of_copy, loss_fn, batch = copy_of(model, optimizer, loss_fn, batch)
-    line = _Line(copied, loss_fn, on_device(batch, device), precision, room)
-    line.step(of_copy, clip)
+    line = _Line(copied, of_copy, loss_fn, on_device(batch, device), precision, clip, room)
     return critical_multiple(line.loss_at, torch.finfo(line.dtype).eps)
 
 
@@ -102,42 +100,55 @@ class _Line:
 
     Args:
         model: The copy.
-        loss_fn: Its loss function.
+        optimizer: Of the copy; it makes the update.
+        loss_fn: The copy's loss function.
         batch: The batch.
         precision: Of autocast; None for none.
+        clip: What the gradient is clipped by before; None for nothing.
         room: Bytes that a forward pass with its graph may keep.
+
+    Attributes:
+        dtype: What the loss is computed in, which limits its precision.
     """
 
-    def __init__(self, model: nn.Module, loss_fn: Any, batch: Any, precision: torch.dtype | None, room: float) -> None:
-        self._model, self._loss_fn, self._batch, self._precision, self._room = model, loss_fn, batch, precision, room
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loss_fn: Any,
+        batch: Any,
+        precision: torch.dtype | None,
+        clip: Any,
+        room: float,
+    ) -> None:
+        self._model, self._loss_fn, self._batch, self._precision = model, loss_fn, batch, precision
         self._device = device_of(model)
-        self._random: RandomStates = random_states(self._device)
+        self._random = random_states(self._device)
         self._buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-        self._starts: Sequence[Tensor] = ()
-        self._updates: Sequence[Tensor] = ()
-        self.dtype = torch.float32
-
-    def step(self, optimizer: Optimizer, clip: Any) -> None:
-        """Let the optimizer make the update, and keep it."""
-        parameters = [p for p in self._model.parameters() if p.requires_grad]
-        for parameter in parameters:
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        for parameter in self._parameters:
             parameter.grad = None
+        # the gradient, clipped as the run clips it
         settings = Settings(policies=make_policies(clip))
-        watcher = Watcher(self._model, optimizer, settings, tell=lambda _: None) if settings.policies else None
-        loss = computed_within(self._room, parameters, self._loss)
-        # a half has no room for sums of squares; the loss is as precise as its own dtype or that of the weights
-        self.dtype = min((loss.dtype, *{p.dtype for p in parameters}), key=lambda dtype: -torch.finfo(dtype).eps)
+        watcher = Watcher(model, optimizer, settings, tell=lambda _: None) if settings.policies else None
+        loss = computed_within(room, self._parameters, self._loss)
         loss.backward()
         if watcher is not None:
             watcher.observe(loss=loss)
             watcher.close()
-        self._starts = [p.detach().clone() for p in parameters]
+        # the update
+        self._starts = [p.detach().clone() for p in self._parameters]
         optimizer.step()
-        self._updates = [p.detach() - start for p, start in zip(parameters, self._starts, strict=True)]
-        self._parameters = parameters
+        self._updates = [p.detach() - start for p, start in zip(self._parameters, self._starts, strict=True)]
+        self._loss_at_start = float(loss.detach())
+        # a half has no room for sums of squares; the loss is as precise as its own dtype or that of the weights
+        dtypes = (loss.dtype, *{p.dtype for p in self._parameters})
+        self.dtype = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
     def loss_at(self, multiple: float) -> float:
         """The loss at a multiple of the update, with the same random numbers and buffers each time."""
+        if not multiple:
+            return self._loss_at_start
         with torch.no_grad():
             for parameter, start, update in zip(self._parameters, self._starts, self._updates, strict=True):
                 parameter.copy_(start + multiple * update)
