@@ -10,10 +10,10 @@ from torch import Tensor
 
 _LOGS = ("log", "log_", "log2", "log10", "log1p", "xlogy", "logit", "special_entr")
 _ROOTS = ("sqrt", "sqrt_", "rsqrt", "rsqrt_", "pow", "pow_", "reciprocal", "reciprocal_")
-_EXPS = ("exp", "exp_", "exp2", "expm1", "cosh", "sinh")
-_SOFTMAXES = ("_softmax", "_log_softmax", "_safe_softmax")
+EXPS = ("exp", "exp_", "exp2", "expm1", "cosh", "sinh")
+SOFTMAXES = ("_softmax", "_log_softmax", "_safe_softmax")
 _ARCS = ("acos", "asin", "atanh", "acosh", "erfinv")
-_CASTS = ("_to_copy", "to", "copy_")
+CASTS = ("_to_copy", "to", "copy_")
 _SUMS = ("addmm", "mm", "bmm", "baddbmm", "addmv", "mv", "dot", "convolution", "linear")
 _DIVISIONS = ("div", "div_", "true_divide", "addcdiv", "addcdiv_", "fmod", "remainder")
 
@@ -131,12 +131,12 @@ _SAYINGS: tuple[tuple[tuple[str, ...], Saying], ...] = (
     (_DIVISIONS, _division),
     (_LOGS, _log),
     (_ROOTS, _root),
-    (_EXPS, _exp),
-    (_SOFTMAXES, _softmax),
+    (EXPS, _exp),
+    (SOFTMAXES, _softmax),
     (("nll_loss_forward", "nll_loss2d_forward"), _labels),
     (("mean",), _mean),
     (("add", "add_", "sub", "sub_", "sum", "cumsum"), _sum_of_infinities),
     (("mul", "mul_", "addcmul", "addcmul_"), _product),
     (_ARCS, _arc),
-    (_CASTS, _cast),
+    (CASTS, _cast),
 )
