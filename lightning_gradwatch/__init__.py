@@ -22,9 +22,9 @@ if TYPE_CHECKING:  # `as` exports a name to type checkers
     from lightning_gradwatch.core.records import Alert as Alert
     from lightning_gradwatch.errors import GradientAlertError as GradientAlertError
     from lightning_gradwatch.errors import GradWatchWarning as GradWatchWarning
-    from lightning_gradwatch.headroom.measure import lr_headroom as lr_headroom
-    from lightning_gradwatch.headroom.records import Headroom as Headroom
     from lightning_gradwatch.loop import watch as watch
+    from lightning_gradwatch.trials.headroom.measure import lr_headroom as lr_headroom
+    from lightning_gradwatch.trials.headroom.records import Headroom as Headroom
     from lightning_gradwatch.trials.prescribe import prescribe as prescribe
     from lightning_gradwatch.trials.records import Prescription as Prescription
 
@@ -36,10 +36,10 @@ _HOMES = {
     "GradWatch": "lightning_gradwatch.callback",
     "GradWatchWarning": "lightning_gradwatch.errors",
     "GradientAlertError": "lightning_gradwatch.errors",
-    "Headroom": "lightning_gradwatch.headroom.records",
+    "Headroom": "lightning_gradwatch.trials.headroom.records",
     "Prescription": "lightning_gradwatch.trials.records",
     "find_birth": "lightning_gradwatch.births.replay",
-    "lr_headroom": "lightning_gradwatch.headroom.measure",
+    "lr_headroom": "lightning_gradwatch.trials.headroom.measure",
     "prescribe": "lightning_gradwatch.trials.prescribe",
     "watch": "lightning_gradwatch.loop",
     **dict.fromkeys(

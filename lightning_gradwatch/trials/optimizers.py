@@ -12,7 +12,7 @@ from torch.optim import LBFGS, Optimizer
 
 from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core._guard import is_the_users
-from lightning_gradwatch.trials.loss import is_lightning
+from lightning_gradwatch.trials.loss import is_lightning, is_manual
 from lightning_gradwatch.trials.model import TrialModel
 
 DEFAULT_LR = 1e-3
@@ -61,6 +61,20 @@ def check(optimizer: Any) -> Optimizer:
         cure = "give one, or a function that makes one of parameters"
         raise refuse("optimizer", "an optimizer that steps with one gradient", type(optimizer).__name__, cure)
     return optimizer
+
+
+def require_fit(model: nn.Module, optimizer: Optimizer | None, loss_fn: Any) -> None:
+    """Refuse what a copy cannot be trained by.
+
+    Raises:
+        ValueError: If the model steps its optimizers itself and there is no loss function for a part of it, or if the
+            optimizer is another model's.
+    """
+    if loss_fn is None and is_manual(model):
+        cure = "give `loss_fn` and `optimizer` for the part that is in trouble"
+        raise refuse("model", "one that Lightning itself optimizes", "manual optimization", cure)
+    if optimizer is not None and not {id(p) for p in model.parameters()} & parameters_of(optimizer):
+        raise refuse("optimizer", "that of the model's parameters", "one of others", "give the one that trains it")
 
 
 def parameters_of(optimizer: Optimizer) -> set[int]:

@@ -17,7 +17,7 @@ from lightning_gradwatch.core._check import refuse
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.trials import optimizers
 from lightning_gradwatch.trials.copying import copy_of
-from lightning_gradwatch.trials.loss import device_of, is_manual, loss_of, on_device
+from lightning_gradwatch.trials.loss import device_of, loss_of, on_device
 from lightning_gradwatch.trials.memory import room_beside, size
 from lightning_gradwatch.trials.model import Remedy, TrialModel
 from lightning_gradwatch.trials.run import TrialRun
@@ -63,11 +63,7 @@ class TrialRunner:
         chosen = conditions.optimizer
         self._is_given = chosen is not None and not callable(chosen)
         self._optimizer: Any = optimizers.check(chosen) if self._is_given else chosen
-        if conditions.loss_fn is None and is_manual(model):
-            cure = "give `loss_fn` and `optimizer` for the part that is in trouble"
-            raise refuse("model", "one that Lightning itself optimizes", "manual optimization", cure)
-        if self._is_given and not {id(p) for p in self._values.values()} & optimizers.parameters_of(self._optimizer):
-            raise refuse("optimizer", "that of the model's parameters", "one of others", "give the one that trains it")
+        optimizers.require_fit(model, self._optimizer if self._is_given else None, conditions.loss_fn)
         seed_everything(conditions.seed)
         given = list(itertools.islice(batch, MAX_BATCHES)) if isinstance(batch, DataLoader) else [batch]
         self._batches = [on_device(part, self._device) for part in given]

@@ -7,7 +7,9 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_gradwatch.headroom.critical import MAX_MULTIPLE, MIN_MULTIPLE
+from lightning_gradwatch.trials.headroom.critical import MAX_MULTIPLE
+
+_SEVERAL, _MARGIN = 3, 2.0
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,8 @@ class Headroom:
     measurements scatter, so the median of several is what counts.
 
     Attributes:
-        multiples: One for each batch, in their order: infinity beyond 16, 0 where the update does not lead downhill,
-            NaN where it cannot be told.
+        multiples: One for each measurement, in their order: infinity beyond 16, 0 where the loss falls nowhere along
+            the update, NaN where it cannot be told.
         rates: Learning rates of the optimizer's groups.
     """
 
@@ -37,6 +39,11 @@ class Headroom:
         return statistics.median_low(self.known) if self.known else math.nan
 
     @property
+    def is_sure(self) -> bool:
+        """Whether it tells a rate past the edge from one before it: by several batches, or by a wide margin."""
+        return len(self.known) >= _SEVERAL or not 1 / _MARGIN <= self.median <= _MARGIN
+
+    @property
     def num_uphill(self) -> int:
         """Measurements whose update does not lead downhill."""
         return sum(m == 0 for m in self.multiples)
@@ -48,11 +55,12 @@ class Headroom:
             return "The headroom of the learning rate cannot be told: the loss is not finite, or does not move."
         if 2 * self.num_uphill > len(self.known):
             return (
-                f"The update does not lead downhill on {self.num_uphill} of {count} batches, not even a "
-                f"{1 / MIN_MULTIPLE:.0f}th of it: that is the direction, and not the learning rate."
+                f"The update does not lead downhill on {self.num_uphill} of {count} batches, not even a small part of "
+                "it: that is the direction, and not the learning rate."
             )
-        spread = f" ({_plain(self.known[0])} to {_plain(self.known[-1])} on {count} batches)" if count > 1 else ""
-        told = f"Headroom of the learning rate {_plain(self.median)}{spread}"
+        between = f"{_plain(self.known[0])} to {_plain(self.known[-1])} on {count} batches"
+        scatter = between if count > 1 else "on one batch: single ones scatter"
+        told = f"Headroom of the learning rate {_plain(self.median)} ({scatter})"
         if self.median < 1:
             return f"{told}: past the edge, a step makes the loss on its own batch rise."
         multiple = f"{'more than ' if math.isinf(self.median) else ''}{min(self.median, MAX_MULTIPLE):.2g}"

@@ -174,7 +174,10 @@ def test_what_is_no_optimizer_is_refused() -> None:
 @pytest.mark.parametrize(
     ("multiples", "words"),
     [
-        ((2.5,), "Headroom of the learning rate 2.5: at 2.5 times the rate the loss on a batch would stop falling."),
+        (
+            (2.5,),
+            "learning rate 2.5 (on one batch: single ones scatter): at 2.5 times the rate the loss on a batch would",
+        ),
         ((0.5, 0.8, 2.0), "Headroom of the learning rate 0.8 (0.5 to 2 on 3 batches): past the edge"),
         ((math.inf, math.nan), "Headroom of the learning rate >16 (>16 to >16 on 2 batches): at more than 16 times"),
         ((math.nan,), "cannot be told"),
@@ -183,3 +186,50 @@ def test_what_is_no_optimizer_is_refused() -> None:
 def test_it_reads_well(multiples: tuple[float, ...], words: str) -> None:
     assert words in str(Headroom(multiples))
     assert Headroom(multiples).as_dict()["text"] == str(Headroom(multiples))
+
+
+def test_a_rate_a_hundred_times_too_high_is_told_by_how_much() -> None:
+    model = Quadratic()
+    gradient = (model.curvature @ model.w).detach()
+    edge = float(2 * gradient @ gradient / (gradient @ model.curvature @ gradient))
+    found = lr_headroom(model, None, loss_of, optimizer=torch.optim.SGD(model.parameters(), lr=100 * edge))
+    assert found.median == pytest.approx(0.01, rel=0.01)
+    assert found.num_uphill == 0
+
+
+def test_small_gradients_in_float16_are_scaled_as_a_loss_scaler_does_it() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=2.0)
+
+    def tiny(outputs: Tensor, targets: Tensor) -> Tensor:
+        return 1e-7 * nn.functional.cross_entropy(outputs, targets)
+
+    for group in optimizer.param_groups:
+        group["lr"] = 2e7
+    found = lr_headroom(model, batch(), tiny, optimizer=optimizer, precision=torch.float16).median
+    exact = lr_headroom(model, batch(), tiny, optimizer=optimizer).median
+    assert found == pytest.approx(exact, rel=0.3)
+
+
+def test_several_optimizers_are_measured_apart() -> None:
+    model = nn.ModuleDict({"one": nn.Linear(SIZE, 3), "other": nn.Linear(SIZE, 3)})
+    for rate, part in ((0.1, "one"), (1e4, "other")):
+        optimizer = torch.optim.SGD(model[part].parameters(), lr=rate)
+
+        def loss(model: nn.Module, batch: Any, part: str = part) -> Tensor:
+            return nn.functional.cross_entropy(model.get_submodule(part)(batch[0]), batch[1])
+
+        found = lr_headroom(model, [*batch(), 0], loss, optimizer=optimizer)
+        assert (found.median < 1) == (part == "other")
+
+
+def test_an_optimizer_of_another_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="`optimizer` must be that of the model's parameters"):
+        lr_headroom(net(), batch(), nn.CrossEntropyLoss(), optimizer=torch.optim.SGD(net().parameters(), lr=0.1))
+
+
+def test_a_module_that_steps_its_optimizers_itself_is_refused_without_a_loss_for_a_part() -> None:
+    model = Classifier(small_net(), lr=0.1)
+    model.automatic_optimization = False
+    with pytest.raises(ValueError, match="give `loss_fn` and `optimizer` for the part"):
+        lr_headroom(model, (torch.rand(BATCH, 64), torch.arange(BATCH) % 10), optimizer=model.configure_optimizers())
