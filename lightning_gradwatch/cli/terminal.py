@@ -25,7 +25,7 @@ from lightning_gradwatch.reading.born import born_of
 from lightning_gradwatch.reading.lost import lost_of
 from lightning_gradwatch.reading.status import urgency
 from lightning_gradwatch.reading.tables import STATUSES, Status
-from lightning_gradwatch.reading.trials import HEADER, not_tried, recipes, rows_of, summary
+from lightning_gradwatch.reading.trials import HEADER, headroom, not_tried, recipes, rows_of, summary
 
 _MAX_OPEN, _MAX_ENDED = 4, 3
 _STATUS_WIDTH, _STEP_WIDTH, _GAP = 13, 10, 2
@@ -173,6 +173,8 @@ def _tried(alert: AlertRecord) -> Iterator[RenderableType]:
     for _, code in recipes(prescription)[:1]:
         yield Text("The first of them in code:")
         yield Padding(Text("\n".join(map(words.safe, code.splitlines()))), (0, 0, 0, 2))
+    if told := headroom(prescription):
+        yield Text(words.safe(told))
     if missing := not_tried(prescription):
         yield Text(f"Not tried: {words.safe('; '.join(missing))}.", "dim")
 

@@ -15,7 +15,7 @@ from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
 from lightning_gradwatch.core import metrics
 from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.reading.schema import Array
-from lightning_gradwatch.reading.trials import HEADER, caption, not_tried, recipes, rows_of, summary
+from lightning_gradwatch.reading.trials import HEADER, caption, headroom, not_tried, recipes, rows_of, summary
 
 MAX_ROWS = 20
 _MARKUP = {ord(c): f"&#{ord(c)};" for c in "&<>\"'|\\`*_{}[]()#+-.!~:$^="} | {ord("\n"): " ", ord("\r"): " "}
@@ -103,7 +103,8 @@ def alert_table(alerts: Sequence[Alert]) -> str:
 
 def prescription_table(prescription: Mapping[str, object]) -> str:
     """What was tried on a copy of the model as Markdown, the best first; every text in it stands for itself."""
-    head = f"{summary(prescription)}. {caption(prescription)}\n\n| {' | '.join(HEADER)} |\n{'|---' * len(HEADER)}|\n"
+    told = " ".join(filter(None, (f"{summary(prescription)}.", caption(prescription), headroom(prescription))))
+    head = f"{told}\n\n| {' | '.join(HEADER)} |\n{'|---' * len(HEADER)}|\n"
     parts = [head + _body(rows_of(prescription))]
     parts += [
         f"{name.translate(_MARKUP)}:\n\n```\n{code.replace('`', ' ')}\n```\n" for name, code in recipes(prescription)

@@ -21,6 +21,7 @@ class Tried(TypedDict):
 
     title: str
     caption: str
+    headroom: str
     order: str
     header: Row
     rows: list[Row]
@@ -51,6 +52,7 @@ def shown(alert: AlertRecord) -> ShownAlert:
         rest["tried"] = {
             "title": summary(prescription),
             "caption": caption(prescription),
+            "headroom": headroom(prescription),
             "order": order(prescription),
             "header": HEADER,
             "rows": rows_of(prescription),
@@ -73,6 +75,13 @@ def caption(prescription: Mapping[str, object]) -> str:
     how = f"{steps} steps each" if _is_finite(steps) and steps else "One backward pass each"
     took = f", {seconds:.1f} s in all" if _is_finite(seconds) else ""
     return f"{how}, on the batch of the alert{took}."
+
+
+def headroom(prescription: Mapping[str, object]) -> str:
+    """How far the learning rate is from the edge, in a sentence; empty where that was not measured."""
+    found = prescription.get("headroom")
+    text = found.get("text") if isinstance(found, Mapping) else None
+    return text if isinstance(text, str) else ""
 
 
 def order(prescription: Mapping[str, object]) -> str:

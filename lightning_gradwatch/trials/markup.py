@@ -10,7 +10,8 @@ from lightning_gradwatch.trials.table import cells
 
 def as_html(prescription: Prescription) -> str:
     """Diagnosis, table, the code of the remedies that help, each to be unfolded, and what could not be tried."""
-    parts = [f"<p>{escape(prescription.diagnosis)}</p>"]
+    sentences = [prescription.diagnosis, *([str(prescription.headroom)] if prescription.headroom else [])]
+    parts = [f"<p>{escape(sentence)}</p>" for sentence in sentences]
     if prescription.trials:
         header, *rows = cells(prescription)
         body = "".join(_row(row, "td") for row in rows)

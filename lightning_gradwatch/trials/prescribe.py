@@ -21,6 +21,7 @@ from lightning_gradwatch.core.clip import ClipPolicy, make_policies
 from lightning_gradwatch.core.records import Alert, to_try
 from lightning_gradwatch.trials.copying import unwrapped
 from lightning_gradwatch.trials.diagnosis import diagnose
+from lightning_gradwatch.trials.headroom.in_trials import headroom_of
 from lightning_gradwatch.trials.memory import TooLargeError
 from lightning_gradwatch.trials.model import CannotApply, Remedy
 from lightning_gradwatch.trials.ranking import ranked
@@ -114,7 +115,9 @@ def prescribe(
             said = alert or diagnose(runner)
             found = None if isinstance(said, str) else said
             trials = _Trials(runner, found, conditions)
-        trials.run(_plausible(remedies, found) if chosen is None else chosen, progress, chosen or remedies)
+        suggested = _plausible(remedies, found) if chosen is None else chosen
+        headroom = headroom_of(runner) if any(remedy.key.startswith("lr.") for remedy in suggested) else None
+        trials.run(suggested, progress, chosen or remedies)
     return Prescription(
         diagnosis=said if isinstance(said, str) else said.message.removesuffix(to_try(said.remedies)),
         untreated=trials.untreated,
@@ -124,6 +127,7 @@ def prescribe(
         seconds=perf_counter() - start,
         kind=found.kind if found else "",
         cause=found.cause if found else "",
+        headroom=headroom,
     )
 
 

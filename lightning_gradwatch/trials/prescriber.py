@@ -22,6 +22,7 @@ from lightning_gradwatch.core.engines import is_piece
 from lightning_gradwatch.core.records import Alert, to_try
 from lightning_gradwatch.core.shards import is_spread
 from lightning_gradwatch.host import Host
+from lightning_gradwatch.trials.headroom.in_trials import advice
 from lightning_gradwatch.trials.records import Prescription, Trial
 
 STEPS, SECONDS = 20, 60.0
@@ -183,10 +184,16 @@ def _set_back(model: nn.Module, optimizer: Optimizer | None, values: dict[str, T
 
 
 def with_figures(alert: Alert, prescription: Prescription) -> Alert:
-    """The alert with what was measured; the remedies that helped, the best first, take the place of its own."""
+    """The alert with what was measured; the remedies that helped, the best first, take the place of its own.
+
+    Without one, a guess at the rate gives way to the headroom.
+    """
+    headroom = prescription.headroom
+    given = alert.remedies if headroom is None else advice(alert.remedies, headroom)
+    measured = "" if headroom is None else f" {headroom}"
     helpful = [trial for trial in prescription.trials if trial.effect == "helps"][:_MAX_NAMED]
-    remedies = tuple(_in_words(trial, prescription) for trial in helpful) or alert.remedies
-    message = alert.message.removesuffix(to_try(alert.remedies)) + to_try(remedies) if helpful else alert.message
+    remedies = tuple(_in_words(trial, prescription) for trial in helpful) or given
+    message = alert.message.removesuffix(to_try(alert.remedies)) + measured + to_try(remedies)
     return replace(alert, message=message, remedies=remedies, prescription=prescription.as_dict())
 
 

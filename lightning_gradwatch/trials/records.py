@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from lightning_gradwatch.trials.headroom.records import Headroom
+
 Effect = Literal["helps", "no change", "worse"]
 
 
@@ -65,6 +67,8 @@ class Prescription:
         seconds: What all of it took.
         kind: Kind of the alert that was found or given; ``""`` where nothing is wrong.
         cause: Its cause, likewise.
+        headroom: How far the learning rate of the untreated model is from the edge; None where no remedy that was
+            tried changes the rate, or where it could not be measured.
     """
 
     diagnosis: str
@@ -75,6 +79,7 @@ class Prescription:
     seconds: float = field(default=0.0, compare=False)
     kind: str = ""
     cause: str = ""
+    headroom: Headroom | None = None
 
     @property
     def is_needed(self) -> bool:
@@ -88,7 +93,7 @@ class Prescription:
 
     def as_dict(self) -> dict[str, Any]:
         """Primitives, for JSON."""
-        return asdict(self)
+        return {**asdict(self), "headroom": self.headroom and self.headroom.as_dict()}
 
     def __str__(self) -> str:
         from lightning_gradwatch.trials.table import as_text

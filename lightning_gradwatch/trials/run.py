@@ -15,6 +15,7 @@ from lightning_gradwatch.core.clip import make_policies
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.core.watcher import Watcher
+from lightning_gradwatch.trials.headroom.line import Line
 from lightning_gradwatch.trials.loss import device_of, in_precision
 from lightning_gradwatch.trials.memory import computed_within
 from lightning_gradwatch.trials.model import TrialModel
@@ -97,6 +98,20 @@ class TrialRun:
         self.losses.append(loss.item())  # waits for the device
         (self.sampled_seconds if is_sampled else self.seconds).append(self._clock() - start)
 
+    def headroom(self, place: int) -> float:
+        """The multiple of its update on a batch at which the loss is back where it began; the copy is spent."""
+        treated, batch = self.trial_model, self._batches[place]
+        line = Line(
+            treated.model, self._optimizer, lambda: self._computed(batch), precision=treated.autocast,
+            clip=treated.clip, room=self._room,
+        )  # fmt: skip
+        return line.multiple
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Learning rates of the optimizer's groups."""
+        return tuple(float(group["lr"]) for group in self._optimizer.param_groups)
+
     @property
     def has_diverged(self) -> bool:
         """Whether the latest loss was not finite."""
@@ -113,11 +128,13 @@ class TrialRun:
         self.seen.add(self._watcher.flush(publish=False))
 
     def _loss(self, batch: Any) -> Tensor:
-        model, loss = self.trial_model.model, self.trial_model.loss
-        assert loss is not None
         room = math.inf if self._num_steps else self._room  # all steps take the same
         with in_precision(self._device, self.trial_model.autocast):
-            return computed_within(room, model.parameters(), lambda: loss(model, batch))
+            return computed_within(room, self.trial_model.model.parameters(), lambda: self._computed(batch))
+
+    def _computed(self, batch: Any) -> Tensor:
+        assert self.trial_model.loss is not None
+        return self.trial_model.loss(self.trial_model.model, batch)
 
     def _scale(self) -> Tensor | None:
         return None if self._scaler is None else torch.tensor(self._scaler.get_scale(), device=self._device)

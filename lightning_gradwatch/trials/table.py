@@ -14,8 +14,13 @@ _RIGHT = 2
 
 
 def as_text(prescription: Prescription) -> str:
-    """Diagnosis, table, the code of the first remedy, and what could not be tried; 100 columns at most but for code."""
+    """Diagnosis, headroom of the rate, table, the code of the first remedy, and what could not be tried.
+
+    It is 100 columns wide at most, but for code.
+    """
     parts = ["\n".join(wrap(prescription.diagnosis, WIDTH))]
+    if prescription.headroom is not None:
+        parts.append("\n".join(wrap(str(prescription.headroom), WIDTH)))
     if prescription.kind and not prescription.trials and not prescription.not_tried:
         parts.append("No remedy is known that could be tried on a copy.")
     if prescription.trials:

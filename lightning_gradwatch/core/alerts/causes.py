@@ -17,12 +17,9 @@ BLOWN_UP = 3.0
 
 INIT_REMEDIES = ("He initialisation (kaiming_normal_) for ReLU and its kin, Xavier for tanh", "normalisation layers")
 SIGMOID_REMEDIES = ("ReLU, GELU or SiLU with He initialisation", "normalisation layers before the sigmoids")
-ORDER_REMEDIES = (
-    "normalise before each block (pre-norm) instead of after it",
-    "a warm-up",
-    "a lower learning rate",
-)
-LR_REMEDIES = ("a lower learning rate", "a warm-up", "gradient clipping")
+LOWER_RATE = "a lower learning rate"
+ORDER_REMEDIES = ("normalise before each block (pre-norm) instead of after it", "a warm-up", LOWER_RATE)
+LR_REMEDIES = (LOWER_RATE, "a warm-up", "gradient clipping")
 FP16_REMEDIES = ("precision='16-mixed', which scales the loss", "precision='bf16-mixed'")
 
 

@@ -7,6 +7,7 @@ from statistics import median
 
 from lightning_gradwatch.core.alerts.causes import (
     INIT_REMEDIES,
+    LOWER_RATE,
     half_precision,
     input_scale,
     learning_rate,
@@ -123,7 +124,7 @@ def _dead_relu(evidence: Evidence) -> Diagnosis | None:
     return Diagnosis(
         "dead_relu",
         f"{share:.0%} of the units at the input of {name} are zero for every sample",
-        ("a lower learning rate", "LeakyReLU or GELU", "normalise before that activation; check its biases"),
+        (LOWER_RATE, "LeakyReLU or GELU", "normalise before that activation; check its biases"),
     )
 
 

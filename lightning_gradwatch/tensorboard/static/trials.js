@@ -22,6 +22,7 @@ export function trialsOf({ tried }) {
     { class: "tried" },
     h("summary", { text: tried.title }),
     h("p", { class: "muted", text: tried.caption }),
+    tried.headroom ? h("p", { class: "muted", text: tried.headroom }) : null,
     h(
       "div",
       { class: "rows", tabindex: 0, role: "region", "aria-label": tried.title },

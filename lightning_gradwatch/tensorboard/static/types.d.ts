@@ -148,6 +148,8 @@ interface Lost {
 interface Trials {
   title: string;
   caption: string;
+  /** How far the learning rate is from the edge; older logs do not know. */
+  headroom?: string;
   /** Why the rows stand in this order; logs shown by a page of an older version have none. */
   order?: string;
   header: string[];
