@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from lightning_gradwatch.core.alerts.kind import named
 from lightning_gradwatch.core.layers import is_measurable
-from lightning_gradwatch.core.measure import norms
 from lightning_gradwatch.core.modules import named_parameters, parameters
+from lightning_gradwatch.core.norms import norms
 from lightning_gradwatch.core.shards import local
 from lightning_gradwatch.host import Host
 

@@ -22,7 +22,8 @@ from benchmarks import operators
 from lightning_gradwatch import GradWatch
 from lightning_gradwatch.core.clip import NAMES, make_policies
 from lightning_gradwatch.core.detector import Detector
-from lightning_gradwatch.core.measure import Groups, norms
+from lightning_gradwatch.core.groups import Groups
+from lightning_gradwatch.core.norms import norms
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.reader import Reader
 from lightning_gradwatch.core.schedule import Schedule

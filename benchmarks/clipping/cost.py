@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lightning_gradwatch.core.clip import NAMES, Clipper, ClipPolicy, make_policy
-from lightning_gradwatch.core.measure import norms
+from lightning_gradwatch.core.norms import norms
 from lightning_gradwatch.core.shards import Shards
 
 

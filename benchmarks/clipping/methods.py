@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_gradwatch.core.clip import AGC, AdaGC, Band, Clipper, ClipPolicy, MaxNorm, Percentile, ZScore
-from lightning_gradwatch.core.measure import norms
+from lightning_gradwatch.core.norms import norms
 from lightning_gradwatch.core.shards import Shards
 
 NONE = "no clipping"

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.core.devices import send
-from lightning_gradwatch.core.measure import bunches, dense, distance, stack
+from lightning_gradwatch.core.groups import bunches, distance, stack
+from lightning_gradwatch.core.norms import dense
 from lightning_gradwatch.core.records import BINS_PER_DECADE, LOWEST, NUM_BINS
 
 _WIDTH = NUM_BINS + 2

@@ -11,7 +11,7 @@ from lightning_gradwatch.core.attribution.graph import Operation
 from lightning_gradwatch.core.devices import need_not_wait
 from lightning_gradwatch.core.histogram import log_histograms
 from lightning_gradwatch.core.instruments import Instruments
-from lightning_gradwatch.core.measure import norms
+from lightning_gradwatch.core.norms import norms
 from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.own import OwnMeter
 from lightning_gradwatch.core.pending import Pending

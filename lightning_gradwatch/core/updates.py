@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from lightning_gradwatch.core.devices import send
 from lightning_gradwatch.core.engines import Access
 from lightning_gradwatch.core.figures import per_layer
-from lightning_gradwatch.core.measure import alike, dense, distance, require_memory, stack
+from lightning_gradwatch.core.groups import alike, distance, stack
+from lightning_gradwatch.core.norms import dense, require_memory
 from lightning_gradwatch.core.shards import Shards, is_spread, local
 
 MAX_ELEMENTS = 256

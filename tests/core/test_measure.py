@@ -7,14 +7,9 @@ import torch
 from torch import Tensor
 
 from lightning_gradwatch.core.figures import LayerFigures, combine
-from lightning_gradwatch.core.measure import (
-    Groups,
-    NormWindow,
-    ParameterMeter,
-    dense,
-    nonzero_counts,
-    norms,
-)
+from lightning_gradwatch.core.groups import Groups
+from lightning_gradwatch.core.measure import NormWindow, ParameterMeter
+from lightning_gradwatch.core.norms import dense, nonzero_counts, norms
 from lightning_gradwatch.core.records import MISSING
 from lightning_gradwatch.core.shards import Shards
 from tests.tasks import with_gradients

@@ -14,7 +14,7 @@ from lightning_gradwatch.core.clip.gradients import settle_, values_of
 from lightning_gradwatch.core.clip.policy import SelectivePolicy, require_number
 from lightning_gradwatch.core.clip.transform import Outcome, Step, Transform
 from lightning_gradwatch.core.devices import need_not_wait
-from lightning_gradwatch.core.measure import fill_missing
+from lightning_gradwatch.core.norms import fill_missing
 from lightning_gradwatch.core.shards import Shards
 
 

@@ -15,7 +15,7 @@ from lightning_gradwatch.core.clip.gradients import reals_of, settle_
 from lightning_gradwatch.core.clip.policy import SelectivePolicy, require_number
 from lightning_gradwatch.core.clip.transform import Outcome, Step, Transform
 from lightning_gradwatch.core.devices import need_not_wait
-from lightning_gradwatch.core.measure import fill_missing, norms
+from lightning_gradwatch.core.norms import fill_missing, norms
 from lightning_gradwatch.core.safe_norms import SMALLEST_NORM
 from lightning_gradwatch.core.shards import Shards, is_spread
 

@@ -309,7 +309,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from lightning_gradwatch.core.clip import AGC, AdaGC, Clipper, MaxNorm, MaxValue, Percentile, ZScore
-from lightning_gradwatch.core.measure import ParameterMeter, norms
+from lightning_gradwatch.core.measure import ParameterMeter
+from lightning_gradwatch.core.norms import norms
 from lightning_gradwatch.core.shards import Shards
 from tests.core.clip.test_clipper import RANK_STEPS, rank_gradients
 from tests.setups.processes import tell
