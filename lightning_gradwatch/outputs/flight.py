@@ -147,9 +147,13 @@ class FlightRecorder:
             param_groups: The optimizer's, for their learning rates.
             loss_scale: The loss scaler's factor, on its device, shape ``()``; None without one.
         """
-        lrs = [lr if isinstance(lr := group.get("lr"), (int, float)) else None for group in param_groups]
+        lrs: list[float | None] = []
+        for group in param_groups:  # ordinary steps are counted in calls
+            lr = group.get("lr")
+            lrs.append(lr if isinstance(lr, (int, float)) else None)
         scale = None if loss_scale is None else loss_scale.clone()
-        self._track(optimizer).coming.append(_Facts(step, epoch, batch_idx, lrs, scale))
+        track = self._tracks.get(optimizer) or self._track(optimizer)
+        track.coming.append(_Facts(step, epoch, batch_idx, lrs, scale))
 
     def add(self, observation: Observation) -> None:
         """Take in the numbers of steps that have arrived on the host."""

@@ -58,6 +58,7 @@ class _Course:
 
     Attributes:
         optimizer: Its name; ``""`` if there is only one.
+        layers: The present layers, as they came last.
         layer_lists: The lists of layers so far, by their names and sizes; a tag's version is a place in it.
         names: Names of the present one.
         elements: How many elements each of them has.
@@ -69,6 +70,7 @@ class _Course:
     """
 
     optimizer: str
+    layers: tuple[Layer, ...] = ()
     layer_lists: list[tuple[tuple[str, ...], tuple[int, ...]]] = field(default_factory=list)
     names: tuple[str, ...] = ()
     elements: tuple[int, ...] = ()
@@ -122,7 +124,8 @@ class RunRecorder:
             snapshots: What full samples among them measured.
             alarms: Names of the optimizers of which an alert has just opened.
         """
-        events = [event for observation in observations for event in self._add(observation)]
+        alarms = frozenset(alarms)
+        events = [event for each in observations for event in self._add(each, each.optimizer in alarms)]
         events += [event for snapshot in snapshots for event in self._add_snapshot(snapshot)]
         for course in (self._courses[name] for name in alarms if name in self._courses):
             events += course.events(STEPS_AROUND, course.log.before_alert())
@@ -142,22 +145,28 @@ class RunRecorder:
                 found[name] = {"layers": len(course.names), "lines": list(course.lines), "bins": content}
         return found
 
-    def _add(self, observation: Observation) -> list[Event]:
+    def _add(self, observation: Observation, is_alarming: bool) -> list[Event]:
         if not observation.steps:
             return []
         course = self._courses.setdefault(observation.optimizer, _Course(observation.optimizer))
-        names, lines = tuple(layer.name for layer in observation.layers), lines_of(observation)
-        elements = tuple(layer.num_elements for layer in observation.layers)
-        events = []
-        if (names, elements, lines) != (course.names, course.elements, course.lines):
-            # what waits is of the former layers
-            events = course.events(STEPS, course.log.take())
-            is_first = not course.layer_lists
-            course.layer_lists += [] if (names, elements) in course.layer_lists else [(names, elements)]
-            course.names, course.elements, course.lines = names, elements, lines
-            course.vectors = _vectors(observation.layers)
-            course.log = StepLog(len(names), self._saved(course) if is_first else None)
-        return events + course.events(STEPS, course.log.add(steps_of(observation)))
+        layers, lines, events = observation.layers, lines_of(observation), []
+        if layers is not course.layers or lines != course.lines:
+            course.layers = layers
+            events = self._change(course, layers, lines)
+        return events + course.events(STEPS, course.log.add(steps_of(observation), is_alarming))
+
+    def _change(self, course: _Course, layers: tuple[Layer, ...], lines: tuple[str, ...]) -> list[Event]:
+        """Begin anew if the layers, or the numbers beside them, are others by now; what waits is of the former ones."""
+        names, elements = tuple(layer.name for layer in layers), tuple(layer.num_elements for layer in layers)
+        if (names, elements, lines) == (course.names, course.elements, course.lines):
+            return []
+        events = course.events(STEPS, course.log.take())
+        is_first = not course.layer_lists
+        course.layer_lists += [] if (names, elements) in course.layer_lists else [(names, elements)]
+        course.names, course.elements, course.lines = names, elements, lines
+        course.vectors = _vectors(layers)
+        course.log = StepLog(len(names), self._saved(course) if is_first else None)
+        return events
 
     def _saved(self, course: _Course) -> Bins | None:
         """What waited when the run was interrupted, if it was of as many layers."""

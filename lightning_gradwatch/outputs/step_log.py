@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,10 @@ from lightning_gradwatch.reading.schema import Array
 
 BLOCK_STEPS = 170
 """Steps that are written together once a run is no longer young; with those that are still on the device (15) or on
-their way to the host (15) a process that is killed takes along at most 200. Of a young run that is at most 20."""
+their way to the host (15) a process that is killed takes along at most 200. Of a young run that is at most 30."""
+YOUNG_STEPS_TOGETHER, YOUNG_SECONDS = 10, 1.0
+"""Of a young run steps are written together, too, but no longer than this after the last ones: as many as lie on the
+device between two samples."""
 WIDTHS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 45, 60, 90, BLOCK_STEPS)
 """Steps that a bin may have."""
 LAYERS_PER_STEP = 120
@@ -45,36 +49,45 @@ class StepLog:
     Args:
         num_layers: Layers of the model.
         saved: Bins of steps that were waiting when the run was interrupted; None for none.
+        clock: Seconds that never run backwards.
     """
 
-    def __init__(self, num_layers: int, saved: Bins | None = None) -> None:
+    def __init__(self, num_layers: int, saved: Bins | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._num_layers = num_layers
+        self._clock = clock
+        self._num_waiting = self._num_recent = 0
+        self._written_at: float | None = None
         self._saved = saved
         self._waiting: list[Steps] = []
         self._recent: deque[Steps] = deque()
         self._last_single = -1
         self._num_windows = 0
 
-    def add(self, steps: Steps) -> Bins | None:
+    def add(self, steps: Steps, is_alarming: bool = False) -> Bins | None:
         """Take in steps, in their order; the bins that are to be written now, if any.
 
-        Of a young run every step is written as soon as it has come: what a killed process leaves is all there is of it.
+        Of a young run they are written soon after they have come: what a killed process leaves is all there is of it.
         """
-        if not len(steps.steps):
+        num_steps = len(steps.steps)
+        if not num_steps:
             return None
         self._waiting.append(steps)
         self._recent.append(steps)
+        self._num_waiting += num_steps
+        self._num_recent += num_steps
         # of the last steps no more than are written before an alert
-        num_recent = _num(self._recent)
-        while num_recent - len(self._recent[0].steps) >= AROUND_STEPS:
-            num_recent -= len(self._recent.popleft().steps)
-        is_due = steps.steps[-1] < YOUNG_STEPS or _num(self._waiting) >= BLOCK_STEPS
-        return self.take() if is_due else None
+        while self._num_recent - len(self._recent[0].steps) >= AROUND_STEPS:
+            self._num_recent -= len(self._recent.popleft().steps)
+        if steps.steps[-1] >= YOUNG_STEPS:
+            return self.take() if self._num_waiting >= BLOCK_STEPS else None
+        is_late = self._written_at is None or self._clock() - self._written_at >= YOUNG_SECONDS
+        return self.take() if is_alarming or is_late or self._num_waiting >= YOUNG_STEPS_TOGETHER else None
 
     def take(self) -> Bins | None:
         """Whatever waits, which is to be written then; None for nothing."""
         bins = self.waiting()
-        self._saved, self._waiting = None, []
+        self._saved, self._waiting, self._num_waiting = None, [], 0
+        self._written_at = self._clock()
         if bins is not None and (bins.first == bins.last).all():
             self._last_single = int(bins.last[-1])
         return bins
@@ -135,10 +148,6 @@ def steps_of(observation: Observation) -> Steps:
         return found
     is_taken = np.isfinite(norms[:, 0])
     return Steps(*(part[is_taken] for part in found))
-
-
-def _num(parts: Sequence[Steps] | deque[Steps]) -> int:
-    return sum(len(part.steps) for part in parts)
 
 
 def _joined(parts: Sequence[Steps] | deque[Steps]) -> Steps:

@@ -13,6 +13,8 @@ from lightning_gradwatch.outputs.step_log import (
     BLOCK_STEPS,
     MAX_WINDOWS,
     WIDTHS,
+    YOUNG_SECONDS,
+    YOUNG_STEPS_TOGETHER,
     StepLog,
     Steps,
     bin_width,
@@ -52,9 +54,35 @@ def test_steps_of_a_young_run_are_written_at_once_and_one_by_one() -> None:
     assert log.waiting() is None
 
 
+def test_single_steps_of_a_young_run_are_written_together_the_first_at_once() -> None:
+    log = StepLog(2, clock=lambda: 0.0)
+    sizes = [0 if bins is None else len(bins) for bins in (log.add(steps(at, 1)) for at in range(22))]
+    assert sizes == [1, *[0] * 9, YOUNG_STEPS_TOGETHER, *[0] * 9, YOUNG_STEPS_TOGETHER, 0]
+
+
+def test_a_slow_young_run_waits_for_a_second_at_most() -> None:
+    now = 0.0
+    log = StepLog(2, clock=lambda: now)
+    written = []
+    for at in range(12):
+        written.append(log.add(steps(at, 1)) is not None)
+        now += YOUNG_SECONDS / 2
+    assert written == [True, False] * 6
+
+
+def test_an_alert_of_a_young_run_leaves_nothing_waiting() -> None:
+    log = StepLog(2, clock=lambda: 0.0)
+    for at in range(4):
+        log.add(steps(at, 1))
+    bins = log.add(steps(4, 1), is_alarming=True)
+    assert bins is not None
+    assert bins.first.tolist() == [1, 2, 3, 4]
+    assert log.before_alert() is None  # each stands by itself already
+
+
 def test_a_killed_process_takes_along_no_more_than_is_promised() -> None:
     """What has been seen and is not written: on the device, on its way to the host, and waiting here."""
-    assert 2 * HOME_EVERY <= 20
+    assert 2 * HOME_EVERY + YOUNG_STEPS_TOGETHER <= 30
     for size in (1, 7, HOME_EVERY_LATER):
         log, waiting = StepLog(2), 0
         for first in range(YOUNG_STEPS, YOUNG_STEPS + 3000, size):
