@@ -67,6 +67,11 @@ class LightningHost:
         self._module = pl_module
         self._watch = weakref.ref(watch)
         self._pid = os.getpid()
+        self._driver: engines.Driver | None = None
+
+    def begin(self) -> None:
+        """Call when training starts: the strategy has put its wrapper around the model by now."""
+        self._driver = engines.driver_of(self._trainer().strategy.model)
 
     def belongs_to(self, trainer: Trainer) -> bool:
         """Whether it is this Trainer's, and not that of another one nearby, nor of the parent of a forked process."""
@@ -85,8 +90,7 @@ class LightningHost:
 
     def num_finished_steps(self) -> int:
         """Optimizer steps that have ended, those of all optimizers together; evaluations within a step do not count."""
-        driver = self._driver()
-        return int(self._trainer().global_step) if driver is None else driver.num_steps()
+        return int(self._trainer().global_step) if self._driver is None else self._driver.num_steps()
 
     def epoch(self) -> int:
         """The epoch, from 0."""
@@ -104,23 +108,19 @@ class LightningHost:
 
     def loss_scale(self) -> Tensor | None:
         """Factor of the loss scaler, shape ``()``, without a host sync; None without a scaler."""
-        driver = self._driver()
-        if driver is None:
-            return scaling.scale_of(ask(self._trainer().precision_plugin, "scaler"))
-        scale = driver.loss_scale()
+        if self._driver is None:
+            scaler = ask(self._trainer().precision_plugin, "scaler")
+            return None if scaler is None else scaling.scale_of(scaler)
+        scale = self._driver.loss_scale()
         return None if scale is None else torch.tensor(scale, device="cpu")
 
     def still_scaled(self, optimizer: Optimizer) -> bool:
         """Whether gradients still carry the loss scale, if there is one, when Lightning announces the step."""
-        return self._driver() is not None or scaling.unscales_itself(optimizer)
+        return self._driver is not None or scaling.unscales_itself(optimizer)
 
     def steps_now(self) -> bool:
         """Whether the step that Lightning announces is one: it announces those of DeepSpeed at every micro-batch."""
-        driver = self._driver()
-        return driver is None or driver.completes_a_step()
-
-    def _driver(self) -> engines.Driver | None:
-        return engines.driver_of(self._trainer().strategy.model)
+        return self._driver is None or self._driver.completes_a_step()
 
     def whole_model(self, model: nn.Module) -> nn.Module:
         """The model with the wrapper that FSDP1 has put around it."""
@@ -133,9 +133,9 @@ class LightningHost:
 
     def whole_loss(self, loss: Tensor) -> Tensor:
         """Lightning has divided it; DeepSpeed scales it later than Lightning would."""
-        batches, driver = self.accumulated_batches(), self._driver()
-        scale = None if driver is None else driver.loss_scale()
-        factor = batches * (scale or 1.0)
+        factor = float(self._trainer().accumulate_grad_batches)
+        if self._driver is not None:
+            factor *= self._driver.loss_scale() or 1.0
         return loss if factor == 1 else loss * factor
 
     def completes_a_step(self) -> bool:

@@ -114,6 +114,9 @@ class GradWatch(Showing, Callback):  # type: ignore[misc]  # mypy compares the t
         >>> trainer = Trainer(callbacks=[GradWatch()], logger=False, enable_checkpointing=False)
     """
 
+    state_key = _KEY
+    """Key of the state in a checkpoint; a Trainer takes no two callbacks of the same key, and asks at every hook."""
+
     def __init__(
         self,
         sample_at: Literal["step", "backward"] = "step",
@@ -196,11 +199,6 @@ class GradWatch(Showing, Callback):  # type: ignore[misc]  # mypy compares the t
         """
         return {} if self._session is None else self._session.watches.profile
 
-    @property
-    def state_key(self) -> str:
-        """Key of the state in a checkpoint; a Trainer takes no two callbacks of the same key."""
-        return _KEY
-
     def is_busy(self, trainer: Trainer) -> bool:
         """Whether it is watching another Trainer, which may have called this one in a hook or a thread."""
         return self._host is not None and self._host.is_busy_beside(trainer)
@@ -236,7 +234,8 @@ class GradWatch(Showing, Callback):  # type: ignore[misc]  # mypy compares the t
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start a watch for every optimizer."""
         session = self._session_of(trainer)
-        if session is not None:  # not put among the callbacks too late to hear of the end
+        if session is not None and self._host is not None:  # not put among the callbacks too late to hear of the end
+            self._host.begin()
             session.start()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -138,24 +138,37 @@ def survives(method: Callable[Concatenate[G, P], None]) -> Callable[Concatenate[
 
     What the user has asked to be raised, and what is the user's own, passes through.
     """
+    return _surviving(method, None)
 
+
+def attending(
+    attend: Callable[Concatenate[G, P], object],
+) -> Callable[[Callable[Concatenate[G, P], None]], Callable[Concatenate[G, P], None]]:
+    """The same where ranks do something together: ``attend`` does that part until the others know of the failure."""
+    return lambda method: _surviving(method, attend)
+
+
+def _surviving(
+    method: Callable[Concatenate[G, P], None], attend: Callable[Concatenate[G, P], object] | None
+) -> Callable[Concatenate[G, P], None]:
     @functools.wraps(method)
     def guarded(self: G, /, *args: P.args, **kwargs: P.kwargs) -> None:
         guard = self.guard
-        if guard.health is not Health.WATCHING:
-            return
-        cost = guard.cost
-        start = cost.clock()
-        try:
-            method(self, *args, **kwargs)
-        except GradientAlertError:
-            raise
-        except Exception as failure:
-            if is_the_users(failure):
+        if guard.health is Health.WATCHING:
+            cost = guard.cost
+            start = cost.clock()
+            try:
+                method(self, *args, **kwargs)
+            except GradientAlertError:
                 raise
-            guard.switch_off(method.__name__)
-        finally:
-            cost.spent += cost.clock() - start
+            except Exception as failure:
+                if is_the_users(failure):
+                    raise
+                guard.switch_off(method.__name__)
+            finally:
+                cost.spent += cost.clock() - start
+        if attend is not None and guard.health is Health.ATTENDING:
+            guard.attend(lambda: attend(self, *args, **kwargs))
 
     return guarded
 

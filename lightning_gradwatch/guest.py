@@ -41,10 +41,8 @@ class GradWatchGuest(GradWatch):
     one of its own.
     """
 
-    @property
-    def state_key(self) -> str:
-        """Key of the state in a checkpoint, the same for all guests."""
-        return GUEST_KEY
+    state_key = GUEST_KEY
+    """Key of the state in a checkpoint, the same for all guests."""
 
     @property
     def state_dict(self) -> Any:

@@ -167,7 +167,9 @@ class Observer:
     def _take(self, batch: Batch, watch: OptimizerWatch, still_scaled: bool) -> None:
         batch.num_observations += 1
         step = self._host.step()
-        publish = (self._is_at_step or batch.is_stepping) and self._is_log_point(watch, step)
+        publish = False
+        if self._is_at_step or batch.is_stepping:
+            publish = watch.passes_log_point(num_log_points(step + 1, self._log_every_n_steps()))
         scale = self._host.loss_scale()
         is_scaled = still_scaled and scale is not None
         if self._has_resigned:
@@ -192,9 +194,6 @@ class Observer:
             fatal = [alert for alert in report.alerts if alert.kind == "nonfinite" and alert.until_step is None]
             if fatal:
                 raise GradientAlertError(fatal)
-
-    def _is_log_point(self, watch: OptimizerWatch, step: int) -> bool:
-        return watch.passes_log_point(num_log_points(step + 1, self._log_every_n_steps()))
 
 
 def intervene_alone(host: Host, watch: OptimizerWatch, still_scaled: bool, raises: bool) -> bool:

@@ -17,7 +17,7 @@ from lightning_gradwatch.core.batch import check_batch
 from lightning_gradwatch.core.optional import OptionalFigures
 from lightning_gradwatch.core.reports import Report
 from lightning_gradwatch.core.saved import State
-from lightning_gradwatch.guarding import Guard, Health, Once, survives
+from lightning_gradwatch.guarding import Guard, Health, Once, attending, survives
 from lightning_gradwatch.host import Host
 from lightning_gradwatch.listening import Hearing, Listener
 from lightning_gradwatch.observing import UNSEEN, Batch, Observer, intervene_alone
@@ -31,6 +31,11 @@ from lightning_gradwatch.trials.prescriber import Prescriber
 from lightning_gradwatch.watches import Watches, by_name
 
 _UNTRACED = nullcontext()
+
+
+def _begin_unseen(self: Session, /, batch: object, number: int) -> None:  # noqa: ARG001
+    """Begin a batch after a failure, without a look at it."""
+    attempt(lambda: self._look_if_due(self._batch.next(number, UNSEEN)))
 
 
 class Session:
@@ -158,6 +163,7 @@ class Session:
             flight.describe(batches=self._host.about_batches())
         self._rng_state = None
 
+    @attending(_begin_unseen)
     def before_forward(self, batch: object, number: int) -> None:
         """Call before the forward pass: puts the probe in place if a step of this batch will be sampled.
 
@@ -165,11 +171,6 @@ class Session:
             batch: What the loader has given.
             number: Its number in the epoch, from 0.
         """
-        self._begin_batch(batch, number)
-        self.guard.attend(lambda: attempt(lambda: self._look_if_due(self._batch.next(number, UNSEEN))))
-
-    @survives
-    def _begin_batch(self, batch: object, number: int) -> None:
         self.guard.cost.begin_step()
         inputs = self._optional.take("batch", UNSEEN, check_batch, batch)
         if self.responses.tracer is not None:
@@ -187,17 +188,13 @@ class Session:
         num_further, self._batch = max(self._batch.num_observations - 1, 0), batch
         self.watches.begin_batch(num_further, may_look)
 
+    @attending(lambda self, loss: self._take_loss(loss))
     def before_backward(self, loss: object) -> None:
         """Call before the backward pass: only gradients between this and :meth:`after_backward` are those of the loss.
 
         Args:
             loss: What is differentiated, see :meth:`note_loss`.
         """
-        self._begin_backward(loss)
-        self.guard.attend(lambda: self._take_loss(loss))
-
-    @survives
-    def _begin_backward(self, loss: object) -> None:
         self.watches.probe.account.begin_backward(loss if isinstance(loss, Tensor) else None)
         self._take_loss(loss)
 
@@ -212,7 +209,8 @@ class Session:
 
     def _take_loss(self, loss: object) -> None:
         if isinstance(loss, Tensor):
-            self.watches.inspect(loss)
+            if not self.watches.is_surveyed:
+                self.watches.inspect(loss)
             self._batch.loss = self._host.whole_loss(loss.detach())
 
     def after_backward(self) -> None:
@@ -276,7 +274,8 @@ class Session:
             GradientAlertError: If the user has asked for it.
         """
         self._end_batch()
-        self.guard.attend(lambda: attempt(self._look_away))
+        if self.guard.health is Health.ATTENDING:
+            self.guard.attend(lambda: attempt(self._look_away))
         if self.responses.actions is not None:
             self.responses.act(is_before_step=False)
         prescriber = self.responses.prescriber

@@ -89,6 +89,7 @@ class Watches:
         self.probe = make_probe(model) if can_hook else Probe({}, ())
         self.compares = False
         self.has_counted = False
+        self.is_surveyed = False
         self._num_samples = 0
         self._model = model
         self._config = config
@@ -107,6 +108,7 @@ class Watches:
             watcher.load_state_dict(saved)
         watcher.sampling.thinning = max(watcher.sampling.thinning, self.thinning)
         self._by_optimizer[id(optimizer)] = watch = OptimizerWatch(optimizer, watcher)
+        self.is_surveyed = False
         return watch
 
     def limits(self) -> Iterator[str]:
@@ -192,6 +194,7 @@ class Watches:
         """Read what the network is made of off the graph of a loss, which is attached to it."""
         for watch in self._by_optimizer.values():
             watch.watcher.surveyor.inspect(loss)
+        self.is_surveyed = all(watch.watcher.surveyor.is_done for watch in self)
 
     def end_backward(self) -> None:
         """Call after a backward pass: keeps total norms that are compared with those at the step."""

@@ -61,7 +61,7 @@ class Account:
             self.forget()
             self.is_read = was_read
         self._is_backward = True
-        if loss is not None:
+        if loss is not None and self.tracer.is_awake:
             self.tracer.trace(loss)
 
     def end_backward(self) -> None:

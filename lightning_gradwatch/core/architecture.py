@@ -111,9 +111,14 @@ class Surveyor:
         self._num_surveys = 0
         self.architecture: Architecture | None = None
 
+    @property
+    def is_done(self) -> bool:
+        """Whether further losses tell nothing new."""
+        return self._num_surveys >= MAX_SURVEYS
+
     def inspect(self, loss: Tensor) -> None:
         """Take in a loss, attached to its graph; only the first few calls do anything."""
-        if self._num_surveys < MAX_SURVEYS and loss.grad_fn is not None:
+        if not self.is_done and loss.grad_fn is not None:
             self._num_surveys += 1
             self.architecture = self._optional.take("architecture", self.architecture, self._survey, loss)
 

@@ -23,6 +23,8 @@ MAX_PARTS = 512
 MAX_TENSORS = 16
 """Tensors whose elements are looked at."""
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_SINGLE = frozenset((torch.float32, torch.float16, torch.bfloat16))
+_WHOLE = frozenset((torch.int64, torch.int32, torch.uint8, torch.bool))
 _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 _WITHOUT_FLOATS = (int, str, bytes, type(None), type)
 _PLAIN = frozenset((*_WITHOUT_FLOATS, bool))
@@ -51,6 +53,9 @@ def check_batch(batch: object) -> BatchCheck:
     Returns:
         Whether there was one that is not finite, and how much was looked at.
     """
+    simple = _simple(batch)
+    if simple is not None:
+        return simple
     found = _Found()
     with torch._C.DisableTorchFunctionSubclass():
         _walk(batch, found)
@@ -59,6 +64,25 @@ def check_batch(batch: object) -> BatchCheck:
         return BatchCheck(ends, Coverage.ALL, found.is_bad)
     has_looked = ends is not None or found.has_floats
     return BatchCheck(ends, Coverage.PART if has_looked else Coverage.NOTHING, found.is_bad)
+
+
+def _simple(batch: object) -> BatchCheck | None:
+    """The same of what most batches are: a few plain tensors, one of them of floating-point numbers; None of others."""
+    if type(batch) not in (list, tuple) or len(batch) > MAX_TENSORS:  # type: ignore[arg-type]
+        return None
+    floats = None
+    for part in batch:  # type: ignore[attr-defined]
+        if type(part) is not Tensor or part.layout is not torch.strided or part.is_nested:
+            return None
+        if part.dtype in _WHOLE or not part.numel():
+            continue
+        if floats is not None or part.dtype not in _SINGLE or part.is_meta:
+            return None
+        floats = part
+    if floats is None:
+        return None
+    low, high = torch.aminmax(floats)
+    return BatchCheck((low, high), Coverage.ALL, is_bad=False)
 
 
 def join(first: BatchCheck, second: BatchCheck) -> BatchCheck:

@@ -28,6 +28,7 @@ class Cost:
         self.spent = 0.0
         self._begun: float | None = None
         self._spent_before = 0.0
+        self._steps: list[tuple[float, float, bool]] = []
         self._own = _Mean()
         self._bare = _Mean()
         self._ordinary = _Mean()
@@ -46,14 +47,23 @@ class Cost:
         if self._begun is None:
             return
         own = self.spent - self._spent_before
-        self._own.add(own)
-        self._bare.add(max(self.clock() - self._begun - own, 0.0))
-        (self._sampled if is_sampled else self._ordinary).add(own)
+        self._steps.append((own, self.clock() - self._begun - own, is_sampled))
+        if len(self._steps) >= HORIZON_STEPS:
+            self._average()
         self._begun = None
+
+    def _average(self) -> None:
+        """Take in the steps since the last time: each of them would take as long as an operator."""
+        for own, bare, is_sampled in self._steps:
+            self._own.add(own)
+            self._bare.add(max(bare, 0.0))
+            (self._sampled if is_sampled else self._ordinary).add(own)
+        self._steps = []
 
     @property
     def percent(self) -> float | None:
         """Own time in percent of the time without it; None before the first step is over."""
+        self._average()
         return 100 * self._own.value / self._bare.value if self._bare.value > 0 else None
 
     def thinning(self, budget: float, every_n_steps: int, present: int) -> int:
@@ -67,6 +77,7 @@ class Cost:
         Returns:
             A power of two, at most 64; 64, too, if what ordinary steps cost exceeds the budget alone.
         """
+        self._average()
         if self._bare.value <= 0 or not self._sampled.count or not self._ordinary.count:
             return present
         needed = self._needed(budget, every_n_steps)

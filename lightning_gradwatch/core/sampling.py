@@ -45,10 +45,15 @@ class Sampling:
         self.num_histograms = 0
         self._burst_until = 0
         self._next_histogram = 0
+        self._told = (-1, 0, 0, False)
 
     def falls_on(self, step: int) -> bool:
         """Whether a full sample falls on a step, counted from 0."""
-        return self._schedule.is_due(step, self.thinning) or step < self._burst_until
+        at, thinning, until, is_due = self._told  # it is asked twice at each step
+        if at != step or thinning != self.thinning or until != self._burst_until:
+            is_due = self._schedule.is_due(step, self.thinning) or step < self._burst_until
+            self._told = (step, self.thinning, self._burst_until, is_due)
+        return is_due
 
     def is_due(self, steps_ahead: int = 0) -> bool:
         """Whether a full sample is due within the coming step and the ``steps_ahead`` steps after it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from lightning_gradwatch.core.shards import Cut
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_PARAMETERS = operator.itemgetter("params")
 
 
 class Access(Protocol):
@@ -64,7 +67,7 @@ class Direct:
     @property
     def groups(self) -> Sequence[Sequence[Tensor]]:
         """The optimizer's own."""
-        return [group["params"] for group in self.optimizer.param_groups]
+        return list(map(_PARAMETERS, self.optimizer.param_groups))
 
     @property
     def param_groups(self) -> Sequence[Mapping[str, Any]]:
