@@ -96,10 +96,11 @@ def test_no_sample_of_a_long_run_is_left_out_unless_the_user_asks_for_it(long_ru
     with Board(long_run, loader) as board:
         board.wait_for(".", 129)
         assert board.get("heatmap", run=".", quantity="grad_norm").frame[0]["steps"] == list(range(130))
-    with Board(long_run, loader, "--samples_per_plugin=gradwatch=20") as board:
+    with Board(long_run, loader, "--samples_per_plugin=gradwatch=5") as board:  # events, of several steps each
         board.wait_for(".", 129)
         steps = board.get("heatmap", run=".", quantity="grad_norm").frame[0]["steps"]
-        assert (len(steps), steps[-1]) == (20, 129)
+        assert len(steps) < 65
+        assert steps[-1] == 129
 
 
 @both_loaders
