@@ -22,7 +22,7 @@ from lightning_gradwatch.core.engines import is_piece
 from lightning_gradwatch.core.records import Alert, to_try
 from lightning_gradwatch.core.shards import is_spread
 from lightning_gradwatch.host import Host
-from lightning_gradwatch.trials.headroom.in_trials import advice
+from lightning_gradwatch.trials.headroom.advice import advice
 from lightning_gradwatch.trials.records import Prescription, Trial
 
 STEPS, SECONDS = 20, 60.0

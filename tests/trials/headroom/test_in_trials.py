@@ -15,7 +15,7 @@ from lightning_gradwatch.core.alerts.causes import LR_REMEDIES
 from lightning_gradwatch.outputs import alerts_file
 from lightning_gradwatch.reading.trials import headroom as told_of
 from lightning_gradwatch.reading.trials import shown
-from lightning_gradwatch.trials.headroom.in_trials import advice
+from lightning_gradwatch.trials.headroom.advice import advice
 from tests.builders import as_logged
 from tests.tasks import Classifier, deep_net, digits, fit, small_net
 
