@@ -126,7 +126,11 @@ class Instruments:
 
         Between two looks at it, norms are taken the slower way that fits anything.
         """
-        return self._kinds == _kinds(self.layout.parameters)
+        # tuples by the thousand, in a list, would call the garbage collector
+        return all(
+            p.dtype is dtype and p.shape == shape and p.device == device
+            for p, (dtype, device, shape) in zip(self.layout.parameters, self._kinds, strict=True)
+        )
 
     @property
     def frozen(self) -> frozenset[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -37,11 +37,11 @@ def depth_profile(layers: Sequence[Layer], output_norms: Sequence[float], gradie
     Returns:
         The profile; it may be empty.
     """
-    at_outputs = _kept(zip(layers, output_norms, strict=True))
-    at_weights = _kept((layer, n) for layer, n in zip(layers, gradient_norms, strict=True) if not layer.shares_matrix)
+    at_outputs = _kept(layers, output_norms)
+    at_weights = [i for i in _kept(layers, gradient_norms) if not layers[i].shares_matrix]
     is_seen = len(at_outputs) >= max(3, len(at_weights) / 2)
-    kept = at_outputs if is_seen else at_weights
-    return Profile(tuple(name for name, _ in kept), tuple(norm for _, norm in kept), is_seen)
+    kept, norms = (at_outputs, output_norms) if is_seen else (at_weights, gradient_norms)
+    return Profile(tuple([layers[i].name for i in kept]), tuple([norms[i] for i in kept]), is_seen)
 
 
 def without(profile: Profile, lost: Mapping[str, float]) -> Profile:
@@ -57,8 +57,9 @@ def without(profile: Profile, lost: Mapping[str, float]) -> Profile:
     return replace(profile, norms=tuple(norms))
 
 
-def _kept(norms: Iterable[tuple[Layer, float]]) -> list[tuple[str, float]]:
-    return [(layer.name, norm) for layer, norm in norms if layer.has_matrix and norm > 0 and math.isfinite(norm)]
+def _kept(layers: Sequence[Layer], norms: Sequence[float]) -> list[int]:
+    """Places of layers that own a matrix, and whose norm is finite and above zero."""
+    return [i for i, norm in enumerate(norms) if 0 < norm < math.inf and layers[i].has_matrix]
 
 
 def decades_lost(norms: Sequence[float]) -> float | None:
