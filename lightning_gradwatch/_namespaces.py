@@ -39,7 +39,7 @@ class _Onlooker:
 
 
 def adopt() -> None:
-    """Make :class:`Callback` a subclass of the Callback of every namespace that is in use."""
+    """Make ``Callback`` a subclass of the Callback of every namespace that is in use."""
     if set(_in_use()) <= set(Callback.__bases__):
         return
     with _lock:

@@ -60,7 +60,7 @@ class Actions:
     rank waits for one that does not come.
 
     Args:
-        choices: The action for each kind, from :func:`require_actions`.
+        choices: The action for each kind, from ``require_actions``.
         schedule: When full samples are taken.
         host: The training loop.
     """
@@ -75,7 +75,7 @@ class Actions:
         self._failed: set[str] = set()
 
     def note(self, alerts: Iterable[Alert]) -> None:
-        """Remember alerts that have opened, or risen from a notice, until :meth:`decide`."""
+        """Remember alerts that have opened, or risen from a notice, until ``decide``."""
         self._alerts += [alert for alert in alerts if self._choices.get(alert.kind, "warn") != "warn"]
 
     def decide(self, is_last: bool = False) -> None:

@@ -57,7 +57,7 @@ class AlertLog:
         return alert
 
     def state_dict(self) -> State:
-        """Primitives that :meth:`load_state_dict` takes back."""
+        """Primitives that ``load_state_dict`` takes back."""
         return {"num_alerts": self.num_alerts, "alerts": [asdict(alert) for alert in self.alerts]}
 
     def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:

@@ -65,7 +65,7 @@ class GradWatch(Showing, Callback):  # type: ignore[misc]  # mypy compares the t
         on_nonfinite: What to do with a step whose gradient is NaN or infinite, where no loss scaler skips it anyway:
             ``"keep"``; ``"trace"`` (the step is taken, but before that the alert says where the NaN was born; the host
             reads one number per step for it); ``"skip"`` (weights and optimizer state stay as they are; the same price
-            but for fused optimizers, and the alert says where) or ``"raise"``, a :class:`GradientAlertError` that says
+            but for fused optimizers, and the alert says where) or ``"raise"``, a ``GradientAlertError`` that says
             where.
         on_spike: What to do with a step whose gradient norm or loss stands out of the last 128, more than six robust
             standard deviations above their median: ``"keep"``, or ``"skip"`` (as for ``on_nonfinite``, at the same
@@ -78,8 +78,8 @@ class GradWatch(Showing, Callback):  # type: ignore[misc]  # mypy compares the t
         on_alert: What to do when an alert opens, notices apart: ``"warn"``, ``"checkpoint"`` (saves one before the
             optimizer step at which the alert is noticed, or after it under accumulation and in manual optimization; NaN
             may have spoilt the weights by then, unless ``on_nonfinite`` is ``"skip"``), ``"stop"`` (the end of
-            training after the batch), ``"raise"`` (a :class:`GradientAlertError`), a function that takes the
-            :class:`Alert`, or a dict of these by ``alert.kind``. What rank zero saw is done on all ranks, on several at
+            training after the batch), ``"raise"`` (a ``GradientAlertError``), a function that takes the
+            ``Alert``, or a dict of these by ``alert.kind``. What rank zero saw is done on all ranks, on several at
             the next step at which a sample is scheduled.
         flight_steps: Number of steps whose norms, losses and whereabouts are written to a file beside the logs at an
             alert, an exception, a signal and the end of training; 0 for no such file.
@@ -88,7 +88,7 @@ class GradWatch(Showing, Callback):  # type: ignore[misc]  # mypy compares the t
             time is above it, full samples are taken less often, alike on all ranks; the dense start, and the norms of
             every step, stay. None for no budget. On a GPU it is the host's time, not the device's.
         prescribe: Whether remedies are tried on a copy of the model when the first alert of the run is noticed, with
-            the batch at hand, as :func:`~lightning_gradwatch.prescribe` does; training waits for at most 60 seconds, or
+            the batch at hand, as ``prescribe`` does; training waits for at most 60 seconds, or
             the number given. Rank zero does it alone, and not where the model is sharded.
         rules: Rules of your own, which raise alerts of kinds of their own: objects with ``kind``, ``title`` and
             ``update(observation, history)``, as ``docs/extending.md`` shows.

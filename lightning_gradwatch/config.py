@@ -33,7 +33,7 @@ SampleAt = Literal["step", "backward"]
 
 @dataclass(frozen=True)
 class Config:
-    """The checked arguments of a watch; :func:`configure` makes it.
+    """The checked arguments of a watch; [`configure`][lightning_gradwatch.config.configure] makes it.
 
     Attributes:
         settings: What each optimizer's watcher looks at, how often, and what it clips by.
@@ -143,7 +143,7 @@ class Config:
 
 
 class Arguments(TypedDict, total=False):
-    """Those of :func:`configure`, for loops that take them by name."""
+    """Those of [`configure`][lightning_gradwatch.config.configure], for loops that take them by name."""
 
     sample_at: SampleAt
     dense_steps: int
@@ -197,7 +197,7 @@ def configure(
     quantities: Sequence[LayerQuantity] = (),
     record: str | PathLike[str] | bool | None = None,
 ) -> Config:
-    """Check the arguments of a watch, which :class:`~lightning_gradwatch.GradWatch` explains.
+    """Check the arguments of a watch, which [`GradWatch`][lightning_gradwatch.GradWatch] explains.
 
     Raises:
         ValueError: If one of them is out of its range, or two of them exclude each other.

@@ -37,8 +37,8 @@ class GradWatch(WatchedRun):
         model: What ``fabric.setup`` or ``fabric.setup_module`` returned; a dict of several by name.
         optimizer: What ``fabric.setup`` or ``fabric.setup_optimizers`` returned; a list of several.
         loss_fn: How a copy of the model, as it was before ``fabric.setup``, computes the loss of a batch, for
-            ``prescribe=True``; see :func:`lightning_gradwatch.watch`.
-        **arguments: Those of :class:`lightning_gradwatch.GradWatch`, such as ``auto_clip=True``;
+            ``prescribe=True``; see [`watch`][lightning_gradwatch.watch].
+        **arguments: Those of [`GradWatch`][lightning_gradwatch.GradWatch], such as ``auto_clip=True``;
             ``log_every_n_steps`` is 50 if it is not given. Without a logger, ``record`` names a directory for files.
 
     Raises:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class WatchedLoop(WatchedRun):
-    """A training loop under watch; made by :func:`~lightning_gradwatch.watch`."""
+    """A training loop under watch; made by [`watch`][lightning_gradwatch.watch]."""
 
     _is_announced = False
 
@@ -92,7 +92,7 @@ def watch(
         loss_fn: How a copy of the model computes the loss of a batch, for ``prescribe=True``:
             ``loss_fn(model(inputs), targets)`` for a pair, otherwise ``loss_fn(model, batch)``. The batch is what
             ``before_forward`` is given. None if nothing is to be tried on copies.
-        **arguments: Those of :class:`~lightning_gradwatch.GradWatch`, such as ``auto_clip=True``;
+        **arguments: Those of [`GradWatch`][lightning_gradwatch.GradWatch], such as ``auto_clip=True``;
             ``log_every_n_steps`` is 50 if it is not given.
 
     Raises:

@@ -165,7 +165,7 @@ class LoopHost:
             _LOG.info(message)
 
     def stop(self) -> None:
-        """Set :attr:`should_stop`."""
+        """Set ``should_stop``."""
         self.should_stop = True
 
     def save_checkpoint(self, path: str) -> None:

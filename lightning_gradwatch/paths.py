@@ -1,4 +1,4 @@
-"""Where files of a run lie: on a disk, as :class:`pathlib.Path` knows it, or at a URL; both by the same names."""
+"""Where files of a run lie: on a disk, as ``pathlib.Path`` knows it, or at a URL; both by the same names."""
 
 from __future__ import annotations
 

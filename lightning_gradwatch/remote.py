@@ -1,4 +1,4 @@
-"""Files at a URL, through fsspec, by the names of :class:`pathlib.Path`."""
+"""Files at a URL, through fsspec, by the names of ``pathlib.Path``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RemoteError(OSError):
 
 
 class State(NamedTuple):
-    """What is known of a file, by the names of :class:`os.stat_result`; ``st_ino`` tells one version from another."""
+    """What is known of a file, by the names of ``os.stat_result``; ``st_ino`` tells one version from another."""
 
     st_mode: int
     st_size: int
@@ -49,7 +49,7 @@ class RemotePath:
     """A file or a directory at a URL. Nothing is asked for before a method is called.
 
     A store of objects knows no directories and cannot append: a file is written, and appears, as a whole. Every failure
-    is a :class:`RemoteError`, but for a file that is not there.
+    is a ``RemoteError``, but for a file that is not there.
 
     Args:
         url: Such as ``s3://bucket/logs``.

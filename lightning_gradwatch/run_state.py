@@ -31,7 +31,7 @@ class RunState:
         self.lost: list[str] = []
 
     def state_dict(self) -> State:
-        """Primitives that :meth:`load_state_dict` takes back, but for the watchers."""
+        """Primitives that ``load_state_dict`` takes back, but for the watchers."""
         return {"version": VERSION, **self.alert_log.state_dict(), "record": self.record}
 
     def load_state_dict(self, state_dict: Mapping[str, object]) -> None:

@@ -41,9 +41,9 @@ def _begin_unseen(self: Session, /, batch: object, number: int) -> None:  # noqa
 class Session:
     """Watches one run of a training loop.
 
-    The loop calls, in this order: :meth:`start`; for each batch :meth:`before_forward`, :meth:`before_backward`,
-    :meth:`after_backward`, :meth:`before_step` for each optimizer that steps, :meth:`after_batch`; and at the end
-    :meth:`finish` or :meth:`break_off`, then :meth:`close`. Under DDP all ranks call them equally often, also those on
+    The loop calls, in this order: ``start``; for each batch ``before_forward``, ``before_backward``,
+    ``after_backward``, ``before_step`` for each optimizer that steps, ``after_batch``; and at the end
+    ``finish`` or ``break_off``, then ``close``. Under DDP all ranks call them equally often, also those on
     which the watch has failed.
 
     What is ours never fails the training: it costs one warning, and the watch switches itself off. Clipping goes on.
@@ -190,10 +190,10 @@ class Session:
 
     @attending(lambda self, loss: self._take_loss(loss))
     def before_backward(self, loss: object) -> None:
-        """Call before the backward pass: only gradients between this and :meth:`after_backward` are those of the loss.
+        """Call before the backward pass: only gradients between this and ``after_backward`` are those of the loss.
 
         Args:
-            loss: What is differentiated, see :meth:`note_loss`.
+            loss: What is differentiated, see ``note_loss``.
         """
         self.watches.probe.account.begin_backward(loss if isinstance(loss, Tensor) else None)
         self._take_loss(loss)
@@ -257,7 +257,7 @@ class Session:
         self._observer.before_step(self._batch, optimizer, still_scaled)
 
     def before_clipping(self, optimizer: Optimizer, still_scaled: bool) -> None:
-        """Call before somebody else clips a gradient in the course of a step, and :meth:`before_step` thereafter."""
+        """Call before somebody else clips a gradient in the course of a step, and ``before_step`` thereafter."""
         self._observer.is_done = False
         self._observe_clipping(optimizer, still_scaled)
         if self.guard.health is Health.ATTENDING and not self._observer.is_done:

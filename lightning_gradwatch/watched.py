@@ -36,7 +36,7 @@ class Stage(enum.Enum):
 
 
 class WatchedRun(Showing):
-    """A run under watch. It begins with the first forward pass or its ``with`` statement, and ends with :meth:`close`.
+    """A run under watch. It begins with the first forward pass or its ``with`` statement, and ends with ``close``.
 
     An exception within a ``with`` statement leaves a flight record, and is raised as it came. A run that nobody closes
     ends with the process.

@@ -16,7 +16,7 @@ _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchroniz
 
 
 def profile(call: Callable[[], object]) -> Counter[str]:
-    """:func:`count` of what a call does; the wait at its end is part of it.
+    """``count`` of what a call does; the wait at its end is part of it.
 
     Raises:
         RuntimeError: If the profiler sees no kernel, so that nothing can be said.

@@ -43,7 +43,7 @@ def remedy_for(birth: Mapping[str, Any]) -> str | None:
     """What helps, in a line; None where the place is all that is known.
 
     Args:
-        birth: Where it was born, as :meth:`Birth.as_dict` has it.
+        birth: Where it was born, as ``Birth.as_dict`` has it.
     """
     if birth["stage"] == "optimizer":
         return _FOR_OPTIMIZER

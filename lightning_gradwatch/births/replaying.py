@@ -31,7 +31,7 @@ class Entry:
     Attributes:
         model: A module or a LightningModule.
         loader: Its training data, whose batches are drawn as in the run.
-        loss_fn: As for :func:`~lightning_gradwatch.find_birth`.
+        loss_fn: As for ``find_birth``.
         optimizer: The one whose steps are replayed; None for that of a LightningModule.
     """
 

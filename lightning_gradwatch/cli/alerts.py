@@ -59,8 +59,8 @@ def encode(runs: Sequence[Run], directory: Place, since: int | None = None) -> d
         ``schema`` (rises only if something is taken away or changes its meaning), ``directory``, ``since``,
         ``exit_status`` and ``runs``: of each ``run``, ``path``, ``status``, ``headline``, ``num_open``, ``last_step``,
         ``wall_time``, ``alerts`` (the oldest first: ``state``, which is ``"open"`` or ``"over"``, and the fields of
-        :class:`~lightning_gradwatch.core.records.Alert`), ``num_dropped`` (older alerts of which nobody knows more) and
-        ``damage`` (the fields of :class:`~lightning_gradwatch.reading.damage.Damage`).
+        ``Alert``), ``num_dropped`` (older alerts of which nobody knows more) and
+        ``damage`` (the fields of ``Damage``).
     """
     content = {
         "schema": SCHEMA_VERSION,

@@ -38,7 +38,7 @@ def around(run: OpenRun, step: int) -> list[dict[str, Any]]:
         ``mean`` and ``high``, with the steps for which they stand), ``samples`` (the steps for which the values of each
         quantity stand) and ``layers``, the input end first: ``layer``, ``values`` by quantity (of several steps the
         largest), ``grad_norm_range`` (``low``, ``mean`` and ``high`` of these steps) and ``histogram`` (sizes of the
-        gradient's elements, see :func:`~lightning_gradwatch.reading.percentiles.percentiles`). Steps are ``step`` and
+        gradient's elements, see ``percentiles``). Steps are ``step`` and
         ``last_step``, both included, and ``num_steps``, those of them that were observed.
     """
     found = []

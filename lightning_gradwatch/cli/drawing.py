@@ -96,7 +96,7 @@ def draw(picture: Picture, console: Console, ailing: Collection[int] = ()) -> Re
     """A picture with its title, its axes and its key.
 
     Args:
-        picture: The picture, painted with as many columns as :func:`canvas_for` has.
+        picture: The picture, painted with as many columns as ``canvas_for`` has.
         console: Where it will be shown.
         ailing: Rows with a layer of an open alert.
     """

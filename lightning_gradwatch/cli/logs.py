@@ -96,7 +96,7 @@ class OpenRun:
 
 
 class Logs:
-    """The runs below a directory; nothing is read before :meth:`reload`.
+    """The runs below a directory; nothing is read before ``reload``.
 
     Where there are many runs, only the latest sample of each is kept, and all samples of the one that was opened last.
 

@@ -59,7 +59,7 @@ def encode(run: OpenRun, step: int, directory: Place) -> dict[str, Any]:
     Returns:
         ``schema`` (rises only if something is taken away or changes its meaning), ``directory``, ``run``, ``path``,
         ``exit_status``, ``status``, ``headline``, ``last_step``, ``step`` (the one that is meant) and ``optimizers``,
-        as :func:`~lightning_gradwatch.cli.around.around` has them.
+        as ``around`` has them.
     """
     name, verdict = run.run.name, run.run.verdict
     return {

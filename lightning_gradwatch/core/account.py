@@ -49,7 +49,7 @@ class Account:
     def begin_backward(self, loss: Tensor | None = None) -> None:
         """Say that the loss is about to be differentiated.
 
-        From the first such word on, only gradients between it and :meth:`end_backward` count: those of a
+        From the first such word on, only gradients between it and ``end_backward`` count: those of a
         ``torch.autograd.grad`` inside the training step (a gradient penalty, an adversarial example) are none of the
         loss. Where nobody says a word, all count but those of ``create_graph=True``.
 

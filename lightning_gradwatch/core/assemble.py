@@ -164,7 +164,7 @@ class Assembly:
         return {"latest": {"step": self.latest.step, **tensors}}
 
     def load_state_dict(self, saved: Saved, layers: Sequence[str] | None) -> None:
-        """Go on where :meth:`state_dict` was taken, if it is known with which layers."""
+        """Go on where ``state_dict`` was taken, if it is known with which layers."""
         if layers is None:
             return
 

@@ -102,7 +102,7 @@ class Detector:
         return {**scores, **self.history.scores}
 
     def state_dict(self) -> State:
-        """Primitives and tensors that :meth:`load_state_dict` takes back, without the evidence."""
+        """Primitives and tensors that ``load_state_dict`` takes back, without the evidence."""
         state = self.history.state_dict()
         for kind in ALERTS:
             part: dict[str, Any] = state
@@ -112,7 +112,7 @@ class Detector:
         return {**state, "rules": self._own.state_dict(self.history)} if self._own.kinds else state
 
     def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
-        """Go on where :meth:`state_dict` was taken; a rule that was not there, or cannot be read, starts afresh."""
+        """Go on where ``state_dict`` was taken; a rule that was not there, or cannot be read, starts afresh."""
         saved = Saved.of(state)
         self.history.load_state_dict(saved)
         self.history.open.clear()

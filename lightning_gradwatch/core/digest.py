@@ -133,11 +133,11 @@ class Digest:
         self.judge.keep(set(names) & set(before))
 
     def state_dict(self) -> State:
-        """Tensors and primitives that :meth:`load_state_dict` takes back."""
+        """Tensors and primitives that ``load_state_dict`` takes back."""
         return {**self.publisher.state_dict(), **self.assembly.state_dict(), **self.judge.state_dict()}
 
     def load_state_dict(self, saved: Saved, layers: Sequence[str] | None) -> None:
-        """Go on where :meth:`state_dict` was taken, given the names of the layers if they are known."""
+        """Go on where ``state_dict`` was taken, given the names of the layers if they are known."""
         self.publisher.load_state_dict(saved, layers)
         self.assembly.load_state_dict(saved, layers)
         self.judge.load_state_dict(saved)

@@ -32,7 +32,7 @@ def combine(rows: Tensor, layer_index: Tensor, num_layers: int) -> Tensor:
 
     Args:
         rows: Norms per parameter, shape ``(steps, parameters)``; negative for "no gradient".
-        layer_index: As for :func:`per_layer`.
+        layer_index: As for ``per_layer``.
         num_layers: Number of layers.
 
     Returns:
@@ -73,7 +73,7 @@ class LayerFigures:
         self._gain_factor = torch.tensor(factors, dtype=torch.float32)
 
     def norms(self, rows: Tensor) -> Tensor:
-        """:func:`combine` for these layers, as one product where every parameter has a gradient, and a finite one."""
+        """``combine`` for these layers, as one product where every parameter has a gradient, and a finite one."""
         if self._adds is not None and len(rows):
             low, high = torch.aminmax(rows)
             if low.item() >= 0 and high.item() < torch.inf:  # NaN is neither

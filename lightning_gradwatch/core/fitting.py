@@ -142,7 +142,7 @@ class Fitting:
         return [policy for policy in self._settings.policies if policy.optimizer in names]
 
     def state_dict(self) -> State:
-        """Tensors and primitives that :meth:`load_state_dict` takes back."""
+        """Tensors and primitives that ``load_state_dict`` takes back."""
         past = self._past if self.instruments is None else self.instruments.past()
         return {
             "order": list(self._ran),
@@ -154,7 +154,7 @@ class Fitting:
         }
 
     def load_state_dict(self, saved: Saved, num_rows: int) -> Names | None:
-        """Go on where :meth:`state_dict` was taken, with so many rows or none; the names of the layers, if known."""
+        """Go on where ``state_dict`` was taken, with so many rows or none; the names of the layers, if known."""
         past = Past.of(saved)
         if past.rows is not None and len(past.rows) != num_rows:
             past = replace(past, rows=None)

@@ -68,7 +68,7 @@ class _Plan:
 
 
 def _spread_rows(rows: Tensor, turn: int, limit: int) -> Tensor:
-    """:func:`spread` of each row."""
+    """``spread`` of each row."""
     step = distance(rows.shape[1], limit)
     return rows[:, turn % step :: step][:, : rows.shape[1] // step].reshape(-1)
 

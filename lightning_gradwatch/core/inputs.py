@@ -29,8 +29,8 @@ class InputFacts:
 
         Args:
             layer: Name of the layer.
-            given: As for :func:`describe`; a part of it is copied, so that it may be changed in place afterwards.
-            channels_first: As for :func:`describe`.
+            given: As for ``describe``; a part of it is copied, so that it may be changed in place afterwards.
+            channels_first: As for ``describe``.
         """
         rows = thin_rows(given, channels_first).to(torch.float32, copy=True)
         self._held[layer] = rows
@@ -39,7 +39,7 @@ class InputFacts:
             self._describe()
 
     def get(self, layer: str) -> Tensor | None:
-        """:func:`describe` of the layer's latest input; None without one."""
+        """``describe`` of the layer's latest input; None without one."""
         if self._held:
             self._describe()
         return self._facts.get(layer)
@@ -69,7 +69,7 @@ def describe(given: Tensor, channels_first: bool) -> Tensor:
 
 
 def thin_rows(given: Tensor, channels_first: bool) -> Tensor:
-    """A part of an input with one unit per column, shape ``(rows, units)``; the arguments are :func:`describe`'s."""
+    """A part of an input with one unit per column, shape ``(rows, units)``; the arguments are ``describe``'s."""
     if given.ndim != 2:
         units = 1 if channels_first and given.ndim > 2 else given.ndim - 1
         rows = given.movedim(units, -1) if given.ndim > 1 else given.reshape(-1, 1)

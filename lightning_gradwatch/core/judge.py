@@ -80,10 +80,10 @@ class Judge:
         self.history.keep(layers)
 
     def state_dict(self) -> State:
-        """Primitives that :meth:`load_state_dict` takes back."""
+        """Primitives that ``load_state_dict`` takes back."""
         return {"detector": self._detector.state_dict(), "evidence": self.history.evidence.state_dict()}
 
     def load_state_dict(self, saved: Saved) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """Go on where ``state_dict`` was taken."""
         self._detector.load_state_dict(saved.part("detector"))
         self.history.evidence.load_state_dict(saved.part("evidence"))

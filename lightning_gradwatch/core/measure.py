@@ -26,9 +26,9 @@ class NormWindow:
     """Gradient norms, loss and inputs of the steps since the last copy, one row per step, in 256 kB on the device.
 
     Args:
-        parameters: The watched parameters; their gradients are read at each :meth:`push`.
+        parameters: The watched parameters; their gradients are read at each ``push``.
         shards: How they are spread over the ranks; the rows hold the norms of this rank's parts.
-        num_extra: Numbers that each row holds besides, see :meth:`note`.
+        num_extra: Numbers that each row holds besides, see ``note``.
 
     Attributes:
         known: Whether the loss of the last row was there, one real number on the parameters' device; and how much of
@@ -150,7 +150,7 @@ class NormWindow:
         return (number.reshape(()) if number.ndim else number).float()
 
     def rows(self) -> Tensor:
-        """The rows since the last :meth:`clear`: a norm per parameter, the facts, and what was noted besides."""
+        """The rows since the last ``clear``: a norm per parameter, the facts, and what was noted besides."""
         return self._rows[: self._length]
 
     def restore(self, rows: Tensor | None) -> bool:

@@ -53,7 +53,7 @@ def of_optimizer(tag: str, optimizer: str) -> str:
 
 
 def run_level_tag(name: str, optimizer: str = "") -> str:
-    """The tag of one of the handful of numbers of :func:`run_level`."""
+    """The tag of one of the handful of numbers of ``run_level``."""
     return of_optimizer(f"gradwatch/{name}", optimizer)
 
 
@@ -63,7 +63,7 @@ def steps_tag(name: str, optimizer: str = "") -> str:
 
 
 def is_layer_norm(tag: str) -> bool:
-    """Whether a tag is one of :func:`layer_norm_tag`'s."""
+    """Whether a tag is one of ``layer_norm_tag``'s."""
     return tag.startswith("grad_norm/")
 
 
@@ -88,7 +88,7 @@ def part_tag(tag: str, part: int) -> str:
 
 
 def sequence_tag(layer: str, version: int = 0, optimizer: str = "") -> str:
-    """Tag of the gradient norms of a recurrent layer along its time steps; versions as for :func:`layers_tag`."""
+    """Tag of the gradient norms of a recurrent layer along its time steps; versions as for ``layers_tag``."""
     return of_optimizer(f"gradwatch/sequence{f'-{version + 1}' if version else ''}/{layer}", optimizer)
 
 

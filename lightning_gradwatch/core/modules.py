@@ -60,7 +60,7 @@ def named_modules(model: nn.Module, with_aliases: bool = False) -> Iterator[tupl
 
 
 def modules(model: nn.Module) -> list[nn.Module]:
-    """Every module once, in the order of :func:`named_modules`."""
+    """Every module once, in the order of ``named_modules``."""
     return [module for _, module in named_modules(model)]
 
 

@@ -76,13 +76,13 @@ class Pending:
         )
 
     def state_dict(self, is_whole: bool) -> State:
-        """Primitives that :meth:`load_state_dict` takes back; without the rows where ranks hold parts of them."""
+        """Primitives that ``load_state_dict`` takes back; without the rows where ranks hold parts of them."""
         steps = list(self.steps) if is_whole else []
         known = [[loss, int(coverage)] for loss, coverage in self.known] if is_whole else []
         return {"step": self.step, "steps": steps, "known": known}
 
     def load_state_dict(self, saved: Saved) -> None:
-        """Go on where :meth:`state_dict` was taken; with no row if it is not known which they are."""
+        """Go on where ``state_dict`` was taken; with no row if it is not known which they are."""
         self.step = saved.take("step", int, self.step, count)
         steps, known = saved.take("steps", list[int], []), saved.take("known", list[tuple[bool, Coverage]], [])
         if len(steps) == len(known):

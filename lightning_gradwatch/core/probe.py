@@ -43,7 +43,7 @@ def _never_fails(figure: _Seen) -> Callable[[Callable[..., object]], Callable[..
 
     Nothing is computed in a mode of the user's. Inside a graph of ``torch.compile`` they do nothing, so that the
     compiler folds them away; nor do they under ``torch.jit.trace``, in a pause, nor where somebody has kept one of them
-    after :meth:`Probe.detach`.
+    after ``Probe.detach``.
     """
 
     def guard(hook: Callable[..., object]) -> Callable[..., object]:
@@ -92,7 +92,7 @@ class _Call:
 
 
 class Probe:
-    """Watches a model's layers between :meth:`attach` and :meth:`detach`.
+    """Watches a model's layers between ``attach`` and ``detach``.
 
     Tensor hooks instead of module backward hooks: these break ``ReLU(inplace=True)`` and graphs of ``torch.compile``.
 
@@ -105,11 +105,11 @@ class Probe:
 
     Attributes:
         account: The gradients at the layers' outputs since the last step.
-        order: In which order the layers ran, ever and since :meth:`attach`.
+        order: In which order the layers ran, ever and since ``attach``.
         left_out: Names of layers whose outputs could not be looked at, each with the reason, the first one first.
         failure: Traceback of what ended the probe, when the last layer was left out; None while there is one.
         seconds: Time spent in the hooks so far.
-        strong: Names of layers whose next norms are taken in float32, see :meth:`trust`.
+        strong: Names of layers whose next norms are taken in float32, see ``trust``.
         repeated: Names of layers that run more than once, whose norms never are.
     """
 
@@ -144,7 +144,7 @@ class Probe:
         recurrent: Collection[str] = (),
         fused: Collection[str] = (),
     ) -> None:
-        """Take other layers from the next :meth:`attach` on; the arguments are those of the class."""
+        """Take other layers from the next ``attach`` on; the arguments are those of the class."""
         deepest = sys.getrecursionlimit() // STACK_SHARE
         self._layers = {
             name: m
@@ -223,7 +223,7 @@ class Probe:
         self.strong = (self.strong - norms.keys()) | (strong - self.repeated)
 
     def inputs(self, layer: str) -> Tensor | None:
-        """:func:`~lightning_gradwatch.core.inputs.describe` of the layer's input at its last call; None if unseen.
+        """``describe`` of the layer's input at its last call; None if unseen.
 
         Raises:
             Exception: What failed when inputs were looked at.

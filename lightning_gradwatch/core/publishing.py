@@ -65,7 +65,7 @@ class Publisher:
         self._norms.rearrange([0, *(1 + before.index(name) if name in before else None for name in names)])
 
     def state_dict(self) -> State:
-        """Tensors and primitives that :meth:`load_state_dict` takes back."""
+        """Tensors and primitives that ``load_state_dict`` takes back."""
         return {
             "num_publications": self.num_publications,
             "clip_window": self._clips.state_dict(),
@@ -73,7 +73,7 @@ class Publisher:
         }
 
     def load_state_dict(self, saved: Saved, layers: Sequence[str] | None) -> None:
-        """Go on where :meth:`state_dict` was taken; without norms if it is not known of which layers they are."""
+        """Go on where ``state_dict`` was taken; without norms if it is not known of which layers they are."""
         self.num_publications = saved.take("num_publications", int, self.num_publications, count)
         self._clips.load_state_dict(saved.part("clip_window"))
         if layers is not None:

@@ -56,7 +56,7 @@ class Reader:
     Attributes:
         reductions: How ranks that hold parts of what is carried to the host add it up, by name.
         noted: Total norm after the last backward pass, shape ``()``; None where nobody needs it.
-        operations: Whose norms ``"attribution"`` are, in what :meth:`thorough` read last.
+        operations: Whose norms ``"attribution"`` are, in what ``thorough`` read last.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Reader:
             self.noted = torch.linalg.vector_norm(instruments.meter.stack(norms(present)))
 
     def after_backward(self, loss_scale: Tensor | None) -> dict[str, Tensor]:
-        """What :meth:`note_backward` has kept, shape ``(1,)``, unscaled; nothing where it was not called."""
+        """What ``note_backward`` has kept, shape ``(1,)``, unscaled; nothing where it was not called."""
         if self.noted is None:
             return {}
         return {"after_backward": (self.noted if loss_scale is None else self.noted / loss_scale).view(1)}

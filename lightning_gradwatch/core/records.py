@@ -180,7 +180,7 @@ def to_try(remedies: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the detector saw, before it is explained: the numbers of an :class:`Alert` without its words.
+    """What the detector saw, before it is explained: an [`Alert`][lightning_gradwatch.Alert] without its words.
 
     Attributes:
         kind: What is wrong: one of the table of kinds, or the kind of a rule of the user.

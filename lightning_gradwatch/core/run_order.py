@@ -13,7 +13,7 @@ class RunOrder:
 
     Attributes:
         names: Names of the layers in the order in which their first forward call ended.
-        ran: Names of the layers that ran since :meth:`start`.
+        ran: Names of the layers that ran since ``start``.
         fed: Of these the ones whose input was part of the graph, where that was looked at.
         spare: Those of them whose output was gone before the last backward pass that was looked at.
         reached: Layers at whose output a gradient has ever arrived.

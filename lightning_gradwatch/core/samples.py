@@ -40,7 +40,7 @@ class ThoroughSample:
             Shape ``(layers,)``.
         output_zeros: Share of exact zeros in the gradient at the layer's output, where that is float16.
             Shape ``(layers,)``.
-        inputs: What the layer's input looks like, in the order of :class:`Inputs`. Shape ``(layers, 7)``.
+        inputs: What the layer's input looks like, in the order of ``Inputs``. Shape ``(layers, 7)``.
         attribution: What each operation did to the gradient on its way back; None where it was not measured.
     """
 

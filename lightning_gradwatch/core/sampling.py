@@ -97,7 +97,7 @@ class Sampling:
         return True
 
     def state_dict(self) -> dict[str, int]:
-        """Primitives that :meth:`load_state_dict` takes back."""
+        """Primitives that ``load_state_dict`` takes back."""
         return {
             "num_steps": self.num_steps,
             "num_samples": self.num_samples,
@@ -108,7 +108,7 @@ class Sampling:
         }
 
     def load_state_dict(self, saved: Saved) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """Go on where ``state_dict`` was taken."""
         self.num_steps = saved.take("num_steps", int, self.num_steps, count)
         self.num_samples = saved.take("num_samples", int, self.num_samples, count)
         self.thinning = saved.take("thinning", int, 1, lambda factor: factor >= 1)

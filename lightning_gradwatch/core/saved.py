@@ -106,7 +106,7 @@ class Saved:
 
 
 def count(number: int) -> bool:
-    """Whether it can be a number of things, as a check for :meth:`Saved.take`."""
+    """Whether it can be a number of things, as a check for ``Saved.take``."""
     return 0 <= number < 2**53
 
 

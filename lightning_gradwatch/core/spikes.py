@@ -85,11 +85,11 @@ class SpikeGuard:
                 self.memory[name].copy_(value)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors that :meth:`load_state_dict` takes back."""
+        """Tensors that ``load_state_dict`` takes back."""
         return {name: value.cpu().clone() for name, value in self.memory.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on where :meth:`state_dict` was taken; afresh if that is of another kind."""
+        """Go on where ``state_dict`` was taken; afresh if that is of another kind."""
         kinds = {name: (value.shape, value.dtype) for name, value in self.memory.items()}
         if {name: (value.shape, value.dtype) for name, value in state.items()} == kinds:
             for name, value in self.memory.items():
@@ -107,7 +107,7 @@ def stands_out(now: Tensor, seen: Tensor) -> Tensor:
         seen: Those before, shape ``(rows, steps)``; what is not finite is not counted.
 
     Returns:
-        Shape ``(rows,)``, bool. False where fewer than :data:`LEAST` numbers are known.
+        Shape ``(rows,)``, bool. False where fewer than ``LEAST`` numbers are known.
     """
     is_positive = ((seen > 0) | seen.isnan()).all(1) & (now > 0)
     now = torch.where(is_positive, now.log(), now)

@@ -77,7 +77,7 @@ def fitted(text: str, width: int) -> str:
     """A text in lines of so many columns; what is too long goes on below itself.
 
     Args:
-        text: As from :func:`in_lines`, or any other.
+        text: As from ``in_lines``, or any other.
         width: Columns that a line may take, if no word is longer.
     """
     return "\n".join(_wrapped(line, width) for line in text.splitlines())

@@ -25,7 +25,7 @@ MAX_TOGETHER = 2**16
 
 
 class UpdateState(TypedDict, total=False):
-    """What a checkpoint holds of an :class:`UpdateMeter`: its tensors, on the CPU."""
+    """What a checkpoint holds of an ``UpdateMeter``: its tensors, on the CPU."""
 
     sums: Tensor
     taken: Tensor
@@ -34,7 +34,7 @@ class UpdateState(TypedDict, total=False):
 
 
 NUM_SUMS, NUM_MOMENT_SUMS = 4, 3
-"""Numbers for each layer in :attr:`UpdateMeter.sums` and in what :meth:`UpdateMeter.moments` returns."""
+"""Numbers for each layer in ``UpdateMeter.sums`` and in what ``UpdateMeter.moments`` returns."""
 
 
 def thin(tensor: Tensor, limit: int = MAX_ELEMENTS) -> Tensor:
@@ -167,7 +167,7 @@ class UpdateMeter:
             is_taken: Whether the optimizer will take the step, shape ``()``: a loss scaler skips those with inf.
 
         Returns:
-            :attr:`sums`, of the latest update seen.
+            ``sums``, of the latest update seen.
 
         Raises:
             ValueError: If somebody has freed the memory of a weight.
@@ -191,7 +191,7 @@ class UpdateMeter:
         return [g if g is not None and (type(g) is Tensor or _lies_beside(g, p)) else _nothing(p) for p, g in gradients]
 
     def compare(self) -> None:
-        """Call at the step after :meth:`remember`: sets :attr:`sums`, unless that step was not taken."""
+        """Call at the step after ``remember``: sets ``sums``, unless that step was not taken."""
         self.is_waiting = False
         if self._before is None or self._has_gradient is None:
             return
@@ -250,13 +250,13 @@ class UpdateMeter:
         return torch.full((), number, dtype=torch.float32, device=self.sums.device)
 
     def state_dict(self) -> UpdateState:
-        """Tensors that :meth:`load_state_dict` takes back; of this rank's parts where parameters are spread."""
+        """Tensors that ``load_state_dict`` takes back; of this rank's parts where parameters are spread."""
         before, pushed = (None if t is None else t.cpu().clone() for t in (self._before, self._has_gradient))
         sums, taken = self.sums.cpu().clone(), self._is_taken.cpu().clone()
         return {"sums": sums, "before": before, "has_gradient": pushed, "taken": taken}
 
     def load_state_dict(self, state: UpdateState) -> None:
-        """Go on where :meth:`state_dict` was taken, unless the parameters have changed since."""
+        """Go on where ``state_dict`` was taken, unless the parameters have changed since."""
         sums, taken = state.get("sums"), state.get("taken")
         before, pushed = state.get("before"), state.get("has_gradient")
         if sums is None or taken is None or (sums.shape, taken.shape) != (self.sums.shape, self._is_taken.shape):

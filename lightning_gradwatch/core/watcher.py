@@ -42,8 +42,8 @@ MAX_COMPARISONS = 5
 class Watcher:
     """Watches the gradients of one optimizer.
 
-    In a hand-written loop: :meth:`arm` before the forward pass, :meth:`observe` between the backward pass and the
-    optimizer's step, :meth:`flush` at the end.
+    In a hand-written loop: ``arm`` before the forward pass, ``observe`` between the backward pass and the
+    optimizer's step, ``flush`` at the end.
 
     Args:
         model: The model, whose module paths name the layers.
@@ -142,7 +142,7 @@ class Watcher:
     def note_backward(self) -> None:
         """Call after a backward pass where somebody may change the gradients before the step.
 
-        On the first few sampled steps alone, a total norm is kept, which :meth:`observe` compares with its own.
+        On the first few sampled steps alone, a total norm is kept, which ``observe`` compares with its own.
         """
         sampling, instruments = self.sampling, self._fitting.instruments
         if instruments is None or sampling.num_samples >= MAX_COMPARISONS or instruments.shards.is_spread:
@@ -170,7 +170,7 @@ class Watcher:
             loss_scale: Factor of a loss scaler with which ``loss`` was multiplied before the backward pass, shape
                 ``()``; None without a scaler.
             gradients_scaled: Whether the parameters' gradients still carry that factor.
-            inputs: :func:`~lightning_gradwatch.core.batch.check_batch` of the batch, to tell bad data from bad weights.
+            inputs: ``check_batch`` of the batch, to tell bad data from bad weights.
             publish: Whether the loggers are to be written at this step.
 
         Returns:
@@ -219,7 +219,7 @@ class Watcher:
     def attend(
         self, *, loss_scale: Tensor | None = None, gradients_scaled: bool = False, publish: bool = False
     ) -> None:
-        """Call instead of :meth:`observe` after :meth:`resign`, also for the step that failed, until all ranks know.
+        """Call instead of ``observe`` after ``resign``, also for the step that failed, until all ranks know.
 
         Does what the ranks do together, without measuring anything, and clips if that is still possible.
 
@@ -255,7 +255,7 @@ class Watcher:
 
     @alone
     def clip_only(self, *, loss_scale: Tensor | None = None, gradients_scaled: bool = False) -> bool:
-        """Call instead of :meth:`observe` to clip or skip and do nothing else, as after a failure that ended the watch.
+        """Call instead of ``observe`` to clip or skip and do nothing else, as after a failure that ended the watch.
 
         Returns:
             Whether the gradient is not finite where that is to be raised, or the step left out.
@@ -290,7 +290,7 @@ class Watcher:
     @alone
     @reaching
     def intervene_again(self, *, loss_scale: Tensor | None = None, gradients_scaled: bool = False) -> bool:
-        """Call instead of :meth:`observe` at a further evaluation of the loss within the step observed last.
+        """Call instead of ``observe`` at a further evaluation of the loss within the step observed last.
 
         Clips or skips as there. Nothing is counted, and no policy remembers it: it is one step.
 
@@ -335,7 +335,7 @@ class Watcher:
 
     @alone
     def state_dict(self) -> State:
-        """Tensors and primitives that :meth:`load_state_dict` takes back; loads with ``weights_only=True``.
+        """Tensors and primitives that ``load_state_dict`` takes back; loads with ``weights_only=True``.
 
         Steps since the last sample whose numbers are still spread over ranks are not in it.
         """
@@ -352,7 +352,7 @@ class Watcher:
 
     @alone
     def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
-        """Go on where :meth:`state_dict` was taken.
+        """Go on where ``state_dict`` was taken.
 
         What no longer fits the model's parameters is left behind; what is not there, or is of another kind, afresh.
         """

@@ -63,7 +63,7 @@ class PublicationWindow:
         self._norms = (norms if self._norms is None else torch.cat([self._norms, norms]))[-_MAX_STEPS:]
 
     def summary(self) -> Window | None:
-        """Last, min, median and max since the last :meth:`clear`; None if nothing was added."""
+        """Last, min, median and max since the last ``clear``; None if nothing was added."""
         self._settle()
         if self._norms is None or self._min is None or self._max is None:
             return None
@@ -97,12 +97,12 @@ class PublicationWindow:
         self._is_sound = True
 
     def state_dict(self) -> State:
-        """Tensors and primitives that :meth:`load_state_dict` takes back."""
+        """Tensors and primitives that ``load_state_dict`` takes back."""
         self._settle()
         return {"num_steps": self._num_steps, "norms": self._norms, "min": self._min, "max": self._max}
 
     def load_state_dict(self, state: Saved | Mapping[str, object], num_columns: int | None = None) -> None:
-        """Go on where :meth:`state_dict` was taken; with a new window if its columns are not as many as they should."""
+        """Go on where ``state_dict`` was taken; with a new window if its columns are not as many as they should."""
         self.clear()
         saved = Saved.of(state)
         num_steps = saved.take("num_steps", int, 0, count)

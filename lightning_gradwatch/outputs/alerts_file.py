@@ -1,7 +1,7 @@
 """``alerts.jsonl``: one line of JSON per event, appended and flushed at once, for people and programs that follow it.
 
 Each line is one object: ``event``, ``time`` (UTC, ISO 8601), ``run``, and the fields of
-:class:`~lightning_gradwatch.core.records.Alert`. Lines with the same ``kind``, ``step`` and ``optimizer`` tell of the
+``Alert``. Lines with the same ``kind``, ``step`` and ``optimizer`` tell of the
 same incident, and the newest of them holds. A number that is NaN or infinite is null. A program that follows the file
 should skip what it cannot read: of a process that was killed the last line may be torn; the next one ends it.
 """
@@ -166,7 +166,7 @@ def entry(event: Event, alert: Alert) -> Entry:
 
 
 def entries(directory: str | PathLike[str]) -> frozenset[Entry]:
-    """Every line of a file that is there already, as :func:`entry`; lines that cannot be read are left out."""
+    """Every line of a file that is there already, as ``entry``; lines that cannot be read are left out."""
     return frozenset((line["event"], *_incident(line)) for line in read(directory))
 
 

@@ -27,7 +27,7 @@ class Cards:
     Args:
         num_rows: How many rows have cards; None for all.
         group_by: Number of leading path components by which layers share a row; None for
-            :func:`~lightning_gradwatch.core.layers.roll_up`'s own choice.
+            ``roll_up``'s own choice.
     """
 
     def __init__(self, num_rows: int | None, group_by: int | None = None) -> None:

@@ -155,7 +155,7 @@ class Notifier:
     doubles each time: a run that comes and goes between sick and healthy must not flood anybody.
 
     Args:
-        servers: Where messages go: the elements of :class:`Addresses`.
+        servers: Where messages go: the elements of ``Addresses``.
         run: Name of the run.
         tensorboard_url: Address of a TensorBoard that shows the run, for a link; None for no link.
         pause_s: The first pause, in seconds.

@@ -133,5 +133,5 @@ class RemoteWriter(SummaryWriter):
         return self.file_writer
 
     def settle(self, seconds: float) -> None:
-        """See :meth:`Pieces.settle`."""
+        """See ``Pieces.settle``."""
         self._get_file_writer().event_writer.settle(seconds)

@@ -107,7 +107,7 @@ class RunRecorder:
     """Turns what comes to the host into events, each of which is to be written once.
 
     Args:
-        state: What :meth:`state_dict` gave before the run was interrupted; None for a new run.
+        state: What ``state_dict`` gave before the run was interrupted; None for a new run.
     """
 
     def __init__(self, state: Mapping[str, object] | None = None) -> None:

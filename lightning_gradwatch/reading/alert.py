@@ -6,7 +6,7 @@ from typing import TypedDict
 
 
 class _CheckedAlert(TypedDict):
-    """What every alert has, as :func:`~lightning_gradwatch.reading.schema.is_alert` makes sure."""
+    """What every alert has, as ``is_alert`` makes sure."""
 
     kind: str
     level: str

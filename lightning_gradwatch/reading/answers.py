@@ -44,7 +44,7 @@ class VersionContents(TypedDict):
     """What there is of one list of layers of an optimizer.
 
     Attributes:
-        rows: How layers share rows where there are many, as by :func:`~lightning_gradwatch.reading.folding.plain`;
+        rows: How layers share rows where there are many, as by ``plain``;
             empty but for the newest list.
         norms: Ways to show a quantity, by its name, the default first; quantities with but one way are left out.
         num_vectors: Layers that can be hidden: normalisation layers, and biases by themselves.
@@ -130,7 +130,7 @@ class Layout(NamedTuple):
     Attributes:
         norm: How gradient norms are shown; None for the default.
         hides_vectors: Whether normalisation layers and lone biases have a row only if an alert is about them.
-        most: Rows at most, as by :func:`~lightning_gradwatch.reading.folding.fold`.
+        most: Rows at most, as by ``fold``.
     """
 
     norm: str | None = None

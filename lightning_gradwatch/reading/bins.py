@@ -124,13 +124,13 @@ class Bins:
         """Where a step begins that was not observed before: others are of the same step, as of several backward passes.
 
         Returns:
-            Places for :meth:`merged`, shape ``(steps,)``.
+            Places for ``merged``, shape ``(steps,)``.
         """
         is_same = (self.first[1:] == self.last[:-1]) & (self.first[1:] == self.last[1:])
         return np.flatnonzero(np.append(True, ~is_same))
 
     def encode(self) -> bytes:
-        """As the content of an event; :meth:`decode` is the inverse, but for the precision of the norms."""
+        """As the content of an event; ``decode`` is the inverse, but for the precision of the norms."""
         is_single = bool((self.count == 1).all() and np.array_equal(self.low, self.high, equal_nan=True))
         head = _HEAD.pack(len(self), self.low.shape[1], self.lines.shape[1], is_single)
         spans = np.stack([self.first, self.last, self.count]).astype("<i8").tobytes()
@@ -142,12 +142,12 @@ class Bins:
 
     @staticmethod
     def number_in(content: bytes) -> int:
-        """How many bins there are in what :meth:`encode` made, which costs less than to decode it."""
+        """How many bins there are in what ``encode`` made, which costs less than to decode it."""
         return int(_HEAD.unpack(zlib.decompressobj().decompress(content, _HEAD.size))[0])
 
     @classmethod
     def decode(cls, content: bytes, num_layers: int, num_lines: int) -> Bins:
-        """The inverse of :meth:`encode`.
+        """The inverse of ``encode``.
 
         A run that goes on in another way, say with clipping, may know more lines than the description of its tag, or
         fewer: those at the end are left out, or NaN.

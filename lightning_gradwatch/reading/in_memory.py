@@ -39,7 +39,7 @@ class Content(NamedTuple):
 
 
 class MemoryProvider:
-    """One run, as :class:`~lightning_gradwatch.reading.store.Store` asks TensorBoard for it; it has no scalars.
+    """One run, as ``Store`` asks TensorBoard for it; it has no scalars.
 
     Context and experiment, of which every provider is told, mean nothing here.
 

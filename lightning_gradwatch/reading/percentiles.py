@@ -16,7 +16,7 @@ def percentiles(packed: Array) -> dict[str, float] | None:
     They are as exact as the bins, a quarter of a decade; what lies beyond the 64 bins counts with the outermost.
 
     Args:
-        packed: The histogram as :func:`~lightning_gradwatch.reading.schema.encode_histogram` packs it, shape ``(66,)``.
+        packed: The histogram as ``encode_histogram`` packs it, shape ``(66,)``.
 
     Returns:
         ``p5``, ``p50`` and ``p95``; None where there are no such elements.

@@ -104,7 +104,7 @@ class Samples:
         """Values of neighbours as one; NaN is larger than anything.
 
         Args:
-            starts: Where each column begins, as by :meth:`columns`.
+            starts: Where each column begins, as by ``columns``.
             statistic: What is to stand for several steps; where each sample is a single one, always the largest.
         """
         if not len(self):

@@ -86,7 +86,7 @@ class Description:
     @classmethod
     @lru_cache(maxsize=256)  # the runs of a sweep have the same ones
     def decode(cls, content: bytes) -> Description:
-        """The inverse of :meth:`encode`.
+        """The inverse of ``encode``.
 
         Raises:
             UnreadableError: If it is of a newer schema, or damaged.
@@ -191,7 +191,7 @@ def encode_alerts(alerts: Sequence[Alert], num_alerts: int, end: str = "") -> st
     Args:
         alerts: The alerts, the oldest first.
         num_alerts: How many there were, notices left out.
-        end: How the run ended, see :class:`AlertDocument`.
+        end: How the run ended, see ``AlertDocument``.
     """
     newest = set(range(len(alerts))[-MAX_ALERTS:])
     kept = [alert for i, alert in enumerate(alerts) if i in newest or alert.until_step is None]
@@ -206,7 +206,7 @@ def encode_alerts(alerts: Sequence[Alert], num_alerts: int, end: str = "") -> st
 
 
 def decode_alerts(document: bytes | str) -> AlertDocument:
-    """The inverse of :func:`encode_alerts`; every alert has at least a kind, a level, a step and a message.
+    """The inverse of ``encode_alerts``; every alert has at least a kind, a level, a step and a message.
 
     Raises:
         UnreadableError: If it is of a newer schema, or damaged.

@@ -44,13 +44,13 @@ def _spans(runs: Sequence[tuple[int, int]]) -> Iterator[str]:
 
 
 def neighbours(num_layers: int, most: int) -> tuple[Array, Array]:
-    """At most so many rows of neighbours, as by :func:`places_of`."""
+    """At most so many rows of neighbours, as by ``places_of``."""
     count = min(most, num_layers)
     return np.arange(num_layers), np.arange(count) * num_layers // count
 
 
 def places_of(text: str, num_layers: int) -> tuple[Array, Array]:
-    """The inverse of what :func:`spans` makes of several rows, with commas between them.
+    """The inverse of what ``spans`` makes of several rows, with commas between them.
 
     Args:
         text: Such as ``0,1-4,5+9``; ``5..8`` are four rows of a layer each.

@@ -24,7 +24,7 @@ def state_of(end: str | None, written: float, now: float) -> tuple[State, str]:
     """Whether a run goes on, in one word and in a few.
 
     Args:
-        end: How it ended, see :class:`~lightning_gradwatch.reading.schema.AlertDocument`.
+        end: How it ended, see ``AlertDocument``.
         written: When anything was last written, in seconds since the epoch.
         now: The present time.
     """

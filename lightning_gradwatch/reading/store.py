@@ -43,7 +43,7 @@ class Series:
         description: What it holds.
         last_step: Largest step in it.
         wall_time: When it was last written, in seconds since the epoch.
-        parts: The tags that hold the norms of every step: see :func:`with_steps`. Empty for a series of its own.
+        parts: The tags that hold the norms of every step: see ``with_steps``. Empty for a series of its own.
     """
 
     run: str

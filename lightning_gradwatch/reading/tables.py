@@ -1,6 +1,6 @@
 """What things are called, once: labels, titles and units for the tab, the page, the report and the terminal.
 
-The browser gets them as JSON (:func:`encode`) and has no copy. Neither torch nor numpy is needed.
+The browser gets them as JSON (``encode``) and has no copy. Neither torch nor numpy is needed.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def headroom(prescription: Mapping[str, object]) -> str:
 
 
 def order(prescription: Mapping[str, object]) -> str:
-    """Why they stand in this order, in sentences; see :func:`~lightning_gradwatch.trials.ranking.ranked`."""
+    """Why they stand in this order, in sentences; see ``ranked``."""
     steps = prescription.get("num_steps")
     if not (_is_finite(steps) and steps):
         return "What helps comes first, and of that what leaves least of the gradient lost."

@@ -33,7 +33,7 @@ class TrialModel:
         weight_decay: Weight decay; None for the run's own.
         num_time_steps: Length of the longest sequence seen by a recurrent layer; 0 if there is none.
         loss: Computes the loss of a model and a batch as a trial step does, without its backward pass; None if unknown.
-        code: The lines that apply the remedy to this very model, where it knows better than :attr:`Remedy.code`.
+        code: The lines that apply the remedy to this very model, where it knows better than ``Remedy.code``.
     """
 
     model: nn.Module
@@ -58,8 +58,8 @@ class Remedy:
     Attributes:
         key: Stable name, such as ``"activation.relu"``: family, then variant. Of one family at most one is combined.
         name: What it does, in the field's words.
-        code: The lines that apply it to any model; empty where they depend on it, see :attr:`TrialModel.code`.
-        apply: Changes a model; raises :class:`CannotApply` where it does not fit, and changes nothing then.
+        code: The lines that apply it to any model; empty where they depend on it, see ``TrialModel.code``.
+        apply: Changes a model; raises ``CannotApply`` where it does not fit, and changes nothing then.
         causes: Diagnosed causes that make it plausible.
         kinds: Kinds of alerts that make it plausible whatever the cause.
     """

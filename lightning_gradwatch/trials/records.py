@@ -44,8 +44,8 @@ class NotTried:
     """A remedy that could not be tried.
 
     Attributes:
-        key: As in :class:`Trial`.
-        remedy: As in :class:`Trial`.
+        key: As in ``Trial``.
+        remedy: As in ``Trial``.
         why: The reason, such as ``"no pair of layers with the same shape"``.
     """
 

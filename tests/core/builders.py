@@ -117,7 +117,7 @@ def through_time(decades: float, length: int = 12) -> list[float]:
 
 
 def silent(*layers: int) -> dict[str, Any]:
-    """Layers of six with a gradient of exactly zero, for :func:`observed`."""
+    """Layers of six with a gradient of exactly zero, for ``observed``."""
     return {
         "outputs": [0.0 if i in layers else 1.0 for i in range(6)],
         "zeros": [1.0 if i in layers else 0.0 for i in range(6)],

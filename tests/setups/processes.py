@@ -21,7 +21,7 @@ TIMEOUT_S = 500
 def run_ranks(script: str, directory: Path, num_ranks: int = 2, timeout_s: int = TIMEOUT_S) -> list[Any]:
     """Run a script once per rank, as a cluster would start it, and return what each rank has told.
 
-    The script finds the directory in ``sys.argv[1]`` and calls :func:`tell`.
+    The script finds the directory in ``sys.argv[1]`` and calls ``tell``.
 
     Raises:
         AssertionError: If a rank fails, with the end of what it printed; the other ranks are ended.

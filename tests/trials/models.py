@@ -119,7 +119,7 @@ def pasted(key: str, model: nn.Module, **names: Any) -> Any:
 
 
 def after(code: str, model: nn.Module, **names: Any) -> Any:
-    """A copy of the model after these lines, of which the random numbers are those of :func:`treated`."""
+    """A copy of the model after these lines, of which the random numbers are those of ``treated``."""
     model = copy.deepcopy(model)
     torch.manual_seed(7)
     exec(code, {"model": model, "nn": nn, "torch": torch, **names})

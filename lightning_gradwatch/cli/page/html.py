@@ -57,7 +57,7 @@ def assemble(data: Mapping[str, object]) -> str:
 
 
 def assemble_inline(data: Mapping[str, object]) -> str:
-    """The page for a frame of a notebook; data as for :func:`assemble`."""
+    """The page for a frame of a notebook; data as for ``assemble``."""
     # what would end the script, or begin a comment of HTML, can only stand in a text or a regular expression
     script = join(_ENTRY).replace("</", "<\\/").replace("<!--", "<\\!--")
     return _page(data, secrets.token_urlsafe(16), "", script)

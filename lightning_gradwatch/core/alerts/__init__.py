@@ -1,6 +1,6 @@
 """The kinds of alerts, one file each: what is wrong, by which rule, in which words, and why.
 
-A new kind is a file here that declares a :class:`Kind`, and a line in :data:`ALERTS`.
+A new kind is a file here that declares a ``Kind``, and a line in ``ALERTS``.
 """
 
 from __future__ import annotations

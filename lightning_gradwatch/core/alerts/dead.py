@@ -65,11 +65,11 @@ class DeadRule(SteadyRule):
         return {"dead_layers": float(len(self.finding.layers)) if self.finding is not None else 0.0}
 
     def state_dict(self) -> State:
-        """Primitives that :meth:`load_state_dict` takes back."""
+        """Primitives that ``load_state_dict`` takes back."""
         return {**super().state_dict(), "shares": list(self._shares), "starved": dict(self._starved)}
 
     def load_state_dict(self, state: Saved) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """Go on where ``state_dict`` was taken."""
         super().load_state_dict(state)
         self._shares = state.take("shares", list[float], [], lambda shares: len(shares) <= MANY_SAMPLES)
         self._starved = state.take("starved", dict[str, int], {})

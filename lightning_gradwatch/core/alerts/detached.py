@@ -41,11 +41,11 @@ class DetachedRule(SteadyRule):
         return {"detached_layers": float(len(self.finding.layers)) if self.finding is not None else 0.0}
 
     def state_dict(self) -> State:
-        """Primitives that :meth:`load_state_dict` takes back."""
+        """Primitives that ``load_state_dict`` takes back."""
         return {"num_runs": dict(self._num_runs), "detached": self.hysteresis.state_dict()}
 
     def load_state_dict(self, state: Saved) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """Go on where ``state_dict`` was taken."""
         self._num_runs = state.take("num_runs", dict[str, int], self._num_runs)
         self.hysteresis.load_state_dict(state.part("detached"))
 

@@ -30,7 +30,7 @@ def explain(finding: Finding, evidence: Evidence, optimizer: str = "", own: OwnK
 
 
 def explain_nothing(finding: Finding, optimizer: str = "", own: OwnKind | None = None) -> Alert:
-    """Put a finding into words of which none depends on evidence; the arguments are those of :func:`explain`."""
+    """Put a finding into words of which none depends on evidence; the arguments are those of ``explain``."""
     where = f" in {named(finding.layers)}" if finding.layers else ""
     title, unit = ("Something is wrong", "") if own is None else (own.title, own.unit and f" {own.unit}")
     what = (

@@ -92,7 +92,7 @@ class ExplodingRule:
         return {"exploding": max(history.growing[0].growth, history.time.growth[1])}
 
     def state_dict(self) -> State:
-        """Primitives that :meth:`load_state_dict` takes back."""
+        """Primitives that ``load_state_dict`` takes back."""
         return {
             "calm": list(self._calm),
             "early": list(self._early),
@@ -103,7 +103,7 @@ class ExplodingRule:
         }
 
     def load_state_dict(self, state: Saved) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """Go on where ``state_dict`` was taken."""
         calm, early = (state.take(name, list[float], [], _are_norms) for name in ("calm", "early"))
         if early or not calm:  # how far a loss has gone is told by both
             self._calm, self._early = calm, early

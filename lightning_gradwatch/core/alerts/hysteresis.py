@@ -70,12 +70,12 @@ class Hysteresis:
         return None
 
     def state_dict(self) -> State:
-        """Primitives that :meth:`load_state_dict` takes back."""
+        """Primitives that ``load_state_dict`` takes back."""
         finding = finding_state(self.finding)
         return {"above": self._above, "below": self._below, "held_at": self._held_at, "finding": finding}
 
     def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """Go on where ``state_dict`` was taken."""
         saved = Saved.of(state)
         self._above = saved.take("above", int, self._above, count)
         self._below = saved.take("below", int, self._below, count)
@@ -99,11 +99,11 @@ class SteadyRule:
         return self.hysteresis.finding
 
     def state_dict(self) -> State:
-        """Primitives that :meth:`load_state_dict` takes back."""
+        """Primitives that ``load_state_dict`` takes back."""
         return self.hysteresis.state_dict()
 
     def load_state_dict(self, state: Saved) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """Go on where ``state_dict`` was taken."""
         self.hysteresis.load_state_dict(state)
 
 

@@ -15,7 +15,7 @@ from lightning_gradwatch.core.saved import Saved, State
 class Diagnosis(NamedTuple):
     """Why, by which measurement, and what helps against it, the cheapest first.
 
-    ``attribution`` is that of an :class:`~lightning_gradwatch.core.records.Alert`.
+    ``attribution`` is that of an ``Alert``.
     """
 
     cause: Cause
@@ -41,11 +41,11 @@ class BuiltInRule(Protocol):
         ...
 
     def state_dict(self) -> State:
-        """Primitives that :meth:`load_state_dict` takes back."""
+        """Primitives that ``load_state_dict`` takes back."""
         ...
 
     def load_state_dict(self, state: Saved) -> None:
-        """Go on where :meth:`state_dict` was taken; what is not there starts afresh."""
+        """Go on where ``state_dict`` was taken; what is not there starts afresh."""
         ...
 
 
@@ -54,10 +54,10 @@ class Kind:
     """An alert kind: all that the package knows of it.
 
     Attributes:
-        name: As in :attr:`Alert.kind`.
+        name: As in ``Alert.kind``.
         title: What is wrong, as a headline.
         label: The same in a word or two, where there is little room.
-        unit: What :attr:`Alert.value` and the threshold count.
+        unit: What ``Alert.value`` and the threshold count.
         rule: Makes its rule, one for each optimizer.
         describe: What is wrong, as a sentence that names the step. One that begins with the symptom and ``(step N): ``
             is shown without them where these are shown by themselves.

@@ -95,11 +95,11 @@ class NonfiniteRule:
         return {"nonfinite_steps": float(self.num_steps), "skipped_steps": float(self.num_skipped)}
 
     def state_dict(self) -> State:
-        """Primitives that :meth:`load_state_dict` takes back."""
+        """Primitives that ``load_state_dict`` takes back."""
         return {**self.__dict__, "finding": finding_state(self.finding)}
 
     def load_state_dict(self, state: Saved) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """Go on where ``state_dict`` was taken."""
         for name in ("num_steps", "num_skipped", "_in_a_row", "_finite_in_a_row", "_opened_at", "_last_step"):
             setattr(self, name, state.take(name, int, getattr(self, name)))
         self._has_worked = state.take("_has_worked", bool, self._has_worked)

@@ -68,7 +68,7 @@ class OwnRules:
             yield self._optional.take(_figure(kind), (), _ask, kind, rule, observation, history)
 
     def state_dict(self, history: History) -> State:
-        """Primitives and tensors that :meth:`load_state_dict` takes back, by kind."""
+        """Primitives and tensors that ``load_state_dict`` takes back, by kind."""
         states: State = {}
         for kind, rule in self._rules.items():
             state = self._optional.take(_figure(kind), None, _state_of, rule)
@@ -76,7 +76,7 @@ class OwnRules:
         return states
 
     def load_state_dict(self, saved: Saved, history: History) -> None:
-        """Go on where :meth:`state_dict` was taken; a state that a rule refuses is dropped, with what was open."""
+        """Go on where ``state_dict`` was taken; a state that a rule refuses is dropped, with what was open."""
         for kind, rule in self._rules.items():
             part = saved.part(kind)
             state = part.find("state", dict[str, object])

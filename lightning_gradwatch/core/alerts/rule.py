@@ -68,7 +68,8 @@ class Rule(Protocol):
                 changed.
 
         Returns:
-            What opened, rose to an alert, or ended just now, as :meth:`Hysteresis.judge` has it; None for nothing. What
-            is said again of an alert that is open already is ignored.
+            What opened, rose to an alert, or ended just now, as
+            [`judge`][lightning_gradwatch.core.alerts.hysteresis.Hysteresis.judge] has it; None for nothing. What is
+            said again of an alert that is open already is ignored.
         """
         ...

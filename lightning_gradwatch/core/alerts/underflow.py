@@ -45,11 +45,11 @@ class UnderflowRule(SteadyRule):
         return {"underflow": max(self._shares.values())}
 
     def state_dict(self) -> State:
-        """Primitives that :meth:`load_state_dict` takes back."""
+        """Primitives that ``load_state_dict`` takes back."""
         return {"underflow": self.hysteresis.state_dict(), "shares": dict(self._shares)}
 
     def load_state_dict(self, state: Saved) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """Go on where ``state_dict`` was taken."""
         self.hysteresis.load_state_dict(state.part("underflow"))
         shares = state.take("shares", dict[str, float], {})
         self._shares = {name: shares.get(name, share) for name, share in self._shares.items()}

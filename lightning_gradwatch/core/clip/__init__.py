@@ -1,6 +1,6 @@
 """Clipping: a policy turns the norms that were measured anyway into a threshold; the gradients are scaled in place.
 
-A new policy is a file like ``band.py``, with all that it is made of, and its place in :data:`POLICIES`.
+A new policy is a file like ``band.py``, with all that it is made of, and its place in ``POLICIES``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def make_policy(choice: bool | float | str | ClipPolicy) -> ClipPolicy:
 
     Args:
         choice: True for the default; the name of a policy, such as ``"zscore"``, for that policy with its own defaults;
-            a number for :class:`MaxNorm`; or a policy.
+            a number for ``MaxNorm``; or a policy.
 
     Raises:
         ValueError: If it is none of these.
@@ -60,7 +60,7 @@ def make_policies(
     """The policies that a user means; none for None, False and an empty list.
 
     Args:
-        choice: As for :func:`make_policy`, or several policies.
+        choice: As for ``make_policy``, or several policies.
 
     Raises:
         ValueError: If one of them is none.

@@ -38,9 +38,9 @@ class AdaGC(SelectivePolicy):
         beta: How slowly the running mean follows, ``0 < beta < 1``.
         lambda_abs: Largest total norm during the warm-up; positive. The only number with the loss's unit.
         warmup_steps: Number of steps of the warm-up; 1 or more.
-        include: As in :class:`Percentile`.
-        exclude: As in :class:`Percentile`.
-        optimizer: As in :class:`Percentile`.
+        include: As in [`Percentile`][lightning_gradwatch.Percentile].
+        exclude: As in [`Percentile`][lightning_gradwatch.Percentile].
+        optimizer: As in [`Percentile`][lightning_gradwatch.Percentile].
 
     Raises:
         ValueError: If an argument is out of its range.

@@ -29,9 +29,9 @@ class AGC(SelectivePolicy):
     Attributes:
         clip_factor: Largest allowed ratio of gradient norm to weight norm; positive.
         min_weight_norm: Floor of the weight norm, without which weights that start at zero would stay there; positive.
-        include: As in :class:`Percentile`.
-        exclude: As in :class:`Percentile`.
-        optimizer: As in :class:`Percentile`.
+        include: As in [`Percentile`][lightning_gradwatch.Percentile].
+        exclude: As in [`Percentile`][lightning_gradwatch.Percentile].
+        optimizer: As in [`Percentile`][lightning_gradwatch.Percentile].
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -142,7 +142,7 @@ def unitwise_coefficients(
     """What brings each unit's gradient norm down to a share of its weight norm (AGC).
 
     Args:
-        gradient_norms: :func:`unitwise_norms` of the gradient, any shape.
+        gradient_norms: ``unitwise_norms`` of the gradient, any shape.
         weight_norms: The same of the weight, same shape.
         clip_factor: Largest allowed ratio.
         min_weight_norm: Floor of the weight norm, so that weights of zero can leave it.

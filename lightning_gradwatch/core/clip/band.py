@@ -39,16 +39,17 @@ class Band(SelectivePolicy):
     one that runs away is held by shorter steps until its norms are usual again. What is remembered is not clipped, so
     that the band follows a level that has changed for good; a total norm of exactly zero is not remembered. What it
     does not hold is a training for which steps of a usual length are too long at every step: see ``"percentile"``; and
-    reinforcement learning with too high a rate of SGD may come out worse than unclipped: see :class:`MaxNorm`.
+    reinforcement learning with too high a rate of SGD may come out worse than unclipped: see
+    [`MaxNorm`][lightning_gradwatch.MaxNorm].
 
     Attributes:
         width: Height of the band above the median by that of the 90th percentile, in logarithms; positive. 2.0 lets
             normally distributed logarithms up to 2.6 standard deviations pass.
         least_ratio: Ratio to the median up to which a norm is usual in any case; more than 1.
         window: Number of steps remembered; 2 or more.
-        include: As in :class:`Percentile`.
-        exclude: As in :class:`Percentile`.
-        optimizer: As in :class:`Percentile`.
+        include: As in [`Percentile`][lightning_gradwatch.Percentile].
+        exclude: As in [`Percentile`][lightning_gradwatch.Percentile].
+        optimizer: As in [`Percentile`][lightning_gradwatch.Percentile].
 
     Raises:
         ValueError: If an argument is out of its range.

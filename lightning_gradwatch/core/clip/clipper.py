@@ -17,10 +17,10 @@ class Clipping(NamedTuple):
     """What one call did: float32 tensors on the device.
 
     Attributes:
-        threshold: Total norm (for :class:`MaxValue`: absolute value) above which this step was to be clipped, shape
+        threshold: Total norm (for ``MaxValue``: absolute value) above which this step was to be clipped, shape
             ``()``. ``inf`` while ZClip gathers its first statistics; NaN for policies without a common threshold.
         total_norm: Before clipping, over this clipper's parameters, unscaled; shape ``()``.
-        clipped_norm: After it; shape ``()``. From the coefficients, not measured again, but for :class:`MaxValue`.
+        clipped_norm: After it; shape ``()``. From the coefficients, not measured again, but for ``MaxValue``.
         coefficients: Norm after by norm before of each gradient, shape ``(n,)``; 1 for one untouched, zero or missing.
         coefficient: ``clipped_norm`` by ``total_norm``, shape ``()``; 1 if nothing was clipped.
     """
@@ -33,7 +33,7 @@ class Clipping(NamedTuple):
 
 
 class ClipperState(TypedDict, total=False):
-    """What a checkpoint holds of a :class:`Clipper`."""
+    """What a checkpoint holds of a ``Clipper``."""
 
     policy: str
     memory: dict[str, Tensor]
@@ -49,7 +49,7 @@ class Clipper:
 
     Raises:
         ValueError: If the policy is none of GradWatch's, or cannot be right on parameters that are spread over ranks:
-            :class:`AGC` needs whole weights, :class:`MaxValue` whole elements of gradients.
+            ``AGC`` needs whole weights, ``MaxValue`` whole elements of gradients.
     """
 
     def __init__(self, policy: ClipPolicy, parameters: Sequence[Tensor], shards: Shards) -> None:
@@ -88,12 +88,12 @@ class Clipper:
         return Clipping(threshold, total, clipped, coefficients, torch.where(is_clipped, ratio, 1.0))
 
     def state_dict(self) -> ClipperState:
-        """Tensors and primitives that :meth:`load_state_dict` takes back; loads with ``weights_only=True``."""
+        """Tensors and primitives that ``load_state_dict`` takes back; loads with ``weights_only=True``."""
         memory = {name: value.cpu().clone() for name, value in self.memory.items()}
         return {"policy": type(self.policy).__name__, "memory": memory}
 
     def load_state_dict(self, state: ClipperState) -> None:
-        """Go on where :meth:`state_dict` was taken, bit by bit; afresh if the policy or the size of its memory changed.
+        """Go on where ``state_dict`` was taken, bit by bit; afresh if the policy or the size of its memory changed.
 
         A history of total norms is kept when parameters join: it follows them soon.
         """

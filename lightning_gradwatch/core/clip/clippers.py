@@ -22,7 +22,7 @@ NUM_FACTS = 3
 
 
 class ClippersState(TypedDict, total=False):
-    """What a checkpoint holds of :class:`Clippers`."""
+    """What a checkpoint holds of ``Clippers``."""
 
     clippers: list[ClipperState]
     clipped: Tensor
@@ -38,7 +38,7 @@ class Clippers:
         cuts: How each parameter is cut into what the ranks hold; empty if the parameters themselves say so.
 
     Attributes:
-        clipped: For each parameter the number of steps since :meth:`forget` in which its gradient was clipped, shape
+        clipped: For each parameter the number of steps since ``forget`` in which its gradient was clipped, shape
             ``(parameters,)``, float32, on the device.
     """
 
@@ -67,7 +67,7 @@ class Clippers:
         """Clip. No host sync.
 
         Args:
-            norms: As for :meth:`Clipper.clip_`, of all the optimizer's parameters.
+            norms: As for ``Clipper.clip_``, of all the optimizer's parameters.
             loss_scale: Factor that is still in the gradients, shape ``()``; None for none.
 
         Returns:
@@ -102,11 +102,11 @@ class Clippers:
         self.clipped.zero_()
 
     def state_dict(self) -> ClippersState:
-        """Tensors and primitives that :meth:`load_state_dict` takes back."""
+        """Tensors and primitives that ``load_state_dict`` takes back."""
         return {"clippers": [clipper.state_dict() for clipper in self._clippers], "clipped": self.clipped.cpu().clone()}
 
     def load_state_dict(self, state: ClippersState) -> None:
-        """Go on where :meth:`state_dict` was taken; a policy that has changed starts afresh."""
+        """Go on where ``state_dict`` was taken; a policy that has changed starts afresh."""
         for clipper, saved in zip(self._clippers, state.get("clippers", ()), strict=False):
             clipper.load_state_dict(saved)
         clipped = state.get("clipped")
@@ -144,11 +144,11 @@ class ClipWindow:
         self._last, self._num_steps, self._num_clipped = [], [], []
 
     def state_dict(self) -> State:
-        """Primitives that :meth:`load_state_dict` takes back."""
+        """Primitives that ``load_state_dict`` takes back."""
         return {name: list(values) for name, values in self.__dict__.items()}
 
     def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """Go on where ``state_dict`` was taken."""
         saved = Saved.of(state)
         last = saved.take("_last", list[list[float]], [], lambda rows: all(len(row) == NUM_FACTS for row in rows))
         counts = [saved.take(name, list[int], []) for name in ("_num_steps", "_num_clipped")]

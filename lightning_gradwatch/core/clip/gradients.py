@@ -50,7 +50,7 @@ def multiply_each_(gradients: Sequence[Tensor], coefficients: Sequence[Tensor]) 
     """Multiply each gradient by its own number.
 
     Args:
-        gradients: As in :func:`multiply_all_`.
+        gradients: As in ``multiply_all_``.
         coefficients: One for each, float32, shape ``()``.
     """
     values = [reals_of(gradient) for gradient in gradients]

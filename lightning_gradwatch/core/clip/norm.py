@@ -22,9 +22,9 @@ class MaxNorm(SelectivePolicy):
 
     Attributes:
         max_norm: Largest total norm; positive.
-        include: As in :class:`Percentile`.
-        exclude: As in :class:`Percentile`.
-        optimizer: As in :class:`Percentile`.
+        include: As in [`Percentile`][lightning_gradwatch.Percentile].
+        exclude: As in [`Percentile`][lightning_gradwatch.Percentile].
+        optimizer: As in [`Percentile`][lightning_gradwatch.Percentile].
 
     Raises:
         ValueError: If an argument is out of its range.

@@ -35,7 +35,7 @@ def require_number(
 
 
 class ClipPolicy:
-    """A way to clip gradients; every one has ``include``, ``exclude`` and ``optimizer``, see :class:`Percentile`.
+    """A way to clip gradients; every one has ``include``, ``exclude`` and ``optimizer``, see ``Percentile``.
 
     Not a dataclass itself: jsonargparse takes ``class_path`` for subclasses of an ordinary class only.
 
@@ -49,13 +49,13 @@ class ClipPolicy:
     optimizer: str | None
 
     def _transform(self, parameters: Sequence[Tensor], shards: Shards) -> Transform:
-        """This policy at work; see :class:`Clipper`, which asks for it, for the arguments and errors."""
+        """This policy at work; see ``Clipper``, which asks for it, for the arguments and errors."""
         raise refuse("auto_clip", "one of GradWatch's policies", self, "use True for the default")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectivePolicy(ClipPolicy):
-    """Which gradients a policy is for; carried here, evaluated by who builds the :class:`Clipper`."""
+    """Which gradients a policy is for; carried here, evaluated by who builds the ``Clipper``."""
 
     include: str | Sequence[str] = ()
     exclude: str | Sequence[str] = ()

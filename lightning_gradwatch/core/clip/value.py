@@ -28,9 +28,9 @@ class MaxValue(SelectivePolicy):
 
     Attributes:
         max_value: Largest absolute value of an element; positive.
-        include: As in :class:`Percentile`.
-        exclude: As in :class:`Percentile`.
-        optimizer: As in :class:`Percentile`.
+        include: As in [`Percentile`][lightning_gradwatch.Percentile].
+        exclude: As in [`Percentile`][lightning_gradwatch.Percentile].
+        optimizer: As in [`Percentile`][lightning_gradwatch.Percentile].
 
     Raises:
         ValueError: If an argument is out of its range.

@@ -30,9 +30,9 @@ class ZScore(SelectivePolicy):
         z_threshold: Distance from the mean, in standard deviations, from which a norm is an outlier; positive.
         alpha: How slowly the statistics follow, ``0 < alpha < 1``.
         warmup_steps: Number of steps from which the first statistics are taken; 2 or more.
-        include: As in :class:`Percentile`.
-        exclude: As in :class:`Percentile`.
-        optimizer: As in :class:`Percentile`.
+        include: As in [`Percentile`][lightning_gradwatch.Percentile].
+        exclude: As in [`Percentile`][lightning_gradwatch.Percentile].
+        optimizer: As in [`Percentile`][lightning_gradwatch.Percentile].
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -108,7 +108,7 @@ def zscore_target(total: Tensor, mean: Tensor, std: Tensor, z_threshold: float) 
     """Total norm to which ZClip clips an outlier: the farther out, the closer to the mean.
 
     Args:
-        total: Total norm of this step, shape ``()``; above :func:`zscore_threshold`.
+        total: Total norm of this step, shape ``()``; above ``zscore_threshold``.
         mean: As there.
         std: As there.
         z_threshold: As there.

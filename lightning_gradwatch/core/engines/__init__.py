@@ -1,6 +1,6 @@
 """Engines under which gradients are not whole: what a rank holds, and how the parts become the numbers of the whole.
 
-A new engine is a file like ``fsdp1.py``, with all that is known of it, and its place in :data:`ENGINES`.
+A new engine is a file like ``fsdp1.py``, with all that is known of it, and its place in ``ENGINES``.
 """
 
 from __future__ import annotations

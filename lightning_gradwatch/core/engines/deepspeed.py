@@ -2,7 +2,7 @@
 
 The parameters of the model have no ``.grad`` when a step is due, and at stage 3 no elements. What a rank holds of each
 is a run of elements of a flat partition of float32 weights; its gradient, another run, exists from the last micro-batch
-until the step. A :class:`Piece` stands for it.
+until the step. A ``Piece`` stands for it.
 """
 
 from __future__ import annotations

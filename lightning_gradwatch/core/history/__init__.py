@@ -125,7 +125,7 @@ class History:
         self.evidence.keep(layers)
 
     def state_dict(self) -> State:
-        """Primitives that :meth:`load_state_dict` takes back, without the evidence; the keys are those of old."""
+        """Primitives that ``load_state_dict`` takes back, without the evidence; the keys are those of old."""
         return {
             "LossHistory": self.losses.state_dict(),
             "DepthRule": self.depth.state_dict(),
@@ -138,7 +138,7 @@ class History:
         }
 
     def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
-        """Go on where :meth:`state_dict` was taken; what was not there, or cannot be read, starts afresh."""
+        """Go on where ``state_dict`` was taken; what was not there, or cannot be read, starts afresh."""
         saved = Saved.of(state)
         self.losses.load_state_dict(saved.part("LossHistory"))
         self.depth.load_state_dict(saved.part("DepthRule"))

@@ -72,14 +72,14 @@ class Branches:
         self.follow([branch for branch in self._layers.values() if {*branch} <= {*layers}], len(layers))
 
     def state_dict(self) -> State:
-        """Primitives that :meth:`load_state_dict` takes back."""
+        """Primitives that ``load_state_dict`` takes back."""
         return {
             "layers": [list(layers) for layers in self._layers.values()],
             "depths": {name: depth.state_dict() for name, depth in self.depths.items()},
         }
 
     def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """Go on where ``state_dict`` was taken."""
         saved = Saved.of(state)
         branches = saved.take("layers", list[list[str]], [], lambda found: all(map(len, found)))
         self._layers = {layers[0]: tuple(layers) for layers in branches}

@@ -18,7 +18,7 @@ MEDIAN_SAMPLES = 5
 
 
 class DepthHistory:
-    """The median of the last five values of :func:`decades_lost`, after five warm-up samples.
+    """The median of the last five values of ``decades_lost``, after five warm-up samples.
 
     It depends on neither the loss scale nor the learning rate nor the optimizer.
 
@@ -91,7 +91,7 @@ class DepthHistory:
         return True
 
     def state_dict(self) -> State:
-        """Primitives that :meth:`load_state_dict` takes back."""
+        """Primitives that ``load_state_dict`` takes back."""
         return {
             "num_samples": self.num_samples,
             "recent": list(self._recent),
@@ -102,7 +102,7 @@ class DepthHistory:
         }
 
     def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """Go on where ``state_dict`` was taken."""
         saved = Saved.of(state)
         self.num_samples = saved.take("num_samples", int, self.num_samples, count)
         recent, growth = (saved.take(name, list[float], [], are_recent) for name in ("recent", "growth"))
@@ -114,5 +114,5 @@ class DepthHistory:
 
 
 def are_recent(decades: Sequence[float]) -> bool:
-    """Whether these can be the decades of the last samples, as a check for :meth:`Saved.take`."""
+    """Whether these can be the decades of the last samples, as a check for ``Saved.take``."""
     return len(decades) <= MEDIAN_SAMPLES and all(map(math.isfinite, decades))

@@ -159,7 +159,7 @@ class Evidence:
                     part.__dict__[key] = {name: fact for name, fact in facts.items() if name in layers}
 
     def state_dict(self) -> State:
-        """Primitives that :meth:`load_state_dict` takes back; what comes with every observation is left out.
+        """Primitives that ``load_state_dict`` takes back; what comes with every observation is left out.
 
         What losses and time steps have kept stands in it once more, for versions that look for it here.
         """
@@ -174,7 +174,7 @@ class Evidence:
         }
 
     def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
-        """Go on where :meth:`state_dict` was taken; each fact that was not there, or is of another kind, afresh."""
+        """Go on where ``state_dict`` was taken; each fact that was not there, or is of another kind, afresh."""
         saved = Saved.of(state)
         for name, kind in _KEPT.items():
             setattr(self, name, saved.take(name, kind, getattr(self, name)))

@@ -134,11 +134,11 @@ class LossHistory:
         return median(self._recent[-10:]) if self._recent else math.nan
 
     def state_dict(self) -> State:
-        """Primitives that :meth:`load_state_dict` takes back."""
+        """Primitives that ``load_state_dict`` takes back."""
         return {"num_steps": self.num_steps, "first": list(self._first), "recent": list(self._recent)}
 
     def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """Go on where ``state_dict`` was taken."""
         saved = Saved.of(state)
         first = saved.take("first", list[float], [], lambda losses: len(losses) <= WINDOW)
         recent = saved.take("recent", list[float], [], lambda losses: len(losses) <= 2 * WINDOW)

@@ -46,9 +46,9 @@ class Reach:
                 self.silent.append(layer.name)
 
     def state_dict(self) -> State:
-        """Primitives that :meth:`load_state_dict` takes back; what comes with every sample is left out."""
+        """Primitives that ``load_state_dict`` takes back; what comes with every sample is left out."""
         return {"had_gradient": sorted(self.had_gradient)}
 
     def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """Go on where ``state_dict`` was taken."""
         self.had_gradient = Saved.of(state).take("had_gradient", set[str], self.had_gradient)

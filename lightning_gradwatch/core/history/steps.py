@@ -77,11 +77,11 @@ class StepFacts:
             del steps[:-RECENT_STEPS]
 
     def state_dict(self) -> State:
-        """Primitives that :meth:`load_state_dict` takes back; what comes with every observation is left out."""
+        """Primitives that ``load_state_dict`` takes back; what comes with every observation is left out."""
         return {name: copy(getattr(self, name)) for name in _KEPT}
 
     def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """Go on where ``state_dict`` was taken."""
         saved = Saved.of(state)
         for name, kind in _KEPT.items():
             setattr(self, name, saved.take(name, kind, getattr(self, name)))

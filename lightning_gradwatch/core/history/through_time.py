@@ -84,7 +84,7 @@ class TimeHistory:
         self.horizons = {name: horizon for name, horizon in self.horizons.items() if name in layers}
 
     def state_dict(self) -> State:
-        """Primitives that :meth:`load_state_dict` takes back."""
+        """Primitives that ``load_state_dict`` takes back."""
         return {
             "recent": {name: list(d) for name, d in self.recent.items()},
             "shares": {name: list(s) for name, s in self.shares.items()},
@@ -92,7 +92,7 @@ class TimeHistory:
         }
 
     def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """Go on where ``state_dict`` was taken."""
         saved = Saved.of(state)
         self.recent = saved.take("recent", dict[str, list[float]], {}, lambda d: all(map(are_recent, d.values())))
         self.shares = saved.take("shares", dict[str, list[float]], {}, lambda s: all(s.values()))

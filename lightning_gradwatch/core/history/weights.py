@@ -44,17 +44,17 @@ class WeightFacts:
                 self.shrinkage[name] = norms[i] / first
 
     def add_gains(self, owning: Sequence[tuple[int, str]], gains: Sequence[float]) -> None:
-        """Take in the gains of a thorough sample; the arguments are those of :meth:`add`."""
+        """Take in the gains of a thorough sample; the arguments are those of ``add``."""
         self.gain = {name: gains[i] for i, name in owning if gains[i] > 0 and math.isfinite(gains[i])}
         self.first_gain = {**self.gain, **self.first_gain}
         self.zeroed = tuple(name for i, name in owning if gains[i] == 0)
 
     def state_dict(self) -> State:
-        """Primitives that :meth:`load_state_dict` takes back."""
+        """Primitives that ``load_state_dict`` takes back."""
         return {name: copy(getattr(self, name)) for name in _KEPT}
 
     def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
+        """Go on where ``state_dict`` was taken."""
         saved = Saved.of(state)
         for name, kind in _KEPT.items():
             setattr(self, name, saved.take(name, kind, getattr(self, name)))

@@ -17,7 +17,7 @@ def declare(argument: str, quantities: object) -> tuple[Quantity, ...]:
 
     Args:
         argument: What the user calls the list of them, for the error.
-        quantities: A list of what keeps to :class:`~lightning_gradwatch.core.quantities.quantity.LayerQuantity`.
+        quantities: A list of what keeps to ``LayerQuantity``.
 
     Raises:
         ValueError: If it is no list, or one of them lacks something, or its name is taken or cannot be part of a tag.

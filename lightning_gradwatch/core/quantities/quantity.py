@@ -47,7 +47,7 @@ class Quantity:
         return snapshot.extra.get(self.name) if self.take is None else self.take(snapshot)
 
     def words(self) -> dict[str, str]:
-        """What a reader needs to show it, as plain JSON; :meth:`from_words` is the inverse."""
+        """What a reader needs to show it, as plain JSON; ``from_words`` is the inverse."""
         return {field: getattr(self, field) for field in WORDS}
 
     @classmethod
@@ -56,7 +56,7 @@ class Quantity:
 
         Args:
             name: As in the event file.
-            words: What :meth:`words` gave, or anything: logs may be damaged, or newer than their reader.
+            words: What ``words`` gave, or anything: logs may be damaged, or newer than their reader.
         """
         if not isinstance(words, Mapping) or not all(isinstance(words.get(field), str) for field in WORDS):
             return None
@@ -84,7 +84,7 @@ class LayerQuantity(Protocol):
 
     @property
     def scale(self) -> ScaleKind:
-        """As in :class:`Quantity`."""
+        """As in ``Quantity``."""
         ...
 
     @property

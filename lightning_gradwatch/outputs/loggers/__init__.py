@@ -1,6 +1,6 @@
 """What loggers can show besides numbers: one file for each family of them.
 
-A further family is one more file with a class that does what :class:`~.family.Family` says, and a line here.
+A further family is one more file with a class that does what ``Family`` says, and a line here.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def lr_headroom(
     Args:
         model: A module or a LightningModule with whole weights.
         batch: A batch, or a ``DataLoader``, of which five batches are measured: single ones scatter.
-        loss_fn: As for :func:`~lightning_gradwatch.prescribe`.
+        loss_fn: As for [`prescribe`][lightning_gradwatch.prescribe].
         optimizer: The run's own.
         precision: Dtype of mixed precision; None for that of the model.
         clip: What the training clips by, as for ``auto_clip``; None for no clipping.

@@ -13,7 +13,7 @@ from lightning_gradwatch.core.clip import POLICIES, AdaGC, MaxNorm, Percentile, 
 from lightning_gradwatch.core.clip.clippers import Clippers
 
 SAVED: dict[str, Any] = torch.load(Path(__file__).parents[2] / "data" / "clippers.pt", weights_only=True)
-"""By the policy's name the state after 12 steps of :func:`give`, and what the next but one then was clipped by.
+"""By the policy's name the state after 12 steps of ``give``, and what the next but one then was clipped by.
 
 Written when all policies still stood in one file: it is what checkpoints of that time hold.
 """
