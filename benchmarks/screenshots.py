@@ -2,7 +2,7 @@
 
 Trains the quickstart's two networks and others (a residual one with clipping, one that blows up into NaN, a recurrent
 one, a GAN, a transformer, a sweep, and one that nobody watches), then photographs the tab with Chromium in ten
-situations, for the README, for the guide, and the others beside the logs, to be looked at:
+situations, for the README, for docs, and the others beside the logs, to be looked at:
 
     python -m benchmarks.screenshots [--directory screenshot_logs] [--pictures examples] [--details docs/pictures]
 
@@ -243,7 +243,7 @@ def sweep(directory: Path) -> None:
 
 
 def photograph(address: str, pictures: Path, details: Path, others: Path) -> None:
-    """Photograph single runs: for the README, for the guide, and all others to be looked at."""
+    """Photograph single runs: for the README, for docs, and all others to be looked at."""
     sick = {"run": "sigmoid", "step": "149"}
     with chromium() as browser:
         shoot(browser, address, pictures / "tab_light.png", sick)

@@ -1,4 +1,4 @@
-"""Make the guide's pictures from real training runs, in a real TensorBoard and with the real command.
+"""Make the pictures of these pages from real training runs, in a real TensorBoard and with the real command.
 
 Trains a sick network for each kind of alert (cases of the zoo) and the networks of the README's picture:
 
@@ -46,7 +46,7 @@ PARTS = dict.fromkeys(("vanishing_through_time", "exploding"), (".banner", ".seq
 STEPS = {"vanishing_through_time": {"step": 24}}
 """The step at which the tab stands, where it is not the last one."""
 NUMBERED = (".strip", ".banner", ".toolbar", ".grid", ".side", ".lanes-box", ".lines", ".card.layer")
-"""What the picture of the whole tab puts numbers on, in the order of the guide."""
+"""What the picture of the whole tab puts numbers on, in the order of reading/tab.md."""
 EXAMPLE = "born"
 """The picture of `examples/nan_birth.py`."""
 GALLERY = ("mlp", "rnn", "gan")

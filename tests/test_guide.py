@@ -1,11 +1,11 @@
-"""The guide keeps its word: every block of code is executed, and what it prints compared with the next block.
+"""The pages of docs keep their word: every block of code is executed, and what it prints compared with the next block.
 
-So are the blocks of the page for programs, and the README's snippets; its commands install things, and are executed by
-``.ci/readme.py``.
+So are the README's snippets; its commands install things, and are executed by ``.ci/readme.py``. A command that
+installs something stands on a page only if it stands in the README, too.
 
 A section (a heading with what is below it, up to the next heading) runs in a directory of its own, its Python blocks in
-one namespace with the guide's first file, ``setting.py``. A block whose first line names a file is that file, for the
-commands of the section to use.
+one namespace with the file of the first page, ``setting.py``. A block whose first line names a file is that file, for
+the commands of the section to use.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from tests.tensorboard.board import Board
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = {name: (DOCS / name).read_text() for name in ("guide.md", "programs.md")}
-GUIDE, README = PAGES["guide.md"], (ROOT / "README.md").read_text()
+PAGES = {path.relative_to(DOCS).as_posix(): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
+README = (ROOT / "README.md").read_text()
 SLACK = "slack://TokenA/TokenB/TokenC/#training"
 """The address of a server of our own stands in for it."""
 LOGDIR = re.compile(r"^tensorboard --logdir (\S+)$", re.MULTILINE)
@@ -52,20 +52,23 @@ class Block(NamedTuple):
 
 
 def sections(document: str) -> dict[str, list[Block]]:
-    """The blocks below each heading that has any."""
+    """The blocks below each heading that has any; no two headings may be the same."""
     found: dict[str, list[Block]] = {}
     code = False
     title, start, lines = "", 0, document.splitlines(keepends=True)
     for number, line in enumerate([*lines, "# end\n"]):
         code ^= line.startswith("```")
         if line.startswith("#") and not code:
+            assert title not in found, title
             found[title] = [Block(*match.groups()) for match in FENCE.finditer("".join(lines[start:number]))]
             title, start = line.strip("# \n"), number
     return {title: blocks for title, blocks in found.items() if blocks}
 
 
 SNIPPETS = [block for blocks in sections(README).values() for block in blocks if block.language == "python"]
-SECTIONS = {**sections(GUIDE), "README": SNIPPETS, **sections(PAGES["programs.md"])}
+SECTIONS = {(page, title): blocks for page, text in PAGES.items() for title, blocks in sections(text).items()}
+SECTIONS["README.md", ""] = SNIPPETS
+OF_THE_README = [block for blocks in sections(README).values() for block in blocks if block.language == "bash"]
 LONG = re.compile(r"\bpython [\w/]+\.py\b|\btorchrun |\bprescribe\b")
 """What takes long: commands that have to import torch and Lightning again, and trials of remedies."""
 
@@ -81,8 +84,8 @@ def marks(blocks: list[Block]) -> list[pytest.MarkDecorator]:
     return [pytest.mark.slow] * is_slow(blocks) + [pytest.mark.skip("needs optuna")] * lacks
 
 
-TITLES = [pytest.param(title, marks=marks(blocks)) for title, blocks in SECTIONS.items()]
-SETTING = next(block.text for block in SECTIONS["The network of the examples"] if block.file == "setting.py")
+TITLES = [pytest.param(*where, marks=marks(blocks)) for where, blocks in SECTIONS.items()]
+(SETTING,) = (block.text for block in SECTIONS["start.md", "The network of the examples"])
 
 
 class Reader:
@@ -107,6 +110,8 @@ class Reader:
                 (self.directory / block.file).write_text(block.text)
             elif block.language == "python":
                 self.execute(block.text)
+            elif block.language == "bash" and block.text.startswith("pip install "):
+                assert block in OF_THE_README, block
             elif block.language == "bash":
                 self.command(block.text)
             else:
@@ -124,7 +129,7 @@ class Reader:
         """Run Python here."""
         with redirect_stdout(io.StringIO()) as out, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "GradWatch, ", GradWatchWarning)  # its alerts
-            exec(compile(code, "guide.md", "exec"), self.names)
+            exec(compile(code, "page.md", "exec"), self.names)
         self.told, self.was_command = self.told + out.getvalue(), False
 
     def command(self, text: str) -> None:
@@ -159,12 +164,12 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("title", TITLES)
-def test_a_section_does_what_it_says(title: str, directory: Path) -> None:
+@pytest.mark.parametrize(("page", "title"), TITLES)
+def test_a_section_does_what_it_says(page: str, title: str, directory: Path) -> None:
     with Inbox() as inbox:
         reader = Reader(directory, inbox.address())
-        reader.follow(SECTIONS[title])
-    is_promised = any(SLACK in block.text for block in SECTIONS[title])
+        reader.follow(SECTIONS[page, title])
+    is_promised = any(SLACK in block.text for block in SECTIONS[page, title])
     assert bool(inbox.messages) == is_promised
 
 
@@ -182,45 +187,48 @@ def anchors(page: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", line.strip("# ")).lower().replace(" ", "-") for line in page.splitlines()}
 
 
-@pytest.mark.parametrize(("name", "fewest"), [("guide.md", 40), ("programs.md", 10)])
-def test_every_link_and_picture_of_a_page_leads_somewhere(name: str, fewest: int) -> None:
-    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[name]) if "://" not in link]
-    assert len(links) > fewest
-    broken = [link for link in links if link[0] != "#" and not (DOCS / link.split("#")[0]).exists()]
-    for link in links:
-        page, _, anchor = link.partition("#")
-        if anchor and (page or name) in PAGES and anchor not in anchors(PAGES[page or name]):
+def links(text: str) -> list[str]:
+    """Where the links and pictures of a page lead, outside of its code; without other hosts."""
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text)) if "://" not in link]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_and_picture_of_a_page_leads_somewhere(name: str) -> None:
+    broken = []
+    for link in links(PAGES[name]):
+        path, _, anchor = link.partition("#")
+        target = (DOCS / name).parent / path if path else DOCS / name
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
             broken.append(link)
     assert broken == []
 
 
-def test_no_section_hides_another_one_of_its_name() -> None:
-    assert len(SECTIONS) == sum(len(sections(page)) for page in PAGES.values()) + 1
+def test_the_pages_are_there_and_link_to_each_other() -> None:
+    assert len(PAGES) > 50
+    assert sum(len(links(text)) for text in PAGES.values()) > 300
+
+
+def test_a_broken_link_is_seen() -> None:
+    assert links("[a](b.md#c)\n```python\nd[0](e)\n```\n![f](g.png) [h](https://i.example)") == ["b.md#c", "g.png"]
+    assert "when-it-opens" in anchors(PAGES["alerts/dead.md"])
+    assert "nonsense" not in anchors(PAGES["alerts/dead.md"])
 
 
 def test_the_pictures_are_small_and_all_shown() -> None:
     pictures = sorted((DOCS / "pictures").glob("*.png"))
     assert [picture.name for picture in pictures if picture.stat().st_size > 65_000] == []
-    assert [picture.name for picture in pictures if f"(pictures/{picture.name})" not in GUIDE] == []
+    shown = {Path(link).name for text in PAGES.values() for link in links(text)}
+    assert [picture.name for picture in pictures if picture.name not in shown] == []
 
 
 def test_every_network_of_the_gallery_is_in_the_table() -> None:
     scripts = "".join(path.read_text() for path in (ROOT / "examples" / "gallery").glob("*.py"))
     networks = re.findall(r'Network\(\s*"([^"]+)"', scripts)
     assert len(networks) > 30
-    assert [name for name in networks if f"| {name} |" not in GUIDE] == []
+    assert [name for name in networks if f"| {name} |" not in PAGES["gallery.md"]] == []
 
 
 def test_every_training_setup_that_is_tested_is_named() -> None:
     tests = sorted((ROOT / "tests" / "setups").glob("test_*.py"))
     assert len(tests) > 5
-    assert [test.name for test in tests if f"(../tests/setups/{test.name})" not in GUIDE] == []
-
-
-def test_the_reference_is_what_the_docstrings_say() -> None:
-    spec = importlib.util.spec_from_file_location("docs_api", DOCS / "api.py")
-    assert spec is not None
-    assert spec.loader is not None
-    api = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(api)
-    assert api.REFERENCE.read_text() == api.reference(), "run `python docs/api.py`"
+    assert [test.name for test in tests if f"(../tests/setups/{test.name})" not in PAGES["setups.md"]] == []

@@ -24,7 +24,7 @@ else:
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *WORKFLOWS, ROOT / ".ci/run"]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *WORKFLOWS, ROOT / ".ci/run"]
 
 MALICIOUS = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6.2", "2.6.3")}
 """GHSA-w37p-236h-pfx3."""
@@ -103,7 +103,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "lightning_gradwatch/outputs/notify.py": ("notify",),
     "tests": ("test",),
     "tests/setups/deepspeed": ("deepspeed",),
-    "docs": ("benchmarks", "test"),
+    "docs": ("benchmarks", "docs", "test"),
     "examples": ("examples",),
     "examples/gallery": ("gallery",),
     "benchmarks": ("benchmarks", "peers", "test"),

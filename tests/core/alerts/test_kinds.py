@@ -17,7 +17,7 @@ from lightning_gradwatch.core.records import AlertKind
 from lightning_gradwatch.reading import tables
 
 PACKAGE = Path(alerts.__file__).parent
-GUIDE = (Path(__file__).parents[3] / "docs" / "guide.md").read_text(encoding="utf-8")
+PAGES = Path(__file__).parents[3] / "docs" / "alerts"
 IDS = [kind.name for kind in ALERTS]
 
 
@@ -36,11 +36,17 @@ def test_a_kind_is_whole_and_stands_in_a_file_of_its_own(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", ALERTS, ids=IDS)
-def test_a_kind_has_a_test_of_its_own_a_section_in_the_guide_and_a_case_in_the_zoo(kind: Kind) -> None:
+def test_a_kind_has_a_test_of_its_own_a_page_in_docs_and_a_case_in_the_zoo(kind: Kind) -> None:
     assert (Path(__file__).parent / f"test_{kind.name}.py").exists()
-    section = re.search(rf"^### {kind.name.replace('_', ' ')}\n(.+?)^### ", GUIDE, re.MULTILINE | re.DOTALL)
-    assert section is not None
-    assert "**Opens when**" in section[1]
+    name = kind.name.replace("_", "-")
+    page = (PAGES / f"{name}.md").read_text(encoding="utf-8")
+    assert page.startswith(f"# {name.replace('-', ' ')}\n")
+    assert "**Opens when**" in page
+    headings = ["When it opens", "Causes", "What to do", "When it is wrong"]
+    assert re.findall(r"^## (.+)$", page, re.MULTILINE)[:4] == headings
+    assert f"](../pictures/{kind.name}.png)" in page
+    row = rf"^\| \[`{kind.name}`\]\({name}\.md\) \| {re.escape(kind.title)} \| .+ \| {re.escape(kind.unit)} \|$"
+    assert re.search(row, (PAGES / "index.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert any(kind.name in case.required for case in CASES.values())
 
 

@@ -47,8 +47,10 @@ def test_whatever_names_the_policies_names_all_of_them() -> None:
     assert all(getattr(lightning_gradwatch, policy.__name__) is policy for policy in POLICIES)
     for name, policy in zip(NAMES, POLICIES, strict=True):
         assert f'"{name}"' in (GradWatch.__doc__ or "")
-        rows = re.findall(rf'^\| .*`"{name}"`, `{policy.__name__}`.* \|$', (ROOT / "docs/guide.md").read_text(), re.M)
-        assert len(rows) == 1, f"docs/guide.md has no row for {name}"
+        rows = re.findall(
+            rf'^\| .*`"{name}"`, `{policy.__name__}`.* \|$', (ROOT / "docs/clipping.md").read_text(), re.M
+        )
+        assert len(rows) == 1, f"docs/clipping.md has no row for {name}"
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -1,4 +1,4 @@
-"""A quantity is declared once: files, tuple, schema, tables and guide agree."""
+"""A quantity is declared once: files, tuple, schema, tables and docs agree."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_gradwatch.reading import tables
 from lightning_gradwatch.reading.schema import Description
 
 ROOT = Path(__file__).parents[3]
-GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+NUMBERS = (ROOT / "docs" / "reading" / "numbers.md").read_text(encoding="utf-8")
 ids = [quantity.name for quantity in QUANTITIES]
 
 
@@ -73,5 +73,5 @@ def test_what_is_built_in_does_not_say_what_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES, ids=ids)
-def test_a_quantity_has_a_line_in_the_guide(quantity: Quantity) -> None:
-    assert any(f"`{quantity.name}`" in line and quantity.label in line for line in GUIDE.splitlines())
+def test_a_quantity_has_a_line_in_docs(quantity: Quantity) -> None:
+    assert any(f"`{quantity.name}`" in line and quantity.label in line for line in NUMBERS.splitlines())

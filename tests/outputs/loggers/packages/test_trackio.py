@@ -18,9 +18,9 @@ from tests.test_guide import SECTIONS
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 
-def logger_of_the_guide(project: str, name: str) -> Any:
-    """A logger whose class is the one in the guide."""
-    (block,) = SECTIONS["W&B, MLflow, Comet, Trackio"]
+def logger_of_the_recipe(project: str, name: str) -> Any:
+    """A logger whose class is the one in the recipe."""
+    (block,) = SECTIONS["recipes/loggers.md", "A logger for Trackio"]
     names: dict[str, Any] = {}
     exec(block.text, names)
     return names["TrackioLogger"](project, name)
@@ -29,7 +29,7 @@ def logger_of_the_guide(project: str, name: str) -> Any:
 def test_layers_alerts_and_page_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "CLOSE_S", 200.0)
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    train(logger_of_the_guide("project", "run"), tmp_path, GradWatch(layer_cards=3))
+    train(logger_of_the_recipe("project", "run"), tmp_path, GradWatch(layer_cards=3))
     with closing(sqlite3.connect(tmp_path / "trackio" / "project.db")) as database:
         rows = [(step, json.loads(text)) for step, text in database.execute("select step, metrics from metrics")]
         alerts = list(database.execute("select title, text, step from alerts"))
