@@ -21,6 +21,14 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 HOME = PYPROJECT["project"]["urls"]["Homepage"]
 README = (ROOT / "README.md").read_text()
 FOLDERS = ("lightning_gradwatch", "tests", "examples", "benchmarks", "docs", ".github", ".ci")
+RIGHTS: dict[str, dict[str, dict[str, str]]] = {
+    "ci": {},
+    "audit": {},
+    "coverage": {},
+    "docs": {"publish": {"pages": "write", "id-token": "write"}},
+    "release": {"publish": {"id-token": "write"}, "announce": {"contents": "write"}},
+}
+"""What the jobs of each workflow may do besides reading."""
 KINDS = {".py", ".md", ".toml", ".txt", ".yml", ".yaml", ".cff", ".js", ".json", ".html", ""}
 
 
@@ -115,12 +123,26 @@ def test_a_badge_tells_what_a_workflow_has_found() -> None:
     assert any("--cov" in step.get("run", "") for step in job["steps"])
 
 
-@pytest.mark.parametrize("name", ["ci", "audit", "coverage", "release"])
+def test_every_workflow_is_looked_at() -> None:
+    assert {path.stem for path in (ROOT / ".github/workflows").iterdir()} == {*RIGHTS}
+
+
+@pytest.mark.parametrize("name", RIGHTS)
 def test_a_workflow_may_do_no_more_than_it_must(name: str) -> None:
     content = workflow(name)
     assert content["permissions"] == {"contents": "read"}
-    allowed = {"publish": {"id-token": "write"}, "announce": {"contents": "write"}} if name == "release" else {}
-    assert {key: job["permissions"] for key, job in content["jobs"].items() if "permissions" in job} == allowed
+    assert {key: job["permissions"] for key, job in content["jobs"].items() if "permissions" in job} == RIGHTS[name]
+
+
+def test_the_site_is_built_for_each_request_and_published_from_the_main_branch_alone() -> None:
+    content = workflow("docs")
+    assert content[True] == {"push": {"branches": ["main"]}, "pull_request": None}  # `on` is true in YAML
+    build, publish = content["jobs"]["build"], content["jobs"]["publish"]
+    assert "mkdocs build" in [step.get("run") for step in build["steps"]]
+    assert (publish["needs"], publish["if"]) == ("build", "github.event_name == 'push'")
+    installed = next(step["run"] for step in build["steps"] if "pip install" in step.get("run", ""))
+    docs = PYPROJECT["project"]["optional-dependencies"]["docs"]
+    assert installed.split()[4:] == [re.split("[<>=]", requirement)[0] for requirement in docs]
 
 
 def test_a_release_waits_for_its_own_tests_and_stores_no_password() -> None:
