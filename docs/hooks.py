@@ -1,4 +1,4 @@
-"""What the site needs beyond its pages: the changelog as a page, and links that lead out of ``docs``.
+"""What the site needs beyond its pages: the changelog as a page, pictures for the dark, and links that leave ``docs``.
 
 On GitHub a link such as ``../tests/test_guide.py`` leads to the file. The site has no such file, so the link becomes
 the file's address; a picture is taken along.
@@ -17,6 +17,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 CHANGELOG = "changelog.md"
 LINK = re.compile(r"(\]\()([^)\s#]+)([^)\s]*\))")
+LIGHT = re.compile(r"(!\[[^\]]*\]\([^)\s]+)_light\.png\)")
 FENCES = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
@@ -29,7 +30,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let links that leave ``docs`` lead somewhere; code stays as it is."""
+    """Let links that leave ``docs`` lead somewhere, and show a picture of the dark in the dark; code stays as it is."""
     source = page.file.src_uri
     here = "" if source == CHANGELOG else posixpath.dirname(f"docs/{source}")
 
@@ -37,7 +38,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"{match[1]}{address(match[2], here, posixpath.dirname(source), config, files)}{match[3]}"
 
     parts = FENCES.split(markdown)
-    return "".join(part if part.startswith("```") else LINK.sub(lead, part) for part in parts)
+    whole = "".join(part if part.startswith("```") else LINK.sub(lead, part) for part in parts)
+    return LIGHT.sub(r"\1_light.png#only-light)\1_dark.png#only-dark)", whole)
 
 
 def address(link: str, here: str, folder: str, config: MkDocsConfig, files: Files) -> str:

@@ -109,7 +109,7 @@ class GradWatch(Showing, Callback):  # type: ignore[misc]  # mypy compares the t
             policy is for an optimizer that is not there, or cannot clip sharded parameters; or if there are several
             optimizers with ``sample_at="backward"``.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[GradWatch()], logger=False, enable_checkpointing=False)
     """

@@ -47,7 +47,7 @@ class GradWatch(WatchedRun):
             device, DDP, FSDP and ModelParallelStrategy. At the first forward pass if ``auto_clip`` does not fit the
             optimizers.
 
-    Example:
+    Examples:
         >>> model, optimizer = fabric.setup(model, optimizer)
         >>> watch = GradWatch(fabric, model, optimizer)
         >>> state = {"model": model, "optimizer": optimizer, "watch": watch}  # for fabric.save and fabric.load

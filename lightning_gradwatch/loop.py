@@ -100,7 +100,7 @@ def watch(
             ``sample_at="backward"``, or ``prescribe`` without ``loss_fn``. At the first forward pass, or in the
             ``with`` statement, if ``auto_clip`` does not fit the optimizers.
 
-    Example:
+    Examples:
         >>> watch = lightning_gradwatch.watch(model, optimizer, "logs")
         >>> for inputs, targets in loader:
         ...     loss = loss_of(model(inputs), targets)

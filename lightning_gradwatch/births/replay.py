@@ -66,7 +66,7 @@ def find_birth(
         ValueError: If the model cannot be copied whole, or an argument is wrong.
         RuntimeError: If it takes too long, there is too little memory, or the copy fails.
 
-    Example:
+    Examples:
         >>> print(find_birth(model, (inputs, targets), nn.CrossEntropyLoss()))
         born in `net.spread`, in the forward pass, net.py line 6: 0 / 0 in 16 of 256 elements; ...
     """

@@ -22,7 +22,8 @@ class Rule(Protocol):
     methods ``state_dict()`` and ``load_state_dict(state)``, with primitives and tensors in dicts, lists and tuples:
     they go into checkpoints. A state that ``load_state_dict`` refuses, by raising, is dropped.
 
-    Example:
+    Examples:
+        ```python
         from lightning_gradwatch.core.alerts.hysteresis import Hysteresis
 
         class Overheated:
@@ -43,6 +44,7 @@ class Rule(Protocol):
 
             def load_state_dict(self, state):
                 self.hysteresis.load_state_dict(state)
+        ```
 
     Attributes:
         kind: Name of the kind, a Python identifier that no built-in kind and no other rule has.

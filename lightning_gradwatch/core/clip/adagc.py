@@ -49,7 +49,7 @@ class AdaGC(SelectivePolicy):
         Wang et al., "AdaGC: Improving Training Stability for Large Language Model Pretraining", arXiv:2502.11034, 2025.
     """
 
-    name: ClassVar = "adagc"
+    name: ClassVar[str] = "adagc"
 
     lambda_rel: float = 1.05
     beta: float = 0.98

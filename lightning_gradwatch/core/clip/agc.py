@@ -40,7 +40,7 @@ class AGC(SelectivePolicy):
         Brock et al., "High-Performance Large-Scale Image Recognition Without Normalization", ICML 2021.
     """
 
-    name: ClassVar = "agc"
+    name: ClassVar[str] = "agc"
 
     clip_factor: float = 0.01
     min_weight_norm: float = 1e-3

@@ -58,7 +58,7 @@ class Band(SelectivePolicy):
         Ours; ``benchmarks/clipping`` compares it with the published ones.
     """
 
-    name: ClassVar = "band"
+    name: ClassVar[str] = "band"
 
     width: float = 2.0
     least_ratio: float = 2.0

@@ -33,7 +33,7 @@ class MaxNorm(SelectivePolicy):
         Pascanu et al., "On the difficulty of training recurrent neural networks", ICML 2013.
     """
 
-    name: ClassVar = "norm"
+    name: ClassVar[str] = "norm"
 
     max_norm: float = 1.0
 

@@ -42,7 +42,7 @@ class Percentile(SelectivePolicy):
         Seetharaman et al., "AutoClip: Adaptive Gradient Clipping for Source Separation Networks", MLSP 2020.
     """
 
-    name: ClassVar = "percentile"
+    name: ClassVar[str] = "percentile"
 
     percentile: float = 10.0
     window: int = 1000

@@ -36,7 +36,7 @@ class MaxValue(SelectivePolicy):
         ValueError: If an argument is out of its range.
     """
 
-    name: ClassVar = "value"
+    name: ClassVar[str] = "value"
 
     max_value: float = 1.0
 

@@ -41,7 +41,7 @@ class ZScore(SelectivePolicy):
         Kumar et al., "ZClip: Adaptive Spike Mitigation for LLM Pre-Training", arXiv:2504.02507, 2025.
     """
 
-    name: ClassVar = "zscore"
+    name: ClassVar[str] = "zscore"
 
     z_threshold: float = 2.5
     alpha: float = 0.97

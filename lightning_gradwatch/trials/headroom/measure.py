@@ -60,7 +60,7 @@ def lr_headroom(
 
     Source: Critical sharpness, arXiv:2601.16979.
 
-    Example:
+    Examples:
         >>> print(lr_headroom(model, loader, nn.CrossEntropyLoss(), optimizer=optimizer))
         Headroom of the learning rate 2.5 (1.8 to 4.1 on 5 batches): at 2.5 times the rate ...
     """

@@ -112,7 +112,7 @@ def test_a_rule_needs_no_words_but_its_title() -> None:
 
 
 def test_the_example_of_the_docstring_works() -> None:
-    example = re.search(r"Example:\n(.+?)\n\nAttributes:", inspect.getdoc(Rule) or "", re.DOTALL)
+    example = re.search(r"```python\n(.+?)\n *```", inspect.getdoc(Rule) or "", re.DOTALL)
     assert example is not None
     names: dict[str, Any] = {}
     exec(textwrap.dedent(example[1]), names)
