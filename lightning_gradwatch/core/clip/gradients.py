@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor
 
 from lightning_gradwatch.core.devices import need_not_wait
 from lightning_gradwatch.core.shards import local
+
+_KIND = attrgetter("device", "dtype", "layout", "__class__")
 
 
 def values_of(gradient: Tensor) -> Tensor:
@@ -37,13 +40,25 @@ def multiply_all_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
         gradients: Any dtypes, containers and devices; sparse ones need not be coalesced.
         coefficient: Float32, shape ``()``. Where it is 1, every bit of a number stays as it is.
     """
+    kinds = set(map(_KIND, gradients))  # most are of one kind, and a step is counted in calls
+    if len(kinds) == 1 and _is_plain(*(kind := kinds.pop())):
+        _multiply_(kind[0], kind[1], gradients, coefficient)
+        return
     values = [reals_of(gradient) for gradient in gradients]
     for (device, dtype), places in _groups(values).items():
-        group, here = [values[i] for i in places], coefficient.to(device, non_blocking=need_not_wait(device))
-        if _rounds_coefficients(device, dtype):
-            multiply_half_(group, here)
-        else:
-            torch._foreach_mul_(group, here)
+        _multiply_(device, dtype, [values[i] for i in places], coefficient)
+
+
+def _is_plain(device: torch.device, dtype: torch.dtype, layout: torch.layout, kind: type) -> bool:
+    return kind is Tensor and layout is torch.strided and not dtype.is_complex and device.type != "meta"
+
+
+def _multiply_(device: torch.device, dtype: torch.dtype, values: Sequence[Tensor], coefficient: Tensor) -> None:
+    here = coefficient.to(device, non_blocking=need_not_wait(device))
+    if _rounds_coefficients(device, dtype):
+        multiply_half_(values, here)
+    else:
+        torch._foreach_mul_(list(values), here)
 
 
 def multiply_each_(gradients: Sequence[Tensor], coefficients: Sequence[Tensor]) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import repeat
+from operator import attrgetter, is_
 from typing import NamedTuple
 
 import torch
@@ -64,7 +66,8 @@ class Transform(ABC):
 
     def gradients(self) -> list[Tensor]:
         """The gradients there are."""
-        return [p.grad for p in self.parameters if p.grad is not None]
+        gradients = list(map(attrgetter("grad"), self.parameters))
+        return [g for g in gradients if g is not None] if any(map(is_, gradients, repeat(None))) else gradients
 
     def remember(self, condition: Tensor, **values: Tensor) -> None:
         """Replace what is remembered, where the condition holds."""
