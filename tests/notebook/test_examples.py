@@ -19,6 +19,9 @@ from tests.tensorboard.browser import chromium
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
+ELSEWHERE = {"with_wandb"}
+"""Executed by the tests of the loggers' own packages."""
+COLAB = "https://colab.research.google.com/github/lightning-gradwatch/lightning-gradwatch/blob/main/examples"
 POLICY_OF_VS_CODE = (
     "default-src 'none'; script-src https://*.vscode-cdn.net 'unsafe-inline' 'unsafe-eval'; "
     "style-src https://*.vscode-cdn.net 'unsafe-inline'; img-src https: http: data:; connect-src https:; "
@@ -26,7 +29,7 @@ POLICY_OF_VS_CODE = (
 )
 
 
-@pytest.fixture(scope="module", params=[path.stem for path in NOTEBOOKS])
+@pytest.fixture(scope="module", params=[path.stem for path in NOTEBOOKS if path.stem not in ELSEWHERE])
 def executed(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[Any], Path]:
     """The name of a notebook, its code cells with their outputs, and the directory in which it ran."""
     directory = tmp_path_factory.mktemp(request.param)
@@ -57,12 +60,21 @@ def said(cells: list[Any]) -> str:
 
 
 def test_notebooks_are_stored_without_outputs() -> None:
-    assert len(NOTEBOOKS) == 3
+    assert len(NOTEBOOKS) == 4
     for path in NOTEBOOKS:
         assert path.stat().st_size < 10_000
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             assert not cell.get("outputs")
             assert cell.get("execution_count") is None
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_opens_in_colab_and_installs_what_is_missing_there(path: Path) -> None:
+    title, install, *_ = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    assert f"({COLAB}/{path.name})" in "".join(title["source"])
+    assert "    %pip install --quiet lightning-gradwatch " in "".join(install["source"])
+    recipe = (ROOT / "docs/recipes/notebooks.md").read_text(encoding="utf-8")
+    assert f"({COLAB}/{path.name})" in recipe
 
 
 def test_a_notebook_shows_what_it_says(executed: tuple[str, list[Any], Path]) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -142,3 +145,17 @@ def test_one_record_and_one_page_beside_the_first_of_several(tmp_path: Path) -> 
     assert len(Arrived(tmp_path).values("gradwatch/page")) in (1, 2)
     (lying,), (events,) = tmp_path.rglob(page.NAME), tmp_path.rglob("*tfevents*")
     assert lying.parent == events.parent == tmp_path / "csv" / "version_0"
+
+
+def test_the_notebook_shows_what_lies_in_wandb(tmp_path: Path) -> None:
+    root, target = Path(__file__).parents[4], tmp_path / "executed.ipynb"
+    command = [sys.executable, str(root / ".ci/notebook.py"), str(root / "examples/with_wandb.ipynb"), str(target)]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "IPYTHONDIR": str(tmp_path / "ipython")}
+    ran = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    cells = json.loads(target.read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
+    said = "".join(output["text"] for output in outputs if output.get("name") == "stdout")
+    assert "vanishing since step 9 in net.0" in said
+    assert said.count("grad_norm/net.") == 8
+    assert list(tmp_path.rglob("run-*.wandb"))
