@@ -154,7 +154,7 @@ def _copies(setting: Setting) -> Iterator[Row]:
         ("an ordinary step", settings(0, NEVER), False),
         ("a sampled step", settings(NEVER, 1), False),
         ("a published step", settings(0, NEVER), True),
-        ("a published step with histograms", settings(0, NEVER, histogram_every=1), True),
+        ("a sampled, published step with histograms", settings(NEVER, 1, histogram_every=1), True),
     ):
         yield tried(f"copies on {kind}", partial(_copied, setting, kind, watch, publish), "not run")
 

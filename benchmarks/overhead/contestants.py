@@ -26,7 +26,7 @@ class Contestant:
     Attributes:
         name: For the table.
         family: What it is compared with: ``watching`` at the usual cadence; norms, or norms and histograms, of every
-            tensor published at every step; clipping.
+            tensor published at every step (histograms by GradWatch at every fifth); clipping.
         make: Makes the callbacks, given a directory to write to.
         trainer: Further arguments of the Trainer.
         is_dear: Whether a step takes many times as long as the training itself.
@@ -200,8 +200,8 @@ CONTESTANTS = [
     Contestant("grad_norm + log_dict", "norms", lambda _: [Hook(log_grad_norm)], {"log_every_n_steps": 1},
                is_dear=True),
     Contestant(".item() + add_scalar per parameter", "norms", lambda _: [Hook(log_items)], is_dear=True),
-    _ours("GradWatch, norms and histograms", "histograms", log_every_n_steps=1, histogram_every=1, dense_steps=0,
-          sample_every_n_steps=NEVER),
+    _ours("GradWatch, samples, norms; histograms every 5th", "histograms", log_every_n_steps=1, histogram_every=1,
+          sample_every_n_steps=1),
     Contestant("add_histogram per parameter", "histograms", lambda _: [Hook(add_histograms)], is_dear=True),
     Contestant("wandb.watch, offline", "histograms", lambda directory: [WandbWatch(directory)], is_dear=True),
     Contestant("Trainer(gradient_clip_val=1.0)", "clipping", lambda _: [], {"gradient_clip_val": 1.0}),

@@ -15,7 +15,7 @@ SAMPLE_EVERY = 10
 TITLES = {
     "watching": "Watching at the usual cadence",
     "norms": "The norm of every tensor, published at every step",
-    "histograms": "Norms and a histogram of every tensor, published at every step",
+    "histograms": "Norms and histograms: of every tensor at every step, or as often as GradWatch takes any",
     "clipping": "Clipping at every step",
 }
 _COLUMNS = ("computes longer, %", "+-", "waits longer, %", "+-", "own hooks, %", "says of itself, %", "times ours")

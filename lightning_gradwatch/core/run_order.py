@@ -40,9 +40,12 @@ class RunOrder:
 
     def place(self, name: str) -> None:
         """Give a layer its place: behind the one that ran before it, also if it first runs late."""
+        names, previous = self.names, self.previous
+        if names and names[-1] == previous:  # nearly always: no look at all the others
+            names.append(name)
+        else:
+            names.insert(names.index(previous) + 1 if previous in self.placed else 0, name)
         self.placed.add(name)
-        place = self.names.index(self.previous) + 1 if self.previous in self.names else 0
-        self.names.insert(place, name)
 
     def follow(self, name: str, outputs: Iterable[Tensor]) -> None:
         """Follow what a layer has put out, without keeping it.
