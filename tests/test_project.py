@@ -48,11 +48,17 @@ def of_the_index(version: str) -> str:
     return text
 
 
+COLAB = "colab.research.google.com/github/"
+"""Opens what lies at that address of GitHub."""
+
+
 def test_the_project_has_one_home() -> None:
     addresses = {
         (name, address)
         for name, text in texts().items()
-        for address in re.findall(r"https?://[\w.-]+/[\w.-]+/lightning-gradwatch\b(?!\.)", text)
+        for address in re.findall(
+            r"https?://[\w.-]+/[\w.-]+/lightning-gradwatch\b(?!\.)", text.replace(COLAB, "github.com/")
+        )
     }
     assert len(addresses) > 5
     assert {address for _, address in addresses} == {HOME}
