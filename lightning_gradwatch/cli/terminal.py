@@ -127,13 +127,14 @@ def _facts(whole: OpenRun, scene: Scene) -> Iterator[str]:
 
 
 def _alerts(run: Run, scene: Scene) -> Iterator[RenderableType]:
-    """The open ones in full, the ended ones in a line."""
+    """The open ones in full, and the one for which remedies were tried; the other ended ones in a line."""
     ranked = sorted(run.alerts, key=urgency)
     open_ones = [alert for alert in ranked if alert["until_step"] is None]
     ended = [alert for alert in ranked if alert["until_step"] is not None]
     yield from (_in_full(alert, scene) for alert in open_ones[:_MAX_OPEN])
-    if not open_ones and ended:
-        yield _in_full(ended.pop(0), scene)
+    in_full = ([alert for alert in ended if alert.get("prescription")] or ended[: not open_ones])[:1]
+    yield from (_in_full(alert, scene) for alert in in_full)  # what was tried took time, and stands nowhere else
+    ended = [alert for alert in ended if alert not in in_full]
     rest = len(open_ones[_MAX_OPEN:]) + len(ended[_MAX_ENDED:]) + run.num_dropped
     lines = [_heading(alert, scene) for alert in ended[:_MAX_ENDED]]
     lines += [Text(f"and {rest:,} more; --json lists them", "dim")] if rest else []

@@ -52,7 +52,8 @@ def ranked(untreated: Trial, trials: Iterable[Trial], kind: str = "", cause: str
     Where the loss cannot tell, cured gradients come first. That is so if no remedy takes a tenth off it; and for what
     is lost through time, as the few sequences of a trial are soon learned by heart without any memory: there a cured
     gradient helps if the loss is not a tenth worse, and gates, which keep what they hold, come before a recurrence that
-    only starts well. After a single backward pass nothing but the gradient tells: nearest to zero first.
+    only starts well; a higher loss is not called worse. After a single backward pass nothing but the gradient tells:
+    nearest to zero first.
 
     Args:
         untreated: The trial without a remedy.
@@ -132,8 +133,8 @@ def _effect(untreated: Trial, trial: Trial, start: float, through_time: bool) ->
     if not math.isfinite(trial.loss_after):
         return "worse" if math.isfinite(untreated.loss_after) else "no change"
     gained = _gained(untreated, trial, start)
-    if through_time and abs(gained) <= CLEAR_PART and _is_cured(untreated, trial):
-        return "helps"
+    if through_time and _is_cured(untreated, trial):  # a few sequences are learned by heart, without any memory
+        return "no change" if gained < -CLEAR_PART else "helps"
     if not gained <= CLEAR_CHANGE:
         return "helps"
     excess = (trial.loss_after - untreated.loss_after) / max(abs(untreated.loss_after), 1e-30)

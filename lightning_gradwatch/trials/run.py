@@ -98,9 +98,9 @@ class TrialRun:
         self.losses.append(loss.item())  # waits for the device
         (self.sampled_seconds if is_sampled else self.seconds).append(self._clock() - start)
 
-    def headroom(self, place: int) -> float:
-        """The multiple of its update on a batch at which the loss is back where it began; the copy is spent."""
-        treated, batch = self.trial_model, self._batches[place]
+    def headroom(self) -> float:
+        """The multiple of its next update at which the loss is back where it began; the copy is spent."""
+        treated, batch = self.trial_model, self._batches[self._num_steps % len(self._batches)]
         line = Line(
             treated.model, self._optimizer, lambda: self._computed(batch), precision=treated.autocast,
             clip=treated.clip, room=self._room,

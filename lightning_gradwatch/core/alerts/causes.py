@@ -152,6 +152,8 @@ def rails(evidence: Evidence) -> Diagnosis | None:
     rho = _rho(evidence, evidence.weights.first_gain)
     if not (tanhs and share > 0.5) and not rho > LARGE_RHO:
         return None
+    if not rho > LARGE_RHO and typical(evidence.weights.shrinkage, 1.0) >= BLOWN_UP:
+        return None  # updates have driven them there, and not the start
     return Diagnosis(
         "large_init",
         f"{share:.0%} of the units sit at the rails, with weights at {rho:.2g} of the gain that keeps a signal's size",

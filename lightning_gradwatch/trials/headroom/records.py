@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from lightning_gradwatch.trials.headroom.critical import MAX_MULTIPLE
 
@@ -23,10 +23,12 @@ class Headroom:
         multiples: One for each measurement, in their order: infinity beyond 16, 0 where the loss falls nowhere along
             the update, NaN where it cannot be told.
         rates: Learning rates of the optimizer's groups.
+        over: Whether the measurements are of several batches, or of several steps of a training.
     """
 
     multiples: tuple[float, ...]
     rates: tuple[float, ...] = ()
+    over: Literal["batches", "steps"] = "batches"
 
     @property
     def known(self) -> tuple[float, ...]:
@@ -51,20 +53,24 @@ class Headroom:
     def __str__(self) -> str:
         """A sentence or two."""
         count = len(self.multiples)
+        where = f"on {count} batches" if self.over == "batches" else f"at {count} of the first steps"
         if not self.known:
             return "The headroom of the learning rate cannot be told: the loss is not finite, or does not move."
         if 2 * self.num_uphill > len(self.known):
             return (
-                f"The update does not lead downhill on {self.num_uphill} of {count} batches, not even a small part of "
-                "it: that is the direction, and not the learning rate."
+                f"The update does not lead downhill {where.replace(str(count), f'{self.num_uphill} of {count}', 1)}, "
+                "not even a small part of it: that is the direction, and not the learning rate."
             )
-        between = f"{_plain(self.known[0])} to {_plain(self.known[-1])} on {count} batches"
-        scatter = between if count > 1 else "on one batch: single ones scatter"
-        told = f"Headroom of the learning rate {_plain(self.median)} ({scatter})"
+        single = "on one batch: single ones scatter" if self.over == "batches" else "at the first step"
+        between = f"{_plain(self.known[0])} to {_plain(self.known[-1])} {where}"
+        told = f"Headroom of the learning rate {_plain(self.median)} ({between if count > 1 else single})"
         if self.median < 1:
             return f"{told}: past the edge, a step makes the loss on its own batch rise."
         multiple = f"{'more than ' if math.isinf(self.median) else ''}{min(self.median, MAX_MULTIPLE):.2g}"
-        return f"{told}: at {multiple} times the rate the loss on a batch would stop falling."
+        return (
+            f"{told}: one step at {multiple} times the rate would still leave the loss on its batch where it is. That "
+            "says nothing of the steps after it."
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Numbers, texts and lists, for JSON: infinity is the text ``"Infinity"``, and NaN null."""

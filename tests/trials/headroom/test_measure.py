@@ -176,10 +176,11 @@ def test_what_is_no_optimizer_is_refused() -> None:
     [
         (
             (2.5,),
-            "learning rate 2.5 (on one batch: single ones scatter): at 2.5 times the rate the loss on a batch would",
+            "learning rate 2.5 (on one batch: single ones scatter): one step at 2.5 times the rate would still leave",
         ),
+        ((2.5,), "That says nothing of the steps after it."),
         ((0.5, 0.8, 2.0), "Headroom of the learning rate 0.8 (0.5 to 2 on 3 batches): past the edge"),
-        ((math.inf, math.nan), "Headroom of the learning rate >16 (>16 to >16 on 2 batches): at more than 16 times"),
+        ((math.inf, math.nan), "learning rate >16 (>16 to >16 on 2 batches): one step at more than 16 times the rate"),
         ((math.nan,), "cannot be told"),
     ],
 )
@@ -233,3 +234,9 @@ def test_a_module_that_steps_its_optimizers_itself_is_refused_without_a_loss_for
     model.automatic_optimization = False
     with pytest.raises(ValueError, match="give `loss_fn` and `optimizer` for the part"):
         lr_headroom(model, (torch.rand(BATCH, 64), torch.arange(BATCH) % 10), optimizer=model.configure_optimizers())
+
+
+def test_several_steps_of_a_training_are_told_from_several_batches() -> None:
+    assert "0.43 (0.2 to 1.5 at 3 of the first steps): past the edge" in str(Headroom((0.2, 0.43, 1.5), over="steps"))
+    assert "0.2 (at the first step): past the edge" in str(Headroom((0.2,), over="steps"))
+    assert "does not lead downhill at 2 of 3 of the first steps" in str(Headroom((0.0, 0.0, 1.5), over="steps"))
