@@ -14,6 +14,7 @@ from lightning_gradwatch.core._guard import attempt, is_the_users
 from lightning_gradwatch.core.alike import ResignedError
 from lightning_gradwatch.core.cost import Cost
 from lightning_gradwatch.errors import GradientAlertError
+from lightning_gradwatch.reading.status import GAVE_UP
 
 P = ParamSpec("P")
 
@@ -73,7 +74,7 @@ class Guard:
         """
         trace, is_others = traceback.format_exc(), isinstance(sys.exc_info()[1], ResignedError)
         # what made us fail, such as an error of the device, may be about to end the run
-        self._record(self.ending or "GradWatch failed")
+        self._record(self.ending or GAVE_UP)
         if self.health is Health.WATCHING and not is_others and self._is_needed():
             self.health = Health.ATTENDING
         else:

@@ -19,7 +19,7 @@ from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.damage import Damage, unlistable
 from lightning_gradwatch.reading.listing import Folder, folders
 from lightning_gradwatch.reading.schema import UnreadableError, is_alert
-from lightning_gradwatch.reading.status import SICKEST_FIRST, Verdict, judge
+from lightning_gradwatch.reading.status import SICKEST_FIRST, Verdict, gave_up, judge
 from lightning_gradwatch.reading.store import Catalogue, MissingError, Series, Store
 
 _FEW = 4
@@ -182,7 +182,7 @@ class Logs:
         problem = "" if is_known else _EMPTY_FILE
         if catalogue is not None:
             problem = document.problem if document is not None and document.problem else catalogue.problem
-        problem = damage[0]["message"] if damage else problem
+        problem = damage[0]["message"] if damage else problem or gave_up(document.end if document is not None else None)
         is_watched = catalogue is None or catalogue.is_watched or told.written > 0
         return Run(
             name=folder.name,

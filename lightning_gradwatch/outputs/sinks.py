@@ -27,6 +27,7 @@ from lightning_gradwatch.outputs.recorder import RunRecorder
 from lightning_gradwatch.outputs.tensorboard import Writer, is_writable
 from lightning_gradwatch.outputs.thinning import Thinning
 from lightning_gradwatch.outputs.writers import Writers
+from lightning_gradwatch.reading.status import GAVE_UP
 
 CLOSE_S = 30.0
 """How long the end of training waits for what is on its way to a URL, the time for the last page counted in."""
@@ -180,8 +181,11 @@ class Sinks:
             self._attempt("flight record", functools.partial(flight.add, observation))
         self._attempt("flight record", functools.partial(flight.alert, opened, known))
 
-    def dump(self, reason: str, known: Iterable[Alert], may_wait: bool = True) -> None:
-        """Keep the flight record."""
+    def dump(self, reason: str, known: Sequence[Alert], may_wait: bool = True) -> None:
+        """Keep the flight record; what is watched no more must not pass for healthy."""
+        if reason == GAVE_UP:
+            num_alerts = sum(alert.level == "alert" for alert in known)
+            self._attempt("log of alerts", lambda: self.write_alerts(self._host.loggers(), known, num_alerts, reason))
         flight = self.flight
         if flight is not None:
             self._attempt("flight record", lambda: flight.dump(reason, known, may_wait))

@@ -32,8 +32,8 @@ class AlertDocument(TypedDict):
     """The alerts of a run, the oldest first, how many older ones are left out, and how the run ended.
 
     Attributes:
-        end: ``""`` while it goes on, ``"end"`` after it ended by itself, else the name of the exception that ended it;
-            None in the logs of older versions, which do not tell.
+        end: ``""`` while it goes on, ``"end"`` after it ended by itself, ``"GradWatch failed"`` if the watch has given
+            up, else the name of the exception that ended it; None in the logs of older versions, which do not tell.
     """
 
     alerts: list[AlertRecord]

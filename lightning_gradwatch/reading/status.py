@@ -17,6 +17,8 @@ State = Literal["live", "ended", "crashed", "silent", "unknown"]
 """Whether a run goes on; unknown where its log does not tell: that of an older version, or of no GradWatch at all."""
 SILENT_AFTER_S = 600.0
 """Seconds without a word after which a run that has not ended is taken for one that was killed."""
+GAVE_UP = "GradWatch failed"
+"""The end of a run, as its log has it, whose training went on without a watch."""
 _BY_HAND = ("KeyboardInterrupt", "SIGTERMException", "SystemExit")
 
 
@@ -32,11 +34,18 @@ def state_of(end: str | None, written: float, now: float) -> tuple[State, str]:
         return "ended", "ended"
     if end in _BY_HAND:
         return "ended", f"ended by {end}"
+    if end == GAVE_UP:
+        return "unknown", "not watched to its end"
     if end:
         return "crashed", f"crashed with {end}"
     if now - written < SILENT_AFTER_S:
         return "live", "live"
     return ("unknown", "not live") if end is None else ("silent", "stopped without a word")
+
+
+def gave_up(end: str | None) -> str:
+    """Why a run cannot be called healthy though all of its log can be read; ``""`` if nothing speaks against it."""
+    return "GradWatch failed in this run, and watched it no more: see the console's output." if end == GAVE_UP else ""
 
 
 class Verdict(NamedTuple):

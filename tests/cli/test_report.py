@@ -10,10 +10,14 @@ from typing import Any
 
 import pytest
 
+from lightning_gradwatch import GradWatch, GradWatchWarning
+from lightning_gradwatch.core.watcher import Watcher
 from lightning_gradwatch.outputs import alerts_file
 from tests.builders import attribution, birth
 from tests.cli.command import alert, gradwatch, here
 from tests.prescriptions import prescription
+from tests.tasks import Classifier, fit, small_net
+from tests.tensorboard.board import Board
 from tests.tensorboard.browser import Log, write_run
 from tests.tensorboard.logs import SICK_LAYERS
 from tests.tensorboard.record import record
@@ -43,6 +47,30 @@ def test_the_picture_shows_the_numbers_of_the_event_file(tmp_path: Path, capsys:
     assert [row[-2] for row in rows] == ["1.0e-09", "1.0e-05", "1.0e-01"]
     assert rows[0][:2] == ["✖", "a"]
     assert [set(row[-3]) for row in rows] == [{"▁"}, {"▄"}, {"█"}]
+
+
+def test_a_run_whose_watch_has_failed_is_not_called_healthy(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observe = Watcher.observe
+
+    def broken(watcher: Watcher, *args: Any, **options: Any) -> Any:
+        if watcher.sampling.num_steps == 12:
+            raise RuntimeError("on purpose")
+        return observe(watcher, *args, **options)
+
+    monkeypatch.setattr(Watcher, "observe", broken)
+    with pytest.warns(GradWatchWarning, match="has switched itself off"):
+        fit(GradWatch(), Classifier(small_net()), directory=tmp_path, max_steps=30)
+    capsys.readouterr()
+    status, out, _ = here(capsys, "report", tmp_path)
+    assert status == 2
+    assert "HEALTHY" not in out
+    assert "GradWatch failed in this run, and watched it no more" in out
+    with Board(tmp_path) as board:
+        board.wait_for(".", 11)
+        (row,) = board.get("runs").json["runs"]
+    assert (row["status"], row["state_text"]) == ("unreadable", "not watched to its end")
 
 
 @pytest.mark.parametrize(

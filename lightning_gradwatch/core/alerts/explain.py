@@ -38,7 +38,7 @@ def explain_nothing(finding: Finding, optimizer: str = "", own: OwnKind | None =
         f"{finding.threshold:.3g} is where it alerts."
     )
     look = "a look at the named layers" if finding.layers else "a look at the gradient norms and the loss"
-    remedies = own.remedies if own is not None and own.remedies else (look, "a smaller learning rate")
+    remedies = (look, "a smaller learning rate") if own is None else own.remedies or (look,)
     why = own.cause if own is not None and own.cause else "the measurements do not tell why"
     alert = _alert(finding, what, Diagnosis("unknown", why, remedies), optimizer)
     return alert if own is None else replace(alert, summary=what)  # whose title stands nowhere else

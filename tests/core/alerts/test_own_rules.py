@@ -107,7 +107,7 @@ def test_a_rule_needs_no_words_but_its_title() -> None:
     alert = explain(finding, detector.history.evidence, own=detector.own_kinds["bare"])
     assert alert.message == (
         "It is bare (step 3): `bare` is at 1, and 1 is where it alerts. The measurements do not tell why. "
-        "Try: a look at the gradient norms and the loss; a smaller learning rate."
+        "Try: a look at the gradient norms and the loss."
     )
 
 
