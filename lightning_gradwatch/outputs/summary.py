@@ -12,6 +12,8 @@ from lightning_gradwatch.core.records import Alert, Publication
 from lightning_gradwatch.outputs import alerts_file, flight
 from lightning_gradwatch.paths import is_url
 
+DEAR_PERCENT = 10.0
+"""Own time in percent of the rest from which on it is said what helps."""
 _MAX_NAMED = 5
 _MAX_RECORDS = 3
 """Flight records that are named: that of the end, and those of the latest alerts."""
@@ -62,11 +64,13 @@ def summarise(
     """
     num_layers = sum(counted.num_layers.values())
     lines = [f"GradWatch watched {f'{num_layers} layers' if num_layers else 'the gradients'} for {num_steps:,} steps."]
-    lines.append(_of_alerts([alert for alert in alerts if alert.level == "alert"], num_alerts))
+    lines.append(_of_alerts(alerts, num_alerts))
     if counted.num_steps:
         lines.append(f"Clipped the gradient in {counted.clipped_share:.1%} of {counted.num_steps:,} steps.")
     if counted.cost_percent is not None:
-        lines.append(f"Watching added {counted.cost_percent:.1f}% to the time of the last steps.")
+        is_dear = counted.cost_percent > DEAR_PERCENT
+        hint = " That much only where steps are short; max_overhead=0.05 takes fewer samples." if is_dear else ""
+        lines.append(f"Watching added {counted.cost_percent:.1f}% to the time of the last steps.{hint}")
     names = [] if log_dir is None else ["what it wrote"] if is_url(log_dir) else _names_of_files(Path(log_dir))
     if log_dir is not None and names:
         lines.append(f"See {', '.join(names)} in {log_dir}.")
@@ -76,8 +80,11 @@ def summarise(
 
 
 def _of_alerts(alerts: Sequence[Alert], num_alerts: int) -> str:
+    notices = [alert for alert in alerts if alert.level != "alert"]
+    alerts = [alert for alert in alerts if alert.level == "alert"]
     if not num_alerts:
-        return "No alerts."
+        kinds = ", ".join(dict.fromkeys(notice.kind for notice in notices))
+        return f"No alerts; notices, worth knowing: {kinds}." if notices else "No alerts."
     open_ones = [f"{alert.kind} since step {alert.step}" for alert in alerts if alert.until_step is None]
     ended: dict[str, list[Alert]] = {}
     for alert in alerts:

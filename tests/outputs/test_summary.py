@@ -20,7 +20,7 @@ from tests.tasks import Classifier, deep_net, digits, fit, make_classifier_class
 
 def said(caplog: pytest.LogCaptureFixture) -> str:
     (text,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("GradWatch watched")]
-    return re.sub(r"added \d+\.\d% to", "added N% to", text)
+    return re.sub(r"added \d+\.\d% to (.*?steps\.).*", r"added N% to \1", text)
 
 
 def test_a_healthy_run_is_summed_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -68,6 +68,16 @@ def test_alerts_are_counted_by_kind_and_the_cost_is_told_where_it_is_known() -> 
         "GradWatch watched 7 layers for 1,200 steps.",
         "  Alerts: 4; still open: vanishing since step 9; over: nonfinite (2 times), dead (steps 31 to 40).",
         "  Watching added 0.8% to the time of the last steps.",
+    ]
+
+
+def test_a_dear_watch_says_what_helps_and_notices_are_no_silence() -> None:
+    noticed = [alert(9, 40, kind="stalled", level="notice")]
+    assert summarise(RunSummary({"": 2}, cost_percent=23.0), 50, noticed, 0, None).splitlines() == [
+        "GradWatch watched 2 layers for 50 steps.",
+        "  No alerts; notices, worth knowing: stalled.",
+        "  Watching added 23.0% to the time of the last steps. That much only where steps are short; max_overhead=0.05 "
+        "takes fewer samples.",
     ]
 
 
