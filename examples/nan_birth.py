@@ -1,8 +1,8 @@
-"""One image of 1,797 makes the loss NaN; GradWatch names the line of code and the image.
+"""One of 1,797 images makes the loss NaN. GradWatch names the line of code and the image.
 
     python examples/nan_birth.py [--directory nan_logs]
 
-The network standardises each image by itself, which is 0 / 0 for a blank one.
+The network standardises each image by itself. For a blank image that is 0 / 0.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """GradWatch without a Trainer, in a hand-written training loop, here on scikit-learn's handwritten digits.
 
-A network of twenty sigmoid layers, whose gradients vanish, is trained for a few steps (seconds on a CPU):
+It trains a network of twenty sigmoid layers for a few steps (seconds on a CPU). The gradients vanish:
 
     python examples/plain_torch.py [--directory plain_torch_logs]
 """
@@ -31,7 +31,7 @@ def make_net(depth: int = 20) -> nn.Sequential:
 
 
 def train(net: nn.Module, directory: Path) -> list[Alert]:
-    """Train under watch, which takes three lines; the alerts that were raised."""
+    """Train under watch, which takes three lines. Returns the alerts that were raised."""
     data = load_digits()
     pixels = torch.tensor(data.data, dtype=torch.float32) / 16
     loader = DataLoader(TensorDataset(pixels, torch.tensor(data.target)), batch_size=32, shuffle=True)

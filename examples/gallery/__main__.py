@@ -2,8 +2,8 @@
 
     python examples/gallery [--only ROW ...] [--steps N] [--workers 2] [--directory D]
 
-Writes ``gallery.md``, ``gallery.json`` and a picture per row to the directory. Rows whose packages are missing are
-skipped, and say so. The exit status is 1 if a verdict is not what it should be; runs cut short are not judged.
+Writes ``gallery.md``, ``gallery.json`` and a picture per row to the directory. If packages of a row are missing, the
+row is skipped and says so. The exit status is 1 if a verdict is not what it should be. Runs cut short are not judged.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Deep plain CNN on the digits, as in VGG: torch's default initialisation starves it; normalisation or skips cure it.
+"""Deep plain CNN on the digits, as in VGG: the default initialisation starves it; BatchNorm or skips cure it.
 
-torch draws the weights of a convolution at 0.41 of the scale that ReLU needs: over 22 layers next to nothing is left.
-BatchNorm restores the scale after each layer; a residual block (He et al. 2016) lets the gradient pass beside its two
-convolutions. With zero-init residual each block starts as the identity: its first convolution has a gradient of exactly
-zero at the first step, and that is no illness.
+torch draws the weights of a convolution at 0.41 of the scale that ReLU needs. Over 22 layers almost nothing of the
+gradient is left. BatchNorm restores the scale after each layer. A residual block (He et al. 2016) lets the gradient
+pass beside its two convolutions. With zero-init residual each block starts as the identity. Its first convolution then
+has a gradient of exactly zero at the first step, and that is healthy.
 
     python examples/gallery/cnn.py [--directory D] [--steps N]
 """

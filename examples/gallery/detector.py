@@ -1,8 +1,8 @@
 """Object detector: Ultralytics' YOLO26, untrained, on scenes of real digits; with sigmoids, without BatchNorm it dies.
 
-A hundred and more convolutions between the image and the loss, which is Ultralytics' own. As shipped each is normalised
-and followed by a SiLU, and the gradient reaches the first of them. The sick one is the same network from the same file
-with every SiLU swapped for a sigmoid and every BatchNorm for nothing.
+There are more than a hundred convolutions between the image and the loss, which is Ultralytics' own. As shipped, each
+convolution is normalised and followed by a SiLU, and the gradient reaches the first of them. The sick network comes
+from the same file, but a sigmoid replaces every SiLU, and every BatchNorm is removed.
 
     python examples/gallery/detector.py [--directory D] [--steps N]
 """

@@ -1,7 +1,7 @@
 """GAN on the digits: the gradients of a deep generator vanish; BatchNorm, as in DCGAN, cures it.
 
-The generator has 14 layers drawn with torch's default initialisation and not normalised, so that the discriminator's
-judgement hardly reaches its first ones (Radford et al. 2016). Each optimizer is watched for itself.
+The generator has 14 layers with torch's default initialisation and without normalisation. So almost no gradient from
+the discriminator reaches its first layers (Radford et al. 2016). GradWatch watches each optimizer separately.
 
     python examples/gallery/gan.py [--directory D] [--steps N]
 """

@@ -1,8 +1,9 @@
 """Half precision: float16 without loss scaling rounds small gradients to zero; a GradScaler or bfloat16 keeps them.
 
-A network restores digits whose brightness is given in small units, so that errors, and gradients, are small. Below 6e-8
-float16 knows zero only. ``Trainer(precision="16-mixed")`` scales the loss up before the backward pass, and bfloat16 has
-the range of float32. (On a GPU that string is all; on a CPU Lightning wants the plugin that stands here.)
+A network restores digits whose brightness is given in small units, so that errors and gradients are small. float16 has
+no number between 0 and 6e-8. ``Trainer(precision="16-mixed")`` scales the loss up before the backward pass, and
+bfloat16 has the range of float32. (On a GPU that string is all you need. On a CPU Lightning needs the plugin that is
+used here.)
 
     python examples/gallery/half_precision.py [--directory D] [--steps N]
 """

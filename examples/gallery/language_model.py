@@ -1,8 +1,9 @@
 """Language models on Python's own manual: post-norm without warm-up, and a learning rate at which the loss explodes.
 
-A deep transformer that normalises after each block (Vaswani et al. 2017) does not bear the full learning rate from the
-first step; normalising before each block, and a warm-up, cure it (Xiong et al. 2020). The LSTM is trained by plain SGD
-at 20, the rate of PyTorch's word-language-model example, which clips: ``auto_clip`` does so without a number.
+A deep transformer that normalises after each block (Vaswani et al. 2017) cannot take the full learning rate from the
+first step. Normalising before each block, and a warm-up, cure it (Xiong et al. 2020). The LSTM is trained by plain SGD
+at 20. This is the learning rate of PyTorch's word-language-model example, which clips. ``auto_clip`` clips without a
+number.
 
     python examples/gallery/language_model.py [--directory D] [--steps N]
 """

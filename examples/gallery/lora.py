@@ -1,7 +1,7 @@
 """LoRA: a network trained on the digits is adapted to their mirror images; both factors at zero never start.
 
-LoRA (Hu et al. 2022) adds B A to a frozen weight, with B = 0 and A random: the gradient of A is exactly zero at the
-first step, and that is no illness. With A = 0, too, the gradient of B is zero as well, and nothing ever moves.
+LoRA (Hu et al. 2022) adds B A to a frozen weight, with B = 0 and A random. The gradient of A is exactly zero at the
+first step, and that is healthy. If A = 0, too, the gradient of B is zero as well, and nothing ever moves.
 
     python examples/gallery/lora.py [--directory D] [--steps N]
 """

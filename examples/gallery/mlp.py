@@ -1,8 +1,9 @@
-"""Deep MLP on the digits: sigmoids or too small an initialisation starve its early layers; three ways out of each.
+"""Deep MLP on the digits: sigmoids or too small an initialisation starve its early layers; how to cure each.
 
-A sigmoid passes on at most a quarter of the gradient. Cures: an activation that passes on all of it, with the
-initialisation that fits it (He for ReLU and SiLU); or normalisation, which keeps sigmoids where their slope is. Weights
-that are too small shrink the gradient in every layer just as well: Xavier's scale keeps it level behind tanh.
+A sigmoid passes on at most a quarter of the gradient. One cure is an activation that passes on all of it, with the
+initialisation that fits it (He for ReLU and SiLU). Another is normalisation, which keeps the inputs of the sigmoids
+where their slope is large. Weights that are too small also shrink the gradient in every layer. Xavier's scale keeps the
+gradient level behind tanh.
 
     python examples/gallery/mlp.py [--directory D] [--steps N]
 """

@@ -1,8 +1,8 @@
 """Mixture of experts on the digits: a hard choice leaves the router without a gradient; weighting by it cures it.
 
-Each image is sent to one of several experts. If the chosen expert's answer is taken as it is, nothing tells the router
-how good its choice was, and it never learns. In the usual form the answer is weighted with the probability that the
-router gave it, and a further loss keeps the experts evenly used (Fedus et al. 2022).
+Each image is sent to one of several experts. If the chosen expert's answer is used as it is, nothing tells the router
+how good its choice was, and it never learns. In the usual form, the answer is multiplied by the probability that the
+router gave it. A second loss keeps the experts evenly used (Fedus et al. 2022).
 
     python examples/gallery/moe.py [--directory D] [--steps N]
 """

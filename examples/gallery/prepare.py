@@ -1,11 +1,12 @@
-"""The gallery's set-up, to be run once after installing the extra [gallery].
+"""Set up the gallery. Run this once after you have installed the extra [gallery].
 
 It fetches the German message catalogues of Django and Wagtail (both BSD-3-Clause) for the translation row, and lets
 PyPI's torchvision load beside a CPU build of torch for the detector row.
 
-PyPI's torchvision is built for CUDA: its library names two of torch's that a CPU build has not, and so none of its
-operators load, not even those for the CPU; torchmetrics, and with it Lightning, then cannot be imported. The loader
-only needs the names, so two empty libraries are compiled beside torchvision's own. A function of theirs aborts.
+PyPI's torchvision is built for CUDA. Its library names two libraries of torch that a CPU build does not have. So none
+of its operators load, not even those for the CPU. Then torchmetrics, and with it Lightning, cannot be imported. The
+loader needs only the names. So this script compiles two empty libraries next to torchvision's own; their functions
+abort.
 
     python examples/gallery/prepare.py      (needs gcc and binutils where torchvision does not load)
 """

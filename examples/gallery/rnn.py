@@ -1,9 +1,9 @@
 """Recurrent networks over 108 steps: a vanilla RNN forgets the digit that it read at the start; four cures.
 
-The sequence is a digit, row by row, and then 100 empty steps; the class is asked for at the end. The gradient with
-respect to each step shows how far back the network learns from: its memory horizon. Gates that start open to the past
-(chrono initialisation: Tallec and Ollivier 2018) keep it; attention reaches every step at once; and where the long wait
-is not needed, shorter sequences (truncated backpropagation through time) spare it.
+The sequence is a digit, row by row, and then 100 empty time steps. The network must name the class at the end. The
+gradient with respect to each time step shows how far back the network learns from: its memory horizon. Gates that start
+open to the past (chrono initialisation: Tallec and Ollivier 2018) keep it. Attention reaches every time step at once.
+Where the long wait is not needed, shorter sequences avoid it (truncated backpropagation through time).
 
     python examples/gallery/rnn.py [--directory D] [--steps N]
 """

@@ -1,9 +1,10 @@
 """Machine translation, English to German, letter by letter: a tanh RNN forgets the sentence; attention keeps it.
 
 The pairs are the messages of two web frameworks, Django and Wagtail, from their German catalogues (both BSD-3-Clause;
-fetched by prepare.py, not part of this repository). The plain RNN must carry a sentence through up to eighty steps in
-one state. LSTM and GRU carry it better and, with attention (Luong et al. 2015), need not; transformers never do:
-torch's, normalised before each block, and Marian, warmed up, from its configuration in Hugging Face's transformers.
+fetched by prepare.py, not part of this repository). The plain RNN must carry a sentence through up to eighty time steps
+in one state. LSTM and GRU carry it better. With attention (Luong et al. 2015) they need not carry it at all. Neither do
+the two transformers: torch's, normalised before each block, and Marian, with a warm-up, from its configuration in
+Hugging Face's transformers.
 
     python examples/gallery/translation.py [--directory D] [--steps N]
 """

@@ -1,8 +1,8 @@
 """Diffusion-like UNet on the digits: without skips and normalisation its gradients vanish; the usual form trains.
 
-The network tells the noise in an image, whose strength it is given (Ho et al. 2020). The usual form has residual blocks
-with GroupNorm, skips between the two sides, and a last convolution that starts at zero, so that all gradients behind it
-are exactly zero at the first step: no illness.
+The network predicts the noise in an image. It is given the strength of the noise (Ho et al. 2020). The usual form has
+residual blocks with GroupNorm, and skips between the two sides. Its last convolution starts at zero, so all gradients
+behind it are exactly zero at the first step. That is healthy.
 
     python examples/gallery/unet.py [--directory D] [--steps N]
 """

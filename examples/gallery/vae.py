@@ -1,7 +1,7 @@
-"""VAE on the digits: raw pixels drive exp(log_variance) out of the numbers; standardised ones train.
+"""VAE on the digits: with raw pixels exp(log_variance) is too large for float32; with standardised pixels it trains.
 
-The encoder answers with the logarithm of a variance, and its exponential stands in both terms of the loss. Fed with
-pixels from 0 to 255 its first answers are in the hundreds, whose exponential float32 does not hold.
+The encoder answers with the logarithm of a variance. The exponential of it is in both terms of the loss. With pixels
+from 0 to 255, its first answers are in the hundreds. Float32 cannot hold the exponential of such numbers.
 
     python examples/gallery/vae.py [--directory D] [--steps N]
 """
