@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import distributed
 
@@ -40,14 +40,18 @@ def run_ranks(script: str, directory: Path, num_ranks: int = 2, timeout_s: int =
     return [json.loads(_told(directory, rank).read_text()) for rank in range(num_ranks)]
 
 
-def tell(what: Any) -> None:
-    """Call last in the script: leave something that JSON can hold to the process that started the ranks.
+def tell(what: Any) -> NoReturn:
+    """Call last in the script: leave something that JSON can hold to the process that started the ranks, and end.
 
-    It ends the process group, too. Its threads may abort a process that ends while they are at work.
+    It ends the process group, too, and the process at once: threads of engines in C++ now and then abort one that takes
+    itself apart meanwhile, when all has been told.
     """
     _told(Path(sys.argv[1]), int(os.environ["RANK"])).write_text(json.dumps(what))
     if distributed.is_initialized():
         distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _told(directory: Path, rank: int) -> Path:
