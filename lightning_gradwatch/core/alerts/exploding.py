@@ -125,7 +125,8 @@ def _overshoot(losses: LossHistory, usual_update: float) -> float:
 
 def describe(finding: Finding, _: Evidence) -> str:
     """What is wrong, in a sentence."""
-    return f"Gradients explode (step {finding.step}): they or the loss have grown by {finding.value:.1f} decades."
+    grown = f"{finding.value:.1f} decades, a factor of {10 ** min(finding.value, 300):.2g}"
+    return f"Gradients explode (step {finding.step}): the gradient norm or the loss has grown by {grown}."
 
 
 def diagnose(_: Finding, evidence: Evidence) -> Diagnosis:
