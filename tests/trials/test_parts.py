@@ -116,7 +116,8 @@ def test_what_is_learned_by_heart_says_nothing_of_a_memory() -> None:
     ]  # fmt: skip
     result = ranked(untreated, trials, "vanishing_through_time", "recurrence")
     assert [(t.key.partition(".")[2], t.effect) for t in result] == [
-        ("gru", "helps"), ("lstm", "helps"), ("identity", "helps"), ("orthogonal", "helps"), ("forget_bias", "no change"),
+        ("gru", "helps"), ("lstm", "helps"), ("identity", "helps"), ("orthogonal", "helps"),
+        ("forget_bias", "no change"),
     ]  # fmt: skip
     assert keys(ranked(untreated, trials, "vanishing"))[0] == "recurrent.orthogonal"
 
