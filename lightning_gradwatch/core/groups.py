@@ -69,10 +69,10 @@ class Groups:
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._alike = alike(tensors)
-        stacked = [i for places in self._alike for i in places]
+        together = alike(tensors)
+        stacked = [i for places in together for i in places]
         self._others = sorted(set(range(len(tensors))) - set(stacked))
-        self._bunches = [itemgetter(*places) for places in self._alike]
+        self._bunches = [(len(places), itemgetter(*places)) for places in together]
         self._order = torch.tensor([*stacked, *self._others]).argsort() if stacked else None
         self._rows = [_row(t) for t in tensors]
         self._orders: dict[int, Tensor] = {}
@@ -95,8 +95,9 @@ class Groups:
         if self._order is None:
             return torch.stack((*others, *further), out=out)
         parts = []
-        for bunch in self._bunches:
-            parts.append(torch.linalg.vector_norm(torch.stack(bunch(tensors)).flatten(1), dim=1, dtype=torch.float32))
+        for num, bunch in self._bunches:  # ordinary steps are counted in calls
+            rows = torch.stack(bunch(tensors)).reshape(num, -1)
+            parts.append(torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32))
         if others or further:
             parts.append(torch.stack((*others, *further)))
         return self._in_order(parts, len(further), out)
@@ -109,7 +110,7 @@ class Groups:
         return self._in_order(parts)
 
     def _stacks(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        return [stack(tensors, places) for places in self._alike]
+        return [torch.stack(bunch(tensors)).reshape(num, -1) for num, bunch in self._bunches]
 
     def _in_order(self, parts: list[Tensor], num_further: int = 0, out: Tensor | None = None) -> Tensor:
         together = torch.cat(parts)

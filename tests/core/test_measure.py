@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_gradwatch.core.figures import LayerFigures, combine
 from lightning_gradwatch.core.groups import Groups
@@ -44,6 +44,15 @@ def test_norms_accumulate_in_float32_or_better(dtype: torch.dtype) -> None:
     measured = norms(tensors)
     assert all(n.dtype is torch.float32 and n.shape == () for n in measured)
     assert [n.item() for n in measured] == pytest.approx(expected, rel=1e-5)
+
+
+def test_scalar_parameters_are_measured_together_too() -> None:
+    net = nn.ParameterList([nn.Parameter(torch.tensor(float(i))) for i in range(1, 7)])
+    for parameter in net:
+        parameter.grad = 2 * parameter.detach()
+    window = NormWindow(list(net))
+    assert window.push(None, None, False)
+    assert window.norms[0].tolist() == [2.0, 4.0, 6.0, 8.0, 10.0, 12.0]
 
 
 def test_half_precision_neither_overflows_nor_underflows() -> None:
