@@ -10,7 +10,6 @@ file, alerts and flight record; memory is what the process held at most beyond a
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import resource
 import statistics
@@ -135,7 +134,6 @@ def train(num_tensors: int, is_watched: bool) -> dict[str, float]:
         taken = [own for own, is_sampled in pairs if is_sampled is wanted]
         found[name] = statistics.median(taken)
     found["detector"] = times.detector / STEPS
-    gc.collect()
     return found
 
 

@@ -65,10 +65,9 @@ class OwnRules:
     def update(self, observation: Observation, history: History) -> Iterator[Sequence[Finding]]:
         """Ask one after the other; what opened, rose to an alert, or ended just now, rule by rule."""
         for kind, rule in self._rules.items():
-            observation = replace(
-                observation, norms=observation.norms.clone()
-            )  # nobody else's, whatever it does to them
-            yield self._optional.take(_figure(kind), (), _ask, kind, rule, observation, history)
+            # whatever a rule does to the norms, nobody else sees it
+            given = replace(observation, norms=observation.norms.clone())
+            yield self._optional.take(_figure(kind), (), _ask, kind, rule, given, history)
 
     def state_dict(self, history: History) -> State:
         """Primitives and tensors that ``load_state_dict`` takes back, by kind."""

@@ -175,6 +175,24 @@ def test_a_rule_that_returns_what_is_no_finding_of_its_kind_is_left_out(returned
     )
 
 
+class Spoils(Hot):
+    """Changes the norms that it is given."""
+
+    kind = "spoils"
+
+    def update(self, observation: Observation, history: History) -> None:
+        observation.norms.zero_()
+
+
+def test_what_a_rule_does_to_its_norms_neither_the_record_nor_the_next_rule_sees() -> None:
+    seen = observed(0, total=9.0)
+    before = seen.norms.clone()
+    assert before.count_nonzero() > 0
+    told = list(OwnRules([Spoils(), Hot()], (), OptionalFigures()).update(seen, History()))
+    assert len(told) == 2
+    assert torch.equal(seen.norms, before)
+
+
 def test_a_rule_that_raises_costs_itself_alone_and_one_line() -> None:
     told = Told()
     detector = told.detector(Broken(), Hot())
