@@ -43,7 +43,7 @@ class GradWatch(Showing, Callback):  # type: ignore[misc]  # mypy compares the t
             every backward pass instead: under gradient accumulation the running sum of the micro-batches so far, under
             DDP before the ranks are averaged if the backward pass did not synchronise. It needs a single optimizer.
         dense_steps: Number of steps at the start of training of which each takes a full sample (gradients at layer
-            outputs; the first and every fifth one also weight norms, zero fractions, updates and inputs).
+            outputs; the first and every fifth one also weight norms, zero fractions, updates; inputs less often).
         sample_every_n_steps: Average distance of full samples after that, with jitter that is equal on all ranks.
         log_every_n_steps: Steps between two publications to the loggers; None for the Trainer's own.
         histogram_every: Steps that lie between two histograms of log10|g| per layer at least; they come with every

@@ -188,7 +188,8 @@ class Watches:
                 watch.begin_batch()
             is_due = is_due or watch.watcher.sampling.is_due(num_further_steps)
         if is_due and may_look:
-            self.probe.attach(any(watch.watcher.is_thorough for watch in self))
+            is_thorough = any(watch.watcher.is_thorough for watch in self)
+            self.probe.attach(is_thorough, is_thorough and any(w.watcher.sampling.seeks_causes for w in self))
 
     def inspect(self, loss: Tensor) -> None:
         """Read what the network is made of off the graph of a loss, which is attached to it."""

@@ -217,7 +217,8 @@ def _is_skipped(label: Label, numbers: Numbers) -> bool:
 
 
 def _thorough(label: Label, numbers: Numbers) -> ThoroughSample:
-    figures, order, norms = label.instruments.figures, label.instruments.order, numbers.get("attribution")
+    figures, order = label.instruments.figures, label.instruments.order
+    inputs, norms = numbers.get("inputs"), numbers.get("attribution")
     update_ratio, unchanged = update_figures(numbers["updates"])
     below_eps, signal = moment_figures(numbers["moments"])
     return ThoroughSample(
@@ -227,6 +228,6 @@ def _thorough(label: Label, numbers: Numbers) -> ThoroughSample:
         below_eps=order.rows(below_eps),
         signal=order.rows(signal),
         output_zeros=order.rows(complement(numbers["output_nonzeros"])),
-        inputs=order.rows(numbers["inputs"]),
+        inputs=None if inputs is None else order.rows(inputs),
         attribution=None if norms is None else Attribution(label.operations, norms.tolist()),
     )

@@ -24,7 +24,7 @@ class Pending:
         ran: Names of the layers that ran at the last sampled step, and that a gradient is asked for.
         spare: Names of those that trained layers fed and whose output nobody had kept, at the latest thorough sample.
         is_scaled: Whether a loss scaler was at work at the last step.
-        operations: Of the last thorough sample.
+        operations: Of the last sample that sought causes.
     """
 
     step: int = 0

@@ -166,15 +166,16 @@ class Probe:
         """Whether there is anything to watch."""
         return bool(self._profiled) and self.failure is None
 
-    def attach(self, thorough: bool = False) -> None:
+    def attach(self, thorough: bool = False, causes: bool = False) -> None:
         """Put the hooks in place, unless they are; what was seen before has been forgotten.
 
         Args:
-            thorough: Whether to look at the layers' inputs and count zeros in float16 output gradients, too.
+            thorough: Whether to follow the order of the layers and count zeros in float16 output gradients, too.
+            causes: Whether to look at the layers' inputs, and at each operation that the gradient passes, too.
         """
         if self._hooks.hung or self._is_paused or self.failure is not None:
             return
-        self._is_thorough = self.account.tracer.is_awake = thorough
+        self._is_thorough, self.account.tracer.is_awake = thorough, causes
         asleep = {name for name in self._fused if not facts_of(self._layers[name]).get("training")}
         self._hooked = (self._profiled if self.order.names else self._looks.keys()) - asleep
         self._hang()
@@ -296,12 +297,12 @@ class Probe:
                     self._tensor_handles.append(handle)
 
     def _see_input(self, name: str, module: nn.Module, given: object) -> None:
-        """Describe the first tensor that the layer was called with."""
+        """Note who feeds the layer, and describe the first tensor that it was called with, if that is wanted."""
         try:
             first = next((t for t in tensors_in(given) if t.is_floating_point() and t.numel()), None)
             if first is not None and first.requires_grad:
                 self.order.fed.add(name)
-            part = None if first is None else local(first.detach())
+            part = local(first.detach()) if first is not None and self.account.tracer.is_awake else None
             if part is not None and part.numel():  # a rank may hold an empty shard
                 self._inputs.add(name, part, channels_first=isinstance(module, _CONVOLUTION))
         except Exception as failure:

@@ -56,7 +56,7 @@ class Reader:
     Attributes:
         reductions: How ranks that hold parts of what is carried to the host add it up, by name.
         noted: Total norm after the last backward pass, shape ``()``; None where nobody needs it.
-        operations: Whose norms ``"attribution"`` are, in what ``thorough`` read last.
+        operations: Whose norms ``"attribution"`` are, in what ``causes`` read last.
     """
 
     def __init__(
@@ -111,7 +111,8 @@ class Reader:
         if not is_sampled:
             return sample
         sampling, pending = self._sampling, self._pending
-        is_thorough, num_layers = sampling.is_thorough, len(instruments.layer_names)
+        is_thorough = sampling.is_thorough
+        seeks_causes, num_layers = is_thorough and sampling.seeks_causes, len(instruments.layer_names)
         if is_thorough or is_first:
             sample.update(self.state(instruments, scale))
         if is_thorough and sampling.takes_histogram(self._histogram_every, num_layers):
@@ -121,7 +122,11 @@ class Reader:
         sample.update(self.sample(instruments, loss_scale))
         if is_thorough:
             sample.update(self.thorough(instruments, sampling.num_steps))
-            pending.operations, pending.spare = self.operations, self._probe.order.spare
+            pending.spare = self._probe.order.spare
+        if seeks_causes:
+            sampling.has_sought = True
+            sample.update(self.causes(instruments))
+            pending.operations = self.operations
         return sample
 
     def state(self, instruments: Instruments, scale: Tensor | None) -> dict[str, Tensor]:
@@ -155,20 +160,26 @@ class Reader:
         return {f"{SEQUENCE}{name}": norms.to(device, non_blocking=at_once) for name, norms in sequences.items()}
 
     def thorough(self, instruments: Instruments, num_steps: int) -> dict[str, Tensor]:
-        """What a thorough sample sees besides: updates, Adam's moments, zeros at outputs, inputs."""
+        """What a thorough sample sees besides: updates, Adam's moments, zeros at outputs."""
         take, num_layers = self._take, len(instruments.layer_names)
         sums, moments = instruments.unknown(NUM_SUMS, num_layers), instruments.unknown(NUM_MOMENT_SUMS, num_layers)
         updates = instruments.updates
         if updates is not None:
             moments = take("moments", moments, updates.moments, num_steps)
             sums = take("updates", sums, updates.remember, instruments.window.norms[-1].isfinite().all())
-        zeros, facts = instruments.unknown(num_layers), instruments.unknown(num_layers, NUM_INPUT_FACTS)
+        zeros = instruments.unknown(num_layers)
         return {
             "updates": sums,
             "moments": moments,
             "output_nonzeros": take("output_nonzeros", zeros, self._output_nonzeros, instruments),
-            "inputs": take("inputs", facts, self._input_facts, instruments),
-            **take("attribution", {}, self._attribution, instruments),
+        }
+
+    def causes(self, instruments: Instruments) -> dict[str, Tensor]:
+        """What tells causes apart, where it is asked for: inputs, and the gradient's way operation by operation."""
+        facts = instruments.unknown(len(instruments.layer_names), NUM_INPUT_FACTS)
+        return {
+            "inputs": self._take("inputs", facts, self._input_facts, instruments),
+            **self._take("attribution", {}, self._attribution, instruments),
         }
 
     def _attribution(self, instruments: Instruments) -> dict[str, Tensor]:

@@ -40,7 +40,8 @@ class ThoroughSample:
             Shape ``(layers,)``.
         output_zeros: Share of exact zeros in the gradient at the layer's output, where that is float16.
             Shape ``(layers,)``.
-        inputs: What the layer's input looks like, in the order of ``Inputs``. Shape ``(layers, 7)``.
+        inputs: What the layer's input looks like, in the order of ``Inputs``, shape ``(layers, 7)``; None where causes
+            were not sought, and nobody has looked.
         attribution: What each operation did to the gradient on its way back; None where it was not measured.
     """
 
@@ -50,7 +51,7 @@ class ThoroughSample:
     below_eps: Tensor
     signal: Tensor
     output_zeros: Tensor
-    inputs: Tensor
+    inputs: Tensor | None = None
     attribution: Attribution | None = None
 
 

@@ -132,7 +132,7 @@ class Watcher:
     def arm(self) -> None:
         """Call before the forward pass: puts the probe in place if the coming step is sampled."""
         if self.sampling.is_due():
-            self._probe.attach(self.sampling.is_thorough)
+            self._probe.attach(self.sampling.is_thorough, self.sampling.seeks_causes)
 
     def inspect(self, loss: Tensor) -> None:
         """Read what the network is made of off the graph of a loss; only the first few calls do anything."""

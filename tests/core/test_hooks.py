@@ -164,7 +164,7 @@ def test_tools_that_rewrite_a_network_make_the_same_of_it(tool: str) -> None:
     model = small()
     alone = TOOLS[tool](model)
     probe = make_probe(model)
-    probe.attach(thorough=True)
+    probe.attach(thorough=True, causes=True)
     assert TOOLS[tool](model) == alone
     assert probe.failure is None
 

@@ -155,7 +155,7 @@ def test_containers_are_read_once_where_they_store_and_nothing_of_theirs_runs(wr
 
     model, x = Wrapped(3, 2), torch.randn(2, 3)
     probe = make_probe(model)
-    probe.attach(thorough=True)
+    probe.attach(thorough=True, causes=True)
     given = wrap(x)
     state = torch.get_rng_state()
     model(x, kept=given)
@@ -310,7 +310,7 @@ def test_a_mode_of_the_user_sees_nothing_of_ours(mode: Any) -> None:
     probe, seen = make_probe(model), []
     for is_watched in (False, True):
         if is_watched:
-            probe.attach(thorough=True)
+            probe.attach(thorough=True, causes=True)
         model.zero_grad()
         with mode() as around:
             model(x).square().sum().backward()
@@ -329,7 +329,7 @@ def test_inputs_that_cannot_be_described_cost_no_outputs(monkeypatch: pytest.Mon
     monkeypatch.setattr(InputFacts, "add", broken)
     model = wide_net()
     probe = make_probe(model)
-    probe.attach(thorough=True)
+    probe.attach(thorough=True, causes=True)
     model(torch.ones(2, 64)).sum().backward()
     assert not probe.left_out
     assert probe.account.norm("0") is not None
@@ -358,7 +358,7 @@ def test_a_pass_without_numbers_or_that_is_written_down_changes_no_figure(run: A
     for is_between in (False, True):
         model = wide_net()
         probe = make_probe(model)
-        probe.attach(thorough=True)
+        probe.attach(thorough=True, causes=True)
         output = model(x)
         if is_between:
             run(model)

@@ -4,7 +4,14 @@ import itertools
 
 import pytest
 
-from lightning_gradwatch.core.sampling import BURST_PAUSE, BURST_STEPS, THOROUGH_EVERY, YOUNG_STEPS, Sampling
+from lightning_gradwatch.core.sampling import (
+    BURST_PAUSE,
+    BURST_STEPS,
+    SEEKING_EVERY,
+    THOROUGH_EVERY,
+    YOUNG_STEPS,
+    Sampling,
+)
 from lightning_gradwatch.core.saved import Saved
 from lightning_gradwatch.core.schedule import Schedule
 
@@ -45,6 +52,33 @@ def test_the_first_and_every_fifth_sample_is_thorough() -> None:
         THOROUGH_EVERY - 1,
         2 * THOROUGH_EVERY - 1,
     ]
+
+
+def seeking(sampling: Sampling, num_samples: int) -> list[int]:
+    found = []
+    for number in range(sampling.num_samples, sampling.num_samples + num_samples):
+        if sampling.seeks_causes:
+            found.append(number)
+            sampling.has_sought = True
+        sampling.num_samples += 1
+    return found
+
+
+def test_causes_are_sought_at_once_and_then_by_every_fifth_thorough_sample() -> None:
+    assert seeking(Sampling(Schedule(100, 1)), 80) == [
+        0,
+        THOROUGH_EVERY - 1,
+        *(SEEKING_EVERY * i - 1 for i in (1, 2, 3)),
+    ]
+
+
+def test_causes_are_sought_soon_after_a_resume_and_whenever_something_looks_wrong() -> None:
+    sampling = Sampling(Schedule(0, 10))
+    sampling.num_steps, sampling.num_samples = 1000, 6 * THOROUGH_EVERY
+    assert seeking(sampling, SEEKING_EVERY) == [7 * THOROUGH_EVERY - 1, 10 * THOROUGH_EVERY - 1]
+    assert not sampling.seeks_causes
+    sampling.look_closer()
+    assert sampling.seeks_causes
 
 
 def test_a_burst_is_thorough_and_has_a_pause_after_it() -> None:

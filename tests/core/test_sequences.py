@@ -155,7 +155,7 @@ def train(model: nn.Module, probe: Probe | None) -> list[Tensor]:
     x = sequence(True)
     for _ in range(3):
         if probe is not None:
-            probe.attach(thorough=True)
+            probe.attach(thorough=True, causes=True)
         optimizer.zero_grad()
         model(x).square().sum().backward()
         optimizer.step()
@@ -349,7 +349,7 @@ def test_a_thorough_probe_describes_what_each_layer_was_given(dtype: torch.dtype
     with torch.no_grad():
         model[0].get_parameter("bias").fill_(-100.0)
     probe = make_probe(model)
-    probe.attach(thorough=True)
+    probe.attach(thorough=True, causes=True)
     x = torch.randn(8, 4, dtype=dtype)
     model(x).sum().backward()
     first, second, nonzeros = probe.inputs("0"), probe.inputs("2"), probe.account.nonzero_fraction("0")

@@ -124,7 +124,7 @@ def test_hooks_of_our_own_do_nothing_in_a_copy_and_those_of_the_user_do() -> Non
     model, seen = small_net(), []
     model[0].register_forward_hook(lambda *_: seen.append(1))
     probe: Probe = make_probe(model)
-    probe.attach(thorough=True)
+    probe.attach(thorough=True, causes=True)
     (copied,) = copy_of(model)
     copied(X)
     assert seen == [1]

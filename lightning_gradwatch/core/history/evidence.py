@@ -52,7 +52,7 @@ class Evidence:
         architecture: What the network is made of.
         dtypes: The dtypes of its parameters.
         has_half_gradients: Whether the gradients at its layers' outputs are float16, as under autocast.
-        attribution: What each operation did to the gradient in the latest thorough sample; None if it is not known.
+        attribution: What each operation did to the gradient when causes were sought last; None if it is not known.
     """
 
     def __init__(self, losses: LossHistory, time: TimeHistory) -> None:
@@ -127,9 +127,8 @@ class Evidence:
         self.weights.add(owning, weights)
         if sample.thorough is not None:
             self._add_checkup(owning, sample.thorough)
-            inputs = sample.thorough.inputs.tolist()
-            self.inputs = {name: Inputs(*inputs[i]) for i, name in named if inputs[i][2] >= 0}
-            self.first_std = {**{name: given.std for name, given in self.inputs.items()}, **self.first_std}
+            if sample.thorough.inputs is not None:
+                self._add_causes(named, sample.thorough.inputs.tolist(), sample.thorough.attribution)
 
     def _add_gradients(self, owning: list[tuple[int, str]], observation: Observation, weights: list[float]) -> None:
         total, gradients = observation.total_norms[-1], observation.last_norms
@@ -144,12 +143,18 @@ class Evidence:
         self.weights.add_gains(owning, thorough.gain.tolist())
         ratios = thorough.update_ratio.tolist()
         self.update_ratio = {name: ratios[i] for i, name in owning if ratios[i] >= 0 and math.isfinite(ratios[i])}
-        self.attribution = thorough.attribution
         below = thorough.below_eps.tolist()
         self.below_eps = {name: below[i] for i, name in owning if below[i] >= 0}
         signals = thorough.signal.tolist()
         self.signal = {name: signals[i] for i, name in owning if signals[i] >= 0}
         self.has_half_gradients = bool((thorough.output_zeros >= 0).any())
+
+    def _add_causes(
+        self, named: list[tuple[int, str]], inputs: list[list[float]], attribution: Attribution | None
+    ) -> None:
+        self.inputs = {name: Inputs(*inputs[i]) for i, name in named if inputs[i][2] >= 0}
+        self.first_std = {**{name: given.std for name, given in self.inputs.items()}, **self.first_std}
+        self.attribution = attribution
 
     def keep(self, layers: Collection[str]) -> None:
         """Forget every layer but these: the others are no more."""

@@ -55,7 +55,7 @@ def test_accumulated_batches_and_half_precision_are_measured() -> None:
     assert alert_of(deep_net(depth=12), precision="bf16-mixed").attribution is not None
 
 
-def test_only_thorough_samples_hook_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_samples_that_seek_causes_hook_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     hung: list[int] = []
     hang, steps = Tracer._hang, list[None]()
 
@@ -71,7 +71,7 @@ def test_only_thorough_samples_hook_the_graph(monkeypatch: pytest.MonkeyPatch) -
 
     watch = GradWatch(dense_steps=10, sample_every_n_steps=1000)
     quiet_trainer(watch, Steps(), max_steps=30).fit(Classifier(deep_net(nn.ReLU, 6, he_init=True)), digits())
-    assert hung == [0, 4, 9]
+    assert hung == [0, 4]
 
 
 def test_a_measurement_that_fails_costs_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
