@@ -337,6 +337,16 @@ def test_inputs_that_cannot_be_described_cost_no_outputs(monkeypatch: pytest.Mon
         probe.inputs("0")
 
 
+def test_a_thorough_look_notes_who_feeds_a_layer_also_where_inputs_are_not_described() -> None:
+    model = wide_net()
+    probe = make_probe(model)
+    probe.attach(thorough=True)
+    model(torch.ones(2, 64)).sum().backward()
+    names = list(named_layers(model))
+    assert probe.order.fed == set(names[1:])
+    assert all(probe.inputs(name) is None for name in names)
+
+
 def run_fake(model: nn.Module) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True):
         model(torch.empty(4, 64))

@@ -74,6 +74,19 @@ def test_only_samples_that_seek_causes_hook_the_graph(monkeypatch: pytest.Monkey
     assert hung == [0, 4]
 
 
+def test_what_was_found_when_causes_were_sought_outlives_samples_that_seek_none() -> None:
+    watch = GradWatch(dense_steps=10, sample_every_n_steps=1000)
+    quiet_trainer(watch, max_steps=10).fit(Classifier(deep_net(nn.ReLU, 6, he_init=True)), digits())
+    (watcher,) = watchers_of(watch)
+    evidence = watcher._digest.judge.history.evidence
+    assert watcher.latest is not None
+    assert watcher.latest.thorough is not None  # the tenth sample, which sought none
+    assert watcher.latest.thorough.inputs is None
+    assert watcher.latest.thorough.attribution is None
+    assert len(evidence.inputs) == 6
+    assert evidence.attribution is not None
+
+
 def test_a_measurement_that_fails_costs_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("no graph today")
