@@ -124,7 +124,6 @@ class Reader:
             sample.update(self.thorough(instruments, sampling.num_steps))
             pending.spare = self._probe.order.spare
         if seeks_causes:
-            sampling.has_sought = True
             sample.update(self.causes(instruments))
             pending.operations = self.operations
         return sample

@@ -35,7 +35,6 @@ class Sampling:
         num_samples: Full samples taken so far.
         num_histograms: Histograms taken so far.
         thinning: By how much full samples lie farther apart than the schedule has it.
-        has_sought: Whether causes have been sought, in this process.
         is_overdue: Whether a sample was due at a step at which nobody could look, and is to be taken at the next one.
     """
 
@@ -43,7 +42,7 @@ class Sampling:
         self.num_steps = 0
         self.num_samples = 0
         self.thinning = 1
-        self.is_overdue = self.has_sought = False
+        self.is_overdue = False
         self._schedule = schedule
         self.num_histograms = 0
         self._burst_until = 0
@@ -78,13 +77,12 @@ class Sampling:
     def seeks_causes(self) -> bool:
         """Whether the next full sample takes what tells causes apart, too.
 
-        Of the thorough ones the first two do, every fifth, and each one in a burst, as a suspicion asks for; also the
-        first one after a resume.
+        Of the thorough ones the first two do, every fifth, and each one in a burst, as a suspicion asks for.
         """
         if not self.is_thorough:
             return False
         is_turn = self.num_samples < THOROUGH_EVERY or self.num_samples % SEEKING_EVERY == SEEKING_EVERY - 1
-        return is_turn or not self.has_sought or self.num_steps < self._burst_until
+        return is_turn or self.num_steps < self._burst_until
 
     def look_closer(self) -> None:
         """Sample a few steps in a row, unless that was done a moment ago."""

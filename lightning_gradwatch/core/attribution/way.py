@@ -10,9 +10,29 @@ from typing import NamedTuple
 
 from lightning_gradwatch.core.attribution.graph import Operation
 from lightning_gradwatch.core.attribution.operations import Group
+from lightning_gradwatch.core.saved import Saved, State
 
 STRONG = 8.0
 """A norm that is no farther than this from 1, in decades, can be taken in float32 the next time."""
+
+
+class _Kept(NamedTuple):
+    """What a checkpoint holds of an operation."""
+
+    group: Group
+    layer: str
+    arrival: int
+    consumers: tuple[tuple[int, int], ...]
+
+    def is_sound(self, number: int, num_norms: int) -> bool:
+        """Whether it can be the operation with a number: its gradient comes from those before it, with known norms."""
+        norms = (self.arrival, *(norm for _, norm in self.consumers))
+        has_norm = self.arrival >= 0 or len(self.consumers) == 1
+        return (
+            has_norm
+            and all(0 <= source < number for source, _ in self.consumers)
+            and all(-1 <= norm < num_norms for norm in norms)
+        )
 
 
 class Link(NamedTuple):
@@ -64,6 +84,24 @@ class Attribution:
         self._operations = operations
         self._logs = logs
         self._place = {operation.layer: number for number, operation in enumerate(operations) if operation.layer}
+
+    @classmethod
+    def load(cls, saved: Saved) -> Attribution | None:
+        """What ``state_dict`` gave; None if that was nothing, or cannot be one."""
+        logs = saved.take("logs", list[float], [])
+        kept = saved.take(
+            "operations",
+            list[_Kept],
+            [],
+            lambda kept: all(one.is_sound(number, len(logs)) for number, one in enumerate(kept)),
+        )
+        operations = [Operation(one.group, (), one.consumers, one.arrival, one.layer) for one in kept]
+        return cls(operations, logs) if operations else None
+
+    def state_dict(self) -> State:
+        """Primitives that ``load`` takes back."""
+        kept = [(one.group, one.layer, one.arrival, one.consumers) for one in self._operations]
+        return {"operations": kept, "logs": list(self._logs)}
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -176,6 +176,7 @@ class Evidence:
             **self.weights.state_dict(),
             **self.steps.state_dict(),
             "inputs": {name: list(inputs) for name, inputs in self.inputs.items()},
+            "attribution": {} if self.attribution is None else self.attribution.state_dict(),
         }
 
     def load_state_dict(self, state: Saved | Mapping[str, object]) -> None:
@@ -183,6 +184,7 @@ class Evidence:
         saved = Saved.of(state)
         for name, kind in _KEPT.items():
             setattr(self, name, saved.take(name, kind, getattr(self, name)))
+        self.attribution = Attribution.load(saved.part("attribution")) or self.attribution
         self.weights.load_state_dict(saved)
         self.steps.load_state_dict(saved)
 

@@ -16,6 +16,8 @@ from lightning_gradwatch.core.attribution import graph
 from lightning_gradwatch.core.attribution.tracer import Tracer
 from lightning_gradwatch.core.attribution.way import Attribution, shares
 from lightning_gradwatch.core.modules import modules
+from lightning_gradwatch.core.saved import Saved, State
+from tests.core.builders import saved_and_loaded
 
 CPU = torch.device("cpu")
 
@@ -131,6 +133,37 @@ def test_norms_are_those_at_the_layers_outputs(name: str) -> None:
     assert len(norms) >= 4
     for layer, norm in norms.items():
         assert found.norm_at(layer) == pytest.approx(math.log10(norm), abs=1e-4), layer
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_checkpoint_holds_all_of_it(name: str) -> None:
+    torch.manual_seed(0)
+    build, data = NETWORKS[name]
+    net = build()
+    found = attribution(net, loss_of(net, data()))
+    loaded = Attribution.load(Saved(saved_and_loaded(found.state_dict())))
+    assert loaded is not None
+    assert [loaded.way(layer) for layer in loaded.layers] == [found.way(layer) for layer in found.layers]
+    assert (loaded.layers, loaded.head(), loaded.branches()) == (found.layers, found.head(), found.branches())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"operations": [("weights", "0", 0, ((0, -1),))]},  # it feeds itself
+        {"operations": [("weights", "0", 1, ())]},  # there is no such norm
+        {"operations": [("weights", "0", -1, ())]},  # none at all
+        {"operations": [("loss", "", 0, ()), ("weights", "0", -1, ((0, 0), (0, 0)))]},  # two may bring different ones
+        {"operations": [("magic", "0", 0, ())]},
+        {"operations": 3},
+        {"logs": ["a"]},
+    ],
+)
+def test_what_cannot_be_one_is_not_loaded_and_named(damage: State) -> None:
+    saved = Saved({"operations": [("weights", "0", 0, ())], "logs": [0.0], **damage})
+    assert Attribution.load(saved) is None
+    assert saved.lost
+    assert Attribution.load(Saved({})) is None
 
 
 def test_what_is_lost_is_shared_out_among_the_operations() -> None:
