@@ -261,7 +261,7 @@ class GradWatch(Showing, Callback):  # type: ignore[misc]  # mypy compares the t
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Observe the complete, unscaled, unclipped gradient, and clip it; clip also after the watch has failed."""
         if self._session is not None and self._host is not None and self._host.steps_now():
-            self._session.before_step(optimizer, self._host.still_scaled(optimizer))
+            self._session.before_step(optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -119,7 +119,7 @@ class GradWatch(WatchedRun):
     def _before_step(self, optimizer: Optimizer) -> None:
         self._open()
         self._say_if_blind()
-        self._session.before_step(optimizer, self._host.still_scaled(optimizer))
+        self._session.before_step(optimizer)
 
     def _is_ours(self, optimizer: Optimizer) -> bool:
         return self._stage is not Stage.CLOSED and any(each is optimizer for each in self._host.optimizers())

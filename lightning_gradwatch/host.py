@@ -61,6 +61,9 @@ class Host(Protocol):
     def loss_scale(self) -> Tensor | None:
         """Factor of the loss scaler, shape ``()``, without a host sync; None without a scaler."""
 
+    def still_scaled(self, optimizer: Optimizer) -> bool:
+        """Whether an optimizer's gradients still carry the loss scale, if there is one, when it is about to step."""
+
     def accumulated_batches(self) -> int:
         """The number by which the loop divides the loss before it differentiates it."""
 

@@ -66,7 +66,7 @@ class WatchedLoop(WatchedRun):
             self._session.after_backward()
         self._session.note_loss(loss)
         for each in known if optimizer is None else [optimizer]:
-            self._session.before_step(each, self._host.still_scaled(each))
+            self._session.before_step(each)
             self._count_step(each)
         self._host.num_steps += 1
 

@@ -86,14 +86,8 @@ class Observer:
         every = config.log_every_n_steps
         self._log_every_n_steps = host.log_every_n_steps if every is None else lambda: every
 
-    def before_step(self, batch: Batch, optimizer: Optimizer, still_scaled: bool) -> None:
-        """Observe, and clip, the gradient of the step that an optimizer is about to take.
-
-        Args:
-            batch: The batch under way.
-            optimizer: The optimizer.
-            still_scaled: Whether its gradients still carry the loss scale, if there is one.
-        """
+    def before_step(self, batch: Batch, optimizer: Optimizer) -> None:
+        """Observe, and clip, the gradient of the step that an optimizer is about to take."""
         if batch.loss is None and self._host.steps_only_with_a_loss():
             return
         watch = None
@@ -104,7 +98,8 @@ class Observer:
         if watch.is_ahead:  # the model has clipped it since
             watch.is_ahead = False
             return
-        self._look(batch, watch, still_scaled)
+        scale = self._host.loss_scale()
+        self._look(batch, watch, scale, scale is not None and self._host.still_scaled(optimizer))
 
     def before_clipping(self, batch: Batch, optimizer: Optimizer, still_scaled: bool) -> None:
         """Observe the gradient of the coming step before the model clips it by hand."""
@@ -113,14 +108,16 @@ class Observer:
             return
         if self._clips:
             self._once(_CLIPPED_TWICE)
-        self._look(batch, watch, still_scaled)
+        scale = self._host.loss_scale()
+        self._look(batch, watch, scale, scale is not None and still_scaled)
         watch.is_ahead = True
 
     def after_backward(self, batch: Batch) -> None:
         """Observe the gradients as a backward pass has left them, where each of these is to be observed."""
         for watch in self._watches:  # there is one at most
             batch.is_stepping = self._host.completes_a_step()
-            self._observe(batch, watch, still_scaled=True)
+            scale = self._host.loss_scale()
+            self._observe(batch, watch, scale, is_scaled=scale is not None)
 
     def resign(self) -> None:
         """Only take part, from now on, in what the ranks do together."""
@@ -142,36 +139,39 @@ class Observer:
         self._watches.count_points(self.num_past_points())
         return watch
 
-    def _look(self, batch: Batch, watch: OptimizerWatch, still_scaled: bool) -> None:
+    def _look(self, batch: Batch, watch: OptimizerWatch, scale: Tensor | None, is_scaled: bool) -> None:
         """Observe a step at its first evaluation; clip or skip at the further ones.
 
         What the optimizer is given last is what it applies.
+
+        Args:
+            batch: The batch under way.
+            watch: Over the optimizer.
+            scale: The loss scaler's factor; None without one.
+            is_scaled: Whether the gradients still carry it.
         """
         if not watch.has_observed(self._host.num_finished_steps()):
-            self._observe(batch, watch, still_scaled)
+            self._observe(batch, watch, scale, is_scaled)
             return
-        scale, self.is_done = self._host.loss_scale(), True
-        is_bad = watch.watcher.intervene_again(loss_scale=scale, gradients_scaled=still_scaled and scale is not None)
-        if is_bad and self._raises:
+        self.is_done = True
+        if watch.watcher.intervene_again(loss_scale=scale, gradients_scaled=is_scaled) and self._raises:
             raise GradientAlertError([])
 
-    def _observe(self, batch: Batch, watch: OptimizerWatch, still_scaled: bool) -> None:
+    def _observe(self, batch: Batch, watch: OptimizerWatch, scale: Tensor | None, is_scaled: bool) -> None:
         num_points = watch.num_points
         try:
-            self._take(batch, watch, still_scaled)
+            self._take(batch, watch, scale, is_scaled)
         except Exception:
             if not self.is_done:  # what other ranks wait for is done again
                 watch.last_finished, watch.num_points = None, num_points
             raise
 
-    def _take(self, batch: Batch, watch: OptimizerWatch, still_scaled: bool) -> None:
+    def _take(self, batch: Batch, watch: OptimizerWatch, scale: Tensor | None, is_scaled: bool) -> None:
         batch.num_observations += 1
         step = self._host.step()
         publish = False
         if self._is_at_step or batch.is_stepping:
             publish = watch.passes_log_point(num_log_points(step + 1, self._log_every_n_steps()))
-        scale = self._host.loss_scale()
-        is_scaled = still_scaled and scale is not None
         if self._has_resigned:
             watch.watcher.attend(loss_scale=scale, gradients_scaled=is_scaled, publish=publish)
             return
@@ -196,13 +196,12 @@ class Observer:
                 raise GradientAlertError(fatal)
 
 
-def intervene_alone(host: Host, watch: OptimizerWatch, still_scaled: bool, raises: bool) -> bool:
+def intervene_alone(host: Host, watch: OptimizerWatch, raises: bool) -> bool:
     """Clip or skip though the watch has failed.
 
     Args:
         host: The training loop.
         watch: Of the optimizer that is about to step.
-        still_scaled: Whether its gradients still carry the loss scale, if there is one.
         raises: Whether a gradient that is not finite is to be raised.
 
     Returns:
@@ -212,7 +211,8 @@ def intervene_alone(host: Host, watch: OptimizerWatch, still_scaled: bool, raise
         GradientAlertError: If the gradient is not finite, where that is to be raised.
     """
     try:
-        is_fatal = watch.watcher.clip_only(loss_scale=host.loss_scale(), gradients_scaled=still_scaled)
+        is_scaled = host.still_scaled(watch.optimizer)
+        is_fatal = watch.watcher.clip_only(loss_scale=host.loss_scale(), gradients_scaled=is_scaled)
     except Exception as failure:
         if is_the_users(failure):
             raise

@@ -226,25 +226,24 @@ class Session:
         if not self._observer.is_done:
             self._observer.after_backward(self._batch)
 
-    def before_step(self, optimizer: Optimizer, still_scaled: bool = False) -> None:
+    def before_step(self, optimizer: Optimizer) -> None:
         """Observe the complete, unclipped gradient, and clip it; clip also after the watch has failed.
 
         Args:
             optimizer: The optimizer that is about to step.
-            still_scaled: Whether its gradients still carry the loss scale, if there is one.
 
         Raises:
             GradientAlertError: If the user has asked for it.
         """
         self._observer.is_done, self._batch.is_stepping = False, True
         with self.responses.traced(self.sinks) if self.responses.tracer is not None else _UNTRACED:
-            self._observe_step(optimizer, still_scaled)
+            self._observe_step(optimizer)
         if self.guard.health is Health.ATTENDING and not self._observer.is_done:
-            self.guard.attend(lambda: self._observer.before_step(self._batch, optimizer, still_scaled))
+            self.guard.attend(lambda: self._observer.before_step(self._batch, optimizer))
         if self.guard.health is Health.CLIPPING and self._config.intervenes:
             watch = self.watches.of(optimizer)
             raises = self._config.settings.on_nonfinite == "raise"
-            if watch and not intervene_alone(self._host, watch, still_scaled, raises):
+            if watch and not intervene_alone(self._host, watch, raises):
                 self.guard.health = Health.SILENT
         if self.responses.actions is not None:
             self.responses.act(is_before_step=True)
@@ -252,9 +251,9 @@ class Session:
             self.guard.cost.begin_step()
 
     @survives
-    def _observe_step(self, optimizer: Optimizer, still_scaled: bool) -> None:
+    def _observe_step(self, optimizer: Optimizer) -> None:
         self._listener.num_announced += 1
-        self._observer.before_step(self._batch, optimizer, still_scaled)
+        self._observer.before_step(self._batch, optimizer)
 
     def before_clipping(self, optimizer: Optimizer, still_scaled: bool) -> None:
         """Call before somebody else clips a gradient in the course of a step, and ``before_step`` thereafter."""

@@ -47,15 +47,15 @@ class Sampling:
         self.num_histograms = 0
         self._burst_until = 0
         self._next_histogram = 0
-        self._told = (-1, 0, 0, False)
+        self._asked = (0, -1, 1)
 
     def falls_on(self, step: int) -> bool:
         """Whether a full sample falls on a step, counted from 0."""
-        at, thinning, until, is_due = self._told  # it is asked twice at each step
-        if at != step or thinning != self.thinning or until != self._burst_until:
-            is_due = self._schedule.is_due(step, self.thinning) or step < self._burst_until
-            self._told = (step, self.thinning, self._burst_until, is_due)
-        return is_due
+        since, due, thinning = self._asked  # the schedule is asked once from one sample to the next
+        if not since <= step <= due or thinning != self.thinning:
+            due = self._schedule.next_due(step, self.thinning)
+            self._asked = (step, due, self.thinning)
+        return step == due or step < self._burst_until
 
     def is_due(self, steps_ahead: int = 0) -> bool:
         """Whether a full sample is due within the coming step and the ``steps_ahead`` steps after it.

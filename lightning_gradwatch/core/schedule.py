@@ -48,8 +48,15 @@ class Schedule:
             step: The step.
             thinning: By how much the stretches are longer than asked for, 1 or more.
         """
+        return self.next_due(step, thinning) == step
+
+    def next_due(self, step: int, thinning: int = 1) -> int:
+        """The first step from ``step`` on that takes one."""
         if step < self.dense_steps:
-            return True
+            return step
         length = self.every_n_steps * thinning
-        stretch, place = divmod(step - self.dense_steps, length)
-        return place == _scramble(stretch) % (length // 2 + 1)
+        stretch, due = (step - self.dense_steps) // length, -1
+        while due < step:  # twice at most: the place in this stretch may be past
+            due = self.dense_steps + stretch * length + _scramble(stretch) % (length // 2 + 1)
+            stretch += 1
+        return due

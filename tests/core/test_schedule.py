@@ -22,6 +22,13 @@ def test_each_stretch_after_the_start_has_one_sample(dense: int, every: int) -> 
         assert sum(schedule.is_due(step) for step in range(start, start + every)) == 1
 
 
+@given(st.integers(0, 30), st.integers(1, 60), st.integers(1, 8), st.integers(0, 500))
+def test_the_next_sample_is_the_first_step_that_is_due(dense: int, every: int, thinning: int, step: int) -> None:
+    schedule = Schedule(dense, every)
+    due = next(later for later in range(step, step + 2000) if schedule.is_due(later, thinning))
+    assert schedule.next_due(step, thinning) == due
+
+
 def test_samples_do_not_lock_in_step_with_alternating_updates() -> None:
     schedule = Schedule(dense_steps=0, every_n_steps=10)
     parities = [step % 2 for step in range(1000) if schedule.is_due(step)]
