@@ -36,7 +36,7 @@ def intervene(
         norms.copy_(whole["norms"])
     is_bad = None if instruments.spikes is None else instruments.spikes.judge(norms, window.facts[-1, 0])
     if len(instruments.clippers):
-        window.note(instruments.clippers.clip_(norms, scale))
+        instruments.clippers.clip_(norms, scale, out=window.extra[-1])
     if on_nonfinite == "skip" and not is_scaled:
         is_nonfinite = ~norms.isfinite().all()
         is_bad = is_nonfinite if is_bad is None else is_bad | is_nonfinite

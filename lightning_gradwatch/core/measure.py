@@ -28,7 +28,7 @@ class NormWindow:
     Args:
         parameters: The watched parameters; their gradients are read at each ``push``.
         shards: How they are spread over the ranks; the rows hold the norms of this rank's parts.
-        num_extra: Numbers that each row holds besides, see ``note``.
+        num_extra: Numbers that each row holds besides, see ``extra``.
 
     Attributes:
         known: Whether the loss of the last row was there, one real number on the parameters' device; and how much of
@@ -122,12 +122,8 @@ class NormWindow:
 
     @property
     def extra(self) -> Tensor:
-        """What was noted besides, shape ``(len(self), num_extra)``; a view."""
+        """Numbers that others put there, shape ``(len(self), num_extra)``; a view."""
         return self._rows[: self._length, len(self._parameters) + _NUM_FACTS :]
-
-    def note(self, extra: Tensor) -> None:
-        """Add numbers, shape ``(num_extra,)``, to the last row."""
-        self._rows[self._length - 1, len(self._parameters) + _NUM_FACTS :] = extra
 
     def _looked(self, inputs: BatchCheck | None) -> tuple[tuple[Tensor, Tensor], Coverage]:
         """Two numbers of which one is not finite if the batch is not, and how much of the batch they stand for."""

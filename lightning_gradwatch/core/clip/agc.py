@@ -67,7 +67,7 @@ class _Transform(Transform):
     def clip_(self, step: Step) -> Outcome:
         gradients, is_finite = [settle_(p) for p in self.parameters], step.total < torch.inf
         present = [g for g in gradients if g is not None]
-        weights = [p for g, p in zip(gradients, self.parameters, strict=True) if g is not None]
+        weights = [p.detach() for g, p in zip(gradients, self.parameters, strict=True) if g is not None]
         found = clip_units_(present, weights, self._policy, step.loss_scale, is_finite) if present else []
         coefficients = torch.stack(fill_missing(found, gradients, torch.ones_like(step.total)))
         return Outcome(torch.full_like(step.total, torch.nan), coefficients)

@@ -62,7 +62,6 @@ class Clipper:
         """What the policy remembers between steps, on the device."""
         return self._transform.memory
 
-    @torch.no_grad()
     def clip_(self, norms: Tensor, loss_scale: Tensor | None = None) -> Clipping:
         """Clip the gradients in place, once they are complete. No host sync (but to add up a sparse gradient's parts).
 

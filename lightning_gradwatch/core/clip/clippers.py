@@ -63,12 +63,13 @@ class Clippers:
     def __len__(self) -> int:
         return len(self._clippers)
 
-    def clip_(self, norms: Tensor, loss_scale: Tensor | None) -> Tensor:
+    def clip_(self, norms: Tensor, loss_scale: Tensor | None, out: Tensor | None = None) -> Tensor:
         """Clip. No host sync.
 
         Args:
             norms: As for ``Clipper.clip_``, of all the optimizer's parameters.
             loss_scale: Factor that is still in the gradients, shape ``()``; None for none.
+            out: Where to put what is returned.
 
         Returns:
             Threshold, coefficient (norm after by norm before) and norm after, policy by policy; shape
@@ -84,7 +85,7 @@ class Clippers:
             else:
                 self.clipped.index_add_(0, places, is_clipped.float())
             facts += [done.threshold, done.coefficient, done.clipped_norm]
-        return torch.stack(facts)
+        return torch.stack(facts, out=out)
 
     @contextmanager
     def without_memory(self) -> Iterator[None]:

@@ -34,12 +34,14 @@ def reals_of(gradient: Tensor) -> Tensor:
 
 
 def multiply_all_(gradients: Sequence[Tensor], coefficient: Tensor) -> None:
-    """Multiply all gradients by one number.
+    """Multiply all gradients by one number. No host sync; a CPU, which is never waited for, does nothing where it is 1.
 
     Args:
         gradients: Any dtypes, containers and devices; sparse ones need not be coalesced.
         coefficient: Float32, shape ``()``. Where it is 1, every bit of a number stays as it is.
     """
+    if coefficient.is_cpu and coefficient.item() == 1:
+        return
     kinds = set(map(_KIND, gradients))  # most are of one kind, and a step is counted in calls
     if len(kinds) == 1 and _is_plain(*(kind := kinds.pop())):
         _multiply_(kind[0], kind[1], gradients, coefficient)

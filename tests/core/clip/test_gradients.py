@@ -36,6 +36,15 @@ def many_kinds() -> list[Tensor | None]:
     ]
 
 
+def test_a_cpu_writes_only_to_gradients_that_are_clipped() -> None:
+    gradients = [torch.full((3,), -0.0), torch.ones(2)]
+    versions = [gradient._version for gradient in gradients]
+    multiply_all_(gradients, torch.tensor(1.0))
+    assert [gradient._version for gradient in gradients] == versions
+    multiply_all_(gradients, torch.tensor(0.5))
+    assert gradients[1].tolist() == [0.5, 0.5]
+
+
 @pytest.mark.parametrize("policy", [MaxNorm(0.3), AdaGC(lambda_abs=0.3), MaxValue(0.2)], ids=name_of)
 def test_every_container_is_clipped_as_if_it_were_dense(policy: ClipPolicy) -> None:
     parameters = with_gradients(*many_kinds())
