@@ -152,9 +152,10 @@ class Evidence:
     def _add_causes(
         self, named: list[tuple[int, str]], inputs: list[list[float]], attribution: Attribution | None
     ) -> None:
-        self.inputs = {name: Inputs(*inputs[i]) for i, name in named if inputs[i][2] >= 0}
+        # at the second step of a batch nothing may have been seen: the probe was put in place for the first
+        self.inputs = {name: Inputs(*inputs[i]) for i, name in named if inputs[i][2] >= 0} or self.inputs
         self.first_std = {**{name: given.std for name, given in self.inputs.items()}, **self.first_std}
-        self.attribution = attribution
+        self.attribution = attribution or self.attribution
 
     def keep(self, layers: Collection[str]) -> None:
         """Forget every layer but these: the others are no more."""
