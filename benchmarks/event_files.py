@@ -60,7 +60,7 @@ class Run:
         self._counts = log_histograms(gradients, range(num_layers), num_layers, 0)
 
     def observations(self, num_steps: int) -> Iterator[tuple[Observation, Snapshot | None]]:
-        """What comes to the host, with a full sample at the end of most of it."""
+        """What comes to the host, with a sample at the end of most of it."""
         step, num_samples = 0, 0
         while step < num_steps:
             size = min(HOME_EVERY if step < YOUNG_STEPS else HOME_EVERY_LATER, SAMPLE_EVERY, num_steps - step)

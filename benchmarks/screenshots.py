@@ -246,14 +246,15 @@ def photograph(address: str, pictures: Path, details: Path, others: Path) -> Non
     """Photograph single runs: for the README, for docs, and all others to be looked at."""
     sick = {"run": "sigmoid", "step": "149"}
     with chromium() as browser:
-        shoot(browser, address, pictures / "tab_light.png", sick)
-        shoot(browser, address, pictures / "tab_dark.png", sick, color_scheme="dark")
-        shoot(browser, address, details / "transformer.png", {"run": "transformer"}, part="section.card")
+        for scheme in ("light", "dark"):
+            shoot(browser, address, pictures / f"tab_{scheme}.png", sick, color_scheme=scheme)
+            transformer, lost = details / f"transformer_{scheme}.png", details / f"lost_{scheme}.png"
+            shoot(browser, address, transformer, {"run": "transformer"}, part="section.card", color_scheme=scheme)
+            shoot(browser, address, lost, {"run": "sigmoid"}, width=900, part=".banner .lost", color_scheme=scheme)
         for name in ("relu_he", "learning_rate_jump", "residual_clipped", "recurrent", "gan"):
             shoot(browser, address, others / f"{name}.png", {"run": name})
         shoot(browser, address, others / "compared.png", {"run": "sigmoid", "compare": "relu_he"})
         shoot(browser, address, others / "phone.png", {"run": "sigmoid"}, width=400)
-        shoot(browser, address, details / "lost.png", {"run": "sigmoid"}, width=900, part=".banner .lost")
 
 
 @contextlib.contextmanager

@@ -15,8 +15,9 @@ import os
 import subprocess
 import sys
 import warnings
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -52,6 +53,9 @@ EXAMPLE = "born"
 GALLERY = ("mlp", "rnn", "gan")
 """Rows of the gallery whose pictures are taken from a run of `python examples/gallery`."""
 COLOURS = 64
+Scheme = Literal["light", "dark"]
+PAPER: dict[Scheme, str] = {"light": "white", "dark": "#2d3136"}
+"""Each picture of the tab is taken twice, as the pages are read in light and dark; the colour around its parts."""
 
 
 class LogLoss(Callback):
@@ -91,9 +95,11 @@ def train_example(directory: Path) -> None:
     (directory / "lightning_logs" / "version_0").rename(directory / EXAMPLE)
 
 
-def open_tab(browser: Browser, address: str, run: str, width: int, height: int, **state: Any) -> tuple[Any, Any]:
+def open_tab(
+    browser: Browser, address: str, run: str, width: int, height: int, scheme: Scheme, **state: Any
+) -> tuple[Any, Any]:
     """A page with the tab open at a run, and the frame that it is in."""
-    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme="light")
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
     link = "".join(f"&p.gradwatch.{name}={value}" for name, value in {"run": run, **state}.items())
     page.goto(f"{address}/#gradwatch{link}")
     frame = page.frame_locator("iframe")
@@ -109,13 +115,13 @@ def box(frame: FrameLocator, selector: str) -> tuple[float, float, float, float]
     return place["x"], place["y"], place["x"] + place["width"], place["y"] + place["height"]
 
 
-def photograph_alert(browser: Browser, address: str, kind: str, path: Path) -> None:
+def photograph_alert(browser: Browser, address: str, kind: str, scheme: Scheme, path: Path) -> None:
     """What the tab shows of a run with an alert of this kind."""
-    page, frame = open_tab(browser, address, kind, 960, 1800, **STEPS.get(kind, {}))
+    page, frame = open_tab(browser, address, kind, 960, 1800, scheme, **STEPS.get(kind, {}))
     places = [box(frame, part) for part in PARTS.get(kind, (".banner", ".card >> nth=0"))]
     images = [cut(page, *place) for place in places]
     page.close()
-    whole = Image.new("RGB", (max(i.width for i in images), sum(i.height for i in images)), "white")
+    whole = Image.new("RGB", (max(i.width for i in images), sum(i.height for i in images)), PAPER[scheme])
     top = 0
     for image in images:
         whole.paste(image, (0, top))
@@ -123,9 +129,9 @@ def photograph_alert(browser: Browser, address: str, kind: str, path: Path) -> N
     save(whole, path)
 
 
-def photograph_tab(browser: Browser, address: str, path: Path) -> None:
+def photograph_tab(browser: Browser, address: str, scheme: Scheme, path: Path) -> None:
     """The whole tab, with numbers on its parts."""
-    page, frame = open_tab(browser, address, "sigmoid", 1240, 1500, step=149)
+    page, frame = open_tab(browser, address, "sigmoid", 1240, 1500, scheme, step=149)
     corners = [box(frame, part)[:2] for part in NUMBERED]
     bottom = box(frame, NUMBERED[-1])[3]
     image = cut(page, 0, 0, 1240, bottom + 12)
@@ -141,7 +147,7 @@ def photograph_tab(browser: Browser, address: str, path: Path) -> None:
 
 def photograph_report(browser: Browser, run: Path, path: Path) -> None:
     """What ``gradwatch report`` prints in a terminal with colours."""
-    command = [sys.executable, "-m", "lightning_gradwatch.cli", "report", str(run)]
+    command = [sys.executable, "-m", "lightning_gradwatch", "report", str(run)]
     colours = {"COLUMNS": "110", "FORCE_COLOR": "1", "COLORTERM": "truecolor", "TERM": "xterm-256color"}
     told = subprocess.run(command, env={**os.environ, **colours}, capture_output=True, text=True, check=False)
     assert told.returncode == 1, told.stderr
@@ -193,10 +199,11 @@ def main() -> None:
                 save(image.convert("RGB"), arguments.pictures / f"gallery_{row}.png")
     with screenshots.chromium() as browser:
         with screenshots.tensorboard(alerts) as address:
-            for kind in (*SICK, EXAMPLE):
-                photograph_alert(browser, address, kind, arguments.pictures / f"{kind}.png")
+            for kind, scheme in product((*SICK, EXAMPLE), PAPER):
+                photograph_alert(browser, address, kind, scheme, arguments.pictures / f"{kind}_{scheme}.png")
         with screenshots.tensorboard(tab) as address:
-            photograph_tab(browser, address, arguments.pictures / "tab.png")
+            for scheme in PAPER:
+                photograph_tab(browser, address, scheme, arguments.pictures / f"tab_{scheme}.png")
         photograph_report(browser, tab / "sigmoid", arguments.pictures / "report.png")
 
 

@@ -88,7 +88,8 @@ def train(name: str, activation: type[nn.Module], he_init: bool, directory: Path
     trainer.fit(DeepClassifier(activation, he_init), digits())
     print(f"\n{name}: {STEPS} steps, final accuracy {trainer.callback_metrics['accuracy']:.0%}")
     for alert in gradwatch.alerts:
-        print(f"  ALERT {alert.kind} at step {alert.step}, layer {alert.layer}: {alert.value:.1f} decades lost")
+        lost = f"{alert.value:.1f} orders of magnitude lost"
+        print(f"  ALERT {alert.kind} at step {alert.step}, layer {alert.layer}: {lost}")
         print(f"  {alert.message}")
     if not gradwatch.alerts:
         print("  GradWatch has nothing to complain about.")

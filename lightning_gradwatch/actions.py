@@ -61,7 +61,7 @@ class Actions:
 
     Args:
         choices: The action for each kind, from ``require_actions``.
-        schedule: When full samples are taken.
+        schedule: When samples are taken.
         host: The training loop.
     """
 

@@ -1,4 +1,4 @@
-"""``max_overhead``: full samples are taken less often where watching costs more than it may."""
+"""``max_overhead``: samples are taken less often where watching costs more than it may."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from lightning_gradwatch.watches import Watches, num_log_points
 DECISION_STEPS = 50
 """Least number of steps between two decisions."""
 _THINNED = (
-    "Watching has cost {:.1f} % of the steps' time. To hold max_overhead={:g}, GradWatch takes a full sample about "
+    "Watching has cost {:.1f} % of the steps' time. To hold max_overhead={:g}, GradWatch takes a sample about "
     "every {} steps instead of every {}; the norms of every step stay."
 )
 
 
 class Budget:
-    """Decides, alike and together on all ranks, how far apart full samples lie.
+    """Decides, alike and together on all ranks, how far apart samples lie.
 
     Args:
         limit: What watching may cost, as a fraction of the time of the steps.
-        schedule: When full samples are taken as long as they cost less.
+        schedule: When samples are taken as long as they cost less.
         log_every_n_steps: Steps between two publications; None for the host's own.
         host: The training loop.
     """

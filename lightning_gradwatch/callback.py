@@ -42,12 +42,12 @@ class GradWatch(Showing, Callback):  # type: ignore[misc]  # mypy compares the t
         sample_at: ``"step"`` observes the complete gradient before each optimizer step. ``"backward"`` observes after
             every backward pass instead: under gradient accumulation the running sum of the micro-batches so far, under
             DDP before the ranks are averaged if the backward pass did not synchronise. It needs a single optimizer.
-        dense_steps: Number of steps at the start of training of which each takes a full sample (gradients at layer
+        dense_steps: Number of steps at the start of training of which each takes a sample (gradients at layer
             outputs; the first and every fifth one also weight norms, zero fractions, updates; inputs less often).
-        sample_every_n_steps: Average distance of full samples after that, with jitter that is equal on all ranks.
+        sample_every_n_steps: Average distance of samples after that, with jitter that is equal on all ranks.
         log_every_n_steps: Steps between two publications to the loggers; None for the Trainer's own.
         histogram_every: Steps that lie between two histograms of log10|g| per layer at least; they come with every
-            fifth full sample, and farther apart as the run grows. 0 for never.
+            fifth sample, and farther apart as the run grows. 0 for never.
         include: Globs over layer names (module paths) to report per layer; None for all. The total norm is always over
             all gradients.
         exclude: Globs over layer names not to report.
@@ -71,7 +71,7 @@ class GradWatch(Showing, Callback):  # type: ignore[misc]  # mypy compares the t
             standard deviations above their median: ``"keep"``, or ``"skip"`` (as for ``on_nonfinite``, at the same
             price). With several ranks that each have batches of their own, by the norm alone.
         vanishing_threshold: Score in (0, 1] at which ``vanishing`` alerts; 0.5 means that the gradient shrinks by two
-            decades, a factor of 100, between the loss end and the input end.
+            orders of magnitude, a factor of 100, between the loss end and the input end.
         notify: Where messages about alerts go, as addresses of Apprise (``pip install 'lightning-gradwatch[notify]'``),
             besides those in the environment variable ``GRADWATCH_NOTIFY``: better there, where no secret is in code.
         tensorboard_url: Address of a TensorBoard that shows the run, for a link in messages.
@@ -85,7 +85,7 @@ class GradWatch(Showing, Callback):  # type: ignore[misc]  # mypy compares the t
             alert, an exception, a signal and the end of training; 0 for no such file.
         progress_bar: Whether the progress bar shows the score of ``vanishing`` once it is half of the threshold.
         max_overhead: What watching may cost, as a fraction of the time of the steps: 0.01 is 1 %. Where the host's own
-            time is above it, full samples are taken less often, alike on all ranks; the dense start, and the norms of
+            time is above it, samples are taken less often, alike on all ranks; the dense start, and the norms of
             every step, stay. None for no budget. On a GPU it is the host's time, not the device's.
         prescribe: Whether remedies are tried on a copy of the model when the first alert of the run is noticed, with
             the batch at hand, as ``prescribe`` does; training waits for at most 60 seconds, or
@@ -192,7 +192,7 @@ class GradWatch(Showing, Callback):  # type: ignore[misc]  # mypy compares the t
 
     @property
     def profile(self) -> dict[str, float]:
-        """Gradient norm at each layer's output in the latest full sample, the input end first.
+        """Gradient norm at each layer's output in the latest sample, the input end first.
 
         Of layers that own a matrix; where outputs could not be observed, the norms of the weights' gradients. With
         several optimizers one network follows the other. Empty before the first sample.

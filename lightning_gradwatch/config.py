@@ -212,7 +212,9 @@ def configure(
     if layer_cards is not None:
         require("layer_cards", layer_cards, 0, "use 0 for no cards, and None for one for every row")
     require("histogram_every", histogram_every, 0, "use 0 for no histograms")
-    require_fraction("vanishing_threshold", vanishing_threshold, "0.5 is a loss of two decades, 1.0 one of four")
+    require_fraction(
+        "vanishing_threshold", vanishing_threshold, "0.5 is a loss of two orders of magnitude, 1.0 of four"
+    )
     if max_overhead is not None:
         require_fraction("max_overhead", max_overhead, "0.01 is 1 % of the time of a step; None is no budget")
     # what to do with a step: it must be a whole one

@@ -304,7 +304,7 @@ class Session:
                 self._host.warn(complaint)
 
     def _look_away(self) -> tuple[float, bool]:
-        """Time that the probe has spent in the batch, in seconds, and whether a full sample was taken."""
+        """Time that the probe has spent in the batch, in seconds, and whether a sample was taken."""
         told = self.watches.end_batch()
         if self._batch.is_stepping:
             self.watches.probe.detach()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Showing:
     """Shows what a run has recorded in memory, also without a logger: during training and after it, on rank zero.
 
-    What is recorded is held within 4 MB; in a long run, later bins of steps are wider, and full samples fewer.
+    What is recorded is held within 4 MB; in a long run, later bins of steps are wider, and samples fewer.
     """
 
     _state: RunState

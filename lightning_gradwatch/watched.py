@@ -121,7 +121,7 @@ class WatchedRun(Showing):
 
     @property
     def profile(self) -> dict[str, float]:
-        """Gradient norm at each layer's output in the latest full sample, the input end first."""
+        """Gradient norm at each layer's output in the latest sample, the input end first."""
         return self._session.watches.profile
 
     @property

@@ -154,7 +154,7 @@ class Watches:
 
     @property
     def thinning(self) -> int:
-        """By how much full samples lie farther apart than the schedule has it."""
+        """By how much samples lie farther apart than the schedule has it."""
         return max((watch.watcher.sampling.thinning for watch in self), default=1)
 
     @thinning.setter
@@ -205,7 +205,7 @@ class Watches:
                 watch.watcher.note_backward()
 
     def end_batch(self) -> tuple[float, bool]:
-        """Time that the probe has spent since the last call, in seconds, and whether a full sample was taken."""
+        """Time that the probe has spent since the last call, in seconds, and whether a sample was taken."""
         tracer = self.probe.account.tracer
         seconds, self.probe.seconds, tracer.seconds = self.probe.seconds + tracer.seconds, 0.0, 0.0
         before, self._num_samples = self._num_samples, 0

@@ -70,7 +70,7 @@ def violations(path: str, source: str) -> list[str]:
             found.append(f"{room} imports {name}: only __init__ and guest import callback")
         if room not in {"__init__", *OF_LIGHTNING} and is_own and own.split(".")[0] in OF_LIGHTNING:
             found.append(f"{room} imports {name}: a session knows its host, and no trainer")
-        if not room.startswith(("cli.", "notebook.")) and is_own and own.split(".")[0] == "cli":
+        if not room.startswith(("cli.", "notebook.", "__main__")) and is_own and own.split(".")[0] == "cli":
             found.append(f"{room} imports {name}: nothing imports the command but what shows the same in a notebook")
         if room.startswith(("cli.", "notebook.")) and (name.split(".")[0] == "torch" or own.startswith(_OF_TRAINING)):
             found.append(f"{room} imports {name}: the command reads, and needs nothing of a training")

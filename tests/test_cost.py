@@ -262,7 +262,7 @@ def test_two_thousand_small_tensors_are_watched_and_clipped_in_few_kernels(polic
 
 
 class Timed(pl.Callback):
-    """Lets 10 s pass in every training step, and a given time in each full sample of GradWatch."""
+    """Lets 10 s pass in every training step, and a given time in each sample of GradWatch."""
 
     def __init__(self, watch: GradWatch, sample_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
         self.watch, self.clock = watch, Clock()
@@ -299,7 +299,7 @@ def test_a_real_clock_shows_a_cost_above_nothing(tmp_path: Path) -> None:
 
 
 def sampled_steps(watch: GradWatch, timed: Timed, max_steps: int, **options: Any) -> list[int]:
-    """Train, and return the steps that took a full sample."""
+    """Train, and return the steps that took a sample."""
     steps: list[int] = []
     take = Reader.sample
 
@@ -324,7 +324,7 @@ def test_a_budget_thins_out_the_samples_and_says_so_once(
     assert len([s for s in steps if 5 <= s < 50]) >= 4
     rare = [s for s in steps if s >= 50]  # 5 s in 10 * 8 steps of 10 s each are less than 1 %, in 10 * 4 they are more
     assert 4 <= len(rare) <= 6
-    assert caplog.text.count("To hold max_overhead=0.01, GradWatch takes a full sample about every 80 steps") == 1
+    assert caplog.text.count("To hold max_overhead=0.01, GradWatch takes a sample about every 80 steps") == 1
     assert "has switched itself off" not in caplog.text
 
 
@@ -338,7 +338,7 @@ def test_a_real_model_too_small_for_its_budget_is_sampled_less(caplog: pytest.Lo
     watch = GradWatch(max_overhead=0.0001)
     with caplog.at_level(logging.INFO):
         fit(watch, max_steps=120)
-    assert "To hold max_overhead=0.0001, GradWatch takes a full sample about every 640 steps" in caplog.text
+    assert "To hold max_overhead=0.0001, GradWatch takes a sample about every 640 steps" in caplog.text
 
 
 def test_a_resumed_run_goes_on_thinned_out(monkeypatch: pytest.MonkeyPatch) -> None:

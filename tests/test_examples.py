@@ -38,7 +38,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_quickstart_says_what_was_found_in_plain_words(quickstart: tuple[Path, str]) -> None:
     _, text = quickstart
-    assert "ALERT vanishing at step 9, layer net.0: 11.1 decades lost" in text
+    assert "ALERT vanishing at step 9, layer net.0: 11.1 orders of magnitude lost" in text
     assert "in 19 sigmoids (each lets 24% through)" in text
     assert "Try: ReLU, GELU or SiLU with He initialisation" in text
     assert text.count("nothing to complain about") == 1

@@ -218,7 +218,11 @@ def test_the_pictures_are_small_and_all_shown() -> None:
     pictures = sorted((DOCS / "pictures").glob("*.png"))
     assert [picture.name for picture in pictures if picture.stat().st_size > 65_000] == []
     shown = {Path(link).name for text in PAGES.values() for link in links(text)}
-    assert [picture.name for picture in pictures if picture.name not in shown] == []
+    in_light = {picture.name: picture.name.replace("_dark.", "_light.") for picture in pictures}
+    assert [name for name, light in in_light.items() if light not in shown] == []
+    dark = [name.replace("_light.", "_dark.") for name in in_light if "_light." in name]
+    assert len(dark) > 10
+    assert set(dark) <= set(in_light)
 
 
 def test_every_network_of_the_gallery_is_in_the_table() -> None:

@@ -164,7 +164,7 @@ def test_every_public_name_is_on_the_page_of_the_api(pages: dict[str, Parsed]) -
     [
         ("docs/faq.md", "(limits.md)", "(nonsense.md)", "nonsense.md"),
         ("docs/faq.md", "(clipping.md#which-one)", "(clipping.md#nonsense)", "#nonsense"),
-        ("docs/faq.md", "(pictures/born.png)", "(pictures/nonsense.png)", "pictures/nonsense.png"),
+        ("docs/faq.md", "(pictures/born_light.png)", "(pictures/nonsense.png)", "pictures/nonsense.png"),
         ("docs/index.md", "(../tests/test_guide.py)", "(../tests/nonsense.py)", "../tests/nonsense.py"),
         ("mkdocs.yml", "  - Questions: faq.md\n", "", "faq.md"),
         ("docs/api.md", "::: lightning_gradwatch.Percentile\n", "", "lightning_gradwatch.Percentile"),

@@ -24,7 +24,7 @@ NEVER = 10**6
 
 
 def settings(dense_steps: int = 0, every: int = NEVER, clip: Any = None, **options: Any) -> Settings:
-    """What to watch; no full sample unless asked for."""
+    """What to watch; no sample unless asked for."""
     return Settings(Schedule(dense_steps, every), policies=make_policies(clip), **options)
 
 

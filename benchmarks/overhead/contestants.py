@@ -92,7 +92,7 @@ class Norms(pl.Callback):
 
 
 class OutputNorms(Norms):
-    """The least that a full sample can cost: a hook on each layer, one on its output, the norm of the gradient there.
+    """The least that a sample can cost: a hook on each layer, one on its output, the norm of the gradient there.
 
     Nothing is told apart, kept or judged.
     """

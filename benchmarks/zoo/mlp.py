@@ -423,7 +423,7 @@ TWINS = [
     healthy("relu_he_mlp10_sgd", lambda: on_digits(mlp(10, gain=HE), sgd()), 250, "learns"),
     healthy("relu_he_mlp12_adam", lambda: on_digits(mlp(12, gain=HE), adam()), 200, "learns", held_out=True),
     healthy("relu_he_mlp20", lambda: on_digits(mlp(20, gain=HE), sgd(0.005)), 300, "learns"),
-    healthy("relu_he_mlp30", lambda: on_digits(mlp(30, gain=HE), sgd(0.01)), 300, "learns, if slowly"),
+    healthy("relu_he_mlp30", lambda: on_digits(mlp(30, gain=HE), sgd(0.005)), 300, "learns, if slowly"),
     healthy("relu_he_mlp10_adam", lambda: on_digits(mlp(10, gain=HE), adam(2e-3)), 400, "learns"),
     healthy("relu_he_mlp20_adam", lambda: on_digits(mlp(20, gain=HE), adam()), 300, "learns"),
     healthy("relu_he_nobias_mlp12", lambda: on_digits(mlp(12, gain=HE, bias=False), sgd(0.02)), 300, "learns"),

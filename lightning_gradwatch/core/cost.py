@@ -1,4 +1,4 @@
-"""What watching costs, and how rarely full samples must be taken so that it stays within a budget."""
+"""What watching costs, and how rarely samples must be taken so that it stays within a budget."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Cost:
         """Call when the step is over.
 
         Args:
-            is_sampled: Whether a full sample was taken in it.
+            is_sampled: Whether a sample was taken in it.
         """
         if self._begun is None:
             return
@@ -67,11 +67,11 @@ class Cost:
         return 100 * self._own.value / self._bare.value if self._bare.value > 0 else None
 
     def thinning(self, budget: float, every_n_steps: int, present: int) -> int:
-        """By how much to stretch the distance of full samples so that they and all the rest fit into a budget.
+        """By how much to stretch the distance of samples so that they and all the rest fit into a budget.
 
         Args:
             budget: Own time as a fraction of the time without it.
-            every_n_steps: Average distance of full samples as asked for.
+            every_n_steps: Average distance of samples as asked for.
             present: The stretch as it is now.
 
         Returns:

@@ -98,7 +98,7 @@ class Digest:
         return self.publisher.publish(observation, {**self.judge.scores, **_spikes(numbers)})
 
     def _snapshots(self, observation: Observation, label: Label, numbers: Numbers) -> tuple[Snapshot, ...]:
-        """What the record keeps of a full sample; nothing where none was taken."""
+        """What the record keeps of a sample; nothing where none was taken."""
         sample = observation.sample
         if sample is None:
             return ()

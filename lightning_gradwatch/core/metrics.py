@@ -29,8 +29,8 @@ def margin_tags(optimizer: str = "") -> tuple[str, str, str]:
 
 
 CHARTS = {
-    "Decades that the gradient loses": r".*gradwatch/(.*/)?(decades_lost|vanishing_through_time)$",
-    "Decades that the gradient grows": r".*gradwatch/(.*/)?exploding$",
+    "Orders of magnitude that the gradient loses": r".*gradwatch/(.*/)?(decades_lost|vanishing_through_time)$",
+    "Orders of magnitude that the gradient grows": r".*gradwatch/(.*/)?exploding$",
     "Update relative to the weights": r".*gradwatch/(.*/)?update_ratio$",
     "Clipping coefficient": r".*gradwatch/(.*/)?clip_coefficient(-\d+)?$",
     "Alerts": r".*gradwatch/alerts$",

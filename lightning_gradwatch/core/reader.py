@@ -98,11 +98,11 @@ class Reader:
         loss_scale: Tensor | None,
         scale: Tensor | None,
     ) -> dict[str, Tensor]:
-        """What is to be carried home with the norms; a full sample, which is counted, as thorough as it is to be.
+        """What is to be carried home with the norms; a sample, which is counted, as thorough as it is to be.
 
         Args:
             instruments: Of the present parameters.
-            is_sampled: Whether there is to be a full sample.
+            is_sampled: Whether there is to be a sample.
             is_first: Whether the host knows nothing of the weights yet.
             loss_scale: Factor with which the loss was multiplied, shape ``()``; None without a loss scaler.
             scale: The same if it is still in the gradients, otherwise None.

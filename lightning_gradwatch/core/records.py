@@ -272,7 +272,7 @@ class Observation:
         lr: Largest learning rate of the optimizer at ``step``; None if it is no plain number.
         dtypes: The dtypes of the layers' parameters, such as ``float16``.
         architecture: What the network is made of; None until it is known.
-        sample: The full sample, if one was taken at ``step``.
+        sample: The sample, if one was taken at ``step``.
         histogram: Counts of log10|g| per layer at ``step``, then of exact zeros and of non-finite values, from a
             bounded number of elements. Shape ``(layers, bins + 2)``; None when it was not due.
         publish: Whether the loggers are to be written at ``step``.

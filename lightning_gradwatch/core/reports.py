@@ -27,7 +27,7 @@ class Report:
         has_news: Whether anything has arrived from the device, so that scores may have changed.
         observations: What has arrived.
         change: How somebody has changed a gradient before it was observed; None where nobody did, as far as is known.
-        snapshots: What full samples measured, for the record of the run.
+        snapshots: What samples measured, for the record of the run.
     """
 
     alerts: tuple[Alert, ...] = ()

@@ -1,4 +1,4 @@
-"""What a full sample saw, on the host."""
+"""What a sample saw, on the host."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ThoroughSample:
 
 @dataclass(frozen=True)
 class Sample:
-    """What a full sample saw at one step, on the host. All tensors are float32 with one entry per layer.
+    """What a sample saw at one step, on the host. All tensors are float32 with one entry per layer.
 
     ``-1`` stands for "no gradient" or "not observed"; NaN and inf are values that were really there.
 

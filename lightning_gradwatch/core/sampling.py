@@ -1,4 +1,4 @@
-"""Which steps take a full sample, and how thorough it is."""
+"""Which steps take a sample, and how thorough it is."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from lightning_gradwatch.core.saved import Saved, count
 from lightning_gradwatch.core.schedule import Schedule
 
 THOROUGH_EVERY = 5
-"""Every how many full samples one is thorough."""
+"""Every how many samples one is thorough."""
 SEEKING_EVERY = 5 * THOROUGH_EVERY
-"""Every how many full samples one seeks causes, too."""
+"""Every how many samples one seeks causes, too."""
 BURST_STEPS = 5
 """Steps sampled in a row when something looks wrong, so that it is confirmed or dismissed at once."""
 BURST_PAUSE = 20
@@ -28,13 +28,13 @@ class Sampling:
     """Counts the steps of one optimizer and tells which are sampled.
 
     Args:
-        schedule: When full samples are taken as long as nothing looks wrong.
+        schedule: When samples are taken as long as nothing looks wrong.
 
     Attributes:
         num_steps: Steps observed so far.
-        num_samples: Full samples taken so far.
+        num_samples: Samples taken so far.
         num_histograms: Histograms taken so far.
-        thinning: By how much full samples lie farther apart than the schedule has it.
+        thinning: By how much samples lie farther apart than the schedule has it.
         is_overdue: Whether a sample was due at a step at which nobody could look, and is to be taken at the next one.
     """
 
@@ -50,7 +50,7 @@ class Sampling:
         self._asked = (0, -1, 1)
 
     def falls_on(self, step: int) -> bool:
-        """Whether a full sample falls on a step, counted from 0."""
+        """Whether a sample falls on a step, counted from 0."""
         since, due, thinning = self._asked  # the schedule is asked once from one sample to the next
         if not since <= step <= due or thinning != self.thinning:
             due = self._schedule.next_due(step, self.thinning)
@@ -58,7 +58,7 @@ class Sampling:
         return step == due or step < self._burst_until
 
     def is_due(self, steps_ahead: int = 0) -> bool:
-        """Whether a full sample is due within the coming step and the ``steps_ahead`` steps after it.
+        """Whether a sample is due within the coming step and the ``steps_ahead`` steps after it.
 
         The very first step counts as one: it tells in which order the layers run.
         """
@@ -69,13 +69,13 @@ class Sampling:
 
     @property
     def is_thorough(self) -> bool:
-        """Whether the next full sample is a thorough one: the first, every fifth, and each one in a burst."""
+        """Whether the next sample is a thorough one: the first, every fifth, and each one in a burst."""
         turn = self.num_samples % THOROUGH_EVERY
         return self.num_samples == 0 or turn == THOROUGH_EVERY - 1 or self.num_steps < self._burst_until
 
     @property
     def seeks_causes(self) -> bool:
-        """Whether the next full sample takes what tells causes apart, too.
+        """Whether the next sample takes what tells causes apart, too.
 
         Of the thorough ones the first two do, every fifth, and each one in a burst, as a suspicion asks for.
         """

@@ -1,4 +1,4 @@
-"""When a full sample is due: a pure function of the step, so it is the same on every rank and after a resume."""
+"""When a sample is due: a pure function of the step, so it is the same on every rank and after a resume."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _scramble(value: int) -> int:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Full samples on a dense start, then one in each stretch of ``every_n_steps``, at a jittered place in it.
+    """Samples on a dense start, then one in each stretch of ``every_n_steps``, at a jittered place in it.
 
     The jitter keeps the samples from locking in step with anything periodic in the training, such as a GAN that updates
     its networks in turns.
@@ -42,7 +42,7 @@ class Schedule:
         require("sample_every_n_steps", self.every_n_steps, minimum=1, cure="use 1 to sample every step")
 
     def is_due(self, step: int, thinning: int = 1) -> bool:
-        """Whether ``step`` (counted from 0, per optimizer) takes a full sample.
+        """Whether ``step`` (counted from 0, per optimizer) takes a sample.
 
         Args:
             step: The step.

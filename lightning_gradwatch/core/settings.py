@@ -19,7 +19,7 @@ class Settings:
     """What to watch and how often.
 
     Attributes:
-        schedule: When full samples are taken.
+        schedule: When samples are taken.
         histogram_every: Steps that lie between two histograms at least; they come with thorough samples, and farther
             apart as the run grows. 0 for never.
         include: Globs over the names of the layers to report; empty for all.

@@ -1,4 +1,4 @@
-"""What the record of a run keeps of a full sample: frozen, importable without torch."""
+"""What the record of a run keeps of a sample: frozen, importable without torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a full sample measured of each layer, for the record of the run; None for what was not measured then.
+    """What a sample measured of each layer, for the record of the run; None for what was not measured then.
 
     All tensors are float32 on the host, with one entry per layer; ``-1`` stands for "no gradient" or "not observed".
 

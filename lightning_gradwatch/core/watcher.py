@@ -102,7 +102,7 @@ class Watcher:
 
     @property
     def latest(self) -> Sample | None:
-        """The latest full sample; None before the first one."""
+        """The latest sample; None before the first one."""
         return self._digest.assembly.latest
 
     @property
@@ -121,12 +121,12 @@ class Watcher:
         return self._digest.judge.profile
 
     def is_due(self, steps_ahead: int = 0) -> bool:
-        """Whether a full sample is due within the coming step, as at the very first, and ``steps_ahead`` after it."""
+        """Whether a sample is due within the coming step, as at the very first, and ``steps_ahead`` after it."""
         return self.sampling.is_due(steps_ahead)
 
     @property
     def is_thorough(self) -> bool:
-        """Whether the next full sample is a thorough one: the first, every fifth, and each one in a burst."""
+        """Whether the next sample is a thorough one: the first, every fifth, and each one in a burst."""
         return self.sampling.is_thorough
 
     def arm(self) -> None:

@@ -54,7 +54,7 @@ class Distributions:
     """The distribution of log10|g| of one layer over the steps.
 
     Attributes:
-        steps: Step of each full sample with a histogram, shape ``(samples,)``, int64.
+        steps: Step of each sample with a histogram, shape ``(samples,)``, int64.
         edges: Edges of the bins, in decades; shape ``(bins + 1,)``.
         shares: Share of the layer's non-zero, finite elements in each bin, shape ``(samples, bins)``.
     """

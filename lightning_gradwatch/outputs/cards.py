@@ -55,7 +55,7 @@ class Cards:
 
         Args:
             summary: What to add them to.
-            snapshot: A full sample.
+            snapshot: A sample.
             prefix: What the logger puts before the tags of its metrics.
         """
         found = self.histograms(snapshot)

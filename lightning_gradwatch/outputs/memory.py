@@ -1,6 +1,6 @@
 """The record of a run in memory, beside its files or in place of them: the same events, within a few megabytes.
 
-When it is full it is thinned in rounds: of full samples about every other one goes, then bins of steps merge to twice
+When it is full it is thinned in rounds: of samples about every other one goes, then bins of steps merge to twice
 the width, as many at a time as there must be room for, so that training never waits for all of them. Both are thinned
 evenly over the steps, and the newest stay.
 """

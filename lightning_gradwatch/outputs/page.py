@@ -40,7 +40,7 @@ class PageMaker:
         options = ["--run", os.curdir, "--html", str(self._unfinished)]
         self._began = time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "lightning_gradwatch.cli", "report", self._directory, *options],
+            [sys.executable, "-m", "lightning_gradwatch", "report", self._directory, *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -1,6 +1,6 @@
 """The record of a run: what GradWatch remembers of it in a rhythm of its own, whatever the loggers do.
 
-The norms of every step, in bins that grow with the run's age; full samples whenever they are taken, thinned later;
+The norms of every step, in bins that grow with the run's age; samples whenever they are taken, thinned later;
 every single step before an alert. It knows no files: it says what is to be written.
 """
 
@@ -65,7 +65,7 @@ class _Course:
         vectors: Places of those that are a normalisation layer, or biases by themselves.
         lines: Names of the numbers of the run that stand beside the layers.
         log: Collects their steps.
-        samples: Thins out full samples that are not thorough.
+        samples: Thins out samples that are not thorough.
         thorough: Thins out thorough ones, which must not fall to others that came just before.
     """
 
@@ -121,7 +121,7 @@ class RunRecorder:
 
         Args:
             observations: Steps, in their order.
-            snapshots: What full samples among them measured.
+            snapshots: What samples among them measured.
             alarms: Names of the optimizers of which an alert has just opened.
         """
         alarms = frozenset(alarms)
@@ -181,7 +181,7 @@ class RunRecorder:
             return None
 
     def _add_snapshot(self, snapshot: Snapshot) -> list[Event]:
-        """A full sample, unless the run is so old that there are enough of them."""
+        """A sample, unless the run is so old that there are enough of them."""
         course = self._courses[snapshot.optimizer]
         if not course.names:  # there are none where `include` wants no layer of this optimizer
             return []

@@ -88,7 +88,7 @@ class Writer:
             self._experiment.flush()
 
     def show(self, snapshot: Snapshot) -> None:
-        """Write the histograms of the standard dashboards, if the full sample has any."""
+        """Write the histograms of the standard dashboards, if the sample has any."""
         summary = Summary()
         self._cards.add_histograms(summary, snapshot, self._prefix)
         if summary.value:

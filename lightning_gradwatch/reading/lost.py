@@ -46,7 +46,7 @@ def lost_of(alert: AlertRecord) -> Lost | None:
     if not parts or total is None or total <= 0 or not isinstance(layer, str):
         return None
     told = {part["group"] for part in parts if part["group"] != OTHERS}
-    title = f"Where {total:.1f} orders of magnitude are lost on the way back to {layer}"
+    title = f"Where {total:.1f} orders of magnitude are lost between the loss and {layer}"
     return {"title": title, "parts": parts, "stages": list(_stages(found.get("stages"), told))}
 
 

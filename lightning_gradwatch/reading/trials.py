@@ -11,7 +11,7 @@ from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.born import Born, born_of
 from lightning_gradwatch.reading.lost import Lost, lost_of
 
-HEADER = ("remedy", "effect", "decades lost", "loss", "parameters", "time")
+HEADER = ("remedy", "effect", "orders of magnitude lost", "loss", "parameters", "time")
 MAX_RECIPES = 3
 Row = tuple[str, ...]
 

@@ -51,7 +51,8 @@ def _all_clear(trial_run: TrialRun, num_batches: int, is_late: bool) -> str:
     clear = f"Nothing was found: no alert in {num_steps} steps on {where}."
     if not lost > MANY_DECADES:
         return clear
-    along_time = f"Along its {trial_run.seen.num_time_steps} time steps the gradient loses {lost:.1f} decades, though"
+    length = trial_run.seen.num_time_steps
+    along_time = f"Along its {length} time steps the gradient loses {lost:.1f} orders of magnitude, though"
     return f"{clear} {along_time}: what lies far back is hardly learned from."
 
 

@@ -203,5 +203,5 @@ def _in_words(trial: Trial, prescription: Prescription) -> str:
     if num_steps:
         figures.append(f"loss {trial.loss_after:.3g} instead of {before.loss_after:.3g}")
     if math.isfinite(trial.decades) and math.isfinite(before.decades):
-        figures.append(f"{trial.decades:.1f} decades lost instead of {before.decades:.1f}")
+        figures.append(f"{trial.decades:.1f} orders of magnitude lost instead of {before.decades:.1f}")
     return f"{trial.remedy} (tried{f' for {num_steps} steps' if num_steps else ''}: {', '.join(figures)})"

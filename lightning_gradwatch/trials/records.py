@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -37,6 +38,13 @@ class Trial:
     parameters_percent: float = 0.0
     time_percent: float = 0.0
     code: str = ""
+
+    def __str__(self) -> str:
+        """What was changed, what came of it, and the code that does the same to the user's model."""
+        figures = [f"loss {self.loss_before:.3g} -> {self.loss_after:.3g}"]
+        if math.isfinite(self.decades):
+            figures.append(f"{self.decades:.1f} orders of magnitude lost")
+        return "\n".join(filter(None, (f"{self.remedy}: {self.effect} ({', '.join(figures)})", self.code)))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class TrialRun:
         batches: What the steps take in turns.
         seed: For everything that a step draws.
         room: Bytes that the activations of a step may take.
-        schedule: When full samples are taken.
+        schedule: When samples are taken.
 
     Attributes:
         trial_model: As it was given.

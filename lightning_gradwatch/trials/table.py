@@ -41,7 +41,14 @@ def as_text(prescription: Prescription) -> str:
 def cells(prescription: Prescription) -> list[tuple[str, ...]]:
     """The table: its header, the untreated model, and the remedies, the best first."""
     untreated, steps = prescription.untreated, prescription.num_steps
-    header = ("remedy", "effect", "decades lost", f"loss after {steps}" if steps else "loss", "parameters", "time")
+    header = (
+        "remedy",
+        "effect",
+        "orders of magnitude lost",
+        f"loss after {steps}" if steps else "loss",
+        "parameters",
+        "time",
+    )
     rows: list[tuple[str, ...]] = [
         header,
         ("untreated", "", _decades(untreated.decades), _number(untreated.loss_after), "", ""),

@@ -14,7 +14,7 @@ from lightning_gradwatch.core.records import Alert
 from tests import builders
 
 PACKAGE = Path(__file__).parents[2]
-COMMAND = (sys.executable, "-m", "lightning_gradwatch.cli")
+COMMAND = (sys.executable, "-m", "lightning_gradwatch")
 
 
 def environment(**variables: str) -> dict[str, str]:

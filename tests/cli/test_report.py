@@ -224,7 +224,7 @@ def test_what_was_tried_is_told_with_its_figures(tmp_path: Path, capsys: Any) ->
     lines = [" ".join(line.split()) for line in out.splitlines()]
     start = lines.index("2 remedies tried on a copy of the model, 1 of them helped:")
     assert lines[start + 1 : start + 9] == [
-        "remedy effect decades lost loss parameters time",
+        "remedy effect orders of magnitude lost loss parameters time",
         "as it is 11.1 2.3",
         "ReLU helps 0.4 0.41 0 %",
         "SiLU worse diverged +3 %",

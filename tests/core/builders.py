@@ -41,7 +41,7 @@ def observed(
     dtype: str = "float32",
     **checked: float,
 ) -> Observation:
-    """One step with a full sample of six layers whose gradient loses ``decades``."""
+    """One step with a sample of six layers whose gradient loses ``decades``."""
     at_outputs = [1e-3 * 10 ** (decades * place) for place in (0, 0, 0.5, 0.5, 1, 1)]
     sample = Sample(
         step=step,
@@ -69,7 +69,7 @@ def observed(
 
 
 def sample_of(observation: Observation) -> Sample:
-    """The full sample that it has."""
+    """The sample that it has."""
     assert observation.sample is not None
     return observation.sample
 
@@ -81,7 +81,7 @@ def profile(decades: float, at_outputs: bool = True) -> Profile:
 
 
 def steps_of(step: int, *totals: float, layer: int = 0, decades: float = 0.0) -> Observation:
-    """One step per total with a full sample of the last; a bad total comes from ``layer``."""
+    """One step per total with a sample of the last; a bad total comes from ``layer``."""
     norms = torch.ones(len(totals), 7)
     norms[:, 0] = norms[:, 1 + layer] = torch.tensor(totals)
     steps = tuple(range(step, step + len(totals)))

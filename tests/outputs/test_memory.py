@@ -120,7 +120,7 @@ class Long:
         self.largest = 0
 
     def go_on(self, start: int, end: int, spike: int | None = None) -> None:
-        """Steps with a full sample every tenth, and a histogram every hundredth."""
+        """Steps with a sample every tenth, and a histogram every hundredth."""
         for first in range(start, end, 10):
             norms = torch.rand(10, 1 + len(self.layers), generator=self.random) + 0.5
             if spike is not None and first <= spike < first + 10:

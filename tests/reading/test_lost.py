@@ -17,7 +17,7 @@ def read(found: Any) -> Any:
 
 def test_it_is_read_with_the_largest_parts_told_apart() -> None:
     found = read(attribution())
-    assert found["title"] == "Where 3.0 orders of magnitude are lost on the way back to net.0"
+    assert found["title"] == "Where 3.0 orders of magnitude are lost between the loss and net.0"
     assert [part["group"] for part in found["parts"]] == ["sigmoid", "weights", "softmax", "others"]
     assert found["parts"][-1]["lost"] == pytest.approx(-0.5)
     assert found["stages"][0] == {"layer": "net.4", "lost": {"sigmoid": 1.5, "weights": 0.6, "others": -0.3}}

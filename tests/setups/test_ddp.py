@@ -96,7 +96,7 @@ class Dying(Classifier):  # type: ignore[misc, valid-type]
 
 
 class SampledBatches(pl.Callback):
-    """The batches at which GradWatch has taken a full sample."""
+    """The batches at which GradWatch has taken a sample."""
 
     def __init__(self, watch: GradWatch) -> None:
         self.watch = watch

@@ -151,7 +151,7 @@ def test_the_banner_says_what_since_when_why_and_what_to_try(tab: Tab) -> None:
 def test_a_waterfall_shows_where_the_gradient_is_lost(tab: Tab) -> None:
     figure = tab.frame.locator(".banner .lost")
     assert figure.locator("figcaption").inner_text() == (
-        f"Where 3.0 orders of magnitude are lost on the way back to {EVIL}"
+        f"Where 3.0 orders of magnitude are lost between the loss and {EVIL}"
     )
     assert figure.locator("li").all_inner_texts() == [
         f"{EVIL}: 2.5 lost", "2 layers' weights: 1.0 lost", "1 softmax: 0.0 lost", "other operations: 0.5 gained",
@@ -179,7 +179,7 @@ def test_what_was_tried_is_a_table_that_opens(tab: Tab) -> None:
     tried.locator("summary").first.click()
     rows = [row.locator("th, td").all_inner_texts() for row in tried.locator("tr").all()]
     assert rows == [
-        ["remedy", "effect", "decades lost", "loss", "parameters", "time"],
+        ["remedy", "effect", "orders of magnitude lost", "loss", "parameters", "time"],
         ["as it is", "", "11.1", "2.3", "", ""],
         [EVIL, "helps", "0.4", "0.41", "0 %", ""],
         ["SiLU", "worse", "", "diverged", "+3 %", ""],

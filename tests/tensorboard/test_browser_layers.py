@@ -334,9 +334,9 @@ def test_comparison_and_overlays_are_shown_in_the_same_way(browser: Browser, add
         assert all("norm=rms" in url for url in asked)
         assert not [url for url in asked if "run=sized-old" in url and "/column?" in url], "it knows no sizes"
     with opened(browser, alone(address, run="sized", compare="sized-twin")) as tab:
-        assert "(+2 decades)" in tab.hover(0.5, 0.5)
+        assert "(+2 orders of magnitude)" in tab.hover(0.5, 0.5)
     with opened(browser, alone(address, run="sized", compare="sized-old")) as tab:
-        assert "(0 decades)" in tab.hover(0.5, 1.5 / len(SMALL)), (
+        assert "(0 orders of magnitude)" in tab.hover(0.5, 1.5 / len(SMALL)), (
             "both of the whole layer, since one log knows no sizes"
         )
         assert tab.frame.get_by_label("Norm", exact=True).input_value() == "total"

@@ -176,7 +176,7 @@ def test_the_event_file_holds_it_for_the_tab_and_as_text(run: tuple[Path, Alert]
     assert len(told["tried"]["rows"]) == 1 + len(alert.prescription["trials"])  # type: ignore[index]
     (table,) = events.Tensors(PRESCRIPTION_TABLE)
     text = table.tensor_proto.string_val[0].decode()
-    assert "| remedy | effect | decades lost | loss |" in text
+    assert "| remedy | effect | orders of magnitude lost | loss |" in text
     assert "as it is" in text
     assert len(events.Tensors(ALERT_TABLE)) >= 2
 
@@ -311,7 +311,7 @@ def test_figures_that_are_not_known_are_left_out() -> None:
         "ReLU (tried for 20 steps: loss 0.41 instead of 2.3)",
     )
     assert with_figures(ALERT, Prescription("", UNTREATED, (HELPS,), (), 0)).remedies == (
-        "ReLU (tried: 0.4 decades lost instead of 11.1)",
+        "ReLU (tried: 0.4 orders of magnitude lost instead of 11.1)",
     )
 
 

@@ -92,7 +92,7 @@ def cliff(evidence: Evidence) -> Diagnosis | None:
         return None
     return Diagnosis(
         "cliff",
-        f"{largest:.1f} decades are lost in one place, between {names[place + 1]} and {names[place]}",
+        f"{largest:.1f} orders of magnitude are lost in one place, between {names[place + 1]} and {names[place]}",
         (f"look at {names[place + 1]}: its weights, its input and the activation before it", "initialise it anew"),
     )
 
@@ -139,7 +139,7 @@ def small_init(finding: Finding, evidence: Evidence) -> Diagnosis | None:
     return Diagnosis(
         "small_init",
         f"weights start at {rho:.2f} of the gain that keeps a signal's size, which over {depth} layers predicts "
-        f"{predicted:.1f} of the {finding.value:.1f} decades",
+        f"{predicted:.1f} of the {finding.value:.1f} orders of magnitude",
         INIT_REMEDIES,
     )
 
@@ -204,7 +204,8 @@ def growing_recurrence(evidence: Evidence) -> Diagnosis | None:
     growth, name, length = max(growing)
     return Diagnosis(
         "recurrence",
-        f"the gradient grows by {growth:.1f} decades on its way back through the {length} time steps of {name}",
+        f"the gradient grows by {growth:.1f} orders of magnitude on its way back through the {length} time steps of "
+        f"{name}",
         ("gradient clipping", "an orthogonal initialisation of the recurrent weights", "an LSTM or GRU"),
     )
 
@@ -243,8 +244,8 @@ def learning_rate(evidence: Evidence) -> Diagnosis | None:
     rate = "" if evidence.steps.lr is None else f" at a learning rate of {evidence.steps.lr:.2g}"
     return Diagnosis(
         "learning_rate",
-        f"loss or gradient norm have grown by {growth:.1f} decades since the start, and the last update seen changed "
-        f"the middle layer by {update:.2g} of its size{rate}",
+        f"loss or gradient norm have grown by {growth:.1f} orders of magnitude since the start, and the last update "
+        f"seen changed the middle layer by {update:.2g} of its size{rate}",
         LR_REMEDIES,
     )
 

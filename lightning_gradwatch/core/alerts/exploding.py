@@ -125,7 +125,7 @@ def _overshoot(losses: LossHistory, usual_update: float) -> float:
 
 def describe(finding: Finding, _: Evidence) -> str:
     """What is wrong, in a sentence."""
-    grown = f"{finding.value:.1f} decades, a factor of {10 ** min(finding.value, 300):.2g}"
+    grown = f"{finding.value:.1f} orders of magnitude, a factor of {10 ** min(finding.value, 300):.2g}"
     return f"Gradients explode (step {finding.step}): the gradient norm or the loss has grown by {grown}."
 
 
@@ -138,7 +138,7 @@ EXPLODING = Kind(
     name="exploding",
     title="Gradients explode",
     label="Exploding",
-    unit="decades",
+    unit="orders of magnitude",
     rule=ExplodingRule,
     describe=describe,
     diagnose=diagnose,

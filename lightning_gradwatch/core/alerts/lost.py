@@ -155,7 +155,7 @@ def in_words(way: Sequence[Link], layer: str) -> str:
     if not said:
         return ""
     parts = ", ".join(f"{share.lost:.1f} in {_named(share)}" for share in said)
-    return f"on its way back to {layer} the gradient loses {total:.1f} orders of magnitude, {parts}"
+    return f"between the loss and {layer} the gradient loses {total:.1f} orders of magnitude: {parts}"
 
 
 def _named(share: Share) -> str:

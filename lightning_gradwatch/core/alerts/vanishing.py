@@ -99,7 +99,8 @@ def describe(finding: Finding, _: Evidence) -> str:
     (early, late), value = finding.layers, finding.value
     return (
         f"Gradients vanish with depth (step {finding.step}): on the way back from layers such as {late} to layers such "
-        f"as {early} they shrink by {value:.1f} decades, a factor of {10**value:.0e}; the early layers starve."
+        f"as {early} they shrink by {value:.1f} orders of magnitude, a factor of {10**value:.0e}; the early layers "
+        "starve."
     )
 
 
@@ -122,7 +123,7 @@ VANISHING = Kind(
     name="vanishing",
     title="Gradients vanish with depth",
     label="Vanishing",
-    unit="decades",
+    unit="orders of magnitude",
     rule=VanishingRule,
     describe=describe,
     diagnose=diagnose,

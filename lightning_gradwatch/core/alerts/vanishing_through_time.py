@@ -63,9 +63,9 @@ def describe(finding: Finding, evidence: Evidence) -> str:
     reach = f"only the last {horizon} of {length} time steps carry at least 1 % of the largest gradient"
     if layer in evidence.two_sided:
         reach = f"the middle of its {length} time steps gets that much less than both ends"
-    when = "whatever the loss does" if _is_overlooked(finding, evidence) else "while the loss is flat"
-    told = f"Gradients vanish through time in {layer} (step {finding.step}) by {finding.value:.1f} decades {when}"
-    return f"{told}: {reach}."
+    when = "whatever the loss does" if _is_overlooked(finding, evidence) else "while the loss does not fall"
+    lost = f"{finding.value:.1f} orders of magnitude"
+    return f"Gradients vanish through time in {layer} (step {finding.step}) by {lost} {when}: {reach}."
 
 
 def diagnose(finding: Finding, evidence: Evidence) -> Diagnosis:
@@ -85,8 +85,8 @@ def diagnose(finding: Finding, evidence: Evidence) -> Diagnosis:
         "recurrence",
         f"the gradient is multiplied by the same weights {length} times on its way back through {layer}{others}",
         (
-            f"a forget gate bias of about log({length}) = {math.log(max(length, 2)):.1f} in an LSTM or GRU",
-            "an LSTM or GRU instead of a plain RNN, or an orthogonal initialisation",
+            "in place of a plain RNN an LSTM or GRU, or an orthogonal initialisation of its recurrent weights",
+            f"in an LSTM or GRU a forget gate bias of about log({length}) = {math.log(max(length, 2)):.1f}",
             "attention, or shorter sequences",
         ),
     )
@@ -101,7 +101,7 @@ VANISHING_THROUGH_TIME = Kind(
     name="vanishing_through_time",
     title="Gradients vanish through time",
     label="Vanishing through time",
-    unit="decades",
+    unit="orders of magnitude",
     rule=ThroughTimeRule,
     describe=describe,
     diagnose=diagnose,

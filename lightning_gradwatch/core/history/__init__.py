@@ -33,7 +33,7 @@ class History:
         reach: Which layers a gradient has reached.
         largest_update: The largest relative update of any layer when last looked at; negative if it is not known.
         usual_update: That of the middle layer; 0 if it is not known.
-        sample: The full sample of the latest observation, None if it had none, or the step was not taken.
+        sample: The sample of the latest observation, None if it had none, or the step was not taken.
         is_scaled: Whether a loss scaler is at work, which skips non-finite steps by itself.
         skips: Whether non-finite steps are skipped, by whomever.
         open: The alerts that are open, as their findings by kind; kept by the detector, rule after rule.

@@ -1,4 +1,4 @@
-"""What a number per layer is: how it is named and shown, and how it is taken from a full sample. Needs no torch."""
+"""What a number per layer is: how it is named and shown, and how it is taken from a sample. Needs no torch."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Delivery:
         return self._cards.norms(publication) if is_known else {}
 
     def show_histograms(self, snapshot: Snapshot) -> None:
-        """Deliver the distributions of a full sample, if it has any."""
+        """Deliver the distributions of a sample, if it has any."""
         if self._families:
             found = self._cards.histograms(snapshot).items()
             histograms = {tag: _trimmed(counts) for tag, counts in found if counts.any()}

@@ -14,7 +14,7 @@ function differenceText(value, quantity) {
   if (scale === "fraction") return `${formatNumber(100 * value)} percentage points`;
   if (scale !== "log") return formatNumber(value);
   const factor = Number.isFinite(value) ? `×${formatNumber(10 ** value)} ` : "";
-  return `${factor}(${value > 0 ? "+" : ""}${formatNumber(value, 3)} decades)`;
+  return `${factor}(${value > 0 ? "+" : ""}${formatNumber(value, 3)} orders of magnitude)`;
 }
 
 /**

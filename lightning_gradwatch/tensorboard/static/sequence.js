@@ -5,10 +5,10 @@ import { drawLine } from "./lines.js";
 import { particular, quantityOf } from "./tables.js";
 
 const HEIGHT = 140;
-/** A horizon behind this share of the sequence is drawn as one that leaves nothing out. */
+/** Behind this share of the sequence there is no room to the right of the horizon for its name. */
 const LATE = 0.8;
 
-/** With a mark at the horizon, behind which less than 1 % of the gradient arrives. */
+/** With a mark at the horizon, behind which less than 1 % of the gradient arrives; none where it leaves nothing out. */
 export function createSequence() {
   const holder = h("div", { class: "holder", role: "img" });
   const title = h("h3");
@@ -38,7 +38,7 @@ export function createSequence() {
       label: quantityOf(particular().default).label,
       format: (decade) => (Number.isInteger(decade) ? formatDecade(decade) : ""),
     });
-    if (horizon !== null) plot.over.append(markOf(horizon, farthest));
+    if (horizon !== null && horizon < farthest) plot.over.append(markOf(horizon, farthest));
   }
   return { element, update };
 }
@@ -58,6 +58,6 @@ function byDistance({ steps_back: stepsBack, norms }) {
  */
 function markOf(horizon, farthest) {
   const mark = h("div", { class: horizon > LATE * farthest ? "horizon late" : "horizon" });
-  mark.style.left = `${(100 * Math.min(horizon, farthest)) / farthest}%`;
+  mark.style.left = `${(100 * horizon) / farthest}%`;
   return mark;
 }

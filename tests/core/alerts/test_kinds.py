@@ -44,7 +44,7 @@ def test_a_kind_has_a_test_of_its_own_a_page_in_docs_and_a_case_in_the_zoo(kind:
     assert "**Opens when**" in page
     headings = ["When it opens", "Causes", "What to do", "When it is wrong"]
     assert re.findall(r"^## (.+)$", page, re.MULTILINE)[:4] == headings
-    assert f"](../pictures/{kind.name}.png)" in page
+    assert f"](../pictures/{kind.name}_light.png)" in page
     row = rf"^\| \[`{kind.name}`\]\({name}\.md\) \| {re.escape(kind.title)} \| .+ \| {re.escape(kind.unit)} \|$"
     assert re.search(row, (PAGES / "index.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert any(kind.name in case.required for case in CASES.values())

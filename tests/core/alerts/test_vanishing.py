@@ -138,7 +138,7 @@ def test_small_initial_weights_are_named_with_their_gain() -> None:
     gain = math.sqrt(1 / 3) / math.sqrt(2)  # nn.Linear draws from U(-1, 1) / sqrt(fan-in); ReLU needs sqrt(2)
     assert figures(alert.evidence)[0] == pytest.approx(gain, abs=0.02)
     assert "20 layers" in alert.evidence
-    assert f"{alert.value:.1f} decades" in alert.message
+    assert f"{alert.value:.1f} orders of magnitude" in alert.message
     assert alert.layer in alert.message
     assert watched(relu_net(20), 12, lr=0.01) == []  # the remedy
 
@@ -202,7 +202,7 @@ def test_a_cliff_without_odd_weights_is_found_in_the_gradient() -> None:
     net = scaled(deep_net(nn.Tanh, 9), math.sqrt(3))
     net.insert(9, Faint())  # passes the signal on, and a ten-thousandth of the gradient
     alert = explained(watched(net, 12, lr=0.02), "vanishing", "cliff")
-    assert re.match(r"[34]\.\d decades", alert.evidence)
+    assert re.match(r"[34]\.\d orders of magnitude", alert.evidence)
     assert "between 11 and 8" in alert.evidence
 
 

@@ -31,7 +31,7 @@ def alert_of(net: nn.Module, **options: Any) -> Alert:
 def test_an_alert_says_in_which_operations_the_gradient_is_lost() -> None:
     alert = alert_of(deep_net(depth=12))
     assert alert.cause == "saturating_activation"
-    assert alert.evidence.startswith("on its way back to net.0 the gradient loses")
+    assert alert.evidence.startswith("between the loss and net.0 the gradient loses")
     assert "in 11 sigmoids (each lets 2" in alert.evidence
     assert "11 layers' weights (a gain of 0.5" in alert.evidence
     found = alert.attribution

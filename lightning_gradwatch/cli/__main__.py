@@ -1,7 +1,0 @@
-"""``python -m lightning_gradwatch.cli``, for where the command ``gradwatch`` is not on the path."""
-
-import sys
-
-from lightning_gradwatch.cli.main import main
-
-sys.exit(main())
