@@ -120,7 +120,7 @@ def num_calls(kind: str, depth: int) -> int:
 
 
 OPERATORS = {"ordinary": (10, 0), "published": (42, 0), "sampled": (34, 1), "thorough": (160, 3)}
-CALLS = {"ordinary": (24, 0), "published": (150, 2), "sampled": (182, 16), "thorough": (310, 36)}
+CALLS = {"ordinary": (24, 0), "published": (150, 2), "sampled": (182, 16), "thorough": (310, 31)}
 """At most so many in a step, and so many more for each layer."""
 
 

@@ -296,10 +296,12 @@ class Probe:
                 if tensor.is_leaf:  # a parameter that is returned would keep its hook; a graph takes it along
                     self._tensor_handles.append(handle)
 
-    def _see_input(self, name: str, module: nn.Module, given: object) -> None:
+    def _see_input(self, name: str, module: nn.Module, given: list[object]) -> None:
         """Note who feeds the layer, and describe the first tensor that it was called with, if that is wanted."""
         try:
-            first = next((t for t in tensors_in(given) if t.is_floating_point() and t.numel()), None)
+            first = given[0] if given else None  # what most are called with
+            if not (is_plain(first) and first.is_floating_point() and first.numel()):
+                first = next((t for t in tensors_in(given) if t.is_floating_point() and t.numel()), None)
             if first is not None and first.requires_grad:
                 self.order.fed.add(name)
             part = local(first.detach()) if first is not None and self.account.tracer.is_awake else None
