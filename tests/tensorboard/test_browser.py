@@ -340,7 +340,7 @@ def test_comparing_shows_the_ratio_of_two_runs(browser: Browser, address: str) -
     with opened(browser, alone(address, run="sick", compare="healthy")) as tab:
         here, there = norm(6, 2), 0.1 + 0.01 * STEPS[6]
         text = tab.hover(*place(6, 2))
-        assert f"({math.log10(here / there):.3g} decades)" in text
+        assert f"({math.log10(here / there):.3g} orders of magnitude)" in text
         assert f"sick: {here:.3e}".replace("e-0", "e-") in text
         assert "healthy: 0.8" in text
         red, _, blue = tab.pixels(*place(6, 2))[0]
