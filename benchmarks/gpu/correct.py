@@ -558,7 +558,7 @@ def memory(setting: Setting) -> Iterator[Row]:
         yield Row("held between steps", "not run", note="needs a GPU")
         return
     yield tried("held between steps", partial(_held, setting))
-    yield tried("at the peak of the first, a sample", partial(_peak, setting))
+    yield tried("at the peak of the first sample", partial(_peak, setting))
 
 
 def _held(setting: Setting) -> Row:
@@ -594,7 +594,7 @@ def _peak(setting: Setting) -> Row:
         del training
     _, bare, watched = (peak / 1e6 for peak in peaks)
     figures = {"megabytes": watched, "megabytes_without": bare, "percent_more": 100 * (watched / bare - 1)}
-    return Row("at the peak of the first, a sample", "measured", figures)
+    return Row("at the peak of the first sample", "measured", figures)
 
 
 PIECES = (

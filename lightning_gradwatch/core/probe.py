@@ -6,6 +6,7 @@ import functools
 import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping, Set
+from itertools import chain
 from time import perf_counter
 from typing import Literal
 
@@ -299,9 +300,8 @@ class Probe:
     def _see_input(self, name: str, module: nn.Module, given: list[object]) -> None:
         """Note who feeds the layer, and describe the first tensor that it was called with, if that is wanted."""
         try:
-            first = given[0] if given else None  # what most are called with
-            if not (is_plain(first) and first.is_floating_point() and first.numel()):
-                first = next((t for t in tensors_in(given) if t.is_floating_point() and t.numel()), None)
+            candidates = chain(filter(is_plain, given[:1]), tensors_in(given))  # most are called with a tensor
+            first = next((t for t in candidates if t.is_floating_point() and t.numel()), None)
             if first is not None and first.requires_grad:
                 self.order.fed.add(name)
             part = local(first.detach()) if first is not None and self.account.tracer.is_awake else None

@@ -24,7 +24,7 @@ _KEPT: dict[str, type[object]] = {
     "effect": float,
     "inputs": dict[str, Inputs],
 }
-"""What goes into a checkpoint, and of what kind it is; the rest comes with every observation."""
+"""What goes into a checkpoint as it is, and of what kind; the attribution goes in part by part."""
 RECENT_LOSSES = 20
 
 
