@@ -31,7 +31,7 @@ Trainer(callbacks=[GradWatch(), bar], **options).fit(Classifier(deep_net(nn.Sigm
 """
 ANNOUNCED = r"""GradWatch, vanishing: Gradients vanish with depth, since step 9, in net\.0
   What On the way back from layers such as .*
-(       .*\n)*  Why  On its way back to net\.0 the gradient loses .*
+(       .*\n)*  Why  Between the loss and net\.0 the gradient loses .*
 (       .*\n)*  Try  1\. ReLU, GELU or SiLU with He initialisation
        2\. .*
 (       .*\n)*  Look the report\(\) of this GradWatch.*
