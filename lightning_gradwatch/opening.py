@@ -59,6 +59,7 @@ def open_sinks(config: Config, host: Host, state: RunState) -> Sinks:
         recorder=RunRecorder(state.record),
         in_loggers=config.record is not False,
         memory=state.memory,
+        left_out=state.left_out,
     )
     if is_resumed:
         sinks.repeat(state.alert_log.alerts)

@@ -68,6 +68,7 @@ class Reporter:
         self._responses = responses
         self._cost = cost
         self._summary = RunSummary()
+        self._num_left_out = 0
         self._clips_rarely = all(isinstance(policy, Band) for policy in config.settings.policies)
         # the score is shown once it is half of what alerts
         self._shown_from = config.settings.vanishing_threshold / 2 if config.progress_bar else None
@@ -96,7 +97,7 @@ class Reporter:
         if line is not None and self._clips_too_often:
             self._host.warn(f"{line} {_TOO_FAST}")
         about = (self._summary, self._watches.num_steps, list(self._alert_log.alerts), self._alert_log.num_alerts)
-        self._sinks.conclude(functools.partial(summarise, *about, self._sinks.log_dir))
+        self._sinks.conclude(functools.partial(summarise, *about, self._sinks.log_dir, self._sinks.left_out))
 
     @property
     def _clips_too_often(self) -> bool:
@@ -121,7 +122,7 @@ class Reporter:
         alarms = {alert.optimizer for alert in _opened(changes)}
         self._sinks.record(self._host.loggers, report, alarms, bool(end))
         num_alerts = self._alert_log.num_alerts
-        tells = bool(changes or end) or not report.has_news
+        tells = self._is_behind() or bool(changes or end) or not report.has_news
         loggers = self._host.loggers() if tells or report.publications else []
         if tells:
             self._sinks.write_alerts(loggers, self._alert_log.alerts, num_alerts, end)
@@ -136,6 +137,11 @@ class Reporter:
             self._summary.add(priced)
             self._tell_of_clipping()
             self._sinks.publish(loggers, priced, num_alerts)
+
+    def _is_behind(self) -> bool:
+        """Whether the run goes on without something of which nobody has been told since the last call."""
+        before, self._num_left_out = self._num_left_out, len(self._sinks.left_out)
+        return self._num_left_out > before
 
     def _tell_of_clipping(self) -> None:
         """Say once what clipping does; as a warning, if the default does too much."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from lightning_gradwatch.alert_log import AlertLog
 from lightning_gradwatch.core.saved import Saved, State
 from lightning_gradwatch.outputs.memory import MemoryRecord
+from lightning_gradwatch.reading.left_out import LeftOut
 
 VERSION = 1
 _MAX_NAMED = 5
@@ -20,6 +21,7 @@ class RunState:
         watchers: States of watchers by the optimizer's name, until somebody takes them over.
         record: What the record of the run had not written yet when it was saved.
         memory: What tab and report show of it, as far as this process knows; no part of a checkpoint.
+        left_out: What failed in the present fit, and is left out; no part of a checkpoint, as the next fit tries again.
         lost: Names of the parts of a checkpoint that could not be read, and of which nobody has been told yet.
     """
 
@@ -28,6 +30,7 @@ class RunState:
         self.watchers: dict[str, State] = {}
         self.record: State = {}
         self.memory = MemoryRecord()
+        self.left_out: list[LeftOut] = []
         self.lost: list[str] = []
 
     def state_dict(self) -> State:

@@ -21,6 +21,7 @@ from lightning_gradwatch.guarding import Guard, Health, Once, attending, survive
 from lightning_gradwatch.host import Host
 from lightning_gradwatch.listening import Hearing, Listener
 from lightning_gradwatch.observing import UNSEEN, Batch, Observer, intervene_alone
+from lightning_gradwatch.omitting import Omissions
 from lightning_gradwatch.opening import open_sinks
 from lightning_gradwatch.outputs.sinks import Sinks
 from lightning_gradwatch.reporting import Reporter
@@ -72,13 +73,14 @@ class Session:
         self._config = config
         self._host = host
         self._once = Once(host.warn)
-        self._optional = OptionalFigures(self._once)
+        self._omissions = Omissions(host, state.left_out)
+        self._optional = OptionalFigures(self._omissions)
         self._batch = Batch()
         limit, schedule = config.max_overhead, config.settings.schedule
         self._budget = None if limit is None else Budget(limit, schedule, config.log_every_n_steps, host)
         self._listener = Listener(host)
         self._rng_state: bytes | None = None
-        self._build(Watches(model, config, state, can_hook=False, tell=self._once))
+        self._build(Watches(model, config, state, can_hook=False, tell=self._omissions))
         self.guard.leaves_by(lambda: self.watches.close())
         self.guard.must_attend = self._resign
 
@@ -150,7 +152,7 @@ class Session:
 
     def _watch_all(self, can_hook: bool) -> None:
         host = self._host
-        self._build(Watches(host.whole_model(self.model), self._config, self.state, can_hook, self._once))
+        self._build(Watches(host.whole_model(self.model), self._config, self.state, can_hook, self._omissions))
         for name, optimizer in by_name(host.optimizers()).items():
             self.watches.add(optimizer, name)
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_gradwatch.config import Config
 from lightning_gradwatch.core._guard import attempt
+from lightning_gradwatch.core.optional import Omission
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.probing import make_probe
 from lightning_gradwatch.core.reports import Report
@@ -75,7 +76,7 @@ class Watches:
         config: The arguments of the watch.
         state: Hands over what watchers knew before, and takes it back.
         can_hook: Whether the model's layers can be hooked at all.
-        tell: Takes the line that says which optional figure has failed.
+        tell: Takes what has failed and is left out from then on.
 
     Attributes:
         probe: The probe on the model's layers.
@@ -84,7 +85,7 @@ class Watches:
     """
 
     def __init__(
-        self, model: nn.Module, config: Config, state: RunState, can_hook: bool, tell: Callable[[str], None]
+        self, model: nn.Module, config: Config, state: RunState, can_hook: bool, tell: Callable[[Omission], None]
     ) -> None:
         self.probe = make_probe(model) if can_hook else Probe({}, ())
         self.compares = False

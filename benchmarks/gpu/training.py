@@ -71,7 +71,7 @@ class Training:
 
     def make_watcher(self, watch: Settings) -> Watcher:
         """A watcher of this training."""
-        return Watcher(self.model, self.optimizer, watch, tell=self.left_out.append)
+        return Watcher(self.model, self.optimizer, watch, tell=lambda omission: self.left_out.append(str(omission)))
 
     @property
     def troubles(self) -> list[str]:

@@ -60,7 +60,8 @@ def encode(runs: Sequence[Run], directory: Place, since: int | None = None) -> d
         ``exit_status`` and ``runs``: of each ``run``, ``path``, ``status``, ``headline``, ``num_open``, ``last_step``,
         ``wall_time``, ``alerts`` (the oldest first: ``state``, which is ``"open"`` or ``"over"``, and the fields of
         ``Alert``), ``num_dropped`` (older alerts of which nobody knows more) and
-        ``damage`` (the fields of ``Damage``).
+        ``damage`` (the fields of ``Damage``), and ``left_out`` (what the run went on without: the fields of
+        ``LeftOut``).
     """
     content = {
         "schema": SCHEMA_VERSION,
@@ -84,6 +85,7 @@ def _run(run: Run, directory: Place, since: int | None) -> dict[str, object]:
         "alerts": [_alert(alert) for alert in _held(run, since)],
         "num_dropped": run.num_dropped,
         "damage": list(run.damage),
+        "left_out": list(run.left_out),
     }
 
 

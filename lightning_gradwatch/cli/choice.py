@@ -86,6 +86,7 @@ def require_quantity(name: str | None, runs: Sequence[Run]) -> None:
         CommandError: If nobody knows it.
     """
     own = {name for run in runs if run.catalogue is not None for name in run.catalogue.own_quantities}
+    own |= {one["name"] for run in runs for one in run.left_out if one["kind"] == "quantity"}
     if name is not None and name not in {*BY_NAME, *own}:
         raise CommandError(
             f"`--quantity` must be a quantity that GradWatch or a run in `RUN_DIR` knows, but {name!r} came. "

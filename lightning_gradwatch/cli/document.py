@@ -26,7 +26,7 @@ def encode(logs: Logs, runs: Sequence[Run], directory: Place) -> dict[str, Any]:
         ``schema`` (rises only if something is taken away or changes its meaning), ``directory``, ``exit_status`` and
         ``runs``: of each ``run``, ``status``, ``headline``, ``num_open``, ``last_step``, ``wall_time``, ``alerts``
         (the fields of ``Alert``, the oldest first), ``num_dropped``, ``damage``
-        (the fields of ``Damage``), ``scalars``, ``loss_tag``, and
+        (the fields of ``Damage``), ``left_out`` (those of ``LeftOut``), ``scalars``, ``loss_tag``, and
         ``optimizers`` with ``name`` and ``versions``: of each ``version``, ``layers``, ``first_step``, ``last_step``,
         ``num_samples`` (steps that were observed), ``quantities``, ``sequences`` and ``latest``, which is ``step``,
         ``last_step`` and ``values`` by quantity, one per layer: the largest in these steps; -1 is "no gradient" or "not

@@ -17,9 +17,10 @@ from lightning_gradwatch.paths import Place
 from lightning_gradwatch.reading import answers
 from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.damage import Damage, unlistable
+from lightning_gradwatch.reading.left_out import LeftOut
 from lightning_gradwatch.reading.listing import Folder, folders
 from lightning_gradwatch.reading.schema import UnreadableError, is_alert
-from lightning_gradwatch.reading.status import SICKEST_FIRST, Verdict, gave_up, judge
+from lightning_gradwatch.reading.status import SICKEST_FIRST, Verdict, judge
 from lightning_gradwatch.reading.store import Catalogue, MissingError, Series, Store
 
 _FEW = 4
@@ -41,6 +42,7 @@ class Run:
         wall_time: When anything was last written, in seconds since the epoch; 0 if that is not known.
         stamp: Changes whenever anything was written.
         damage: What of its files cannot be read.
+        left_out: What it went on without.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Run:
     wall_time: float
     stamp: str
     damage: tuple[Damage, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def is_watched(self) -> bool:
@@ -147,6 +150,7 @@ class Logs:
             "alerts": list(run.alerts),
             "num_dropped": run.num_dropped,
             "damage": list(run.damage),
+            "left_out": list(run.left_out),
             "stamp": run.stamp,
         }
         return OpenRun(run, store, document)
@@ -182,7 +186,7 @@ class Logs:
         problem = "" if is_known else _EMPTY_FILE
         if catalogue is not None:
             problem = document.problem if document is not None and document.problem else catalogue.problem
-        problem = damage[0]["message"] if damage else problem or gave_up(document.end if document is not None else None)
+        problem = damage[0]["message"] if damage else problem or (document.doubt if document is not None else "")
         is_watched = catalogue is None or catalogue.is_watched or told.written > 0
         return Run(
             name=folder.name,
@@ -194,6 +198,7 @@ class Logs:
             wall_time=max(catalogue.wall_time if catalogue else 0.0, told.written),
             stamp=f"{catalogue.stamp if catalogue else ''}-{told.written!r}-{len(told.lines)}",
             damage=damage,
+            left_out=() if document is None else tuple(document.left_out),
         )
 
 

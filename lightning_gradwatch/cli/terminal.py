@@ -22,6 +22,7 @@ from lightning_gradwatch.cli.selection import pictures
 from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.answers import USUAL, Layout
 from lightning_gradwatch.reading.born import born_of
+from lightning_gradwatch.reading.left_out import of_quantity
 from lightning_gradwatch.reading.lost import lost_of
 from lightning_gradwatch.reading.status import urgency
 from lightning_gradwatch.reading.tables import STATUSES, Status
@@ -87,7 +88,8 @@ def report(run: Run, scene: Scene, max_rows: int = MAX_ROWS) -> RenderableType:
     parts += [Padding(part, (1, 0, 0, 0)) for part in _alerts(run, scene)]
     found = list(pictures(whole, scene.quantity, scene.console, scene.layout._replace(most=max_rows)))
     if scene.quantity is not None and not found:
-        nothing = f"This run holds nothing of the quantity {words.safe(scene.quantity)} so far."
+        nothing = of_quantity(run.left_out, scene.quantity)
+        nothing = words.safe(nothing or f"This run holds nothing of the quantity {scene.quantity} so far.")
         parts.append(Padding(Text(nothing, "dim"), (1, 0, 0, 0)))
     for optimizer, picture, ailing in found:
         is_one_of_many = len(whole.document["optimizers"]) > 1

@@ -66,9 +66,9 @@ def rows(alert: AlertRecord) -> Iterator[tuple[str, str]]:
 
 
 def untold(run: Run) -> list[str]:
-    """What of a run cannot be read, where its headline does not tell."""
-    lines = [part["message"] for part in run.damage if part["message"] != run.verdict.headline]
-    more = [f"and {len(lines) - _MAX_DAMAGE:,} more files; --json lists them"] if len(lines) > _MAX_DAMAGE else []
+    """What of a run cannot be read, and what it went on without, where its headline does not tell."""
+    lines = [part["message"] for part in (*run.left_out, *run.damage) if part["message"] != run.verdict.headline]
+    more = [f"and {len(lines) - _MAX_DAMAGE:,} more; --json lists them"] if len(lines) > _MAX_DAMAGE else []
     return [safe(line) for line in lines[:_MAX_DAMAGE]] + more
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, ParamSpec, TypeAlias, TypeVar, get_args
 
 from lightning_gradwatch.core._guard import is_the_users
@@ -51,29 +54,56 @@ _WORDS: dict[str, str] = {
 }
 
 
-class OwnFigure(str):
-    """A figure that only its user knows by name."""
-
-    __slots__ = ()
+_OURS = Path(__file__).parents[1]
 
 
-def _warn(line: str) -> None:
-    warnings.warn(line, stacklevel=2)
+@dataclass(frozen=True)
+class OwnFigure:
+    """A figure that only its user knows: a rule or a quantity, by its name."""
+
+    kind: Literal["rule", "quantity"]
+    name: str
+
+
+@dataclass(frozen=True)
+class Omission:
+    """A figure that is left out from now on.
+
+    Attributes:
+        figure: Which one.
+        why: What went wrong; where the user's own code did, the file and the line of it.
+    """
+
+    figure: Figure | OwnFigure
+    why: str
+
+    @property
+    def what(self) -> str:
+        """The figure in words."""
+        own = self.figure
+        return f"your {own.kind} `{own.name}`" if isinstance(own, OwnFigure) else _WORDS[own]
+
+    def __str__(self) -> str:
+        return f"GradWatch leaves out {self.what} from now on, and goes on with the rest ({self.why})."
+
+
+def _warn(omission: Omission) -> None:
+    warnings.warn(str(omission), stacklevel=2)
 
 
 class OptionalFigures:
     """Measures what may fail without anything else failing.
 
     Args:
-        tell: Takes the line that says what is left out, and why.
+        tell: Takes what is left out, and why.
 
     Attributes:
-        absent: The figures that have failed; besides those of the house, what a user has added, by name.
+        absent: The figures that have failed.
     """
 
-    def __init__(self, tell: Callable[[str], None] = _warn) -> None:
+    def __init__(self, tell: Callable[[Omission], None] = _warn) -> None:
         self._tell = tell
-        self.absent: set[str] = set()
+        self.absent: set[Figure | OwnFigure] = set()
 
     def leave_out_all(self) -> None:
         """Measure nothing any more, and do not say so."""
@@ -91,8 +121,13 @@ class OptionalFigures:
             if is_the_users(failure):
                 raise
             self.absent.add(figure)
-            why = f"{type(failure).__name__}: {failure}".splitlines()[0]
-            self._tell(
-                f"GradWatch leaves out {_WORDS.get(figure, figure)} from now on, and goes on with the rest ({why})."
-            )
+            place = _place_of(failure) if isinstance(figure, OwnFigure) else ""
+            self._tell(Omission(figure, f"{type(failure).__name__}: {failure}".splitlines()[0] + place))
             return instead
+
+
+def _place_of(failure: Exception) -> str:
+    """Where code that is not ours was called when it failed; ``""`` if it was not."""
+    frames = traceback.extract_tb(failure.__traceback__)
+    theirs = next((frame for frame in frames if _OURS not in Path(frame.filename).parents), None)
+    return "" if theirs is None else f"; {Path(theirs.filename).name}, line {theirs.lineno}"

@@ -56,7 +56,7 @@ class OwnMeter:
 
 
 def _figure(name: str) -> OwnFigure:
-    return OwnFigure(f"your quantity `{name}`")
+    return OwnFigure("quantity", name)
 
 
 Measure = Callable[[list[Tensor], list[Tensor]], Tensor]

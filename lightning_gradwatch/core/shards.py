@@ -208,7 +208,7 @@ class Shards:
         return False
 
     def reduce(
-        self, numbers: Mapping[str, Tensor], kinds: Mapping[str, Kind], absent: Collection[str] = ()
+        self, numbers: Mapping[str, Tensor], kinds: Mapping[str, Kind], absent: Collection[object] = ()
     ) -> dict[str, Tensor]:
         """Make the ranks' numbers those of the whole, in one collective. All ranks must call this together.
 

@@ -18,7 +18,7 @@ from lightning_gradwatch.core.fitting import Fitting, Names
 from lightning_gradwatch.core.instruments import Instruments
 from lightning_gradwatch.core.intervene import intervene
 from lightning_gradwatch.core.judge import Judge
-from lightning_gradwatch.core.optional import OptionalFigures
+from lightning_gradwatch.core.optional import Omission, OptionalFigures
 from lightning_gradwatch.core.own import OwnMeter
 from lightning_gradwatch.core.pending import Pending
 from lightning_gradwatch.core.probe import Probe
@@ -52,7 +52,7 @@ class Watcher:
         probe: A probe to share between several watchers of one model, attached and detached by the caller; None for one
             of its own.
         name: Name of the optimizer if there are several.
-        tell: Takes the line that says which optional figure has failed, and why; None for a warning.
+        tell: Takes what has failed and is left out from then on; None for a warning.
 
     Attributes:
         sampling: Counts steps and samples, and tells when the next one is due.
@@ -66,7 +66,7 @@ class Watcher:
         settings: Settings | None = None,
         probe: Probe | None = None,
         name: str = "",
-        tell: Callable[[str], None] | None = None,
+        tell: Callable[[Omission], None] | None = None,
     ) -> None:
         self.name = name
         self._access = access_to(optimizer)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from lightning_gradwatch.cli.logs import OpenRun, Run
 from lightning_gradwatch.outputs.memory import MemoryRecord
 from lightning_gradwatch.reading import answers
+from lightning_gradwatch.reading.document import Document
 from lightning_gradwatch.reading.status import Verdict
-from lightning_gradwatch.reading.store import Document, Store
+from lightning_gradwatch.reading.store import Store
 
 
 def open_memory(memory: MemoryRecord) -> OpenRun:

@@ -21,6 +21,7 @@ from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.outputs.step_log import BLOCK_STEPS
 from lightning_gradwatch.reading.bins import Bins
 from lightning_gradwatch.reading.in_memory import Content, MemoryProvider, Sample, text_of
+from lightning_gradwatch.reading.left_out import LeftOut
 from lightning_gradwatch.reading.samples import latest_course
 from lightning_gradwatch.reading.schema import Array, Description, encode_alerts
 from lightning_gradwatch.reading.steps import Part, put_together
@@ -128,7 +129,7 @@ class MemoryRecord:
         self._max_bytes = max_bytes
         self._num_freed, self._is_thinning = 0, False
         self._series: dict[str, _Series] = {}
-        self._alerts: tuple[tuple[Alert, ...], int, str] | None = None
+        self._alerts: tuple[tuple[Alert, ...], int, str, tuple[LeftOut, ...]] | None = None
         self._alerts_time = 0.0
 
     @property
@@ -145,23 +146,26 @@ class MemoryRecord:
         while self.num_bytes > self._max_bytes:
             self._shrink()
 
-    def set_alerts(self, alerts: Sequence[Alert], num_alerts: int, end: str = "") -> None:
+    def set_alerts(
+        self, alerts: Sequence[Alert], num_alerts: int, end: str = "", left_out: Sequence[LeftOut] = ()
+    ) -> None:
         """Keep the alerts as they are now.
 
         Args:
             alerts: The alerts, the oldest first.
             num_alerts: How many there were, notices left out.
             end: How the run ended; ``""`` while it goes on.
+            left_out: What the run goes on without.
         """
-        self._alerts, self._alerts_time = (tuple(alerts), num_alerts, end), time.time()
+        self._alerts, self._alerts_time = (tuple(alerts), num_alerts, end, tuple(left_out)), time.time()
 
     def provider(self) -> MemoryProvider:
         """What is kept now, for a store; what comes later does not change it."""
         contents = {tag: Content(s.description.encode(), tuple(s.samples)) for tag, s in [*self._series.items()]}
         if self._alerts is not None:
-            alerts, num_alerts, end = self._alerts
+            alerts, num_alerts, end, left_out = self._alerts
             step = max((alert.step if alert.until_step is None else alert.until_step for alert in alerts), default=0)
-            sample = Sample(step, self._alerts_time, text_of(encode_alerts(alerts, num_alerts, end)))
+            sample = Sample(step, self._alerts_time, text_of(encode_alerts(alerts, num_alerts, end, left_out)))
             contents[metrics.ALERT_DOCUMENT] = Content(Description(ALERTS).encode(), (sample,))
         return MemoryProvider(self.run, contents)
 

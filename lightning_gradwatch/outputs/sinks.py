@@ -27,6 +27,7 @@ from lightning_gradwatch.outputs.recorder import RunRecorder
 from lightning_gradwatch.outputs.tensorboard import Writer, is_writable
 from lightning_gradwatch.outputs.thinning import Thinning
 from lightning_gradwatch.outputs.writers import Writers
+from lightning_gradwatch.reading.left_out import LeftOut
 from lightning_gradwatch.reading.status import GAVE_UP
 
 CLOSE_S = 30.0
@@ -55,11 +56,13 @@ class Sinks:
         recorder: Says what tab and report are to be given; None for nothing.
         in_loggers: Whether loggers that are TensorBoard's get what tab and report show, beside the run-level numbers.
         memory: What tab and report show, in memory; None for nothing.
+        left_out: What the run goes on without; grows as long as it goes on.
 
     Attributes:
         log_dir: The directory, as given.
         flight: The recorder of the last steps, as given.
         recorder: The recorder of the run, as given.
+        left_out: What the run goes on without, as given.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Sinks:
         recorder: RunRecorder | None = None,
         in_loggers: bool = True,
         memory: MemoryRecord | None = None,
+        left_out: Sequence[LeftOut] = (),
     ) -> None:
         self._host = host
         self.log_dir = log_dir
@@ -89,6 +93,7 @@ class Sinks:
         self._writers = Writers(cards, host.tag_prefix)
         self._delivery = Delivery(self._attempt, cards, log_dir, self._writers.flushed)
         self._memory = memory
+        self.left_out = left_out
         self._thinnings: defaultdict[str, Thinning] = defaultdict(Thinning)
         self._pauses = Pauses()
         self._announced: list[Alert] = []
@@ -246,9 +251,11 @@ class Sinks:
 
     def write_alerts(self, loggers: Iterable[Any], alerts: Sequence[Alert], num_alerts: int, end: str = "") -> None:
         """Let the loggers know of all alerts and how the run ended, and TensorBoard's of a run that has none."""
+        left_out = tuple(self.left_out)
         if self._memory is not None:
-            self._attempt("record in memory", functools.partial(self._memory.set_alerts, alerts, num_alerts, end))
-        self._to_tensorboard(loggers, lambda writer: writer.write_alerts(alerts, num_alerts, end))
+            set_alerts = functools.partial(self._memory.set_alerts, alerts, num_alerts, end, left_out)
+            self._attempt("record in memory", set_alerts)
+        self._to_tensorboard(loggers, lambda writer: writer.write_alerts(alerts, num_alerts, end, left_out))
         opened, self._announced = self._announced, []
         self._delivery.tell(opened, alerts)
 

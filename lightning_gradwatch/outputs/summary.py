@@ -11,6 +11,7 @@ from pathlib import Path
 from lightning_gradwatch.core.records import Alert, Publication
 from lightning_gradwatch.outputs import alerts_file, flight
 from lightning_gradwatch.paths import is_url
+from lightning_gradwatch.reading.left_out import LeftOut
 
 DEAR_PERCENT = 10.0
 """Own time in percent of the rest from which on it is said what helps."""
@@ -51,7 +52,12 @@ class RunSummary:
 
 
 def summarise(
-    counted: RunSummary, num_steps: int, alerts: Sequence[Alert], num_alerts: int, log_dir: str | None
+    counted: RunSummary,
+    num_steps: int,
+    alerts: Sequence[Alert],
+    num_alerts: int,
+    log_dir: str | None,
+    left_out: Sequence[LeftOut] = (),
 ) -> str:
     """Say what was watched, what was found, what was done, what it cost, and where the files are.
 
@@ -61,10 +67,12 @@ def summarise(
         alerts: The alerts of the run, oldest first.
         num_alerts: How many there were, notices left out.
         log_dir: Where the files are, a directory or a URL; None for no files.
+        left_out: What the run went on without.
     """
     num_layers = sum(counted.num_layers.values())
     lines = [f"GradWatch watched {f'{num_layers} layers' if num_layers else 'the gradients'} for {num_steps:,} steps."]
     lines.append(_of_alerts(alerts, num_alerts))
+    lines += [one["message"] for one in left_out]
     if counted.num_steps:
         lines.append(f"Clipped the gradient in {counted.clipped_share:.1%} of {counted.num_steps:,} steps.")
     if counted.cost_percent is not None:

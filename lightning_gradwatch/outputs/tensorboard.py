@@ -21,6 +21,7 @@ from lightning_gradwatch.core.snapshot import Snapshot
 from lightning_gradwatch.outputs.cards import Cards
 from lightning_gradwatch.outputs.dashboards import alert_table, has_layout, layout, prescription_table
 from lightning_gradwatch.outputs.recorder import Event
+from lightning_gradwatch.reading.left_out import LeftOut
 from lightning_gradwatch.reading.schema import Array, Description, encode_alerts
 
 DENSE_DOCUMENTS = 100
@@ -49,7 +50,7 @@ class Writer:
         self._prefix = prefix
         self._described: set[str] = set()
         self._alerts: tuple[Alert, ...] | None = None
-        self._end = ""
+        self._further = "", 0
         self._document_step = 0
         self._num_documents = 0
 
@@ -94,7 +95,9 @@ class Writer:
         if summary.value:
             self._add_event(summary, snapshot.step)
 
-    def write_alerts(self, alerts: Sequence[Alert], num_alerts: int, end: str = "") -> None:
+    def write_alerts(
+        self, alerts: Sequence[Alert], num_alerts: int, end: str = "", left_out: Sequence[LeftOut] = ()
+    ) -> None:
         """Write all alerts, for the tab and as a table, and how the run ended, unless it stands in the file already.
 
         After 100 times they are written again only when the run has become longer by one part in fifty, or ends: alerts
@@ -104,18 +107,19 @@ class Writer:
             alerts: The alerts, the oldest first.
             num_alerts: How many there were, notices left out.
             end: How the run ended; ``""`` while it goes on.
+            left_out: What the run goes on without.
         """
-        alerts = tuple(alerts)
-        if (alerts, end) == (self._alerts, self._end):
+        alerts, further = tuple(alerts), (end, len(left_out))
+        if (alerts, further) == (self._alerts, self._further):
             return
         step = max((alert.step if alert.until_step is None else alert.until_step for alert in alerts), default=0)
         is_early = self._num_documents >= DENSE_DOCUMENTS and step < self._document_step * DOCUMENT_GROWTH
-        if is_early and not end:
+        if is_early and further == self._further:
             return
         has_changed, before = alerts != self._alerts, self._alerts or ()
-        self._alerts, self._end, self._document_step = alerts, end, step
+        self._alerts, self._further, self._document_step = alerts, further, step
         self._num_documents += 1
-        summary, document = Summary(), encode_alerts(alerts, num_alerts, end)
+        summary, document = Summary(), encode_alerts(alerts, num_alerts, end, left_out)
         self._add_text(summary, metrics.ALERT_DOCUMENT, metrics.PLUGIN, document.encode(), Description(ALERTS))
         if has_changed:
             self._add_text(summary, metrics.ALERT_TABLE, TEXT, alert_table(alerts).encode())

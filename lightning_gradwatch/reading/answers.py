@@ -18,8 +18,10 @@ from lightning_gradwatch.reading import lines
 from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.damage import Damage
 from lightning_gradwatch.reading.dividing import divided, divisors
+from lightning_gradwatch.reading.document import Document
 from lightning_gradwatch.reading.folding import MOST_ALONE, MOST_ROWS, Row, fold, plain
 from lightning_gradwatch.reading.heatmaps import column, columns_of
+from lightning_gradwatch.reading.left_out import LeftOut
 from lightning_gradwatch.reading.norms import chosen, norms_for
 from lightning_gradwatch.reading.run_list import verdict_of
 from lightning_gradwatch.reading.samples import Samples, Span
@@ -29,7 +31,7 @@ from lightning_gradwatch.reading.schema import (
     encode_frame,
 )
 from lightning_gradwatch.reading.status import loss_tag, urgency
-from lightning_gradwatch.reading.store import Catalogue, Document, MissingError, Series, Store
+from lightning_gradwatch.reading.store import Catalogue, MissingError, Series, Store
 from lightning_gradwatch.reading.tables import Status, words
 from lightning_gradwatch.reading.trials import ShownAlert, shown
 
@@ -104,6 +106,7 @@ class RunDocument(Contents):
     alerts: Sequence[AlertRecord]
     num_dropped: int
     damage: Sequence[Damage]
+    left_out: Sequence[LeftOut]
 
 
 class TimeProfile(TypedDict):
@@ -157,6 +160,7 @@ def run(store: Store, run: str, layout: Layout = USUAL) -> RunDocument:
         "alerts": ranked(document.alerts),
         "num_dropped": document.num_dropped,
         "damage": list(catalogue.damage),
+        "left_out": list(document.left_out),
         "optimizers": [_optimizer(store, catalogue, name, layout) for name in catalogue.optimizers],
         "scalars": sorted([*catalogue.scalars, *(tag for tags in every_step.values() for tag in tags.values())]),
         "loss_tag": losses[0] if losses else loss_tag(catalogue.scalars),

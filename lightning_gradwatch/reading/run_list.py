@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TypedDict
 
 from lightning_gradwatch.reading.schema import SCHEMA_VERSION
-from lightning_gradwatch.reading.status import SICKEST_FIRST, State, Verdict, gave_up, judge, state_of
+from lightning_gradwatch.reading.status import SICKEST_FIRST, State, Verdict, judge, state_of
 from lightning_gradwatch.reading.store import Catalogue, Store
 from lightning_gradwatch.reading.tables import Status
 
@@ -82,6 +82,6 @@ def verdict_of(catalogue: Catalogue) -> Verdict:
     is_read = document is not None and not document.problem
     problem = document.problem if document is not None and document.problem else catalogue.problem
     problem = catalogue.damage[0]["message"] if catalogue.damage else problem
-    problem = problem or gave_up(document.end if document is not None else None)
+    problem = problem or (document.doubt if document is not None else "")
     alerts = document.alerts if document is not None and is_read else None
     return judge(alerts, catalogue.is_watched, problem, catalogue.last_step)

@@ -17,6 +17,7 @@ from lightning_gradwatch.core.quantities.quantity import Quantity
 from lightning_gradwatch.core.quantities.several import HISTOGRAM_BINS, IN_BINS, SEQUENCE, SEVERAL
 from lightning_gradwatch.core.records import NUM_BINS, Alert
 from lightning_gradwatch.reading.alert import AlertRecord
+from lightning_gradwatch.reading.left_out import LeftOut, are_left_out
 
 SCHEMA_VERSION = 1
 """That of all documents; raised when older readers would misread them. Further quantities do not raise it."""
@@ -34,11 +35,13 @@ class AlertDocument(TypedDict):
     Attributes:
         end: ``""`` while it goes on, ``"end"`` after it ended by itself, ``"GradWatch failed"`` if the watch has given
             up, else the name of the exception that ended it; None in the logs of older versions, which do not tell.
+        left_out: What failed and was left out from then on; empty in the logs of older versions.
     """
 
     alerts: list[AlertRecord]
     num_dropped: int
     end: str | None
+    left_out: list[LeftOut]
 
 
 class UnreadableError(ValueError):
@@ -185,13 +188,14 @@ def encode_sequence(norms: Array) -> Array:
     return np.stack([len(norms) - 1 - places, norms[places]], axis=1).astype(np.float32)
 
 
-def encode_alerts(alerts: Sequence[Alert], num_alerts: int, end: str = "") -> str:
+def encode_alerts(alerts: Sequence[Alert], num_alerts: int, end: str = "", left_out: Sequence[LeftOut] = ()) -> str:
     """The document of a run's alerts: all open ones and the newest 100.
 
     Args:
         alerts: The alerts, the oldest first.
         num_alerts: How many there were, notices left out.
         end: How the run ended, see ``AlertDocument``.
+        left_out: What failed and was left out from then on.
     """
     newest = set(range(len(alerts))[-MAX_ALERTS:])
     kept = [alert for i, alert in enumerate(alerts) if i in newest or alert.until_step is None]
@@ -201,6 +205,7 @@ def encode_alerts(alerts: Sequence[Alert], num_alerts: int, end: str = "") -> st
         "num_alerts": num_alerts,
         "num_dropped": len(alerts) - len(kept),
         "end": end,
+        "left_out": list(left_out),
     }
     return json.dumps(document)
 
@@ -216,10 +221,12 @@ def decode_alerts(document: bytes | str) -> AlertDocument:
     if not isinstance(alerts, list) or not all(is_alert(alert) for alert in alerts):
         raise UnreadableError("The document of the alerts is damaged: an alert is incomplete.")
     dropped, end = found.get("num_dropped", 0), found.get("end")
+    left_out = found.get("left_out", [])
     return {
         "alerts": alerts,
         "num_dropped": dropped if isinstance(dropped, int) else 0,
         "end": end if isinstance(end, str) else None,
+        "left_out": left_out if are_left_out(left_out) else [],
     }
 
 

@@ -15,12 +15,12 @@ from lightning_gradwatch.core.metrics import ALERT_DOCUMENT, PLUGIN, steps_tag
 from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
 from lightning_gradwatch.core.quantities.quantity import Quantity
 from lightning_gradwatch.core.quantities.several import IN_BINS, SEQUENCE, STEPS_AROUND
-from lightning_gradwatch.reading.alert import AlertRecord
 from lightning_gradwatch.reading.bins import Bins
 from lightning_gradwatch.reading.cache import Cache
 from lightning_gradwatch.reading.damage import Damage, Inspect
+from lightning_gradwatch.reading.document import Document, document_of
 from lightning_gradwatch.reading.samples import Samples, Shared, latest_course
-from lightning_gradwatch.reading.schema import Array, Description, UnreadableError, decode_alerts
+from lightning_gradwatch.reading.schema import Description, UnreadableError
 from lightning_gradwatch.reading.steps import Part, put_together
 
 ALL_SAMPLES = 1_000_000
@@ -57,20 +57,6 @@ class Series:
     def state(self) -> tuple[object, ...]:
         """Changes whenever something was written to it."""
         return self.last_step, self.wall_time, *(part.state for part in self.parts)
-
-
-@dataclass(frozen=True)
-class Document:
-    """The alerts of a run, and how it ended, as ``AlertDocument`` has them.
-
-    Attributes:
-        problem: Why they cannot be read; ``""`` if all is well.
-    """
-
-    alerts: Sequence[AlertRecord] = ()
-    num_dropped: int = 0
-    end: str | None = None
-    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -211,7 +197,7 @@ class Store:
             if len(runs) == 1:
                 return {runs[0]: Document(problem=str(problem))}
             return {run: document for one in runs for run, document in self._documents([one]).items()}
-        return {run: _document(data[-1].numpy) for run, data in found.items() if data}
+        return {run: document_of(data[-1].numpy) for run, data in found.items() if data}
 
     def samples(self, series: Series) -> Samples:
         """The readable samples of a series.
@@ -358,16 +344,6 @@ def _joined(group: Sequence[Series]) -> Series:
         wall_time=max(part.wall_time for part in parts),
         parts=parts,
     )
-
-
-def _document(values: Array) -> Document:
-    text = values.reshape(-1)[:1].tolist()
-    try:
-        if not text or not isinstance(text[0], (bytes, str)):
-            raise UnreadableError("The document of the alerts is damaged: it is no text.")
-        return Document(**decode_alerts(text[0]))
-    except UnreadableError as problem:
-        return Document(problem=str(problem))
 
 
 def _catalogue(

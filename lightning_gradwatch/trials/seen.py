@@ -6,6 +6,7 @@ import math
 from statistics import median
 
 from lightning_gradwatch.core.history.profile import decades_lost, depth_profile, positive
+from lightning_gradwatch.core.optional import Omission
 from lightning_gradwatch.core.records import Alert, Observation
 from lightning_gradwatch.core.reports import Report
 from lightning_gradwatch.core.samples import Sample
@@ -20,14 +21,14 @@ class Seen:
     Attributes:
         alerts: What was raised.
         observations: By what.
-        left_out: Lines that say which figures could not be measured.
+        left_out: Figures that could not be measured.
         num_time_steps: The longest sequence.
     """
 
     def __init__(self) -> None:
         self.alerts: list[Alert] = []
         self.observations: list[Observation] = []
-        self.left_out: list[str] = []
+        self.left_out: list[Omission] = []
         self.num_time_steps = 0
         self._decades: list[float] = []
         self._time_decades: list[float] = []

@@ -28,6 +28,7 @@ RUN_FIELDS = {
     "alerts",
     "num_dropped",
     "damage",
+    "left_out",
 }
 
 

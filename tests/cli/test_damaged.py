@@ -155,7 +155,7 @@ def test_several_damaged_files_are_all_named_and_many_are_counted(tmp_path: Path
     status, out, _ = here(capsys, "report", tmp_path)
     assert status == 1
     assert out.count("bytes unread") == 3
-    assert "and 4 more files; --json lists them" in out
+    assert "and 4 more; --json lists them" in out
     assert len(told(capsys, tmp_path)[1][0]["damage"]) == 7
 
 

@@ -18,6 +18,7 @@ from lightning_gradwatch.core import layers, modes, probe, tensors
 from lightning_gradwatch.core.clip import NAMES, Clipper, make_policies
 from lightning_gradwatch.core.histogram import log_histograms
 from lightning_gradwatch.core.measure import NormWindow, ParameterMeter
+from lightning_gradwatch.core.optional import Omission
 from lightning_gradwatch.core.schedule import Schedule
 from lightning_gradwatch.core.settings import Settings
 from lightning_gradwatch.core.shards import Shards
@@ -92,7 +93,7 @@ def test_no_step_waits_and_a_copy_is_made_on_sampled_and_published_ones_alone(
 ) -> None:
     model = net(dtype)
     optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
-    left_out: list[str] = []
+    left_out: list[Omission] = []
     settings = Settings(Schedule(3, 4), histogram_every=1, policies=make_policies(clip))
     watcher = Watcher(model, optimizer, settings, tell=left_out.append)
     x, scale = torch.ones(6, 8, device=THERE, dtype=dtype), torch.ones((), device=THERE)

@@ -97,7 +97,7 @@ def test_the_log_can_say_what_it_is() -> None:
 )
 def test_one_that_fails_costs_itself_alone(returned: Any, why: str) -> None:
     said: list[str] = []
-    snapshot = measured(deep_net(depth=3), Largest(), Wrong(returned), said=said.append)
+    snapshot = measured(deep_net(depth=3), Largest(), Wrong(returned), said=lambda left: said.append(str(left)))
     assert list(snapshot.extra) == ["largest"]
     (line,) = said
     assert line.startswith("GradWatch leaves out your quantity `wrong` from now on")
@@ -125,7 +125,7 @@ def test_one_that_changes_a_gradient_is_left_out() -> None:
             return gradients[0].abs().max()
 
     said: list[str] = []
-    assert measured(deep_net(depth=3), Spoils(), said=said.append).extra == {}
+    assert measured(deep_net(depth=3), Spoils(), said=lambda left: said.append(str(left))).extra == {}
     assert "has changed a weight or a gradient in place" in said[0]
 
 

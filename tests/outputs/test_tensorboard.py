@@ -131,7 +131,8 @@ def test_update_ratios_are_those_of_the_weights(tmp_path: Path) -> None:
 
 def test_a_watched_run_is_known_before_its_first_step_and_each_change_of_its_alerts_is_written(logs: Path) -> None:
     documents = [(step, json.loads(text)) for step, text in texts(logs / "recovered", DOCUMENT)]
-    assert documents[0] == (0, {"schema": 1, "alerts": [], "num_alerts": 0, "num_dropped": 0, "end": ""})
+    empty = {"schema": 1, "alerts": [], "num_alerts": 0, "num_dropped": 0, "end": "", "left_out": []}
+    assert documents[0] == (0, empty)
     assert [document["end"] for _, document in documents[1:]] == [*[""] * (len(documents) - 2), "end"]
     states = [(step, [a["until_step"] for a in document["alerts"]]) for step, document in documents[1:-1]]
     assert states in ([(13, [None]), (13, [13])], [(13, [13])])

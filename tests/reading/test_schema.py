@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as arrays
 from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
 from lightning_gradwatch.core.quantities.quantity import Quantity
 from lightning_gradwatch.core.records import NUM_BINS, Alert
+from lightning_gradwatch.reading.left_out import LeftOut
 from lightning_gradwatch.reading.schema import (
     BINS_VERSION,
     Description,
@@ -110,7 +111,26 @@ def test_how_a_run_ended_comes_back(end: str) -> None:
 @pytest.mark.parametrize("end", [{}, {"end": None}, {"end": 3}, {"end": ["end"]}])
 def test_a_log_that_does_not_tell_how_a_run_ended_is_read(end: dict[str, object]) -> None:
     document = {"schema": 1, "alerts": [], "num_alerts": 0, "num_dropped": 0, **end}
-    assert decode_alerts(json.dumps(document)) == {"alerts": [], "num_dropped": 0, "end": None}
+    assert decode_alerts(json.dumps(document)) == {
+        "alerts": [],
+        "num_dropped": 0,
+        "end": None,
+        "left_out": [],
+    }
+
+
+_RULE: LeftOut = {"kind": "rule", "name": "hot", "step": 3, "message": "GradWatch left out your rule."}
+
+
+def test_what_a_run_went_on_without_comes_back() -> None:
+    assert decode_alerts(encode_alerts([], 0, "end", [_RULE]))["left_out"] == [_RULE]
+
+
+@pytest.mark.parametrize("left_out", [None, 3, {}, [3], [{}], [{**_RULE, "step": "3"}], [{**_RULE, "message": None}]])
+def test_what_is_no_list_of_what_was_left_out_is_dropped_alone(left_out: object) -> None:
+    document = json.dumps({**json.loads(encode_alerts([ALERT], 1, "end")), "left_out": left_out})
+    found = decode_alerts(document)
+    assert (len(found["alerts"]), found["end"], found["left_out"]) == (1, "end", [])
 
 
 def test_of_many_alerts_the_open_ones_and_the_newest_are_kept() -> None:

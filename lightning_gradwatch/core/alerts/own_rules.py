@@ -99,7 +99,7 @@ class OwnRules:
 
 def _figure(kind: str) -> OwnFigure:
     """A rule as a figure that may be left out."""
-    return OwnFigure(f"your rule `{kind}`")
+    return OwnFigure("rule", kind)
 
 
 def own_kinds(rules: Sequence[Rule]) -> tuple[str, ...]:

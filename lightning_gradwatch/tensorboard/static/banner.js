@@ -52,9 +52,11 @@ const ADVICE = /** @type {Partial<Record<Status, string>>} */ ({
   unreadable: "What is missing here is no sign of health. Copy the log again, or look at the file that is named.",
 });
 
+const UNWATCHED = "What the rule watches for, nobody has watched: that is no sign of health. Mend the rule, and train again.";
+
 /** @param {RunDocument} run */
-function quietParts({ status, headline }) {
-  const advice = ADVICE[status];
+function quietParts({ status, headline, left_out: leftOut }) {
+  const advice = leftOut.some(({ message }) => message === headline) ? UNWATCHED : ADVICE[status];
   return [
     icon(shapeOf(status), "mark"),
     h(
@@ -81,12 +83,12 @@ const remedyList = (remedies) =>
 
 
 /**
- * What cannot be read, where the headline does not tell.
+ * What cannot be read, and what the run went on without, where the headline does not tell.
  * @param {RunDocument} run
  * @param {boolean} isHeadlineShown
  */
-function damageParts({ damage, headline }, isHeadlineShown) {
-  const untold = damage.filter(({ message }) => !isHeadlineShown || message !== headline);
+function damageParts({ damage, left_out: leftOut, headline }, isHeadlineShown) {
+  const untold = [...leftOut, ...damage].filter(({ message }) => !isHeadlineShown || message !== headline);
   return untold.map(({ message }) => h("p", { class: "damage", text: message }));
 }
 

@@ -72,6 +72,8 @@ interface RunDocument {
   num_dropped: number;
   /** What of its files cannot be read. */
   damage: { file: string; after_step: number | null; unread_bytes: number | null; message: string }[];
+  /** What it went on without. */
+  left_out: { kind: string; name: string; step: number; message: string }[];
   optimizers: { name: string; versions: Version[] }[];
   scalars: string[];
   loss_tag: string | null;

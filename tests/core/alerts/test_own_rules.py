@@ -60,7 +60,7 @@ class Told:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.optional = OptionalFigures(self.lines.append)
+        self.optional = OptionalFigures(lambda omission: self.lines.append(str(omission)))
 
     def detector(self, *rules: Any) -> Detector:
         return Detector(0.5, rules, self.optional)
@@ -195,10 +195,12 @@ def test_what_a_rule_does_to_its_norms_neither_the_record_nor_the_next_rule_sees
 
 def test_a_rule_that_raises_costs_itself_alone_and_one_line() -> None:
     told = Told()
+    line = inspect.getsourcelines(Broken.update)[1] + 2  # where it raises
     detector = told.detector(Broken(), Hot())
     assert heat(detector, 9.0, 9.0, float("nan"), 9.0) == [("hot", 1, None), ("nonfinite", 2, None)]
     assert told.lines == [
-        "GradWatch leaves out your rule `broken` from now on, and goes on with the rest (RuntimeError: I am)."
+        "GradWatch leaves out your rule `broken` from now on, and goes on with the rest (RuntimeError: I am; "
+        f"test_own_rules.py, line {line})."
     ]
 
 
@@ -345,7 +347,8 @@ def test_a_rule_that_will_not_do_is_refused_with_a_cure(rules: Any, said: str) -
 def watcher(rule: Rule, lines: list[str]) -> tuple[nn.Module, torch.optim.Optimizer, Watcher]:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
     optimizer = torch.optim.SGD(net.parameters(), 1e-3)
-    return net, optimizer, Watcher(net, optimizer, Settings(Schedule(50, 1), rules=(rule,)), tell=lines.append)
+    settings = Settings(Schedule(50, 1), rules=(rule,))
+    return net, optimizer, Watcher(net, optimizer, settings, tell=lambda left: lines.append(str(left)))
 
 
 def train(net: nn.Module, optimizer: torch.optim.Optimizer, watched: Watcher, steps: int) -> list[Alert]:
@@ -368,7 +371,7 @@ def test_a_watcher_runs_the_rules_of_its_settings_and_takes_them_into_its_checkp
     assert (alert.kind, alert.step) == ("hot", 1)
     assert alert.summary.startswith("The gradient is hot")
     assert rule.hysteresis.finding is None  # each watcher has a copy of its own
-    again = Watcher(net, optimizer, Settings(Schedule(50, 1), rules=(rule,)), tell=lines.append)
+    again = Watcher(net, optimizer, Settings(Schedule(50, 1), rules=(rule,)), tell=lambda left: lines.append(str(left)))
     again.load_state_dict(saved_and_loaded(watched.state_dict()))
     assert train(net, optimizer, again, 4) == []
     assert lines == []
@@ -413,7 +416,7 @@ def finding(**changes: Any) -> Finding:
 def asked(answer: Any) -> tuple[list[Finding], list[str]]:
     """What comes of an answer, and what is said."""
     said: list[str] = []
-    rules = OwnRules([Answers(answer)], (), OptionalFigures(said.append))
+    rules = OwnRules([Answers(answer)], (), OptionalFigures(lambda left: said.append(str(left))))
     return [found for each in rules.update(observed(1), History()) for found in each], said
 
 
