@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
 
 from lightning_gradwatch.cli import words
-from lightning_gradwatch.cli.choice import exit_status, normal, require_directory, require_run, watched
-from lightning_gradwatch.cli.logs import Logs, Run
+from lightning_gradwatch.cli.choice import exit_status, runs_of
+from lightning_gradwatch.cli.logs import Run
 from lightning_gradwatch.core import telling
 from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.paths import Place
@@ -34,10 +34,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         CommandError: If nothing there is watched.
     """
-    require_directory(options.run_dir)
-    require_run(options.run, options.run_dir)
-    logs = Logs(options.run_dir, normal(options.run))
-    runs = watched(logs.reload(), options.run_dir)
+    logs, runs = runs_of(options)
     if options.json:
         document = encode(runs, options.run_dir, options.since)
         sys.stdout.write(json.dumps(document, allow_nan=False) + "\n")
@@ -58,10 +55,10 @@ def encode(runs: Sequence[Run], directory: Place, since: int | None = None) -> d
     Returns:
         ``schema`` (rises only if something is taken away or changes its meaning), ``directory``, ``since``,
         ``exit_status`` and ``runs``: of each ``run``, ``path``, ``status``, ``headline``, ``num_open``, ``last_step``,
-        ``wall_time``, ``alerts`` (the oldest first: ``state``, which is ``"open"`` or ``"over"``, and the fields of
-        ``Alert``), ``num_dropped`` (older alerts of which nobody knows more) and
-        ``damage`` (the fields of ``Damage``), and ``left_out`` (what the run went on without: the fields of
-        ``LeftOut``).
+        ``wall_time``, ``state`` (whether it goes on: see ``State``), ``state_text`` (in a few words), ``alerts`` (the
+        oldest first: ``state``, which is ``"open"`` or ``"over"``, and the fields of ``Alert``), ``num_dropped``
+        (older alerts of which nobody knows more), ``damage`` (the fields of ``Damage``), and ``left_out`` (what the
+        run went on without: the fields of ``LeftOut``).
     """
     content = {
         "schema": SCHEMA_VERSION,
@@ -82,6 +79,8 @@ def _run(run: Run, directory: Place, since: int | None) -> dict[str, object]:
         "num_open": run.verdict.num_open,
         "last_step": run.last_step,
         "wall_time": run.wall_time,
+        "state": run.state,
+        "state_text": run.state_text,
         "alerts": [_alert(alert) for alert in _held(run, since)],
         "num_dropped": run.num_dropped,
         "damage": list(run.damage),
@@ -101,7 +100,8 @@ def _held(run: Run, since: int | None) -> list[AlertRecord]:
 
 def _in_words(title: str, run: Run, since: int | None) -> Iterator[str]:
     """A run and its alerts, those that matter most at first."""
-    yield f"{STATUSES[run.verdict.status].upper()}  {words.safe(title)}: {words.safe(run.verdict.headline)}"
+    state = "" if run.state == "ended" else f" ({words.safe(run.state_text)})"
+    yield f"{STATUSES[run.verdict.status].upper()}  {words.safe(title)}: {words.safe(run.verdict.headline)}{state}"
     yield from words.untold(run)
     held = sorted(_held(run, since), key=urgency)
     yield from (telling.in_lines(words.heading(alert), words.rows(alert)) for alert in held)

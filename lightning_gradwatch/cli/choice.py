@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 
 from lightning_gradwatch.cli.errors import CommandError
-from lightning_gradwatch.cli.logs import Run
+from lightning_gradwatch.cli.logs import Logs, Run
 from lightning_gradwatch.cli.words import safe
 from lightning_gradwatch.core.quantities import BY_NAME
 from lightning_gradwatch.paths import Place, is_directory
@@ -29,23 +30,42 @@ def require_directory(directory: Place) -> None:
         )
 
 
-def require_run(name: str | None, directory: Place) -> None:
-    """Refuse the name of a run that is not there.
+def runs_of(options: argparse.Namespace) -> tuple[Logs, list[Run]]:
+    """The runs that the arguments mean, and where they are.
 
     Raises:
-        CommandError: If there is no such directory.
+        CommandError: If there is none.
     """
-    if name is not None and not is_directory(directory / name):
-        found = sorted(path.name for path in directory.iterdir() if is_directory(path))[:_MAX_NAMED]
+    require_directory(options.run_dir)
+    logs = Logs(options.run_dir, _named(options.run, options.run_dir))
+    return logs, meant(watched(logs.reload(), options.run_dir), options)
+
+
+def meant(runs: list[Run], options: argparse.Namespace) -> list[Run]:
+    """All of the runs; or only the one that was written last, where that is wanted."""
+    return [max(runs, key=lambda run: run.wall_time)] if options.latest and runs else runs
+
+
+def _named(name: str | None, directory: Place) -> str | None:
+    """The name of the run that is meant, as the logs have it; None for all.
+
+    A run that lies in the directory itself goes by the name of that, too, as reports print it.
+
+    Raises:
+        CommandError: If there is no such run.
+    """
+    if name is None:
+        return None
+    found, wanted = Logs.names(directory), os.path.normpath(name)
+    if wanted not in found and os.curdir in found and name == directory.resolve().name:
+        return os.curdir
+    if wanted not in found:
+        named = ", ".join(safe(repr(one)) for one in found[:_MAX_NAMED]) or "none at all"
         raise CommandError(
-            f"`--run` must be a directory in {str(directory)!r}, but {name!r} came. "
-            f"To cure it: give one of those there are, such as {', '.join(map(repr, found)) or repr('.')}."
+            f"`--run` must be a run in {str(directory)!r}, but {name!r} came. "
+            f"To cure it: give one of those there are, such as {named}."
         )
-
-
-def normal(name: str | None) -> str | None:
-    """The name of a run without a trailing slash and the like."""
-    return None if name is None else os.path.normpath(name)
+    return wanted
 
 
 def watched(runs: Sequence[Run], directory: Place) -> list[Run]:
@@ -74,7 +94,7 @@ def the_one(runs: Sequence[Run], directory: Place) -> Run:
         names = ", ".join(repr(run.name) for run in runs[:_MAX_NAMED])
         raise CommandError(
             f"`--run` must name one run where `RUN_DIR` holds several, but it was left out, and {str(directory)!r} "
-            f"holds {len(runs)}. To cure it: give one of those there are, such as {safe(names)}."
+            f"holds {len(runs)}. To cure it: give one of those there are, such as {safe(names)}, or --latest."
         )
     return runs[0]
 

@@ -24,13 +24,13 @@ def encode(logs: Logs, runs: Sequence[Run], directory: Place) -> dict[str, Any]:
 
     Returns:
         ``schema`` (rises only if something is taken away or changes its meaning), ``directory``, ``exit_status`` and
-        ``runs``: of each ``run``, ``status``, ``headline``, ``num_open``, ``last_step``, ``wall_time``, ``alerts``
-        (the fields of ``Alert``, the oldest first), ``num_dropped``, ``damage``
-        (the fields of ``Damage``), ``left_out`` (those of ``LeftOut``), ``scalars``, ``loss_tag``, and
-        ``optimizers`` with ``name`` and ``versions``: of each ``version``, ``layers``, ``first_step``, ``last_step``,
-        ``num_samples`` (steps that were observed), ``quantities``, ``sequences`` and ``latest``, which is ``step``,
-        ``last_step`` and ``values`` by quantity, one per layer: the largest in these steps; -1 is "no gradient" or "not
-        observed".
+        ``runs``: of each ``run``, ``status``, ``headline``, ``num_open``, ``last_step``, ``wall_time``, ``state``
+        (whether it goes on: see ``State``), ``state_text`` (in a few words), ``alerts`` (the fields of ``Alert``, the
+        oldest first), ``num_dropped``, ``damage`` (the fields of ``Damage``), ``left_out`` (those of ``LeftOut``),
+        ``scalars``, ``loss_tag``, and ``optimizers`` with ``name`` and ``versions``: of each ``version``, ``layers``,
+        ``first_step``, ``last_step``, ``num_samples`` (steps that were observed), ``quantities``, ``sequences`` and
+        ``latest``, which is ``step``, ``last_step`` and ``values`` by quantity, one per layer: the largest in these
+        steps; -1 is "no gradient" or "not observed".
     """
     content = {
         "schema": SCHEMA_VERSION,
@@ -45,7 +45,13 @@ def _run(logs: Logs, run: Run) -> dict[str, object]:
     whole = logs.open(run)
     document = {name: value for name, value in whole.document.items() if name not in ("stamp", "view")}
     document["optimizers"] = [_optimizer(whole, optimizer) for optimizer in whole.document["optimizers"]]
-    return {**document, "last_step": run.last_step, "wall_time": run.wall_time}
+    return {
+        **document,
+        "last_step": run.last_step,
+        "wall_time": run.wall_time,
+        "state": run.state,
+        "state_text": run.state_text,
+    }
 
 
 _OF_THE_TAB = ("rows", "norms", "num_vectors")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from lightning_gradwatch.reading.damage import Damage, unlistable
 from lightning_gradwatch.reading.left_out import LeftOut
 from lightning_gradwatch.reading.listing import Folder, folders
 from lightning_gradwatch.reading.schema import UnreadableError, is_alert
-from lightning_gradwatch.reading.status import SICKEST_FIRST, Verdict, judge
+from lightning_gradwatch.reading.status import SICKEST_FIRST, State, Verdict, judge, state_of
 from lightning_gradwatch.reading.store import Catalogue, MissingError, Series, Store
 
 _FEW = 4
@@ -43,6 +44,8 @@ class Run:
         stamp: Changes whenever anything was written.
         damage: What of its files cannot be read.
         left_out: What it went on without.
+        state: Whether it goes on, in one word.
+        state_text: The same in a few words.
     """
 
     name: str
@@ -54,7 +57,9 @@ class Run:
     wall_time: float
     stamp: str
     damage: tuple[Damage, ...]
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: tuple[LeftOut, ...]
+    state: State
+    state_text: str
 
     @property
     def is_watched(self) -> bool:
@@ -129,6 +134,11 @@ class Logs:
         runs = [self._run(folder, catalogues.get(folder.name), self._reader) for folder in found]
         return sorted(runs, key=lambda r: (SICKEST_FIRST.index(r.verdict.status), -r.wall_time, r.name))
 
+    @classmethod
+    def names(cls, directory: Place) -> list[str]:
+        """Names of what are, or may be, runs below a directory, sorted."""
+        return sorted(folder.name for folder in folders(str(directory)) if _may_be_run(folder))
+
     def title(self, run: Run) -> str:
         """What people call a run: one that lies in the directory itself has the name of that."""
         return self.directory.resolve().name if run.name == os.curdir else run.name
@@ -165,8 +175,7 @@ class Logs:
 
     def _is_meant(self, folder: Folder) -> bool:
         """Whether a directory is a run that was asked for, or may be one."""
-        is_run = folder.event_files or alerts_file.NAME in folder.files or folder.failure is not None
-        return bool(is_run) and self._only in (None, folder.name)
+        return _may_be_run(folder) and self._only in (None, folder.name)
 
     def _run(self, folder: Folder, catalogue: Catalogue | None, reader: EventReader) -> Run:
         # the alerts: from the event files, and from alerts.jsonl, which may know more
@@ -188,6 +197,8 @@ class Logs:
             problem = document.problem if document is not None and document.problem else catalogue.problem
         problem = damage[0]["message"] if damage else problem or (document.doubt if document is not None else "")
         is_watched = catalogue is None or catalogue.is_watched or told.written > 0
+        wall_time = max(catalogue.wall_time if catalogue else 0.0, told.written)
+        state, state_text = state_of(None if document is None else document.end, wall_time, time.time())
         return Run(
             name=folder.name,
             catalogue=catalogue,
@@ -195,11 +206,17 @@ class Logs:
             alerts=tuple(kept),
             num_dropped=len(alerts) - len(kept) + (document.num_dropped if document else 0),
             last_step=last_step,
-            wall_time=max(catalogue.wall_time if catalogue else 0.0, told.written),
+            wall_time=wall_time,
             stamp=f"{catalogue.stamp if catalogue else ''}-{told.written!r}-{len(told.lines)}",
             damage=damage,
             left_out=() if document is None else tuple(document.left_out),
+            state=state,
+            state_text=state_text,
         )
+
+
+def _may_be_run(folder: Folder) -> bool:
+    return bool(folder.event_files) or alerts_file.NAME in folder.files or folder.failure is not None
 
 
 def _damage(folder: Folder, catalogue: Catalogue | None, told: Lines, written: float) -> Iterator[Damage]:

@@ -95,9 +95,8 @@ def _add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--every", type=_seconds, default=5.0, metavar="SECONDS", help="how often to look for news (default: 5)"
     )
     parser.add_argument("--until-alert", action="store_true", help="end as soon as an alert is open")
-    parser.add_argument(
-        "--until-idle", type=_seconds, metavar="SECONDS", help="end when nothing has been written for so long"
-    )
+    text = "end when nothing has been written for so long, counted from the start of this command"
+    parser.add_argument("--until-idle", type=_seconds, metavar="SECONDS", help=text)
     parser.set_defaults(module="lightning_gradwatch.cli.watching")
 
 
@@ -143,7 +142,9 @@ def _add_versions(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 def _add_place(parser: argparse.ArgumentParser, which: str) -> None:
     text = "where a run, or several, have been logged: a directory, or a URL such as s3://bucket/logs"
     parser.add_argument("run_dir", type=at, metavar="RUN_DIR", help=text)
-    parser.add_argument("--run", metavar="NAME", help=which)
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--run", metavar="NAME", help=which)
+    chosen.add_argument("--latest", action="store_true", help="only the run that was written last")
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:

@@ -8,14 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from lightning_gradwatch.cli.choice import (
-    exit_status,
-    normal,
-    require_directory,
-    require_quantity,
-    require_run,
-    watched,
-)
+from lightning_gradwatch.cli.choice import exit_status, require_quantity, runs_of
 from lightning_gradwatch.cli.document import encode
 from lightning_gradwatch.cli.errors import CommandError
 from lightning_gradwatch.cli.logs import Logs, Run
@@ -31,10 +24,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         CommandError: If there is nothing to report.
     """
-    require_directory(options.run_dir)
-    require_run(options.run, options.run_dir)
-    logs = Logs(options.run_dir, normal(options.run))
-    runs = watched(logs.reload(), options.run_dir)
+    logs, runs = runs_of(options)
     require_quantity(options.quantity, runs)
     if options.html is not None:
         _write_page(logs, runs, options.html)

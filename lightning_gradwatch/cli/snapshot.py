@@ -11,9 +11,9 @@ from typing import Any
 
 from lightning_gradwatch.cli import words
 from lightning_gradwatch.cli.around import around, span
-from lightning_gradwatch.cli.choice import exit_status, normal, require_directory, require_run, the_one, watched
+from lightning_gradwatch.cli.choice import exit_status, runs_of, the_one
 from lightning_gradwatch.cli.errors import CommandError
-from lightning_gradwatch.cli.logs import Logs, OpenRun
+from lightning_gradwatch.cli.logs import OpenRun
 from lightning_gradwatch.core import telling
 from lightning_gradwatch.core.quantities.gradient_norm import GRAD_NORM
 from lightning_gradwatch.core.quantities.several import HISTOGRAM
@@ -35,10 +35,8 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         CommandError: If there are several runs, or none, or no such step.
     """
-    require_directory(options.run_dir)
-    require_run(options.run, options.run_dir)
-    logs = Logs(options.run_dir, normal(options.run))
-    whole = logs.open(the_one(watched(logs.reload(), options.run_dir), options.run_dir))
+    logs, runs = runs_of(options)
+    whole = logs.open(the_one(runs, options.run_dir))
     step = _step(whole, options.step, options.run_dir)
     document = encode(whole, step, options.run_dir)
     if options.json:

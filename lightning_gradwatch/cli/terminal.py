@@ -123,6 +123,7 @@ def _facts(whole: OpenRun, scene: Scene) -> Iterator[str]:
         losses = whole.store.scalars(run.name, tag).values
         _, name = whole.catalogue.lines.get(tag, ("", tag))
         yield f"{words.safe(name)} {words.short(losses[0])} to {words.short(losses[-1])}"
+    yield words.safe(run.state_text)
     if run.wall_time:
         when = words.clock(run.wall_time) if scene.now is None else words.age(scene.now - run.wall_time)
         yield f"last written {when}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from lightning_gradwatch.cli.choice import SICK, exit_status, normal
+from lightning_gradwatch.cli.choice import SICK, exit_status, meant
 from lightning_gradwatch.cli.drawing import MAX_ROWS
 from lightning_gradwatch.cli.errors import CommandError
 from lightning_gradwatch.cli.logs import Logs, Run
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
             "To cure it: give the directory of the logger, such as lightning_logs."
         )
     console = Console(highlight=False, emoji=False, markup=False)
-    logs = Logs(options.run_dir, normal(options.run))
+    logs = Logs(options.run_dir, None if options.run is None else os.path.normpath(options.run))
     scene = Scene(logs, console, options.quantity, layout=Layout(options.norm, options.matrices))
     runs: Sequence[Run] = ()
     with _ended_by_signals(), _screen(scene) if console.is_terminal else _lines(scene) as show:
@@ -56,9 +57,10 @@ def run(options: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             pass
     if not runs:
+        longer = "" if options.until_idle is None else " A training that starts later needs a longer --until-idle."
         raise CommandError(
             f"`RUN_DIR` must be where GradWatch writes, but nothing came in {str(options.run_dir)!r} while it was "
-            "watched. To cure it: give the directory of the logger, and train with callbacks=[GradWatch()]."
+            f"watched. To cure it: give the directory of the logger, and train with callbacks=[GradWatch()].{longer}"
         )
     if console.is_terminal:
         console.print(report(runs[0], scene))
@@ -70,7 +72,7 @@ def _news(scene: Scene, options: argparse.Namespace) -> Iterator[Sequence[Run]]:
     seen: tuple[list[tuple[str, str]], tuple[int, int]] | None = None
     changed = time.monotonic()
     while True:
-        runs = [run for run in scene.logs.reload() if run.is_watched]
+        runs = meant([run for run in scene.logs.reload() if run.is_watched], options)
         state = [(run.name, run.stamp) for run in runs]
         if seen is None or state != seen[0]:
             changed = time.monotonic()

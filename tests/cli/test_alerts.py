@@ -29,6 +29,8 @@ RUN_FIELDS = {
     "num_dropped",
     "damage",
     "left_out",
+    "state",
+    "state_text",
 }
 
 

@@ -316,7 +316,7 @@ def test_very_many_alerts_are_counted(tmp_path: Path, capsys: Any) -> None:
 
 RUN_FIELDS = {
     "run", "status", "headline", "num_open", "last_step", "wall_time", "alerts", "num_dropped", "optimizers", "scalars",
-    "loss_tag", "damage", "left_out",
+    "loss_tag", "damage", "left_out", "state", "state_text",
 }  # fmt: skip
 VERSION_FIELDS = {
     "version", "layers", "first_step", "last_step", "num_samples", "quantities", "sequences", "latest",

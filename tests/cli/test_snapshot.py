@@ -168,7 +168,7 @@ def test_where_there_are_several_runs_one_must_be_named(logs: Path, capsys: Any)
     assert "`--run` must name one run" in err
     assert "'healthy'" in err
     assert told(capsys, logs, "--run", "healthy/", "--step", "3")["run"] == "healthy"
-    assert "`--run` must be a directory" in here(capsys, "snapshot", logs, "--run", "helthy")[2]
+    assert "`--run` must be a run in" in here(capsys, "snapshot", logs, "--run", "helthy")[2]
 
 
 def test_a_run_of_which_there_are_only_alerts_is_refused(tmp_path: Path, capsys: Any) -> None:
