@@ -148,7 +148,7 @@ class Session:
         complaint = self.state.complaint()
         if complaint is not None:
             host.warn(complaint)
-        self._reporter.handle(Report())
+        self._reporter.handle(Report(self.watches.abandoned(self.state.alert_log.alerts, host.step())))
 
     def _watch_all(self, can_hook: bool) -> None:
         host = self._host

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -15,6 +15,7 @@ from lightning_gradwatch.core._guard import attempt
 from lightning_gradwatch.core.optional import Omission
 from lightning_gradwatch.core.probe import Probe
 from lightning_gradwatch.core.probing import make_probe
+from lightning_gradwatch.core.records import Alert
 from lightning_gradwatch.core.reports import Report
 from lightning_gradwatch.core.saved import State
 from lightning_gradwatch.core.watcher import Watcher
@@ -124,6 +125,20 @@ class Watches:
         """The watch over an optimizer; None if there is none."""
         return self._by_optimizer.get(id(optimizer))
 
+    def abandoned(self, alerts: Iterable[Alert], step: int) -> tuple[Alert, ...]:
+        """Open alerts that no rule holds, ended: the rule is gone since the checkpoint, or has refused its state.
+
+        Args:
+            alerts: The alerts of the run.
+            step: The present step.
+        """
+        found = []
+        for alert in alerts:
+            watch = self.named(alert.optimizer)
+            if alert.until_step is None and watch is not None and not watch.watcher.holds(alert):
+                found.append(replace(alert, until_step=max(alert.step, step - 1)))
+        return tuple(found)
+
     def retire(self, alive: Iterable[Optimizer]) -> Iterator[Report]:
         """Take away the watches over optimizers that are no more; what they have left to say."""
         known = {id(optimizer) for optimizer in alive}
@@ -189,7 +204,7 @@ class Watches:
                 watch.begin_batch()
             is_due = is_due or watch.watcher.sampling.is_due(num_further_steps)
         if is_due and may_look:
-            is_thorough = any(watch.watcher.is_thorough for watch in self)
+            is_thorough = any(watch.watcher.sampling.is_thorough for watch in self)
             self.probe.attach(is_thorough, is_thorough and any(w.watcher.sampling.seeks_causes for w in self))
 
     def inspect(self, loss: Tensor) -> None:

@@ -138,6 +138,28 @@ def test_a_run_that_is_resumed_without_them_goes_on(run: Run, tmp_path: Path) ->
     told = train(plain, tmp_path, 60, run.checkpoint)
     assert not [line for line in told if "cannot" in line or "leaves out" in line or "switched itself off" in line]
     assert of_kind(plain.alerts, "vanishing")
+    # what nobody judges any more is over, where the run was resumed
+    (alert,) = of_kind(plain.alerts)
+    assert alert.step < alert.until_step <= 40
+    (path,) = tmp_path.rglob("alerts.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(one["event"], one["step"]) for one in lines if one["kind"] == KIND][-1] == ("ended", alert.step)
+
+
+def test_an_alert_whose_rule_refuses_its_state_is_over_and_opens_anew(run: Run, tmp_path: Path) -> None:
+    taking_all = example()["OneLayerTakesAll"]
+
+    class Forgetful(taking_all):  # type: ignore[misc, valid-type]
+        def load_state_dict(self, state: Any) -> None:
+            raise ValueError("another version")
+
+    resumed = GradWatch(rules=[Forgetful()])
+    train(resumed, tmp_path, 60, run.checkpoint)
+    before, after = of_kind(resumed.alerts)
+    assert before.step == of_kind(run.watch.alerts)[0].step
+    assert before.until_step is not None
+    assert before.until_step <= after.step
+    assert after.until_step is None
 
 
 def test_an_alert_of_ones_own_can_end_the_training(tmp_path: Path) -> None:

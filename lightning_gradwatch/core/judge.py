@@ -55,6 +55,11 @@ class Judge:
         alert = self._take("causes", None, explain, finding, self.history.evidence, self._optimizer, own)
         return explain_nothing(finding, self._optimizer, own) if alert is None else alert
 
+    def holds(self, alert: Alert) -> bool:
+        """Whether an alert of this optimizer is open still."""
+        finding = self.history.open.get(alert.kind)
+        return finding is not None and finding.step == alert.step
+
     @property
     def is_suspicious(self) -> bool:
         """Whether a few more samples at once would settle something."""

@@ -120,14 +120,13 @@ class Watcher:
         """The latest depth profile: gradient norms at layer outputs (or of weights), the input end first."""
         return self._digest.judge.profile
 
+    def holds(self, alert: Alert) -> bool:
+        """Whether an alert of this optimizer is still open, and will end when it is over."""
+        return self._digest.judge.holds(alert)
+
     def is_due(self, steps_ahead: int = 0) -> bool:
         """Whether a sample is due within the coming step, as at the very first, and ``steps_ahead`` after it."""
         return self.sampling.is_due(steps_ahead)
-
-    @property
-    def is_thorough(self) -> bool:
-        """Whether the next sample is a thorough one: the first, every fifth, and each one in a burst."""
-        return self.sampling.is_thorough
 
     def arm(self) -> None:
         """Call before the forward pass: puts the probe in place if the coming step is sampled."""
