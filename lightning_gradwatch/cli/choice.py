@@ -59,8 +59,8 @@ def _named(name: str | None, directory: Place) -> str | None:
     found, wanted = Logs.names(directory), os.path.normpath(name)
     if wanted not in found and os.curdir in found and name == directory.resolve().name:
         return os.curdir
-    if wanted not in found:
-        named = ", ".join(safe(repr(one)) for one in found[:_MAX_NAMED]) or "none at all"
+    if found and wanted not in found:
+        named = ", ".join(safe(repr(one)) for one in found[:_MAX_NAMED])
         raise CommandError(
             f"`--run` must be a run in {str(directory)!r}, but {name!r} came. "
             f"To cure it: give one of those there are, such as {named}."

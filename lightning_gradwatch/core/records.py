@@ -137,6 +137,7 @@ class Alert:
         birth: Where NaN or infinite values were born, as ``Birth.as_dict`` has it; None where that is not known.
         summary: What is wrong, in a sentence, for a place that shows kind, step, evidence and remedies by themselves;
             ``""`` in the logs of older versions.
+        title: The headline of a rule of the user; ``""`` for the kinds of the table, which have theirs there.
     """
 
     kind: str
@@ -155,6 +156,7 @@ class Alert:
     summary: str = ""
     attribution: Mapping[str, Any] | None = field(default=None, hash=False)
     birth: Mapping[str, Any] | None = field(default=None, hash=False)
+    title: str = ""
 
     def __str__(self) -> str:
         """What, Why, Try, in lines; ``repr`` has every field, for debugging."""
@@ -174,8 +176,9 @@ class Alert:
 
 
 def to_try(remedies: Iterable[str]) -> str:
-    """The end of a message."""
-    return f" Try: {'; '.join(remedies)}."
+    """The end of a message; nothing where there is nothing to try."""
+    told = "; ".join(remedies)
+    return f" Try: {told}." if told else ""
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,10 @@ def announcement(alert: Alert, where: str) -> str:
 
 
 def _title(alert: Alert) -> str:
-    """What is wrong in a few words; nothing of a kind of the user's own."""
+    """What is wrong in a few words; nothing of a kind that is not known here."""
     from lightning_gradwatch.core.alerts import KINDS  # which imports the records
 
-    return KINDS[alert.kind].title if alert.kind in KINDS else ""
+    return KINDS[alert.kind].title if alert.kind in KINDS else alert.title
 
 
 def _circumstances(alert: Alert) -> list[str]:

@@ -67,6 +67,8 @@ class Line(_Known, total=False):
     prescription: dict[str, Any] | None
     summary: str
     attribution: dict[str, Any] | None
+    birth: dict[str, Any] | None
+    title: str
 
 
 class AlertsFile:

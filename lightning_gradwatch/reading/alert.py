@@ -29,3 +29,4 @@ class AlertRecord(_CheckedAlert, total=False):
     summary: object
     attribution: object
     birth: object
+    title: object

@@ -101,7 +101,7 @@ def urgency(alert: AlertRecord) -> tuple[bool, bool, int]:
 def symptom(alert: AlertRecord) -> str:
     """What is wrong, in a few words; of a kind that is not known, as in the log of a newer version, its name."""
     kind = str(alert["kind"])
-    return KINDS[kind].title if kind in KINDS else kind
+    return KINDS[kind].title if kind in KINDS else str(alert.get("title") or kind)
 
 
 def _since(alert: AlertRecord) -> str:

@@ -34,14 +34,14 @@ def explain_nothing(finding: Finding, optimizer: str = "", own: OwnKind | None =
     where = f" in {named(finding.layers)}" if finding.layers else ""
     title, unit = ("Something is wrong", "") if own is None else (own.title, own.unit and f" {own.unit}")
     what = (
-        f"{title}{where} (step {finding.step}): `{finding.kind}` is at {finding.value:.3g}{unit}, and "
+        f"{title} (step {finding.step}): `{finding.kind}` is at {finding.value:.3g}{unit}{where}, and "
         f"{finding.threshold:.3g} is where it alerts."
     )
+    if own is not None:  # what its user does not say, nobody makes up
+        return replace(_alert(finding, what, Diagnosis("unknown", own.cause, own.remedies), optimizer), title=own.title)
     look = "a look at the named layers" if finding.layers else "a look at the gradient norms and the loss"
-    remedies = (look, "a smaller learning rate") if own is None else own.remedies or (look,)
-    why = own.cause if own is not None and own.cause else "the measurements do not tell why"
-    alert = _alert(finding, what, Diagnosis("unknown", why, remedies), optimizer)
-    return alert if own is None else replace(alert, summary=what)  # whose title stands nowhere else
+    diagnosis = Diagnosis("unknown", "the measurements do not tell why", (look, "a smaller learning rate"))
+    return _alert(finding, what, diagnosis, optimizer)
 
 
 def _alert(finding: Finding, what: str, diagnosis: Diagnosis, optimizer: str) -> Alert:
@@ -53,7 +53,7 @@ def _alert(finding: Finding, what: str, diagnosis: Diagnosis, optimizer: str) ->
         layer=finding.layers[0] if finding.layers else "",
         value=finding.value,
         threshold=finding.threshold,
-        message=f"{what} {_sentence(diagnosis.evidence)}{to_try(diagnosis.remedies)}",
+        message=f"{what}{_sentence(diagnosis.evidence)}{to_try(diagnosis.remedies)}",
         cause=diagnosis.cause,
         evidence=diagnosis.evidence,
         remedies=diagnosis.remedies,
@@ -72,4 +72,5 @@ def _summary(what: str, finding: Finding) -> str:
 
 
 def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:] + "."
+    """A sentence after another one; nothing for no text."""
+    return f" {text[0].upper()}{text[1:]}." if text else ""

@@ -117,7 +117,7 @@ function alertParts(alert, alerts, showAlert) {
         "h2",
         {},
         verdict(status),
-        h("span", { text: kindOf(alert.kind).title }),
+        h("span", { text: alert.title || kindOf(alert.kind).title }),
         h("span", { class: "when", text: `${since(alert)}${where}${whose}` }),
       ),
       h("p", { class: "message", text: whatOf(alert) }),

@@ -118,6 +118,8 @@ interface Alert {
   layer: string;
   optimizer: string;
   message: string;
+  /** The headline of a rule of the user. */
+  title?: string;
   summary?: string;
   evidence?: string;
   remedies?: string[];
