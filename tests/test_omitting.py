@@ -137,7 +137,7 @@ def test_the_tab_and_the_page_say_so(
     for text in banners:
         assert RULE.format(12) in text
         assert QUANTITY in text
-        assert "Mend the rule, and train again." in text
+        assert "Mend it, and train again." in text
 
 
 def test_in_memory_it_is_kept_too(tmp_path: Path) -> None:

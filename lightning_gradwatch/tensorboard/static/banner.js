@@ -52,7 +52,8 @@ const ADVICE = /** @type {Partial<Record<Status, string>>} */ ({
   unreadable: "What is missing here is no sign of health. Copy the log again, or look at the file that is named.",
 });
 
-const UNWATCHED = "What the rule watches for, nobody has watched: that is no sign of health. Mend the rule, and train again.";
+/** Where a rule of the user was left out. */
+const UNWATCHED = "Nobody knows what the rule would have found: that is no sign of health. Mend it, and train again.";
 
 /** @param {RunDocument} run */
 function quietParts({ status, headline, left_out: leftOut }) {
