@@ -16,11 +16,20 @@ from lightning_gradwatch.outputs.recorder import RunRecorder
 from lightning_gradwatch.outputs.sinks import Sinks
 from lightning_gradwatch.outputs.tensorboard import is_writable
 from lightning_gradwatch.paths import at, is_url
+from lightning_gradwatch.reading.listing import folder
 from lightning_gradwatch.run_state import RunState
 
 _LOST_ADDRESSES = (
     "GradWatch sends no messages to the addresses in `notify`: they hold secrets and so do not travel to other "
     "processes or through pickles. To cure it: put them into the environment variable GRADWATCH_NOTIFY."
+)
+_NOT_KEPT = (
+    "GradWatch: nothing of this run is kept on disk, because it has no logger with a directory. Alerts come on the "
+    'console, and report() shows the run while this process lives. To keep it: record="gradwatch_logs".'
+)
+_SHARED = (
+    "GradWatch: {!r} holds an earlier run, and this one is written into the same directory, so that the tab and the "
+    "reports show both as one. To keep them apart: give each run a directory of its own as `record`."
 )
 FOLDER = "gradwatch"
 """In a run of TensorBoard's at a URL, where our files lie: a live TensorBoard follows one event file of a directory."""
@@ -40,6 +49,8 @@ def open_sinks(config: Config, host: Host, state: RunState) -> Sinks:
     if run.log_dir is not None and is_url(run.log_dir) and any(map(appends_at_url, host.loggers())):
         run = replace(run, log_dir=str(at(run.log_dir) / FOLDER))
     record = _record(config, host, run)
+    if record is None and run.log_dir is None and config.record is None and not run.is_rehearsal:
+        host.inform(_NOT_KEPT)
     # beside the logs; where these have no directory, beside the record
     log_dir = run.log_dir if run.log_dir is not None or record is None else record.directory
     flight = FlightRecorder(log_dir, config.flight_steps, run.about) if log_dir and config.flight_steps > 0 else None
@@ -71,11 +82,18 @@ def _record(config: Config, host: Host, run: RunInfo) -> Record | None:
     if config.record is False or run.is_rehearsal:
         return None
     if config.record is not None:
+        if host.num_finished_steps() == 0 and _holds_run(config.record):
+            host.warn(_SHARED.format(config.record))
         return Record(config.record)
     if any(map(_holds_all, host.loggers())):
         return None
     directory = run.log_dir or run.spare_dir
     return None if directory is None else Record(directory)
+
+
+def _holds_run(directory: str) -> bool:
+    """Whether there is an event file in a directory; at a URL nobody looks, for that may take long."""
+    return not is_url(directory) and bool(folder(directory, ".").event_files)
 
 
 def _holds_all(logger: object) -> bool:

@@ -153,6 +153,54 @@ def test_a_record_that_cannot_be_written_costs_one_warning(tmp_path: Path) -> No
     assert [alert.kind for alert in watch.alerts] == ["vanishing"]
 
 
+_NOT_KEPT = "nothing of this run is kept on disk"
+
+
+@pytest.mark.parametrize(
+    ("logger", "options", "arguments", "is_said"),
+    [
+        (False, {}, {}, True),
+        (False, {"fast_dev_run": 3}, {}, False),
+        (False, {}, {"record": False}, False),
+        (False, {}, {"record": "mine"}, False),
+        (Nowhere(), {}, {}, False),
+    ],
+    ids=["no logger", "rehearsal", "not wanted", "record", "spare directory"],
+)
+def test_a_run_of_which_nothing_is_kept_is_told_so_at_its_beginning(
+    logger: Any,
+    options: dict[str, Any],
+    arguments: dict[str, Any],
+    is_said: bool,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level("INFO"):
+        train(tmp_path, logger, GradWatch(**arguments), **options)
+    assert caplog.text.count(_NOT_KEPT) == is_said
+    assert not is_said or events_below(tmp_path) == []
+
+
+def test_a_record_in_the_directory_of_an_earlier_run_is_told_of(tmp_path: Path) -> None:
+    def shared(told: list[str]) -> int:
+        return sum("holds an earlier run" in line for line in told)
+
+    options: dict[str, Any] = {"enable_checkpointing": True}
+    assert shared(train(tmp_path, False, GradWatch(record=tmp_path / "mine"), **options)) == 0
+    assert shared(train(tmp_path, False, GradWatch(record=tmp_path / "mine"))) == 1
+    assert shared(train(tmp_path, False, GradWatch(record=tmp_path / "other"))) == 0
+    # a run that goes on belongs there
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    watch = GradWatch(record=tmp_path / "mine")
+    trainer = quiet_trainer(watch, logger=False, max_steps=20, default_root_dir=tmp_path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(Classifier(deep_net(nn.Sigmoid, 8)), digits(), ckpt_path=checkpoint)
+    assert shared([str(w.message) for w in caught]) == 0
+
+
 def test_the_event_file_is_closed_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     make = record_module.Record.__init__
