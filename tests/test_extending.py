@@ -28,9 +28,15 @@ QUANTITY, LABEL = "peak_over_mean", "Largest over mean element"
 
 def example() -> dict[str, Any]:
     """The names that the document's example defines; its watch among them."""
-    (code,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
+    return after_blocks(1)
+
+
+def after_blocks(number: int) -> dict[str, Any]:
+    """The names that the document has defined after so many of its blocks."""
     names: dict[str, Any] = {"__name__": "example"}
-    exec(compile(code, "docs/extending.md", "exec"), names)
+    blocks = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
+    for code in blocks[:number]:
+        exec(compile(code, "docs/extending.md", "exec"), names)
     return names
 
 
@@ -160,6 +166,16 @@ def test_an_alert_whose_rule_refuses_its_state_is_over_and_opens_anew(run: Run, 
     assert before.until_step is not None
     assert before.until_step <= after.step
     assert after.until_step is None
+
+
+def test_a_rule_judges_a_quantity(tmp_path: Path) -> None:
+    names = after_blocks(2)
+    watch = GradWatch(rules=[names["OneElementStandsOut"](ratio=3.0)], quantities=[names["PeakOverMean"]()])
+    train(watch, tmp_path, 40)
+    (alert,) = of_kind(watch.alerts, "one_element_stands_out")
+    assert alert.layer
+    assert alert.value > 3
+    assert alert.step > 0  # the first value alone does not alert
 
 
 def test_an_alert_of_ones_own_can_end_the_training(tmp_path: Path) -> None:

@@ -138,8 +138,8 @@ def small_init(finding: Finding, evidence: Evidence) -> Diagnosis | None:
         return None
     return Diagnosis(
         "small_init",
-        f"weights start at {rho:.2f} of the gain that keeps a signal's size, which over {depth} layers predicts "
-        f"{predicted:.1f} of the {finding.value:.1f} orders of magnitude",
+        f"weights start at {rho:.2f} of the gain that keeps a signal's size, which over {depth} layers "
+        f"predicts a loss of {predicted:.1f} orders of magnitude, and {finding.value:.1f} are lost",
         INIT_REMEDIES,
     )
 

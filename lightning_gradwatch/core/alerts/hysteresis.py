@@ -44,7 +44,7 @@ class Hysteresis:
 
         Args:
             step: The step at which it was measured.
-            value: The value, in any unit; the higher, the worse.
+            value: The value, in any unit; the higher, the worse. NaN neither opens nor ends anything.
             layers: The layers that show it, the most telling first.
             level: How bad it is. A notice rises to an alert, and does not fall back.
             threshold: Value at which it opens from now on; 0 for that of the constructor.
