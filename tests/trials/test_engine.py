@@ -121,7 +121,7 @@ def test_a_recurrence_that_forgets_is_mentioned_without_an_alert() -> None:
         assert not found.is_needed
         assert "Nothing was found: no alert in" in found.diagnosis
         assert "on these 2 batches" in found.diagnosis
-        told = re.search(r"its 40 time steps the gradient loses (\S+) decades", found.diagnosis)
+        told = re.search(r"its 40 time steps the gradient loses (\S+) orders of magnitude", found.diagnosis)
         assert (told is not None and float(told[1]) > 3) is forgets
 
 
