@@ -243,7 +243,7 @@ CASES: dict[str, Case] = {
         of(lambda x: in_half(x, 1e6)), of(lambda x: in_half(x, 10)), "forward", "does not fit into float16"
     ),
     "bad_sample": Case(
-        of(torch.tanh, with_one_bad_sample(torch.nan)), of(torch.tanh), "input", "NaN in 4 of 32", "[0]", (3,)
+        of(torch.tanh, with_one_bad_sample(torch.nan)), of(torch.tanh), "input", "NaN in 4 of 32", "batch[0]", (3,)
     ),
     "huge_sample": Case(
         of(lambda x: x.square(), with_one_bad_sample(1e30)),

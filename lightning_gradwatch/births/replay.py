@@ -201,6 +201,6 @@ def _tensors_of(batch: object) -> Iterator[tuple[str, Tensor]]:
             if isinstance(part, Mapping):
                 parts += [(f"{name}[{key!r}]" if name else str(key), value) for key, value in part.items()]
             elif isinstance(part, (list, tuple)):
-                parts += [(f"{name}[{place}]", value) for place, value in enumerate(part[:_MAX_PARTS])]
+                parts += [(f"{name or 'batch'}[{place}]", value) for place, value in enumerate(part[:_MAX_PARTS])]
             else:
                 parts += [(name, member) for member in members_of(part) or ()]
